@@ -1,0 +1,52 @@
+"""The codec interface: waveform <-> latent."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from math import ceil
+
+from torch import Tensor
+
+
+class Codec(ABC):
+    """Turns mono waveforms into latent frames and back. Frozen: it never trains inside a diffusion run.
+
+    Subclasses set these as attributes or properties:
+        name: short name, as the command line knows it.
+        sample_rate_hz: rate of the waveforms.
+        channels: C, latent channels.
+        hop_samples: waveform samples per latent frame.
+        statistics: "channel" where latents are standardised per channel, "global" where one mean and one standard
+            deviation serve all channels (their relative scale carries meaning, as the bins of a spectrum do).
+    """
+
+    name: str
+    sample_rate_hz: int
+    channels: int
+    hop_samples: int
+    statistics: str = "channel"
+
+    @abstractmethod
+    def encode(self, wave: Tensor) -> Tensor:
+        """[B, T] float waveform in [-1, 1] -> [B, C, L] float32 latents, L = latent_frames(T)."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor, samples: int) -> Tensor:
+        """[B, C, L] latents -> [B, samples] float32 waveform."""
+
+    @abstractmethod
+    def fingerprint(self) -> dict:
+        """JSON-able settings (and weight hash, where there are weights) that decide the latents; keys the cache."""
+
+    def latent_frames(self, samples: int) -> int:
+        """Latent frames of a waveform of `samples` samples."""
+        return ceil(samples / self.hop_samples)
+
+    @property
+    def frame_rate_hz(self) -> float:
+        """Latent frames per second."""
+        return self.sample_rate_hz / self.hop_samples
+
+    def to(self, device) -> Codec:
+        """Move what has weights; a codec without any returns itself."""
+        return self

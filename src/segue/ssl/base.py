@@ -1,0 +1,31 @@
+"""The teacher interface: waveform -> frozen self-supervised features."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+
+class Teacher(ABC):
+    """A frozen self-supervised encoder.
+
+    Attributes:
+        name: the name or local path it was made from.
+        sample_rate_hz: the rate it hears; above half of it, it is deaf.
+        frame_rate_hz: S frames per second.
+        dim: F, features of a frame.
+    """
+
+    name: str
+    sample_rate_hz: int
+    frame_rate_hz: float
+    dim: int
+
+    @abstractmethod
+    def encode(self, wave: Tensor) -> Tensor:
+        """[B, T] waveform at sample_rate_hz -> [B, S, F] float32 features."""
+
+    @abstractmethod
+    def fingerprint(self) -> dict:
+        """JSON-able settings and a weight hash; keys the cache."""

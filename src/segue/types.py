@@ -1,0 +1,77 @@
+"""Words that every room shares: shape letters, the direction of time, what a condition is, what a model returns.
+
+Shape letters, used in every docstring of the project:
+    B batch, C latent channels, L latent frames, T waveform samples, D model width, K text tokens, E text features,
+    S teacher frames, F teacher features.
+
+Time: t = 0 is data, t = 1 is noise. x_t = (1 - t) x_0 + t eps, velocity v = eps - x_0.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, replace
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: one line that names the file or option and the mend.
+
+    The command line prints it without a traceback and exits with 2.
+    """
+
+
+def import_extra(module: str, extra: str) -> ModuleType:
+    """Import a heavy third-party module lazily.
+
+    Raises:
+        UserError: the module is missing; the line names the extra that brings it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"this needs {error.name}, which is not installed; mend: pip install 'segue-audio[{extra}]'"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the model is told beside x_t. Every part is optional.
+
+    Attributes:
+        tokens: [B, K, E] text token embeddings.
+        tokens_mask: [B, K] bool, True where a token is real. Required when tokens is given.
+        drop: [B] bool, True where the condition is replaced by the model's learned null (classifier-free guidance).
+    """
+
+    tokens: Tensor | None = None
+    tokens_mask: Tensor | None = None
+    drop: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Condition:
+        """The same condition on another device."""
+        return Condition(*(None if x is None else x.to(device) for x in (self.tokens, self.tokens_mask, self.drop)))
+
+    def dropped(self) -> Condition:
+        """The same batch with every condition replaced by the learned null."""
+        if self.tokens is None:
+            return self
+        batch = self.tokens.shape[0]
+        return replace(self, drop=torch.ones(batch, dtype=torch.bool, device=self.tokens.device))
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """What a backbone returns.
+
+    Attributes:
+        prediction: [B, C, L] velocity or clean sample, as the model's `predicts` says.
+        hidden: [B, N, D] hidden tokens after the tapped block (N = L / patch), or None when no tap was asked for.
+    """
+
+    prediction: Tensor
+    hidden: Tensor | None = None
