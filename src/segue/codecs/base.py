@@ -13,6 +13,7 @@ class Codec(ABC):
 
     Subclasses set these as attributes or properties:
         name: short name, as the command line knows it.
+        source: what `load_codec` takes to make it again, a name or a path; not part of the fingerprint.
         sample_rate_hz: rate of the waveforms.
         channels: C, latent channels.
         hop_samples: waveform samples per latent frame.
@@ -21,6 +22,7 @@ class Codec(ABC):
     """
 
     name: str
+    source: str
     sample_rate_hz: int
     channels: int
     hop_samples: int

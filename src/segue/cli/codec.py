@@ -1,0 +1,69 @@
+"""`segue codec train` and `segue codec measure`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    source: Annotated[Path, typer.Argument(help="Folder of sounds, or one that holds manifest.jsonl.")],
+    out: Annotated[Path, typer.Option(help="Folder for the codec, its training state and its log.")],
+    minutes: Annotated[float, typer.Option(help="Minutes of training, over all resumes.")] = 60.0,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps instead of minutes: then a run is reproducible bit for bit.")
+    ] = None,
+    rate: Annotated[int, typer.Option(help="Sample rate in Hz; sounds are resampled to it.")] = 16000,
+    channels: Annotated[int, typer.Option(help="Latent channels.")] = 32,
+    kl_weight: Annotated[float, typer.Option(help="Weight of the KL term: higher gives smoother latents.")] = 0.005,
+    extra: Annotated[list[Path] | None, typer.Option(help="Further folder of sounds, mixed in; repeatable.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of weights and draws.")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves PyTorch's choice.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or mps; auto takes what there is.")] = "auto",
+) -> None:
+    """Train a codec on your own sounds; the folder is then a codec by name: --codec DIR."""
+    import torch
+
+    from segue.codecs.autoencoder import AutoencoderConfig
+    from segue.training.codec import CodecTrainConfig, measure_codec, train_codec
+    from segue.types import UserError
+
+    if minutes <= 0 or (steps is not None and steps <= 0):
+        raise UserError("--minutes and --steps must be above 0; mend: give a positive number")
+    if not 1000 <= rate <= 192000:
+        raise UserError(f"--rate {rate} Hz is outside 1000..192000; mend: give the rate of your sounds")
+    if channels < 1:
+        raise UserError(f"--channels {channels}; mend: give 1 or more (32 is the default)")
+    if threads:
+        torch.set_num_threads(threads)
+    model = AutoencoderConfig.for_rate(rate, channels=channels)
+    config = CodecTrainConfig(model=model, minutes=minutes, steps=steps, kl_weight=kl_weight, seed=seed)
+    codec = train_codec(source, out, config, extra=tuple(extra or ()), resume=resume, device=_device(device))
+    typer.echo(json.dumps(measure_codec(codec, source), indent=2))
+    typer.echo(f"codec in {out}; next: segue encode SOURCE --out CACHE --codec {out}")
+
+
+def measure(
+    codec: Annotated[str, typer.Argument(help="Codec name, or the folder of a trained one.")],
+    source: Annotated[
+        Path, typer.Argument(help="Folder of sounds; split test where there is one, else valid, else all.")
+    ],
+    clips: Annotated[int, typer.Option(help="Clips of each kind at most.")] = 200,
+) -> None:
+    """Reconstruction on held-out sounds by kind, robustness to latent noise, and decoding speed, as JSON."""
+    from segue.codecs import load_codec
+    from segue.training.codec import measure_codec
+
+    typer.echo(json.dumps(measure_codec(load_codec(codec), source, clips=clips), indent=2))
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"

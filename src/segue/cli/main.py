@@ -1,0 +1,57 @@
+"""`segue`: the command line. One file a verb; this one names them and turns a user's mistake into one line and exit 2."""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+import click
+import typer
+
+from segue.cli import codec, data, demo, encode, generate, judge, recipes, train
+from segue.types import UserError
+
+
+def make_app() -> typer.Typer:
+    """The table of verbs."""
+    options = {"no_args_is_help": True, "add_completion": False, "rich_markup_mode": None}
+    app = typer.Typer(help="Train audio diffusion models stage-adaptively; generate with them.", **options)
+    app.command("demo")(demo.demo)
+    app.command("encode")(encode.encode)
+    app.command("train")(train.train)
+    app.command("generate")(generate.generate)
+    app.command("recipes")(recipes.recipes)
+    for name, module, help in (
+        ("data", data, "Look at a data set, or render the demo set."),
+        ("codec", codec, "Train the codec on your own sounds."),
+        ("judge", judge, "The classifier that listens to generated notes."),
+    ):
+        group = typer.Typer(help=help, **options)
+        for verb, function in module.VERBS.items():
+            group.command(verb)(function)
+        app.add_typer(group, name=name)
+    return app
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command and exit: 0 done, 2 a mistake that the user can mend, 130 interrupted."""
+    try:
+        code = make_app()(arguments, standalone_mode=False)
+    except (UserError, click.ClickException) as error:
+        line = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        sys.exit(_complain(line, 2))
+    except OSError as error:
+        full = " (the disk is full; free some and run the command again)" if error.errno == errno.ENOSPC else ""
+        sys.exit(_complain(f"{error.filename or 'file'}: {error.strerror}{full}", 2))
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        sys.exit(_complain("interrupted", 130))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(line: str, code: int) -> int:
+    print(f"segue: {' '.join(line.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

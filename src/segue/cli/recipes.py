@@ -1,0 +1,38 @@
+"""`segue recipes`: what can be trained, and in which sizes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from segue.models.presets import PRESETS, memory_need, parameters_of
+from segue.recipes import DEFAULT_RECIPE, RECIPES
+
+
+def recipes(
+    presets: Annotated[bool, typer.Option("--presets", help="Also print the model sizes and the memory they need.")] = False,
+) -> None:
+    """List the recipes that `segue train` takes."""
+    console = Console(highlight=False)
+    table = Table("recipe", "times drawn from", "what it is", box=None, pad_edge=False)
+    for name, make in RECIPES.items():
+        config = make()
+        words = " ".join((make.__doc__ or "").split())
+        table.add_row(name + (" (default)" if name == DEFAULT_RECIPE else ""), str(config.policy.timesteps), words)
+    console.print(table)
+    if presets:
+        console.print("\nMemory of one training step, float32, batch 32 of 64 latent frames:")
+        table = Table("preset", "parameters", "width x depth", "weights + optimiser", "activations", box=None, pad_edge=False)
+        for name, config in PRESETS.items():
+            need = memory_need(config, batch=32, frames=64)
+            table.add_row(
+                name,
+                f"{parameters_of(config) / 1e6:,.1f} M",
+                f"{config.width} x {config.depth}",
+                f"{need.weights / 2**30:.2f} GiB",
+                f"{need.activations / 2**30:.2f} GiB",
+            )
+        console.print(table)

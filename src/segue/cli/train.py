@@ -1,0 +1,139 @@
+"""`segue train`: a recipe and a cache in, a run folder out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import soundfile
+import typer
+
+from segue._version import __version__
+from segue.data.cache import LatentCache
+from segue.pipeline import Pipeline
+from segue.recipes import load_recipe
+from segue.report import write_run_report
+from segue.stage.controller import StageController
+from segue.training.checkpoint import list_checkpoints
+from segue.training.checks import check_before_training
+from segue.training.config import RunConfig, from_json, override, to_json
+from segue.training.files import write_atomic
+from segue.training.loop import TrainResult
+from segue.training.loop import train as train_loop
+from segue.types import UserError
+
+
+def train(
+    recipe: Annotated[str | None, typer.Argument(help="A name of `segue recipes`.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Latent cache made by `segue encode`.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to make.")] = None,
+    examples: Annotated[int | None, typer.Option(help="Length of the run in examples seen.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, order, noise and times.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting: optim.learning_rate=3e-4. May be repeated.")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this run folder, as its config.json says.")] = None,
+    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    samples: Annotated[int, typer.Option(help="Sounds to generate at the end, from held-out captions.")] = 4,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the settings, the memory need and the checks; train nothing.")] = False,
+) -> int:
+    """Train a model on a latent cache. Ctrl-C saves; --resume RUN goes on exactly where it stopped."""
+    if resume is not None:
+        given = [n for n, v in {"RECIPE": recipe, "--data": data, "--out": out, "--examples": examples, "--seed": seed, "--set": set_}.items() if v]
+        if given:
+            raise UserError(f"--resume takes everything from {resume}/config.json; leave {', '.join(given)} away")
+        config, cache_path = _stored(resume)
+        out, data = resume, cache_path
+    else:
+        for name, value in (("RECIPE", recipe), ("--data", data), ("--out", out)):
+            if value is None:
+                raise UserError(f"{name} is missing; for example: segue train static-uniform --data CACHE --out runs/mine")
+        config = _config(recipe, examples, seed, set_ or [])
+    if dry_run:
+        print(json.dumps(to_json(config), indent=1))
+        for line in check_before_training(config, LatentCache.open(data)):
+            print(line)
+        return 0
+    result = run_training(config, data, out, resume=resume is not None, device=device, samples=samples)
+    if not result.finished:
+        print(f"stopped at {result.examples_seen:,} examples, saved; go on with: segue train --resume {out}", file=sys.stderr)
+        return 130
+    print(f"{out}: {result.examples_seen:,} examples in {result.seconds:.0f} s; report: {out}/report.html")
+    return 0
+
+
+def run_training(
+    config: RunConfig,
+    cache_path: Path,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    samples: int = 4,
+    quiet: bool = False,
+) -> TrainResult:
+    """Check, train, generate a few held-out captions, write the run's report.
+
+    Raises:
+        UserError: the run folder is taken, or a check fails.
+    """
+    if not resume and (run_dir / "config.json").exists():
+        mend = f"go on with --resume {run_dir}, or choose another --out"
+        raise UserError(f"{run_dir}: holds a run already ({len(list_checkpoints(run_dir))} checkpoints); {mend}")
+    cache = LatentCache.open(cache_path)
+    for line in check_before_training(config, cache):
+        if not quiet:
+            print(line, file=sys.stderr)
+    if not resume:
+        write_config(run_dir, config, cache_path)
+    controller = StageController(config.policy)
+    result = train_loop(config, controller, cache, run_dir, resume=resume, device=device, quiet=quiet)
+    if result.finished and samples > 0:
+        write_samples(run_dir, cache, samples)
+    write_run_report(run_dir)
+    return result
+
+
+def write_samples(run_dir: Path, cache: LatentCache, count: int) -> None:
+    """Generate held-out captions of the cache into samples/."""
+    pipeline = Pipeline.load(run_dir)
+    rows = cache.rows("test") or cache.rows("valid")
+    entries = [cache.row(i) for i in rows[:: max(1, len(rows) // count)][:count]]
+    captions = [entry["captions"][0] for entry in entries]
+    folder = run_dir / "samples"
+    folder.mkdir(exist_ok=True)
+    listed = []
+    for index, (caption, wave) in enumerate(zip(captions, pipeline.generate(captions))):
+        name = f"{index:03d}.wav"
+        soundfile.write(folder / name, wave.numpy(), pipeline.codec.sample_rate_hz, subtype="PCM_16")
+        listed.append({"file": name, "prompt": caption, "held_out": entries[index]["split"] == "test"})
+    write_atomic(folder / "samples.json", json.dumps(listed, indent=1))
+
+
+def _config(recipe: str, examples: int | None, seed: int | None, changes: list[str]) -> RunConfig:
+    config = load_recipe(recipe)
+    if examples is not None:
+        config = replace(config, train=replace(config.train, total_examples=examples))
+    if seed is not None:
+        config = replace(config, train=replace(config.train, seed=seed))
+    return override(config, changes)
+
+
+def _stored(run_dir: Path) -> tuple[RunConfig, Path]:
+    path = run_dir / "config.json"
+    try:
+        stored = json.loads(path.read_text())
+        return from_json(stored["run"]), Path(stored["cache"])
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; give the folder of a run that was started with `segue train`") from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}); start the run anew") from error
+
+
+def write_config(run_dir: Path, config: RunConfig, cache_path: Path) -> None:
+    """config.json of a run: everything that decides it, beside its data."""
+    stored = {"segue": __version__, "cache": str(cache_path.resolve()), "run": to_json(config)}
+    write_atomic(run_dir / "config.json", json.dumps(stored, indent=1))

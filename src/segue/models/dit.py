@@ -1,0 +1,280 @@
+"""The whole backbone: a diffusion transformer over latent frames, with cross-attention to text. One file.
+
+    latent frames [B, C, L] -> patches -> tokens [B, N, D] -> depth x Block -> patches -> prediction [B, C, L]
+
+Each block is self-attention (rotary positions, qk-norm), cross-attention to the caption, and an MLP. Time and the pooled
+caption modulate it by adaLN-zero: one projection shared by all blocks plus a low-rank part and a bias of each block's own.
+The shared part saves most of the parameters; shared alone was reported unstable (EzAudio, arXiv 2409.10819).
+
+Padding is honoured twice: keys of padded tokens are masked in attention, and padded frames of the output are zero (the
+losses mask them again).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from segue.types import Condition, ModelOutput, UserError
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Shape of a DiT.
+
+    Attributes:
+        channels: C, latent channels.
+        text_dim: E, features of a text token.
+        width: D.
+        depth: number of blocks.
+        heads: attention heads; width / heads must be even (rotary pairs).
+        mlp_ratio: hidden width of the MLP over D.
+        patch_frames: latent frames to a token. C * patch_frames wider than `width` wants predicts="clean".
+        adaln_rank: rank of a block's own part of the modulation.
+        norm: "rms" or "layer".
+        predicts: "velocity", or "clean" (the clean sample, converted to velocity outside the model).
+    """
+
+    channels: int = 32
+    text_dim: int = 384
+    width: int = 160
+    depth: int = 8
+    heads: int = 5
+    mlp_ratio: float = 4.0
+    patch_frames: int = 1
+    adaln_rank: int = 16
+    norm: str = "layer"
+    predicts: str = "velocity"
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or (self.width // self.heads) % 2:
+            raise UserError(f"model.width {self.width} over model.heads {self.heads} must be a whole, even number")
+        if self.norm not in ("rms", "layer"):
+            raise UserError(f"model.norm is '{self.norm}'; use 'rms' or 'layer'")
+        if self.predicts not in ("velocity", "clean"):
+            raise UserError(f"model.predicts is '{self.predicts}'; use 'velocity' or 'clean'")
+
+
+def sinusoidal(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """[B] times in [0, 1] -> [B, dim] sinusoidal features of 1000 t (the frequencies of 'Attention Is All You Need')."""
+    frequencies = torch.exp(
+        -torch.log(torch.tensor(max_period)) * torch.arange(dim // 2, dtype=torch.float32) / (dim // 2)
+    ).to(t.device)
+    angles = 1000.0 * t.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def rotary_tables(tokens: int, head_dim: int, device: torch.device, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
+    """Cosine and sine tables [N, head_dim / 2] of rotary positions (RoFormer, arXiv 2104.09864)."""
+    frequencies = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
+    angles = torch.arange(tokens, dtype=torch.float32, device=device)[:, None] * frequencies
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn the two halves of each head of x [B, H, N, head_dim] by its position's angles."""
+    cos, sin = (table.to(x.dtype) for table in tables)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+def make_norm(kind: str, dim: int, affine: bool = False) -> nn.Module:
+    """RMS or layer norm; without its own scale where adaLN supplies one."""
+    if kind == "rms":
+        return nn.RMSNorm(dim, eps=1e-6, elementwise_affine=affine)
+    return nn.LayerNorm(dim, eps=1e-6, elementwise_affine=affine)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of tokens to themselves, or to `context` where that is given; q and k are normalised."""
+
+    def __init__(self, width: int, heads: int, norm: str) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.q_norm = make_norm(norm, width // heads, affine=True)
+        self.k_norm = make_norm(norm, width // heads, affine=True)
+        self.out = nn.Linear(width, width)
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        rotary: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """x [B, N, D], context [B, K, D], key_mask bool [B, 1, 1, keys] (True = attend) -> [B, N, D]."""
+        batch, tokens, width = x.shape
+        source = x if context is None else context
+        q = self.q(x).view(batch, tokens, self.heads, -1).transpose(1, 2)
+        k, v = self.kv(source).view(batch, source.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        mixed = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=key_mask)
+        return self.out(mixed.transpose(1, 2).reshape(batch, tokens, width))
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention and MLP, the first and last modulated and gated by adaLN-zero.
+
+    Readers of the residual stream (q, kv, mlp_in) and writers to it (out, mlp_out) are named for block_structure.
+    """
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        width, hidden = config.width, int(config.width * config.mlp_ratio)
+        self.norm_attention = make_norm(config.norm, width)
+        self.attention = Attention(width, config.heads, config.norm)
+        self.norm_cross = make_norm(config.norm, width, affine=True)
+        self.cross = Attention(width, config.heads, config.norm)
+        self.norm_mlp = make_norm(config.norm, width)
+        self.mlp_in = nn.Linear(width, hidden)
+        self.mlp_out = nn.Linear(hidden, width)
+        self.adaln_down = nn.Linear(width, config.adaln_rank, bias=False)
+        self.adaln_up = nn.Linear(config.adaln_rank, 6 * width)
+
+    def forward(
+        self,
+        x: Tensor,
+        condition: Tensor,
+        shared: Tensor,
+        context: Tensor,
+        context_mask: Tensor,
+        key_mask: Tensor | None,
+        rotary: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """x [B, N, D], condition [B, D], shared [B, 6D], context [B, K, D], masks [B, 1, 1, keys] -> [B, N, D]."""
+        modulation = shared + self.adaln_up(self.adaln_down(condition))
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation[:, None].chunk(6, dim=-1)
+        h = self.norm_attention(x) * (1 + scale_a) + shift_a
+        x = x + gate_a * self.attention(h, key_mask=key_mask, rotary=rotary)
+        x = x + self.cross(self.norm_cross(x), context=context, key_mask=context_mask)
+        h = self.norm_mlp(x) * (1 + scale_m) + shift_m
+        return x + gate_m * self.mlp_out(F.gelu(self.mlp_in(h), approximate="tanh"))
+
+
+class DiT(nn.Module):
+    """The diffusion transformer.
+
+    Attributes:
+        blocks: the list of blocks, for hidden taps and weight signatures.
+        predicts: what `prediction` means, "velocity" or "clean".
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+    """
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.predicts = config.predicts
+        self.gradient_checkpointing = False
+        width, token = config.width, config.channels * config.patch_frames
+        self.patch_in = nn.Linear(token, width)
+        self.time_mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+        self.text_in = nn.Linear(config.text_dim, width)
+        self.text_norm = make_norm(config.norm, width, affine=True)
+        self.pooled_in = nn.Linear(width, width)
+        self.null = nn.Parameter(torch.empty(1, 1, config.text_dim))
+        self.adaln_shared = nn.Linear(width, 6 * width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm_out = make_norm(config.norm, width)
+        self.adaln_out = nn.Linear(width, 2 * width)
+        self.patch_out = nn.Linear(width, token)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.normal_(self.null, std=0.02)
+        # adaLN-zero: every gated branch and the output start at zero (DiT, arXiv 2212.09748, section 3.2).
+        # Cross-attention has no gate, so its own output projection starts there.
+        zeros = [self.adaln_shared, self.adaln_out, self.patch_out]
+        for block in self.blocks:
+            zeros += [block.adaln_up, block.cross.out]
+        for layer in zeros:
+            nn.init.zeros_(layer.weight)
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Condition | None = None,
+        mask: Tensor | None = None,
+        tap: int | None = None,
+    ) -> ModelOutput:
+        """Predict velocity or clean sample.
+
+        Args:
+            x_t: [B, C, L] noisy latents.
+            t: [B] times in [0, 1], 1 = noise.
+            condition: text tokens, their mask, and which examples are dropped to the null; None drops all.
+            mask: [B, L] bool, True where a frame is real; None where all are.
+            tap: index of the block whose output tokens are returned as `hidden`.
+        """
+        batch, _, frames = x_t.shape
+        patch = self.config.patch_frames
+        x = self.patch_in(self._patchify(x_t))
+        key_mask = None
+        if mask is not None:
+            padded = F.pad(mask, (0, -frames % patch))
+            key_mask = padded.view(batch, -1, patch).any(-1)[:, None, None]
+        context, context_mask = self._context(condition, batch, x.device)
+        pooled = (context * context_mask[..., None]).sum(1) / context_mask.sum(1, keepdim=True)
+        c = F.silu(self.time_mlp(sinusoidal(t, 256).to(x.dtype)) + self.pooled_in(pooled))
+        shared = self.adaln_shared(c)
+        rotary = rotary_tables(x.shape[1], self.config.width // self.config.heads, x.device)
+        arguments = (c, shared, context, context_mask[:, None, None], key_mask, rotary)
+        hidden = None
+        for index, block in enumerate(self.blocks):
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, *arguments, use_reentrant=False)
+            else:
+                x = block(x, *arguments)
+            if index == tap:
+                hidden = x
+        shift, scale = self.adaln_out(c)[:, None].chunk(2, dim=-1)
+        out = self._unpatchify(self.patch_out(self.norm_out(x) * (1 + scale) + shift), frames)
+        return ModelOutput(out if mask is None else out * mask[:, None], hidden)
+
+    def _context(self, condition: Condition | None, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Text as model tokens [B, 1 + K, D] and mask [B, 1 + K]: the learned null comes first, seen only when dropped.
+
+        So no row of the attention mask is ever empty, and dropping changes a mask, not a shape.
+        """
+        null = self.null.expand(batch, 1, -1)
+        if condition is None or condition.tokens is None:
+            seen = torch.ones(batch, 1, dtype=torch.bool, device=device)
+            return self.text_norm(self.text_in(null)), seen
+        tokens, tokens_mask = condition.tokens, condition.tokens_mask
+        drop = condition.drop if condition.drop is not None else torch.zeros(batch, dtype=torch.bool, device=device)
+        # A caption without a single token counts as dropped.
+        drop = drop | ~tokens_mask.any(1)
+        seen = torch.cat([drop[:, None], tokens_mask & ~drop[:, None]], dim=1)
+        return self.text_norm(self.text_in(torch.cat([null.to(tokens.dtype), tokens], dim=1))), seen
+
+    def _patchify(self, x: Tensor) -> Tensor:
+        """[B, C, L] -> [B, N, C * patch], zero-padded to whole patches."""
+        patch = self.config.patch_frames
+        x = F.pad(x, (0, -x.shape[-1] % patch))
+        batch, channels, frames = x.shape
+        return x.view(batch, channels, frames // patch, patch).permute(0, 2, 1, 3).flatten(2)
+
+    def _unpatchify(self, tokens: Tensor, frames: int) -> Tensor:
+        """[B, N, C * patch] -> [B, C, frames]."""
+        batch, count, _ = tokens.shape
+        patch = self.config.patch_frames
+        x = tokens.view(batch, count, self.config.channels, patch).permute(0, 2, 1, 3)
+        return x.reshape(batch, self.config.channels, count * patch)[..., :frames]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,111 @@
+"""A trained model as one safetensors file: weights, averaged weights, latent statistics, and a card that says the rest.
+
+Nothing has to be unwrapped or exported: what training saves is what inference loads.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from segue.models.dit import DiT, DiTConfig
+from segue.types import UserError
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model file says of itself, kept in the file's metadata.
+
+    Attributes:
+        model: fields of DiTConfig.
+        codec: fingerprint of the codec whose latents it models.
+        codec_source: name or path that loads this codec.
+        text: fingerprint of the text encoder.
+        seconds: length of the training clips.
+        examples_seen: how far it was trained.
+        recipe: name of the recipe.
+    """
+
+    model: dict
+    codec: dict
+    codec_source: str
+    text: dict
+    seconds: float
+    examples_seen: int
+    recipe: str
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A model file, read.
+
+    Attributes:
+        model: the backbone in evaluation mode.
+        mean, std: [C, 1] statistics that latents were standardised with.
+        card: what the file says of itself.
+    """
+
+    model: DiT
+    mean: Tensor
+    std: Tensor
+    card: ModelCard
+
+
+def save_model(path: Path, weights: dict[str, Tensor], ema: dict[str, Tensor], mean: Tensor, std: Tensor, card: ModelCard) -> None:
+    """Write one model file. The caller makes the write atomic (it belongs to a folder that is moved as a whole)."""
+    tensors = {f"model.{name}": value for name, value in weights.items()}
+    tensors |= {f"ema.{name}": value for name, value in ema.items()}
+    tensors |= {"latents.mean": mean, "latents.std": std}
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, {"segue": json.dumps(asdict(card))})
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        UserError: the file is missing, truncated, or no safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; give a run folder, a checkpoint folder or a model.safetensors") from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error}); use an earlier checkpoint") from error
+
+
+def load_model(path: Path, weights: str = "ema") -> SavedModel:
+    """Read a model file.
+
+    Args:
+        path: the model.safetensors.
+        weights: "ema" (averaged, for use) or "model" (the trained ones).
+
+    Raises:
+        UserError: not a segue model, another schema version, or weights that do not fit the card.
+    """
+    tensors, metadata = read_tensors(path)
+    try:
+        data = json.loads(metadata["segue"])
+        version = data["schema_version"]
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not a segue model (no card in its metadata); give a checkpoint of `segue train`") from error
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{path}: model schema {version}, this segue reads {SCHEMA_VERSION}; use the segue that wrote it")
+    try:
+        card = ModelCard(**data)
+        model = DiT(DiTConfig(**card.model))
+        prefix = f"{weights}."
+        model.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+        return SavedModel(model.eval(), tensors["latents.mean"], tensors["latents.std"], card)
+    except (KeyError, TypeError, RuntimeError) as error:
+        line = str(error).splitlines()[0]
+        raise UserError(f"{path}: its weights do not fit its card ({line}); use another checkpoint") from error

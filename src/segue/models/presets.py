@@ -1,0 +1,68 @@
+"""Sizes of the backbone by name, with the memory that each needs.
+
+`segue recipes --presets` prints this table with counted parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from segue.models.dit import DiT, DiTConfig, count_parameters
+from segue.types import UserError
+
+PRESETS: dict[str, DiTConfig] = {
+    "dit-3m": DiTConfig(width=160, depth=8, heads=5),
+    "dit-10m": DiTConfig(width=256, depth=10, heads=8, adaln_rank=32),
+    "dit-35m": DiTConfig(width=448, depth=12, heads=7, adaln_rank=32),
+    "dit-120m": DiTConfig(width=768, depth=14, heads=12, adaln_rank=64),
+    "dit-350m": DiTConfig(width=1152, depth=18, heads=18, adaln_rank=96),
+    "dit-1b": DiTConfig(width=1664, depth=25, heads=26, adaln_rank=128),
+}
+
+
+def preset(name: str, *, channels: int, text_dim: int, **changes) -> DiTConfig:
+    """The named size for a codec of `channels` and a text encoder of `text_dim` features.
+
+    Raises:
+        UserError: no preset of that name.
+    """
+    if name not in PRESETS:
+        raise UserError(f"no model preset '{name}'; choose one of {', '.join(PRESETS)}")
+    return replace(PRESETS[name], channels=channels, text_dim=text_dim, **changes)
+
+
+def parameters_of(config: DiTConfig) -> int:
+    """Trainable parameters of a config, counted on a model that holds no memory."""
+    with torch.device("meta"):
+        return count_parameters(DiT(config))
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Bytes that a training step needs, by part. Our estimate; the weights' part is exact."""
+
+    weights: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.activations
+
+
+def memory_need(config: DiTConfig, batch: int, frames: int, text_tokens: int = 48, checkpointing: bool = False) -> MemoryNeed:
+    """Memory of one training step in float32: weights, gradients, two Adam moments and EMA; activations kept for backward.
+
+    A block keeps about 12 tensors of a token's width and 2 of the MLP's; with checkpointing only its input stays.
+    """
+    parameters = parameters_of(config)
+    tokens = -(-frames // config.patch_frames)
+    per_token = (14 + 2 * config.mlp_ratio) * config.width
+    kept = tokens * per_token + text_tokens * 2 * config.width
+    if checkpointing:
+        kept_blocks = config.depth * tokens * config.width + kept
+    else:
+        kept_blocks = config.depth * kept
+    activations = 4 * batch * (kept_blocks + 4 * frames * config.channels)
+    return MemoryNeed(weights=20 * parameters, activations=int(activations))

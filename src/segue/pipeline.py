@@ -1,0 +1,171 @@
+"""A trained run and captions in, waveforms out.
+
+    pipeline = Pipeline.load("runs/mine")
+    waves = pipeline.generate(["a soft violin playing C 5"], seconds=2.0, seed=0)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from segue.codecs import load_codec
+from segue.codecs.base import Codec
+from segue.conditioners import load_conditioner
+from segue.conditioners.base import TextConditioner
+from segue.models.files import SavedModel, load_model
+from segue.process.guidance import guided
+from segue.process.noise import keyed_noise
+from segue.process.path import velocity_of
+from segue.process.solvers import solve, time_grid
+from segue.tasks.generation import unstandardise
+from segue.types import Condition, UserError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How noise becomes sound.
+
+    Attributes:
+        steps: solver steps.
+        solver: "euler", "heun" (two evaluations a step) or "multistep" (second order, one evaluation a step).
+        guidance_scale: of classifier-free guidance; 1 = none.
+        guidance_rescale: 0..1, share of Lin et al.'s rescaling (arXiv 2305.08891).
+        guidance_interval: times (low, high) between which guidance acts (arXiv 2404.07724).
+    """
+
+    steps: int = 24
+    solver: str = "multistep"
+    guidance_scale: float = 3.0
+    guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"--steps {self.steps}: give at least 1")
+
+
+class Pipeline:
+    """A model with its codec and text encoder, ready to generate."""
+
+    def __init__(self, saved: SavedModel, codec: Codec, conditioner: TextConditioner, device: str = "cpu") -> None:
+        """Bring the parts together.
+
+        Raises:
+            UserError: the codec is not the one that the model was trained on.
+        """
+        if codec.fingerprint() != saved.card.codec:
+            raise UserError(
+                f"the model was trained on latents of {saved.card.codec}, this codec is {codec.fingerprint()}; "
+                "load the codec that the run names"
+            )
+        self.saved, self.codec, self.conditioner, self.device = saved, codec.to(device), conditioner, device
+        self.model = saved.model.to(device)
+
+    @classmethod
+    def load(cls, run: Path | str, weights: str = "ema", device: str = "cpu") -> Pipeline:
+        """From a run folder (its newest checkpoint), a checkpoint folder, or a model.safetensors.
+
+        Raises:
+            UserError: nothing to load there, or parts that are missing or do not fit.
+        """
+        saved = load_model(model_file(Path(run)), weights)
+        codec = load_codec(saved.card.codec_source, saved.card.codec["sample_rate_hz"])
+        return cls(saved, codec, load_conditioner(saved.card.text["name"]), device)
+
+    @torch.inference_mode()
+    def latents(
+        self,
+        captions: Sequence[str],
+        *,
+        frames: int,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        first: int = 0,
+        on_step: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """Standardised latents [B, C, frames] for B captions.
+
+        Args:
+            captions: what to generate.
+            frames: L.
+            seed: of the noise; caption i takes draw first + i, so a long list may be cut into batches anywhere.
+            sampling: solver and guidance.
+            first: position of the first caption in the whole list.
+            on_step: called after every evaluation of the model.
+        """
+        sampling = sampling or Sampling()
+        tokens, tokens_mask = self.conditioner.encode(captions)
+        condition = Condition(tokens, tokens_mask).to(self.device)
+        channels = self.saved.model.config.channels
+        noise = keyed_noise((channels, frames), seed, "generation", range(first, first + len(captions)))
+
+        def velocity(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+            if on_step is not None:
+                on_step()
+            return velocity_of(self.model(x, t, condition).prediction, self.model.predicts, x, t)
+
+        field = guided(
+            velocity, condition, sampling.guidance_scale, sampling.guidance_rescale, sampling.guidance_interval
+        )
+        return solve(field, noise.to(self.device), time_grid(sampling.steps), sampling.solver)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        captions: Sequence[str],
+        *,
+        seconds: float | None = None,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        batch_size: int = 16,
+        on_step: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """Waveforms [B, T] at codec.sample_rate_hz for B captions.
+
+        Args:
+            captions: what to generate.
+            seconds: length; the training clips' length where it is not given.
+            seed: same seed, same captions, same batch size: same waveforms, bit for bit (CPU).
+            sampling: solver and guidance.
+            batch_size: captions computed together.
+            on_step: called after every evaluation of the model.
+
+        Raises:
+            UserError: no caption, an empty one, or a length that is not positive.
+        """
+        seconds = self.saved.card.seconds if seconds is None else seconds
+        if seconds <= 0:
+            raise UserError(f"--seconds {seconds}: give a positive length")
+        if not captions or any(not caption.strip() for caption in captions):
+            raise UserError("an empty prompt; say what to generate, for example \"a soft violin playing C 5\"")
+        samples = round(seconds * self.codec.sample_rate_hz)
+        frames = self.codec.latent_frames(samples)
+        waves = []
+        for first in range(0, len(captions), batch_size):
+            part = captions[first : first + batch_size]
+            x_0 = self.latents(part, frames=frames, seed=seed, sampling=sampling, first=first, on_step=on_step)
+            latents = unstandardise(x_0, self.saved.mean.to(self.device), self.saved.std.to(self.device))
+            waves.append(self.codec.decode(latents, samples).cpu())
+        return torch.cat(waves)
+
+
+def model_file(path: Path) -> Path:
+    """The model.safetensors that a run folder, checkpoint folder or file name means.
+
+    Raises:
+        UserError: there is none.
+    """
+    if path.is_file():
+        return path
+    if (path / "model.safetensors").is_file():
+        return path / "model.safetensors"
+    found = sorted((path / "checkpoints").glob("examples-*/model.safetensors"))
+    if found:
+        return found[-1]
+    what = "holds no checkpoint yet" if path.is_dir() else "does not exist"
+    raise UserError(f"{path}: {what}; give a run folder of `segue train`, a checkpoint folder or a model.safetensors")

@@ -1,0 +1,34 @@
+"""Text-to-audio: data is the latent of a clip, condition is its caption."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from segue.types import Condition
+
+
+def standardise(latents: Tensor, mean: Tensor, std: Tensor, mask: Tensor) -> Tensor:
+    """[B, C, L] codec latents to mean 0 and standard deviation 1 over the training set; padding becomes exactly 0.
+
+    Args:
+        latents: [B, C, L].
+        mean, std: [C, 1] statistics of the training set.
+        mask: [B, L] bool, True where a frame is real.
+    """
+    return ((latents - mean) / std) * mask[:, None]
+
+
+def unstandardise(x_0: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """The inverse of `standardise`, ready for codec.decode."""
+    return x_0 * std + mean
+
+
+def prepare(
+    latents: Tensor, mask: Tensor, tokens: Tensor, tokens_mask: Tensor, statistics: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Condition, Tensor | None]:
+    """A cached batch as the training step takes it: x_0 [B, C, L], Condition, and the mask (None where all is real).
+
+    A mask that masks nothing is dropped, since attention without one takes the faster kernel.
+    """
+    x_0 = standardise(latents, *statistics, mask)
+    return x_0, Condition(tokens, tokens_mask), None if bool(mask.all()) else mask

@@ -1,0 +1,90 @@
+"""Loud checks before the first step: what would otherwise show as noise after a day of training."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from segue.data.cache import LatentCache
+from segue.models.presets import memory_need, parameters_of, preset
+from segue.tasks.generation import standardise
+from segue.training.config import RunConfig
+from segue.types import UserError
+
+
+def check_before_training(config: RunConfig, cache: LatentCache) -> list[str]:
+    """What the run will be and need, in lines to print.
+
+    Raises:
+        UserError: the cache cannot train this recipe; the line says why and what to do.
+    """
+    train, valid = cache.rows("train"), cache.rows("valid")
+    if len(train) < config.train.batch_size:
+        raise UserError(
+            f"{cache.path}: {len(train)} training clips are fewer than a batch of {config.train.batch_size}; "
+            "add sounds, or --set train.batch_size=" + str(max(1, len(train)))
+        )
+    if not valid:
+        raise UserError(f"{cache.path}: no clip has split 'valid'; give some in the manifest, or encode a larger folder")
+    return [_check_latents(cache, train), _check_text(cache, train), *_check_model(config, cache)]
+
+
+def _check_latents(cache: LatentCache, rows: list[int]) -> str:
+    """A codec whose latents are far from standard trains a model of the wrong scale, or of noise."""
+    some = rows[:: max(1, len(rows) // 256)][:256]
+    latents, mask = cache.latents(some)
+    x = standardise(latents, *cache.statistics, mask)
+    values = x.transpose(1, 2)[mask]
+    mean, std = float(values.mean()), float(values.std())
+    if not bool(torch.isfinite(values).all()):
+        raise UserError(f"{cache.path}: latents hold NaN or Inf; delete the cache and run `segue encode` again")
+    if abs(mean) > 0.2 or not 0.7 < std < 1.4:
+        raise UserError(
+            f"{cache.path}: standardised latents have mean {mean:.2f} and std {std:.2f}, not 0 and 1; "
+            "the cache's statistics are not its own: delete it and run `segue encode` again"
+        )
+    return f"latents: {len(rows):,} training clips of {cache.channels} x {cache.frames}, mean {mean:+.3f}, std {std:.3f}"
+
+
+def _check_text(cache: LatentCache, rows: list[int]) -> str:
+    """Captions that all embed alike cannot steer anything."""
+    some = rows[:: max(1, len(rows) // 64)][:64]
+    tokens, mask = cache.text(some)
+    if not bool(mask.any(1).all()):
+        raise UserError(f"{cache.path}: a caption has no token; give every clip a caption")
+    pooled = (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    spread = float(pooled.std(0).mean())
+    if len(some) > 1 and spread == 0.0:
+        return "captions: all the same; the model will not follow prompts"
+    return f"captions: up to {tokens.shape[1]} tokens of {tokens.shape[2]} features, spread {spread:.3f} over clips"
+
+
+def _check_model(config: RunConfig, cache: LatentCache) -> list[str]:
+    dit = preset(
+        config.model.preset,
+        channels=cache.channels,
+        text_dim=cache.text_dim,
+        patch_frames=config.model.patch_frames,
+    )
+    per_piece = -(-config.train.batch_size // config.train.accumulation)
+    need = memory_need(dit, per_piece, cache.frames, checkpointing=config.model.gradient_checkpointing)
+    lines = [
+        f"model: {config.model.preset}, {parameters_of(dit) / 1e6:.2f} M parameters; a step needs about "
+        f"{need.total / 2**30:.2f} GiB ({need.weights / 2**30:.2f} weights and optimiser, "
+        f"{need.activations / 2**30:.2f} activations)"
+    ]
+    token = dit.channels * dit.patch_frames
+    if token > dit.width and config.model.predicts == "velocity":
+        raise UserError(
+            f"model.predicts=velocity through a model of width {dit.width} cannot fit tokens of {token} numbers; "
+            "use model.predicts=clean or a wider preset"
+        )
+    if not torch.cuda.is_available():
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else need.total
+        if need.total > free:
+            raise UserError(
+                f"the run needs about {need.total / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; "
+                "use a smaller model.preset, train.accumulation or model.gradient_checkpointing=true"
+            )
+    return lines

@@ -1,0 +1,188 @@
+"""What a run is: frozen dataclasses, JSON both ways, and overrides by dotted name."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from segue.process.timesteps import law_from_json
+from segue.stage.policy import StaticPolicy
+from segue.types import UserError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The backbone.
+
+    Attributes:
+        preset: a size of models/presets.py.
+        patch_frames: latent frames to a token.
+        predicts: "velocity", "clean", or "auto": clean where a token is wider than the model (a velocity then cannot be
+            fitted, since the noise in it does not pass through the model's width).
+        gradient_checkpointing: recompute activations in backward.
+    """
+
+    preset: str = "dit-3m"
+    patch_frames: int = 1
+    predicts: str = "auto"
+    gradient_checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW, its schedule, clipping and EMA.
+
+    Attributes:
+        learning_rate: peak rate.
+        warmup_fraction: share of the run over which the rate rises linearly.
+        decay: "constant", "linear" (over the last decay_fraction, to zero) or "cosine" (over all of it).
+        decay_fraction: share of the run that a linear decay takes.
+        weight_decay: decoupled; on matrices only, not on biases, norms and the null token.
+        beta1, beta2: Adam's averaging constants.
+        grad_clip: largest global gradient norm; 0 = no clipping.
+        ema_decay: of the averaged weights per step; young runs use (1 + n) / (10 + n) while that is smaller.
+    """
+
+    learning_rate: float = 1e-3
+    warmup_fraction: float = 0.05
+    decay: str = "linear"
+    decay_fraction: float = 0.3
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.99
+    grad_clip: float = 1.0
+    ema_decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        if self.decay not in ("constant", "linear", "cosine"):
+            raise UserError(f"optim.decay is '{self.decay}'; use 'constant', 'linear' or 'cosine'")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length, batch and bookkeeping of a run. Progress is counted in examples seen, over all ranks.
+
+    Attributes:
+        total_examples: length of the run.
+        batch_size: examples of one optimiser step, over all ranks.
+        accumulation: parts that a rank computes its share of a batch in; changes memory, not the result.
+        precision: "fp32" or "bf16" (autocast).
+        seed: of weights, order, noise, times and dropped captions.
+        objective: "velocity", or "min-snr" (velocity loss under min-SNR weights).
+        condition_dropout: share of captions replaced by the null, for classifier-free guidance.
+        log_every, validate_every, checkpoint_every: in examples; 0 = a share of the run (1/100, 1/10, 1/4).
+        validation_clips: held-out clips of the fixed-t validation.
+        keep_last: checkpoints that stay on disk.
+        tensorboard: write TensorBoard files beside log.jsonl.
+    """
+
+    total_examples: int = 50_000
+    batch_size: int = 32
+    accumulation: int = 1
+    precision: str = "fp32"
+    seed: int = 0
+    objective: str = "velocity"
+    condition_dropout: float = 0.1
+    log_every: int = 0
+    validate_every: int = 0
+    checkpoint_every: int = 0
+    validation_clips: int = 64
+    keep_last: int = 2
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "bf16"):
+            raise UserError(f"train.precision is '{self.precision}'; use 'fp32' or 'bf16'")
+        if self.objective not in ("velocity", "min-snr"):
+            raise UserError(f"train.objective is '{self.objective}'; use 'velocity' or 'min-snr'")
+        for name in ("total_examples", "batch_size", "accumulation", "keep_last", "validation_clips"):
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name} is {getattr(self, name)}; give at least 1")
+        if not 0 <= self.condition_dropout < 1:
+            raise UserError(f"train.condition_dropout is {self.condition_dropout}; give a share in [0, 1)")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run, beside its data."""
+
+    recipe: str
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    policy: StaticPolicy = field(default_factory=StaticPolicy)
+
+
+def to_json(config: Any) -> dict:
+    """A config as plain JSON, nested as its dataclasses are; a timestep law writes itself."""
+    return {
+        f.name: value.to_json() if hasattr(value, "to_json") else to_json(value) if is_dataclass(value) else value
+        for f in fields(config)
+        for value in [getattr(config, f.name)]
+    }
+
+
+def from_json(data: dict) -> RunConfig:
+    """The inverse of `to_json`.
+
+    Raises:
+        UserError: an unknown or missing key.
+    """
+    try:
+        return RunConfig(
+            recipe=data["recipe"],
+            model=ModelConfig(**data["model"]),
+            optim=OptimConfig(**data["optim"]),
+            train=TrainConfig(**data["train"]),
+            policy=StaticPolicy(law_from_json(data["policy"]["timesteps"])),
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"this run's config was written by another version of segue ({error}); train it anew") from error
+
+
+def override(config: RunConfig, changes: Sequence[str]) -> RunConfig:
+    """The config with `section.name=value` changes applied.
+
+    Raises:
+        UserError: an unknown name (the nearest known one is offered), or a value of the wrong type.
+    """
+    for change in changes:
+        name, equals, text = change.partition("=")
+        if not equals:
+            raise UserError(f"--set {change}: write it as section.name=value, for example optim.learning_rate=3e-4")
+        known = {f"{s}.{f.name}": (s, f.name) for s in ("model", "optim", "train") for f in fields(getattr(config, s))}
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            raise UserError(f"--set {name}: no such setting" + (f"; did you mean {near[0]}?" if near else ""))
+        section, key = known[name]
+        part = getattr(config, section)
+        value = _parse(name, text, get_type_hints(type(part))[key])
+        config = replace(config, **{section: replace(part, **{key: value})})
+    return config
+
+
+def _parse(name: str, text: str, kind: type) -> Any:
+    """Text to the type of a field."""
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if kind is int:
+            return int(float(text)) if float(text).is_integer() else int(text)
+        return kind(text)
+    except (ValueError, KeyError, OverflowError) as error:
+        wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+        raise UserError(f"--set {name}={text}: give {wanted}") from error
+
+
+def read_config(path: Path) -> RunConfig:
+    """The config of a run folder's config.json."""
+    try:
+        return from_json(json.loads(path.read_text()))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; is {path.parent} a run folder?") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); restore it or train anew") from error

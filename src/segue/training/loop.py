@@ -1,0 +1,270 @@
+"""The training loop: one function, read from top to bottom.
+
+    cached latents -> task -> (x_0, Condition) -> decision.timesteps -> step.losses -> optimiser -> EMA
+    every step:  the controller is asked, and what it decides is done
+
+The controller is an explicit argument. With a static policy this is the plain baseline.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from segue.data.cache import LatentCache
+from segue.data.loader import LatentLoader
+from segue.models.dit import DiT
+from segue.models.files import ModelCard
+from segue.models.presets import preset
+from segue.process.noise import keyed_generator, keyed_noise
+from segue.stage.controller import ControllerState, Observation, StageController
+from segue.tasks import generation
+from segue.training.checkpoint import RunState, latest_checkpoint, load_checkpoint, save_checkpoint
+from segue.training.config import RunConfig
+from segue.training.interrupt import Interrupt
+from segue.training.log import RunLog
+from segue.training.optim import learning_rate, make_optimizer, update_ema
+from segue.training.progress import Meter
+from segue.training.step import Example, draw_example, losses
+from segue.types import UserError, import_extra
+
+VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        run_dir: its folder.
+        examples_seen: over all ranks.
+        seconds: of training, over all sessions of the run.
+        finished: False where it was interrupted; --resume goes on.
+        validation: loss at each fixed time at the end, with the averaged weights.
+    """
+
+    run_dir: Path
+    examples_seen: int
+    seconds: float
+    finished: bool
+    validation: dict[str, float]
+
+
+def train(
+    config: RunConfig,
+    controller: StageController,
+    cache: LatentCache,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    quiet: bool = False,
+) -> TrainResult:
+    """Train a model on a latent cache as `config` and `controller` say.
+
+    Args:
+        config: sizes, optimiser, length.
+        controller: decides the law of training times (and whatever else stages need) before every step.
+        cache: latents and text embeddings.
+        run_dir: where log, checkpoints and config.json live; config.json is written by the caller.
+        resume: go on from the newest checkpoint; the run then equals an uninterrupted one bit for bit (CPU).
+        device: "auto" (accelerate chooses), or "cpu".
+        quiet: no progress.
+
+    Raises:
+        UserError: settings that do not fit the data or the machine, a loss that is not finite, or a full disk.
+    """
+    accelerator = make_accelerator(config, device)
+    rank, world, total = accelerator.process_index, accelerator.num_processes, config.train.total_examples
+    seed, batch_size = config.train.seed, config.train.batch_size
+    if batch_size % world:
+        raise UserError(f"train.batch_size {batch_size} must be a multiple of the {world} processes")
+
+    model = build_model(config, cache, seed)
+    averaged = copy.deepcopy(model).eval().requires_grad_(False).to(accelerator.device)
+    ema = averaged.state_dict()
+    optimizer = make_optimizer(model, config.optim)
+    loader = LatentLoader(cache, "train", batch_size // world, seed, rank, world)
+    statistics = cache.statistics
+    state, steps, seconds_before = controller.init(total), 0, 0.0
+    if resume:
+        saved, statistics = load_checkpoint(latest_checkpoint(run_dir), model, ema, optimizer)
+        state, steps, seconds_before = ControllerState.from_json(saved.controller), saved.steps, saved.seconds
+        loader.load_state_dict(saved.loader)
+    seen = state.examples_seen
+    model, optimizer = accelerator.prepare(model, optimizer)
+    validation_set = make_validation_set(cache, statistics, config, accelerator.device)
+
+    log_every, validate_every, checkpoint_every = intervals(config)
+    main = accelerator.is_main_process
+    log = RunLog(run_dir, examples_seen=seen, tensorboard=config.train.tensorboard) if main else None
+    meter = Meter(config.recipe, total, seen, quiet or not main)
+    started, first_seen, reason = time.monotonic(), seen, ""
+    validation: dict[str, float] = {}
+    recent: list[Tensor] = []
+
+    def checkpoint() -> None:
+        if main:
+            seconds = seconds_before + time.monotonic() - started
+            now = RunState(seen, steps, seconds, loader.state_dict(), state.to_json())
+            card = model_card(config, cache, averaged, seen)
+            plain = accelerator.unwrap_model(model)
+            save_checkpoint(run_dir, now, plain, ema, optimizer, statistics, card, config.train.keep_last)
+        accelerator.wait_for_everyone()
+
+    with Interrupt() as interrupt:
+        while seen < total and not interrupt.requested:
+            state, decision = controller.update(state, Observation(seen))
+            if decision.reason != reason:
+                reason = decision.reason
+                meter.say(f"stage at {seen:,} examples: {reason}")
+            if crossed(seen, seen - batch_size, validate_every):
+                validation = validate(averaged, validation_set)
+                if main:
+                    log.write("validation", seen, loss_by_t=validation, loss=sum(validation.values()) / len(validation))
+
+            rate = learning_rate(config.optim, seen / total)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            batch = loader.next_batch()
+            x_0, condition, mask = generation.prepare(
+                batch.latents, batch.mask, batch.tokens, batch.tokens_mask, statistics
+            )
+            example = draw_example(
+                x_0, condition, mask, decision.timesteps,
+                seed=seed, position=seen, rank=rank, world=world,
+                condition_dropout=config.train.condition_dropout,
+            ).to(accelerator.device)  # fmt: skip
+
+            model.train()
+            step_loss = torch.zeros((), device=accelerator.device)
+            pieces = example.split(config.train.accumulation)
+            for index, piece in enumerate(pieces):
+                last = index == len(pieces) - 1
+                with accelerator.autocast(), sync_only(accelerator, model, last):
+                    per_example = losses(model, piece, averaged.predicts, config.train.objective)
+                    loss = per_example.sum() / len(example.t)
+                    accelerator.backward(loss)
+                step_loss += loss.detach()
+            norm = accelerator.clip_grad_norm_(model.parameters(), config.optim.grad_clip or math.inf)
+            if not bool(torch.isfinite(step_loss + norm)):
+                raise UserError(
+                    f"{run_dir}: the loss or its gradient is not finite at {seen:,} examples; resume from the last "
+                    f"checkpoint with a lower optim.learning_rate (it is {config.optim.learning_rate:g}) or in fp32"
+                )
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            seen, steps = seen + batch_size, steps + 1
+            update_ema(ema, accelerator.unwrap_model(model), config.optim.ema_decay, steps)
+            recent.append(accelerator.reduce(step_loss, "mean"))
+
+            if crossed(seen, seen - batch_size, log_every) or seen >= total:
+                mean_loss = float(torch.stack(recent).mean())
+                recent.clear()
+                if main:
+                    per_sec = (seen - first_seen) / (time.monotonic() - started)
+                    log.write(
+                        "train", seen, loss=mean_loss, learning_rate=rate, grad_norm=float(norm),
+                        timestep_mean=float(decision.timesteps.mean()), examples_per_sec=per_sec,
+                    )  # fmt: skip
+                meter.update(seen, f"loss {mean_loss:.3f}")
+            if crossed(seen, seen - batch_size, checkpoint_every) and seen < total:
+                state, _ = controller.update(state, Observation(seen))
+                checkpoint()
+
+        state, _ = controller.update(state, Observation(seen))
+        finished = seen >= total
+        if finished:
+            validation = validate(averaged, validation_set)
+            if main:
+                log.write("validation", seen, loss_by_t=validation, loss=sum(validation.values()) / len(validation))
+        checkpoint()
+    meter.close()
+    if main:
+        log.close()
+    return TrainResult(run_dir, seen, seconds_before + time.monotonic() - started, finished, validation)
+
+
+def make_accelerator(config: RunConfig, device: str = "auto"):
+    """accelerate's handle on devices, ranks and precision. TensorBoard and checkpoints are ours, not its."""
+    accelerate = import_extra("accelerate", "train")
+    precision = "bf16" if config.train.precision == "bf16" else "no"
+    return accelerate.Accelerator(mixed_precision=precision, cpu=device == "cpu")
+
+
+def sync_only(accelerator, model: nn.Module, last: bool):
+    """Exchange gradients between ranks only with the last piece of an accumulated batch."""
+    return torch.enable_grad() if last else accelerator.no_sync(model)
+
+
+def build_model(config: RunConfig, cache: LatentCache, seed: int) -> DiT:
+    """The backbone for this cache, initialised from the seed alone."""
+    dit = preset(
+        config.model.preset,
+        channels=cache.channels,
+        text_dim=cache.text_dim,
+        patch_frames=config.model.patch_frames,
+    )
+    predicts = config.model.predicts
+    if predicts == "auto":
+        predicts = "clean" if dit.channels * dit.patch_frames > dit.width else "velocity"
+    with torch.random.fork_rng(devices=[]):
+        # torch's initialisers take no generator; the global one is borrowed and put back.
+        torch.manual_seed(keyed_generator(seed, "weights").initial_seed())
+        model = DiT(type(dit)(**{**asdict(dit), "predicts": predicts}))
+    model.gradient_checkpointing = config.model.gradient_checkpointing
+    return model
+
+
+def model_card(config: RunConfig, cache: LatentCache, model: DiT, examples_seen: int) -> ModelCard:
+    """What the saved model says of itself."""
+    meta = cache.meta
+    return ModelCard(
+        model=asdict(model.config),
+        codec=meta["codec"],
+        codec_source=meta["codec_source"],
+        text=meta["text"],
+        seconds=meta["seconds"],
+        examples_seen=examples_seen,
+        recipe=config.recipe,
+    )
+
+
+def intervals(config: RunConfig) -> tuple[int, int, int]:
+    """Examples between log lines, validations and checkpoints, with the defaults filled in."""
+    train = config.train
+    return (
+        train.log_every or max(1, train.total_examples // 100),
+        train.validate_every or max(1, train.total_examples // 10),
+        train.checkpoint_every or max(1, train.total_examples // 4),
+    )
+
+
+def crossed(seen: int, before: int, every: int) -> bool:
+    """True when a multiple of `every` lies in (before, seen]."""
+    return seen // every > before // every
+
+
+def make_validation_set(
+    cache: LatentCache, statistics: tuple[Tensor, Tensor], config: RunConfig, device: torch.device
+) -> list[Example]:
+    """Fixed clips, captions and noise at each fixed time: losses of any two runs on one cache compare."""
+    rows = cache.rows("valid")[: config.train.validation_clips]
+    latents, mask = cache.latents(rows)
+    x_0, condition, mask = generation.prepare(latents, mask, *cache.text(rows), statistics)
+    eps = keyed_noise(x_0.shape[1:], 0, "validation", range(len(rows)))
+    return [
+        Example(x_0, eps, torch.full((len(rows),), t), condition, mask).to(device) for t in VALIDATION_TIMES
+    ]
+
+
+@torch.no_grad()
+def validate(model: DiT, examples: list[Example]) -> dict[str, float]:
+    """Mean velocity loss at each fixed time."""
+    return {f"{t:g}": float(losses(model, e, model.predicts).mean()) for t, e in zip(VALIDATION_TIMES, examples)}

@@ -1,0 +1,100 @@
+"""One training step, without a runtime: a batch and a decision in, per-example losses out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from segue.process.noise import keyed_generator, keyed_noise
+from segue.process.objectives import min_snr_weight, velocity_loss
+from segue.process.path import sample_path, velocity_of
+from segue.process.timesteps import TimestepLaw
+from segue.types import Condition
+
+
+@dataclass(frozen=True)
+class Example:
+    """A batch as the model meets it, all on one device.
+
+    Attributes:
+        x_0: [B, C, L] standardised clean latents.
+        eps: [B, C, L] noise.
+        t: [B] times.
+        condition: captions, with `drop` drawn.
+        mask: [B, L] bool, or None where every frame is real.
+    """
+
+    x_0: Tensor
+    eps: Tensor
+    t: Tensor
+    condition: Condition
+    mask: Tensor | None
+
+    def to(self, device: torch.device | str) -> Example:
+        """The same batch on another device."""
+        mask = None if self.mask is None else self.mask.to(device)
+        return Example(self.x_0.to(device), self.eps.to(device), self.t.to(device), self.condition.to(device), mask)
+
+    def split(self, parts: int) -> list[Example]:
+        """The batch in `parts` pieces, for gradient accumulation."""
+        pieces = []
+        for rows in torch.arange(len(self.t)).tensor_split(parts):
+            if len(rows) == 0:
+                continue
+            c = self.condition
+            condition = Condition(*(None if x is None else x[rows] for x in (c.tokens, c.tokens_mask, c.drop)))
+            mask = None if self.mask is None else self.mask[rows]
+            pieces.append(Example(self.x_0[rows], self.eps[rows], self.t[rows], condition, mask))
+        return pieces
+
+
+def draw_example(
+    x_0: Tensor,
+    condition: Condition,
+    mask: Tensor | None,
+    law: TimestepLaw,
+    *,
+    seed: int,
+    position: int,
+    rank: int = 0,
+    world: int = 1,
+    condition_dropout: float = 0.0,
+) -> Example:
+    """Draw noise, times and dropped captions for one rank's part of a global batch.
+
+    Times are stratified over the global batch, and every draw is keyed by position, so ranks agree without talking.
+
+    Args:
+        x_0: [B, C, L] this rank's standardised latents; they are examples position + rank * B onwards.
+        condition, mask: of the same examples.
+        law: where times are drawn from.
+        seed: of the run.
+        position: examples seen before this global batch.
+        rank, world: this process and how many there are.
+        condition_dropout: share of captions replaced by the null.
+    """
+    batch = x_0.shape[0]
+    mine = slice(rank * batch, (rank + 1) * batch)
+    t = law.sample(batch * world, keyed_generator(seed, "times", position), stratified=True)[mine]
+    drop = torch.rand(batch * world, generator=keyed_generator(seed, "drop", position))[mine] < condition_dropout
+    first = position + rank * batch
+    eps = keyed_noise(x_0.shape[1:], seed, "noise", range(first, first + batch))
+    return Example(x_0, eps, t, replace(condition, drop=drop), mask)
+
+
+def losses(model: nn.Module, example: Example, predicts: str, objective: str = "velocity") -> Tensor:
+    """Per-example losses [B] of the model on a drawn batch.
+
+    Args:
+        model: called as model(x_t, t, condition, mask).
+        example: the batch.
+        predicts: what the model returns, "velocity" or "clean"; the loss is always in velocity.
+        objective: "velocity", or "min-snr" for the weights of arXiv 2303.09556.
+    """
+    x_t = sample_path(example.x_0, example.eps, example.t)
+    prediction = model(x_t, example.t, example.condition, example.mask).prediction.float()
+    velocity = velocity_of(prediction, predicts, x_t, example.t)
+    loss = velocity_loss(velocity, example.x_0, example.eps, example.mask)
+    return loss * min_snr_weight(example.t) if objective == "min-snr" else loss

@@ -1,0 +1,145 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from segue.models.dit import DiT, DiTConfig, rotary_tables, rotate
+from segue.models.presets import PRESETS, memory_need, parameters_of, preset
+from segue.types import Condition, UserError
+
+SMALL = DiTConfig(channels=6, text_dim=10, width=32, depth=3, heads=4, adaln_rank=4)
+
+
+def woken(config: DiTConfig = SMALL) -> DiT:
+    """A model whose zero-initialised layers are not zero, so that every path reaches the output."""
+    torch.manual_seed(0)
+    model = DiT(config).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def condition(batch: int = 2, tokens: int = 5, drop: list[bool] | None = None) -> Condition:
+    generator = torch.Generator().manual_seed(1)
+    mask = torch.arange(tokens)[None] < torch.tensor([tokens, tokens - 2])[:batch, None]
+    values = torch.randn(batch, tokens, 10, generator=generator) * mask[..., None]
+    return Condition(values, mask, None if drop is None else torch.tensor(drop))
+
+
+X = torch.randn(2, 6, 11, generator=torch.Generator().manual_seed(2))
+T = torch.tensor([0.3, 0.8])
+
+
+def test_a_fresh_model_predicts_zero():
+    assert DiT(SMALL)(X, T, condition()).prediction.abs().max() == 0  # adaLN-zero, zero output layer
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_shapes_with_patches_that_do_not_divide_the_length(patch, norm):
+    model = woken(DiTConfig(channels=6, text_dim=10, width=32, depth=2, heads=4, patch_frames=patch, norm=norm))
+    out = model(X, T, condition(), tap=0)
+    assert out.prediction.shape == X.shape
+    assert out.hidden.shape == (2, -(-11 // patch), 32)
+    assert model(X, T, condition()).hidden is None
+
+
+@pytest.mark.parametrize("patch", [1, 3])
+def test_padding_changes_nothing(patch):
+    """A padded clip gives what the clip alone gives, whatever lies in the padding."""
+    model = woken(DiTConfig(channels=6, text_dim=10, width=32, depth=3, heads=4, patch_frames=patch))
+    alone = model(X[..., :6], T, condition()).prediction
+    padded = torch.cat([X[..., :6], 100 * torch.ones(2, 6, 5)], dim=-1)
+    if patch == 3:
+        padded[..., 6:] = 0  # the first padded patch is whole here: nothing is shared with real frames
+    mask = (torch.arange(11) < 6).expand(2, 11)
+    out = model(padded, T, condition(), mask).prediction
+    torch.testing.assert_close(out[..., :6], alone, atol=1e-5, rtol=1e-4)
+    assert out[..., 6:].abs().max() == 0
+
+
+def test_text_padding_changes_nothing():
+    model = woken()
+    given_ = condition()
+    longer = Condition(
+        torch.cat([given_.tokens, 9 * torch.ones(2, 3, 10)], 1),
+        torch.cat([given_.tokens_mask, torch.zeros(2, 3, dtype=torch.bool)], 1),
+    )
+    torch.testing.assert_close(model(X, T, longer).prediction, model(X, T, given_).prediction, atol=1e-5, rtol=1e-4)
+
+
+def test_dropped_captions_are_not_heard_and_kept_ones_are():
+    model = woken()
+    dropped = model(X, T, condition(drop=[True, False])).prediction
+    free = model(X, T, None).prediction
+    kept = model(X, T, condition()).prediction
+    torch.testing.assert_close(dropped[0], free[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(dropped[1], kept[1], atol=1e-5, rtol=1e-4)
+    assert (free[1] - kept[1]).abs().max() > 1e-3
+    assert torch.equal(condition().dropped().drop, torch.tensor([True, True]))
+
+
+def test_order_of_frames_matters_and_order_of_batch_does_not():
+    model = woken()
+    out = model(X, T, condition()).prediction
+    assert (model(X.flip(-1), T, condition()).prediction.flip(-1) - out).abs().max() > 1e-3
+    c = condition()
+    flipped = model(X.flip(0), T.flip(0), Condition(c.tokens.flip(0), c.tokens_mask.flip(0))).prediction
+    torch.testing.assert_close(flipped.flip(0), out, atol=1e-5, rtol=1e-4)
+
+
+@settings(deadline=None, max_examples=20)
+@given(shift=st.integers(0, 50), gap=st.integers(0, 50))
+def test_rotary_scores_depend_on_distance_only(shift, gap):
+    cos, sin = rotary_tables(120, 8, torch.device("cpu"))
+    q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(shift)).double()
+
+    def score(i, j):
+        tables = [(cos[n : n + 1].double(), sin[n : n + 1].double()) for n in (i, j)]
+        return (rotate(q, tables[0]) * rotate(k, tables[1])).sum()
+
+    torch.testing.assert_close(score(shift, shift + gap), score(0, gap), atol=1e-4, rtol=1e-4)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    grads = []
+    for flag in (False, True):
+        model = woken().train()
+        model.gradient_checkpointing = flag
+        model(X, T, condition()).prediction.square().mean().backward()
+        grads.append([p.grad.clone() for p in model.parameters()])
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b)
+
+
+def test_every_parameter_learns():
+    model = woken().train()
+    model(X, T, condition(drop=[True, False])).prediction.square().mean().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() == 0] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [("dit-3m", 3e6, 4.5e6), ("dit-10m", 9e6, 13e6), ("dit-35m", 30e6, 45e6), ("dit-120m", 110e6, 150e6),
+     ("dit-350m", 330e6, 420e6), ("dit-1b", 0.95e9, 1.25e9)],
+)  # fmt: skip
+def test_presets_have_the_size_of_their_name(name, low, high):
+    assert low < parameters_of(preset(name, channels=32, text_dim=384)) < high
+
+
+def test_memory_need():
+    config = preset("dit-3m", channels=32, text_dim=384)
+    need = memory_need(config, batch=32, frames=64)
+    assert need.weights == 20 * parameters_of(config)  # weight, gradient, two moments, EMA: 5 x 4 bytes
+    assert memory_need(config, 32, 64, checkpointing=True).activations < need.activations / 3
+    assert set(PRESETS) >= {"dit-3m", "dit-1b"}
+
+
+@pytest.mark.parametrize("bad", [{"heads": 3}, {"norm": "batch"}, {"predicts": "score"}])
+def test_settings_that_cannot_be_are_refused(bad):
+    with pytest.raises(UserError, match="model"):
+        DiTConfig(width=32, **{"heads": 4, **bad})
+
+
+def test_unknown_preset():
+    with pytest.raises(UserError, match="dit-3m"):
+        preset("dit-9t", channels=4, text_dim=4)

@@ -1,0 +1,88 @@
+"""The walls of the house: which room may import which (docs/architecture.md)."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[1] / "src" / "segue"
+PARTS = {"process", "stage", "models", "codecs", "conditioners", "ssl", "data", "tasks", "metrics"}
+
+# room -> what it may import of segue, beside itself, types and _version. "room.file" allows that file alone.
+ALLOWED = {
+    "types": set(),
+    "_version": set(),
+    "__init__": {"*"},
+    "process": set(),
+    "stage": {"process"},
+    "models": set(),
+    "codecs": set(),
+    "conditioners": set(),
+    "ssl": set(),
+    "metrics": set(),
+    "data": {"codecs.base", "conditioners.base", "ssl.base"},
+    "tasks": {"data", "codecs.base", "conditioners.base"},
+    "report": {"metrics"},
+    "training": PARTS,
+    "pipeline": {"process", "models", "codecs", "conditioners", "tasks"},
+    "recipes": PARTS | {"training"},
+    "cli": {"*"},
+}
+# third party -> the only rooms that may import it
+OWNED = {
+    "accelerate": {"training"},
+    "tensorboard": {"training"},
+    "diffusers": {"integrations", "codecs"},
+    "matplotlib": {"report"},
+    "typer": {"cli"},
+    "mido": {"data"},
+    "midirenderer": {"data"},
+}
+
+
+def imports_of(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: write imports in full"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+FILES = sorted(SRC.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
+def test_a_room_imports_only_what_it_may(path):
+    room = path.relative_to(SRC).parts[0].removesuffix(".py")
+    allowed = ALLOWED[room] | {room, "types", "_version"}
+    for name in imports_of(path):
+        top, *rest = name.split(".")
+        if top == "segue" and "*" not in allowed:
+            target = rest[0] if rest else ""
+            fits = target in allowed or any(".".join(rest).startswith(f"{a}.") or ".".join(rest) == a for a in allowed)
+            assert fits, f"{room} may not import {name}"
+        if top in OWNED:
+            assert room in OWNED[top], f"{top} belongs to {OWNED[top]}"
+
+
+def test_stage_knows_no_devices_ranks_or_files():
+    for path in (SRC / "stage").rglob("*.py"):
+        names = set(imports_of(path))
+        assert not any(n.startswith(("torch.distributed", "accelerate", "pathlib", "os", "time")) for n in names), path
+
+
+def test_no_pickle():
+    for path in FILES:
+        text = path.read_text()
+        assert "torch.load(" not in text and "torch.save(" not in text and "import pickle" not in text, path
+
+
+def test_importing_segue_is_light():
+    """Inference must not pull in what only training or the demo need."""
+    import subprocess
+
+    code = "import segue, sys; print([m for m in ('accelerate', 'matplotlib', 'transformers', 'mido') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
