@@ -124,9 +124,9 @@ def _plan_clip(settings: DemoSettings, index: int) -> dict:
         "kind": kind,
     }
     # Only one event describes the whole clip; of two, each keeps its own fields.
-    if len(events) == 1:
-        row |= {k: v for k, v in events[0].items() if k not in ("kind", "start_sec", "duration_sec", "velocity")}
-    return row | {"phrasing": phrasing, "events": events}
+    described = events[0] if len(events) == 1 else {}
+    names = ("instrument", "family", "pitch", "pitch_name", "loudness", "length", "chord")
+    return row | {name: described.get(name) for name in names} | {"phrasing": phrasing, "events": events}
 
 
 def _draw_event(

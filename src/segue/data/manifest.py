@@ -1,0 +1,253 @@
+"""A user's data: a folder with captions beside its sound files, a CSV, or a JSONL manifest, as a list of clips."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from segue.data.audio import SUFFIXES
+from segue.types import UserError
+
+SPLITS = ("train", "valid", "test")
+VALID_SHARE = 0.05
+_OURS = ("path", "caption", "captions", "id", "split")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One sound of a data set.
+
+    Attributes:
+        id: unique in its set; by default the path inside the set without suffix.
+        path: the sound file.
+        captions: what it sounds like, at least one wording.
+        split: "train", "valid" or "test".
+        fields: whatever else the manifest says of it.
+    """
+
+    id: str
+    path: Path
+    captions: tuple[str, ...]
+    split: str
+    fields: dict = field(default_factory=dict)
+
+
+def load_manifest(source: Path | str, captions: Literal["manifest", "filename"] = "manifest") -> list[Clip]:
+    """Read a data set, in a fixed order.
+
+    Args:
+        source: a folder of sound files (recursive) with a .txt of the same name beside each, where each non-empty line
+            is one wording; or a folder that holds manifest.jsonl; or a .jsonl or .csv file with the columns path
+            (relative to the manifest), caption (or captions, a list), id, split; further columns become fields.
+        captions: "filename" makes captions from file and folder names, where the data has none.
+
+    Raises:
+        UserError: one line that names the file, what is wrong with it, and the mend.
+    """
+    source = Path(source)
+    if captions not in ("manifest", "filename"):
+        raise UserError(f"--captions must be 'manifest' or 'filename', not {captions!r}")
+    if not source.exists():
+        raise UserError(f"{source}: no such file or folder; mend: check the path")
+    from_names = captions == "filename"
+    if source.is_dir():
+        listed = source / "manifest.jsonl"
+        clips = (
+            _from_rows(listed, _jsonl_rows(listed), from_names) if listed.exists() else _from_folder(source, from_names)
+        )
+    elif source.suffix.lower() == ".jsonl":
+        clips = _from_rows(source, _jsonl_rows(source), from_names)
+    elif source.suffix.lower() == ".csv":
+        clips = _from_rows(source, _csv_rows(source), from_names)
+    else:
+        raise UserError(f"{source}: not a folder, .jsonl or .csv; mend: name the folder of sounds or a manifest")
+    if not clips:
+        raise UserError(
+            f"{source}: holds no sounds; mend: put {', '.join(SUFFIXES)} files there, or name another folder"
+        )
+    _refuse_duplicate_ids(source, clips)
+    return _with_splits(clips)
+
+
+def caption_from_name(path: PurePosixPath) -> str:
+    """A caption from a relative path: words of the file name, then those of its folder where they add any.
+
+    Underscores, dashes and capitals part words; numbers go, note names (C4, F#3) stay. Empty where nothing is left.
+    """
+    words = _words_of(path.stem)
+    folder = [w for w in _words_of(path.parent.name) if w not in words] if path.parent.name else []
+    return ", ".join(" ".join(part) for part in (words, folder) if part)
+
+
+def _words_of(name: str) -> list[str]:
+    words = []
+    for word in re.findall(r"[^\W_]+#?\d*", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)):
+        if re.fullmatch(r"[A-Ga-g](#|b)?-?\d", word):
+            words.append(word[0].upper() + word[1:])
+            continue
+        word = word.strip("0123456789").lower()
+        if word:
+            words.append(word)
+    return words
+
+
+def _from_folder(root: Path, from_names: bool) -> list[Clip]:
+    inside = root.resolve()
+    clips, bare = [], []
+    for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()):
+        relative = PurePosixPath(path.relative_to(root).as_posix())
+        if any(part.startswith(".") for part in relative.parts):
+            continue  # what an operating system leaves behind
+        _refuse_outside(inside, path, str(path))
+        text = path.with_suffix(".txt")
+        captions = () if from_names else _caption_lines(text) if text.exists() else ()
+        if from_names:
+            captions = _name_captions(path, relative)
+        if not captions:
+            bare.append(path)
+        clips.append(Clip(str(relative.with_suffix("")), path, captions, ""))
+    if bare:
+        others = f" and {len(bare) - 1} more" if len(bare) > 1 else ""
+        raise UserError(
+            f"{bare[0]}{others}: no caption file; mend: write {bare[0].with_suffix('.txt').name} beside it, "
+            "or --captions filename to make captions from file names"
+        )
+    return clips
+
+
+def _caption_lines(path: Path) -> tuple[str, ...]:
+    lines = tuple(" ".join(line.split()) for line in _read_text(path).splitlines() if line.strip())
+    if not lines:
+        raise UserError(f"{path}: an empty caption; mend: write what the sound is")
+    return lines
+
+
+def _name_captions(path: Path, relative: PurePosixPath) -> tuple[str, ...]:
+    caption = caption_from_name(relative)
+    if not caption:
+        raise UserError(f"{path}: its name holds no words for a caption; mend: rename it, or write a .txt beside it")
+    return (caption,)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: not UTF-8 text (byte {error.start}); mend: save it as UTF-8, e.g. iconv -f latin1 -t utf-8"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); mend: check the path and its rights") from error
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: not JSON ({error}); mend: one JSON object a line") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: not a JSON object; mend: one object with path and caption a line")
+        yield number, row
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""))
+    if "path" not in (reader.fieldnames or ()):
+        found = ", ".join(reader.fieldnames or ()) or "none"
+        raise UserError(f"{path}: no column 'path' (columns: {found}); mend: first line path,caption")
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise UserError(
+                    f"{path}, line {reader.line_num}: {'more' if None in row else 'fewer'} cells than columns; "
+                    "mend: put captions with commas in double quotes"
+                )
+            # An empty cell says nothing; for a caption it is refused below.
+            yield reader.line_num, {k: v for k, v in row.items() if v != "" or k in ("path", "caption")}
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: not CSV ({error}); mend: quote it as CSV asks") from error
+
+
+def _from_rows(manifest: Path, rows: Iterator[tuple[int, dict]], from_names: bool) -> list[Clip]:
+    root, inside = manifest.parent, manifest.parent.resolve()
+    clips = []
+    for number, row in rows:
+        where = f"{manifest}, line {number}"
+        name = row.get("path")
+        if not isinstance(name, str) or not name.strip() or "\0" in name:
+            raise UserError(f"{where}: no path; mend: give the sound file's path relative to the manifest")
+        path = root / name
+        _refuse_outside(inside, path, f"{where}: {name}")
+        if not path.is_file():
+            raise UserError(f"{where}: {name} does not exist; mend: paths are relative to the manifest's folder")
+        relative = PurePosixPath(path.resolve().relative_to(inside).as_posix())
+        identity = row.get("id", str(relative.with_suffix("")))
+        split = row.get("split") or ""
+        if not isinstance(identity, (str, int)) or identity == "":
+            raise UserError(f"{where}: id must be text, not {identity!r}; mend: a text that no other row has")
+        if split and split not in SPLITS:
+            raise UserError(f"{where}: split must be train, valid or test, not {split!r}")
+        captions = _row_captions(where, row) if {"caption", "captions"} & row.keys() else ()
+        if from_names and not captions:
+            captions = _name_captions(path, relative)
+        if not captions:
+            raise UserError(f"{where}: no caption; mend: add one, or --captions filename to make captions from names")
+        clips.append(Clip(str(identity), path, captions, split, {k: v for k, v in row.items() if k not in _OURS}))
+    return clips
+
+
+def _row_captions(where: str, row: dict) -> tuple[str, ...]:
+    captions = row.get("captions", row.get("caption"))
+    captions = [captions] if isinstance(captions, str) else captions
+    if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
+        raise UserError(f"{where}: caption must be text (or captions a list of texts); mend: quote it")
+    cleaned = tuple(" ".join(c.split()) for c in captions)
+    if not cleaned or not all(cleaned):
+        raise UserError(f"{where}: an empty caption; mend: write what the sound is")
+    return cleaned
+
+
+def _refuse_outside(inside: Path, path: Path, what: str) -> None:
+    try:
+        is_inside = path.resolve().is_relative_to(inside)
+    except (OSError, RuntimeError) as error:  # a loop of symbolic links
+        raise UserError(f"{what}: cannot be followed; mend: replace the link by the file") from error
+    if not is_inside:
+        raise UserError(f"{what} leads out of {inside}; mend: copy the file into the folder")
+
+
+def _refuse_duplicate_ids(source: Path, clips: list[Clip]) -> None:
+    first: dict[str, Clip] = {}
+    for clip in clips:
+        if clip.id in first:
+            raise UserError(
+                f"{source}: two clips have the id {clip.id!r} ({first[clip.id].path.name} and {clip.path.name}); "
+                "mend: rename a file, or give each row an id of its own"
+            )
+        first[clip.id] = clip
+
+
+def _with_splits(clips: list[Clip]) -> list[Clip]:
+    """Fill in splits by a hash of the id, so that a clip keeps its split when others come and go. A set that names no
+    split at all gets at least one validation clip, the one with the smallest hash."""
+
+    def position(clip: Clip) -> float:
+        return int.from_bytes(sha256(clip.id.encode()).digest()[:8], "big") / 2**64
+
+    if not any(clip.split for clip in clips) and len(clips) > 1:
+        cut = max(VALID_SHARE, min(map(position, clips)))
+    else:
+        cut = VALID_SHARE
+    return [
+        clip if clip.split else replace(clip, split="valid" if position(clip) <= cut else "train") for clip in clips
+    ]
