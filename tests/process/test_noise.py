@@ -1,4 +1,5 @@
 import torch
+
 from segue.process.noise import keyed_generator, keyed_noise
 
 
@@ -10,7 +11,11 @@ def test_noise_of_an_example_does_not_depend_on_its_batch():
 
 def test_seed_stream_and_position_each_matter():
     base = keyed_noise((100,), 0, "noise", [0])[0]
-    for other in (keyed_noise((100,), 1, "noise", [0]), keyed_noise((100,), 0, "times", [0]), keyed_noise((100,), 0, "noise", [1])):
+    for other in (
+        keyed_noise((100,), 1, "noise", [0]),
+        keyed_noise((100,), 0, "times", [0]),
+        keyed_noise((100,), 0, "noise", [1]),
+    ):
         assert torch.corrcoef(torch.stack([base, other[0]]))[0, 1].abs() < 0.4
         assert not torch.equal(base, other[0])
 

@@ -1,0 +1,56 @@
+"""From noise to data: integrate dx/dt = v(x, t) from t = 1 down to t = 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Field = Callable[[Tensor, Tensor], Tensor]
+
+
+def time_grid(steps: int, shift: float = 1.0) -> Tensor:
+    """[steps + 1] times from 1 to 0, float64; shift > 1 puts more of them at high noise (arXiv 2403.03206, eq. 23)."""
+    t = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def solve(field: Field, x: Tensor, times: Tensor, method: str = "multistep") -> Tensor:
+    """Integrate the velocity field along `times`.
+
+    Args:
+        field: called as field(x, t [B]) -> velocity of the shape of x.
+        x: [B, ...] at times[0], standard normal noise for t = 1.
+        times: descending, from 1 to 0.
+        method: "euler" (first order), "heun" (second order, two evaluations a step, the last one too), or "multistep"
+            (second order, one evaluation a step: Adams-Bashforth for steps of any size, started by an Euler step).
+
+    Returns:
+        x at times[-1].
+
+    Raises:
+        ValueError: an unknown method, or times that do not descend.
+    """
+    if method not in ("euler", "heun", "multistep"):
+        raise ValueError(f"solver '{method}'; use euler, heun or multistep")
+    if not bool((times[1:] < times[:-1]).all()):
+        raise ValueError("times must descend")
+    previous: tuple[Tensor, float] | None = None
+    for now, then in zip(times[:-1].tolist(), times[1:].tolist()):
+        step = then - now
+        velocity = field(x, _batch(x, now))
+        if method == "heun":
+            ahead = field(x + step * velocity, _batch(x, then))
+            x = x + step * (velocity + ahead) / 2
+        elif method == "multistep" and previous is not None:
+            ratio = step / previous[1]  # the integral over this step of the line through the last two velocities
+            x = x + step * ((1 + ratio / 2) * velocity - ratio / 2 * previous[0])
+        else:
+            x = x + step * velocity
+        previous = (velocity, step)
+    return x
+
+
+def _batch(x: Tensor, t: float) -> Tensor:
+    return torch.full((x.shape[0],), t, dtype=x.dtype, device=x.device)

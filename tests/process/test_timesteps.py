@@ -1,0 +1,109 @@
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import integrate, stats
+
+from segue.process.timesteps import LogitNormal, Mixture, Shifted, Truncated, Uniform, law_from_json
+
+LAWS = [
+    Uniform(),
+    LogitNormal(0.0, 1.0),
+    LogitNormal(0.8, 1.3),
+    Shifted(LogitNormal(0.0, 1.0), 3.0),
+    Shifted(Uniform(), 0.5),
+    Truncated(Uniform(), 0.2, 0.7),
+    Truncated(LogitNormal(-0.5, 1.0), 0.1, 0.95),
+    Mixture(0.5, LogitNormal(0.8, 1.0)),
+    Mixture(0.25, Truncated(LogitNormal(-1.0, 0.5), 0.05, 0.6)),
+]
+every_law = pytest.mark.parametrize("law", LAWS, ids=str)
+
+
+@every_law
+def test_density_integrates_to_one_and_to_the_cdf(law):
+    def p(t):
+        return float(law.density(torch.tensor(t, dtype=torch.float64)))
+
+    kinks = [0.05, 0.1, 0.2, 0.6, 0.7, 0.95]
+    assert integrate.quad(p, 0, 1, points=kinks, limit=200)[0] == pytest.approx(1, abs=1e-7)
+    for t in (0.15, 0.5, 0.8):
+        part = integrate.quad(p, 0, t, points=[k for k in kinks if k < t], limit=200)[0]
+        assert part == pytest.approx(float(law.cdf(torch.tensor(t, dtype=torch.float64))), abs=1e-7)
+
+
+@every_law
+def test_samples_follow_the_law(law):
+    for stratified in (False, True):
+        t = law.sample(20_000, torch.Generator().manual_seed(1), stratified=stratified)
+        assert t.dtype == torch.float32 and t.min() > 0 and t.max() < 1
+        distance = stats.kstest(t.double().numpy(), lambda x: law.cdf(torch.from_numpy(x)).numpy()).statistic
+        assert distance < 0.012  # 1.63 / sqrt(20000): the 1 % point of the independent case
+
+
+@every_law
+def test_mean_equals_quadrature(law):
+    def tp(t):
+        return t * float(law.density(torch.tensor(t, dtype=torch.float64)))
+
+    assert law.mean() == pytest.approx(
+        integrate.quad(tp, 0, 1, points=[0.05, 0.1, 0.2, 0.6, 0.7, 0.95], limit=200)[0], abs=1e-4
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(law=st.sampled_from(LAWS), u=st.floats(1e-6, 1 - 1e-6))
+def test_quantile_inverts_the_cdf(law, u):
+    u = torch.tensor([u], dtype=torch.float64)
+    torch.testing.assert_close(law.cdf(law.quantile(u)), u, atol=1e-9, rtol=0)
+
+
+@every_law
+def test_a_law_survives_json(law):
+    assert law_from_json(json.loads(json.dumps(law.to_json()))) == law
+
+
+def test_same_generator_same_times():
+    law = Mixture(0.5, LogitNormal(0.8, 1.0))
+    first, second = (law.sample(64, torch.Generator().manual_seed(5), stratified=True) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_stratified_batches_have_less_noise_in_their_mean():
+    law, generator = LogitNormal(0.0, 1.0), torch.Generator().manual_seed(0)
+    spread = {
+        s: torch.stack([law.sample(32, generator, stratified=s).mean() for _ in range(300)]).std()
+        for s in (False, True)
+    }
+    assert spread[True] < spread[False] / 5
+
+
+def test_stratified_positions_are_in_random_order():
+    """Each example of the batch sees the whole law over many batches, not its own slice of it."""
+    generator = torch.Generator().manual_seed(0)
+    first = torch.stack([Uniform().sample(8, generator, stratified=True)[0] for _ in range(4000)])
+    assert stats.kstest(first.double().numpy(), "uniform").statistic < 0.026
+
+
+def test_known_moments():
+    assert Uniform().mean() == pytest.approx(0.5, abs=1e-9)
+    assert LogitNormal(0.0, 2.0).mean() == pytest.approx(0.5, abs=1e-9)
+    assert LogitNormal(0.7, 1.0).mean() + LogitNormal(-0.7, 1.0).mean() == pytest.approx(1, abs=1e-9)
+    median = Shifted(Uniform(), 3.0).quantile(torch.tensor([0.5], dtype=torch.float64))
+    assert float(median) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LogitNormal(0, 0),
+        lambda: Shifted(Uniform(), 0),
+        lambda: Truncated(Uniform(), 0.6, 0.6),
+        lambda: Mixture(1.5, Uniform()),
+    ],
+)
+def test_impossible_laws_are_refused(make):
+    with pytest.raises(ValueError):
+        make()
