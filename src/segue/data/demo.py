@@ -88,9 +88,7 @@ def render_demo_set(
         return manifest
     _begin(out, settings)
     rows = plan_demo_set(settings)
-    pieces = [
-        (out, settings, start, rows[start : start + CLIPS_PER_PIECE]) for start in range(0, clips, CLIPS_PER_PIECE)
-    ]
+    pieces = [(out, settings, rows[start : start + CLIPS_PER_PIECE]) for start in range(0, clips, CLIPS_PER_PIECE)]
     with _pool(processes) as mapper:
         for _ in track(mapper(_render_piece, pieces), clips, "rendering the demo set", "clips", size=lambda n: n):
             pass
