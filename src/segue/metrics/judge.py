@@ -1,7 +1,7 @@
 """An independent, supervised judge of short notes and drum hits: which family, which instrument, which pitch.
 
 The protocol is that of GANSynth (Engel et al. 2019, section 4): a classifier that never guided the training hears each
-generated clip, and its answers are compared with the caption. Its penultimate layer is the space of the Frechet distance.
+generated clip, and its answers are compared with the caption. Its penultimate layer is the Frechet distance's space.
 The network and its input are our definition; weights and card ship with the package (weights/judge/).
 """
 
@@ -56,14 +56,14 @@ class JudgeNet(nn.Module):
     """A compact CNN over the front end's picture; three heads share one embedding of 64.
 
     Args:
-        families, instruments: sizes of those heads. The pitch head has one class a semitone from MIDI 36 to 84, and "none".
+        families, instruments: sizes of those heads. The pitch head has a class a semitone, MIDI 36 to 84, and "none".
     """
 
     def __init__(self, families: int, instruments: int) -> None:
         super().__init__()
         self.convolutions = nn.Sequential(
             *_block(1, 24, kernel=5, stride=2), *_block(24, 40), nn.MaxPool2d((1, 2)), *_block(40, 64),
-            nn.MaxPool2d(2), *_block(64, 96), nn.MaxPool2d((1, 2)), nn.Conv2d(96, 32, 1), nn.BatchNorm2d(32), nn.ReLU(inplace=True),
+            nn.MaxPool2d(2), *_block(64, 96), nn.MaxPool2d((1, 2)), *_block(96, 32, kernel=1),
         )  # fmt: skip
         # Frequency is kept whole (it is the pitch); time is summed up by its mean and maximum.
         self.hidden = nn.Sequential(nn.Linear(2 * 32 * _BANDS // 4, 256), nn.ReLU(), nn.Dropout(0.2))

@@ -44,7 +44,7 @@ def mel_magnitude(
     f_min_hz: float = 0.0,
     f_max_hz: float | None = None,
 ) -> Tensor:
-    """[B, T] -> [B, bands, frames]: triangular HTK mel bands over STFT magnitudes (not power), no area normalisation."""
+    """[B, T] -> [B, bands, frames]: triangular HTK mel bands over STFT magnitudes (not power), not area-normalised."""
     edges = mel_edges_hz(bands, f_min_hz, f_max_hz or sample_rate_hz / 2.0)
     filters = triangular_bands(edges, n_fft, sample_rate_hz).to(wave)
     return filters @ stft_magnitude(wave, n_fft, hop_samples)

@@ -1,4 +1,4 @@
-"""Signal distances between an estimate and its reference. Each takes [B, T] pairs and returns one number a clip, [B]."""
+"""Signal distances between an estimate and its reference: from pairs [B, T] to one number a clip, [B]."""
 
 from __future__ import annotations
 
