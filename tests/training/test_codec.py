@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+
+from segue.codecs import load_codec
+from segue.codecs.autoencoder import AutoencoderConfig
+from segue.codecs.spectral import SpectralCodec
+from segue.training import codec as training
+from segue.types import UserError
+
+MODEL = AutoencoderConfig(
+    hop_samples=256, channels=4, encoder_width=16, decoder_width=24, encoder_blocks=(1, 1), decoder_blocks=(1, 1)
+)
+CONFIG = training.CodecTrainConfig(
+    model=MODEL, steps=6, batch_size=2, crop_sec=0.256, warmup_steps=2, learning_rate=3e-3, save_every_sec=1e9
+)
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory):
+    """A folder of 40 decaying tones of 3 s, with a manifest: one in five test, one in five valid."""
+    folder = tmp_path_factory.mktemp("tones")
+    time_sec = np.arange(48000) / 16000
+    rows = []
+    for index in range(40):
+        wave = 0.4 * np.exp(-2 * time_sec) * np.sin(2 * np.pi * (110 + 20 * index) * time_sec)
+        soundfile.write(folder / f"{index}.flac", wave, 16000)
+        split = ("test", "valid", "train", "train", "train")[index % 5]
+        rows.append({"path": f"{index}.flac", "split": split, "kind": "note" if index % 2 else "chord"})
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return folder
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tones, tmp_path):
+    training.train_codec(tones, tmp_path / "whole", CONFIG)
+    # The learning rate depends on the planned total, so the interruption must not change the plan: stop it half way.
+    half = training.init_state(CONFIG, "cpu")
+    sounds = training.read_sounds([s for s in training.list_sounds(tones) if s.split == "train"], 16000)
+    loss = training.ReconstructionLoss(16000, "cpu")
+    for _ in range(3):
+        batch = training.draw_batch(sounds, training.Sounds([]), CONFIG, half.generator)
+        training.train_step(half, loss, batch, CONFIG)
+    training.save_state(half, CONFIG, tmp_path / "parts")
+    training.train_codec(tones, tmp_path / "parts", CONFIG, resume=True)
+    for name in ("state.safetensors", "codec.safetensors"):
+        whole, parts = (load_file(tmp_path / run / name) for run in ("whole", "parts"))
+        assert whole.keys() == parts.keys()
+        assert all(torch.equal(whole[k], parts[k]) for k in whole), name
+
+
+def test_training_lowers_the_loss_and_leaves_a_codec(tones, tmp_path):
+    training.train_codec(tones, tmp_path / "run", replace(CONFIG, steps=150, batch_size=4))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["event"] == "train"]
+    assert len(losses) == 3
+    assert losses[-1] < 0.7 * losses[0]
+    assert lines[-1]["event"] == "validation"
+    codec = load_codec(str(tmp_path / "run"))
+    report = training.measure_codec(codec, tones)
+    assert report["split"] == "test"
+    assert {k: v["clips"] for k, v in report["kinds"].items()} == {"chord": 4, "note": 4}
+    # Stored statistics standardise: on held-out sound of the same sort, nearly.
+    assert report["latents"]["mean_abs"] < 0.3
+    assert 0.4 < report["latents"]["std_min"] <= report["latents"]["std_max"] < 2
+    assert 0 < report["latents"]["lag1_correlation"] <= 1
+
+
+def test_measures_of_an_exact_codec_are_perfect(tones):
+    report = training.measure_codec(SpectralCodec(16000), tones, noise=0.0)
+    for row in report["kinds"].values():
+        assert row["clips"] == 4
+        assert row["log_mel_l1"] == row["lsd"] == 0
+        assert row["si_sdr_db"] > 100
+
+
+def test_a_run_is_not_overwritten_nor_resumed_under_other_options(tones, tmp_path):
+    with pytest.raises(UserError, match="leave out --resume"):
+        training.train_codec(tones, tmp_path, CONFIG, resume=True)
+    training.save_state(training.init_state(CONFIG, "cpu"), CONFIG, tmp_path)
+    with pytest.raises(UserError, match="--resume"):
+        training.train_codec(tones, tmp_path, CONFIG)
+    with pytest.raises(UserError, match="another kl_weight, seed"):
+        training.train_codec(tones, tmp_path, replace(CONFIG, kl_weight=0.1, seed=3), resume=True)
+
+
+def test_unusable_sounds_say_the_mend(tones, tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        training.list_sounds(tmp_path / "none")
+    with pytest.raises(UserError, match="no audio files"):
+        training.list_sounds(tmp_path)
+    (tmp_path / "a.wav").write_text("these are words")
+    with pytest.raises(UserError, match=r"a\.wav: cannot be decoded"):
+        training.train_codec(tmp_path, tmp_path / "out", CONFIG)
+    soundfile.write(tmp_path / "a.wav", np.full(8000, np.nan), 16000, subtype="FLOAT")
+    with pytest.raises(UserError, match="non-finite"):
+        training.train_codec(tmp_path, tmp_path / "out", CONFIG)
+    soundfile.write(tmp_path / "a.wav", np.zeros(8000), 16000)
+    with pytest.raises(UserError, match="less than a minute"):
+        training.train_codec(tmp_path, tmp_path / "out", CONFIG)
+    (tmp_path / "manifest.jsonl").write_text('{"path": "../a.wav"}\n')
+    with pytest.raises(UserError, match=r"line 1.*outside"):
+        training.list_sounds(tmp_path)
+    (tmp_path / "manifest.jsonl").write_text('{"path": "a.wav"}\nno json\n')
+    with pytest.raises(UserError, match="line 2"):
+        training.list_sounds(tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_manifest_is_split_by_name(tmp_path):
+    (tmp_path / "drums").mkdir()
+    for index in range(200):
+        (tmp_path / "drums" / f"{index}.wav").touch()
+    sounds = training.list_sounds(tmp_path)
+    assert {s.kind for s in sounds} == {"drums"}
+    assert 2 <= sum(s.split == "valid" for s in sounds) <= 25
+    assert sounds == training.list_sounds(tmp_path)
+
+
+def test_crops_stay_within_their_sound():
+    waves = [np.full(1000, value, dtype=np.int16) for value in (1, 2, 3)]
+    sounds = training.Sounds(waves)
+    generator = torch.Generator().manual_seed(0)
+    starts = 0
+    for _ in range(200):
+        crop = sounds.crop(1, 400, generator) * 32768
+        assert crop.shape == (400,)
+        assert set(crop.tolist()) <= {0.0, 2.0}
+        starts += crop[0].item() == 0
+    assert 40 < starts < 140, "about half of the crops straddle the start"
+    assert sounds.crop(0, 3000, generator).shape == (3000,)
+
+
+def test_reconstruction_loss_is_zero_for_equals_and_blind_to_nothing():
+    loss = training.ReconstructionLoss(16000, "cpu")
+    wave = 0.1 * torch.randn(2, 8000, generator=torch.Generator().manual_seed(0))
+    assert all(v.item() < 1e-4 for v in loss(wave, wave).values())
+    flipped = loss(-wave, wave)
+    assert flipped["log_magnitude"] < 1e-4
+    assert flipped["complex"].item() == pytest.approx(2, abs=0.01)
+    louder = loss(2 * wave, wave)
+    assert louder["log_magnitude"].item() == pytest.approx(math.log(2), abs=0.01)
+    assert 0.85 < louder["convergence"].item() <= 1
+    silent = torch.zeros(2, 8000, requires_grad=True)
+    sum(loss(silent, torch.zeros(2, 8000)).values()).backward()
+    assert torch.isfinite(silent.grad).all()
+
+
+def test_kl_term_is_the_closed_form():
+    network = training.init_state(CONFIG, "cpu").network
+    wave = 0.1 * torch.randn(2, 4096, generator=torch.Generator().manual_seed(0))
+    mean, log_variance = network.encode(wave)
+    _, terms = training.total_loss(network, training.ReconstructionLoss(16000, "cpu"), wave, torch.zeros(2, 4, 16), 0.1)
+    posterior = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
+    expected = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).mean()
+    torch.testing.assert_close(terms["kl"], expected)
+
+
+def test_learning_rate_warms_up_and_falls():
+    config = replace(CONFIG, learning_rate=1.0, warmup_steps=10)
+    assert training.learning_rate_at(0, 0.0, config) == pytest.approx(0.1)
+    assert training.learning_rate_at(10, 0.0, config) == pytest.approx(1.0)
+    assert training.learning_rate_at(99, 0.5, config) == pytest.approx(0.505)
+    assert training.learning_rate_at(99, 1.2, config) == pytest.approx(0.01)
