@@ -1,0 +1,23 @@
+"""Text encoders by name."""
+
+from __future__ import annotations
+
+from segue.conditioners.base import TextConditioner
+from segue.types import UserError
+
+
+def load_conditioner(name_or_path: str, max_tokens: int = 48) -> TextConditioner:
+    """A text encoder.
+
+    Args:
+        name_or_path: "minilm" (embedded, no network), or the hub name or local folder of a T5, CLAP or BERT-like model.
+        max_tokens: longer captions are cut.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    from segue.conditioners.text import load_minilm, load_transformers
+
+    if max_tokens < 1:
+        raise UserError(f"max_tokens is {max_tokens}; give at least 1")
+    return load_minilm(max_tokens) if name_or_path == "minilm" else load_transformers(name_or_path, max_tokens)
