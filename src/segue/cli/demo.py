@@ -1,4 +1,4 @@
-"""`segue demo`: from nothing to a page of sounds. Renders notes, trains two recipes at equal budget, listens, reports."""
+"""`segue demo`: from nothing to a page of sounds: render notes, train two recipes at equal budget, listen, report."""
 
 from __future__ import annotations
 
@@ -63,12 +63,16 @@ class Plan:
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the demo: data, cache, runs, page.")] = Path("runs/demo"),
-    minutes: Annotated[float, typer.Option(help="Time for everything on this machine; training gets what is left of it.")] = 12.0,
+    minutes: Annotated[
+        float, typer.Option(help="Time for everything on this machine; training gets what is left of it.")
+    ] = 12.0,
     clips: Annotated[int, typer.Option(help="Clips of the rendered set.")] = 6000,
     seed: Annotated[int, typer.Option(help="Seed of both arms.")] = 0,
     codec: Annotated[str | None, typer.Option(help="Codec to train on; default: the shipped one.")] = None,
     judged: Annotated[int, typer.Option(help="Notes that the judge hears from each arm.")] = 192,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget the runs of an earlier demo in this folder; data stays.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Forget the runs of an earlier demo in this folder; data stays.")
+    ] = False,
 ) -> None:
     """Render data, train two recipes, generate, judge, and write OUT/report.html and OUT/summary.json."""
     started = time.monotonic()
@@ -113,7 +117,15 @@ def demo_config(config: RunConfig, codec: Codec) -> RunConfig:
 
 
 def _plan(
-    out: Path, cache: LatentCache, codec: Codec, minutes_left: float, minutes: float, clips: int, seed: int, judged: int, fresh: bool
+    out: Path,
+    cache: LatentCache,
+    codec: Codec,
+    minutes_left: float,
+    minutes: float,
+    clips: int,
+    seed: int,
+    judged: int,
+    fresh: bool,
 ) -> Plan:
     """The earlier plan of this folder, or a new one that fits the time left."""
     path = out / "plan.json"
@@ -125,7 +137,9 @@ def _plan(
         stored = json.loads(path.read_text())
         changed = [f"{k} was {stored[k]}, is {v}" for k, v in wanted.items() if stored.get(k) != v]
         if changed:
-            raise UserError(f"{out} holds a demo of other settings ({'; '.join(changed)}); choose another --out, or add --fresh")
+            raise UserError(
+                f"{out} holds a demo of other settings ({'; '.join(changed)}); choose another --out, or add --fresh"
+            )
         return Plan(**stored)
     config = demo_config(load_recipe(BASELINE), codec)
     rate = measure_rate(config, StageController(config.policy), cache)
@@ -168,7 +182,9 @@ def _report(
     rate = codec.sample_rate_hz
     real = torch.stack([_wave(c, rate) for c in asked])
     # Other clips of the same kind, so that real notes have a Frechet distance of their own to compare with.
-    others = [c for c in everything if c.fields["kind"] == "note" and c.id not in {a.id for a in asked}][: 4 * plan.judged]
+    others = [c for c in everything if c.fields["kind"] == "note" and c.id not in {a.id for a in asked}][
+        : 4 * plan.judged
+    ]
     reference = judge.predict(torch.stack([_wave(c, rate) for c in others]), rate).embedding
 
     round_trip = torch.cat([codec.decode(codec.encode(part), part.shape[1]) for part in real.split(32)])
@@ -201,7 +217,7 @@ def _report(
         "schema_version": 1,
         "command": command,
         "commit": _commit(),
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {platform.system()}",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {platform.system()}",
         "versions": {"segue": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "seed": plan.seed,
         "seconds_total": time.monotonic() - started,
@@ -241,7 +257,9 @@ def listening_prompts(everything: Sequence[Clip]) -> list[Clip]:
 
 def _spread(clips: list[Clip], count: int) -> list[Clip]:
     """`count` clips evenly spaced in order of instrument and pitch (all, where there are fewer)."""
-    ordered = sorted(clips, key=lambda c: (str(c.fields["family"]), str(c.fields["instrument"]), c.fields["pitch"] or 0, c.id))
+    ordered = sorted(
+        clips, key=lambda c: (str(c.fields["family"]), str(c.fields["instrument"]), c.fields["pitch"] or 0, c.id)
+    )
     return [ordered[i * len(ordered) // count] for i in range(count)] if len(ordered) > count else ordered
 
 
@@ -277,5 +295,7 @@ def _dataset(everything: Sequence[Clip]) -> dict:
 def _commit() -> str:
     """The commit of the checkout that segue runs from, or its version where it was installed otherwise."""
     here = Path(__file__).parent
-    found = subprocess.run(["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        ["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
     return found.stdout.strip() or f"version {__version__}"

@@ -19,7 +19,9 @@ from segue.types import UserError
 
 def generate(
     run: Annotated[Path, typer.Argument(help="Run folder, checkpoint folder, or model.safetensors.")],
-    prompts: Annotated[list[str] | None, typer.Argument(help="What to generate; several prompts make several files.")] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="What to generate; several prompts make several files.")
+    ] = None,
     prompts_file: Annotated[Path | None, typer.Option(help="A UTF-8 text file with one prompt a line.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the wav files.")] = Path("generated"),
     seconds: Annotated[float | None, typer.Option(help="Length; default: that of the training clips.")] = None,
@@ -42,7 +44,12 @@ def generate(
     with Progress(transient=True) as bar:
         task = bar.add_task("generating", total=evaluations)
         waves = pipeline.generate(
-            captions, seconds=seconds, seed=seed, sampling=sampling, batch_size=batch_size, on_step=lambda: bar.advance(task)
+            captions,
+            seconds=seconds,
+            seed=seed,
+            sampling=sampling,
+            batch_size=batch_size,
+            on_step=lambda: bar.advance(task),
         )
     out.mkdir(parents=True, exist_ok=True)
     for index, (caption, wave) in enumerate(zip(captions, waves)):

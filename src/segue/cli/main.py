@@ -1,4 +1,4 @@
-"""`segue`: the command line. One file a verb; this one names them and turns a user's mistake into one line and exit 2."""
+"""`segue`, the command line: one file a verb. This one names them and turns a user's mistake into one line, exit 2."""
 
 from __future__ import annotations
 

@@ -13,7 +13,9 @@ from segue.recipes import DEFAULT_RECIPE, RECIPES
 
 
 def recipes(
-    presets: Annotated[bool, typer.Option("--presets", help="Also print the model sizes and the memory they need.")] = False,
+    presets: Annotated[
+        bool, typer.Option("--presets", help="Also print the model sizes and the memory they need.")
+    ] = False,
 ) -> None:
     """List the recipes that `segue train` takes."""
     console = Console(highlight=False)
@@ -25,7 +27,9 @@ def recipes(
     console.print(table)
     if presets:
         console.print("\nMemory of one training step, float32, batch 32 of 64 latent frames:")
-        table = Table("preset", "parameters", "width x depth", "weights + optimiser", "activations", box=None, pad_edge=False)
+        table = Table(
+            "preset", "parameters", "width x depth", "weights + optimiser", "activations", box=None, pad_edge=False
+        )
         for name, config in PRESETS.items():
             need = memory_need(config, batch=32, frames=64)
             table.add_row(

@@ -38,11 +38,24 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder, as its config.json says.")] = None,
     device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
     samples: Annotated[int, typer.Option(help="Sounds to generate at the end, from held-out captions.")] = 4,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the settings, the memory need and the checks; train nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the settings, the memory need and the checks; train nothing.")
+    ] = False,
 ) -> int:
     """Train a model on a latent cache. Ctrl-C saves; --resume RUN goes on exactly where it stopped."""
     if resume is not None:
-        given = [n for n, v in {"RECIPE": recipe, "--data": data, "--out": out, "--examples": examples, "--seed": seed, "--set": set_}.items() if v]
+        given = [
+            n
+            for n, v in {
+                "RECIPE": recipe,
+                "--data": data,
+                "--out": out,
+                "--examples": examples,
+                "--seed": seed,
+                "--set": set_,
+            }.items()
+            if v
+        ]
         if given:
             raise UserError(f"--resume takes everything from {resume}/config.json; leave {', '.join(given)} away")
         config, cache_path = _stored(resume)
@@ -50,7 +63,9 @@ def train(
     else:
         for name, value in (("RECIPE", recipe), ("--data", data), ("--out", out)):
             if value is None:
-                raise UserError(f"{name} is missing; for example: segue train static-uniform --data CACHE --out runs/mine")
+                raise UserError(
+                    f"{name} is missing; for example: segue train static-uniform --data CACHE --out runs/mine"
+                )
         config = _config(recipe, examples, seed, set_ or [])
     if dry_run:
         print(json.dumps(to_json(config), indent=1))
@@ -59,7 +74,10 @@ def train(
         return 0
     result = run_training(config, data, out, resume=resume is not None, device=device, samples=samples)
     if not result.finished:
-        print(f"stopped at {result.examples_seen:,} examples, saved; go on with: segue train --resume {out}", file=sys.stderr)
+        print(
+            f"stopped at {result.examples_seen:,} examples, saved; go on with: segue train --resume {out}",
+            file=sys.stderr,
+        )
         return 130
     print(f"{out}: {result.examples_seen:,} examples in {result.seconds:.0f} s; report: {out}/report.html")
     return 0
@@ -128,7 +146,9 @@ def _stored(run_dir: Path) -> tuple[RunConfig, Path]:
         stored = json.loads(path.read_text())
         return from_json(stored["run"]), Path(stored["cache"])
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; give the folder of a run that was started with `segue train`") from error
+        raise UserError(
+            f"{path}: no such file; give the folder of a run that was started with `segue train`"
+        ) from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged ({error}); start the run anew") from error
 

@@ -2,9 +2,9 @@
 
     latent frames [B, C, L] -> patches -> tokens [B, N, D] -> depth x Block -> patches -> prediction [B, C, L]
 
-Each block is self-attention (rotary positions, qk-norm), cross-attention to the caption, and an MLP. Time and the pooled
-caption modulate it by adaLN-zero: one projection shared by all blocks plus a low-rank part and a bias of each block's own.
-The shared part saves most of the parameters; shared alone was reported unstable (EzAudio, arXiv 2409.10819).
+Each block is self-attention (rotary positions, qk-norm), cross-attention to the caption, and an MLP. Time and the
+pooled caption modulate it by adaLN-zero: one projection shared by all blocks plus a low-rank part and a bias of each
+block's own. Sharing saves most of the parameters; shared alone was reported unstable (EzAudio, arXiv 2409.10819).
 
 Padding is honoured twice: keys of padded tokens are masked in attention, and padded frames of the output are zero (the
 losses mask them again).
@@ -60,7 +60,7 @@ class DiTConfig:
 
 
 def sinusoidal(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """[B] times in [0, 1] -> [B, dim] sinusoidal features of 1000 t (the frequencies of 'Attention Is All You Need')."""
+    """[B] times in [0, 1] -> [B, dim] sinusoids of 1000 t, with the frequencies of arXiv 1706.03762, section 3.5."""
     frequencies = torch.exp(
         -torch.log(torch.tensor(max_period)) * torch.arange(dim // 2, dtype=torch.float32) / (dim // 2)
     ).to(t.device)

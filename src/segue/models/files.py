@@ -59,7 +59,9 @@ class SavedModel:
     card: ModelCard
 
 
-def save_model(path: Path, weights: dict[str, Tensor], ema: dict[str, Tensor], mean: Tensor, std: Tensor, card: ModelCard) -> None:
+def save_model(
+    path: Path, weights: dict[str, Tensor], ema: dict[str, Tensor], mean: Tensor, std: Tensor, card: ModelCard
+) -> None:
     """Write one model file. The caller makes the write atomic (it belongs to a folder that is moved as a whole)."""
     tensors = {f"model.{name}": value for name, value in weights.items()}
     tensors |= {f"ema.{name}": value for name, value in ema.items()}
@@ -75,9 +77,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; give a run folder, a checkpoint folder or a model.safetensors") from error
+        raise UserError(
+            f"{path}: no such file; give a run folder, a checkpoint folder or a model.safetensors"
+        ) from error
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); use an earlier checkpoint") from error
 
@@ -97,9 +101,13 @@ def load_model(path: Path, weights: str = "ema") -> SavedModel:
         data = json.loads(metadata["segue"])
         version = data["schema_version"]
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not a segue model (no card in its metadata); give a checkpoint of `segue train`") from error
+        raise UserError(
+            f"{path}: not a segue model (no card in its metadata); give a checkpoint of `segue train`"
+        ) from error
     if version != SCHEMA_VERSION:
-        raise UserError(f"{path}: model schema {version}, this segue reads {SCHEMA_VERSION}; use the segue that wrote it")
+        raise UserError(
+            f"{path}: model schema {version}, this segue reads {SCHEMA_VERSION}; use the segue that wrote it"
+        )
     try:
         card = ModelCard(**data)
         model = DiT(DiTConfig(**card.model))

@@ -51,8 +51,10 @@ class MemoryNeed:
         return self.weights + self.activations
 
 
-def memory_need(config: DiTConfig, batch: int, frames: int, text_tokens: int = 48, checkpointing: bool = False) -> MemoryNeed:
-    """Memory of one training step in float32: weights, gradients, two Adam moments and EMA; activations kept for backward.
+def memory_need(
+    config: DiTConfig, batch: int, frames: int, text_tokens: int = 48, checkpointing: bool = False
+) -> MemoryNeed:
+    """Memory of one float32 training step: weights, gradients, two Adam moments and EMA; activations for backward.
 
     A block keeps about 12 tensors of a token's width and 2 of the MLP's; with checkpointing only its input stays.
     """
@@ -60,9 +62,6 @@ def memory_need(config: DiTConfig, batch: int, frames: int, text_tokens: int = 4
     tokens = -(-frames // config.patch_frames)
     per_token = (14 + 2 * config.mlp_ratio) * config.width
     kept = tokens * per_token + text_tokens * 2 * config.width
-    if checkpointing:
-        kept_blocks = config.depth * tokens * config.width + kept
-    else:
-        kept_blocks = config.depth * kept
-    activations = 4 * batch * (kept_blocks + 4 * frames * config.channels)
+    blocks = config.depth * tokens * config.width + kept if checkpointing else config.depth * kept
+    activations = 4 * batch * (blocks + 4 * frames * config.channels)
     return MemoryNeed(weights=20 * parameters, activations=int(activations))

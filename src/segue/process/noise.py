@@ -1,7 +1,7 @@
 """Random draws keyed by what they are for, not by how many came before.
 
-Every draw comes from a generator seeded by (seed, stream, position). So a resumed run needs no generator states, and the
-noise of example n is the same on one rank or eight, in one piece or accumulated, whatever was probed in between.
+Every draw comes from a generator seeded by (seed, stream, position). So a resumed run needs no generator states, and
+the noise of example n is the same on one rank or eight, in one piece or accumulated, whatever was probed in between.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Laws of training times on (0, 1): frozen, sampled through their quantile function from an explicit generator.
 
-A draw pushes uniform numbers through the quantile, so that stratified and independent draws share one code, and a law is
-checked by quantile(cdf(t)) = t.
+A draw pushes uniform numbers through the quantile, so that stratified and independent draws share one code, and a law
+is checked by quantile(cdf(t)) = t.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def min_snr() -> RunConfig:
 
 
 def static_semantic() -> RunConfig:
-    """The semantic end of the stage law throughout: half uniform, half leaning to high noise, where the caption decides."""
+    """The semantic end of the stage law throughout: half uniform, half leaning to high noise."""
     return replace(static_uniform(), recipe="static-semantic", policy=StaticPolicy(stage_law(0.0)))
 
 

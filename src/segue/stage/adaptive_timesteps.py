@@ -8,8 +8,8 @@ from segue.process.timesteps import LogitNormal, Mixture
 def stage_law(regime: float, floor: float = 0.5, mu_0: float = 0.8) -> Mixture:
     """p_r(t) = f U(0, 1) + (1 - f) LogitNormal(mu_0 (1 - 2 r), 1).
 
-    r = 0 (semantic acquisition) leans to high noise, where only the caption can tell what the sound is; r = 1 (refinement)
-    leans to low noise. The uniform floor keeps every noise level in the diet.
+    r = 0 (semantic acquisition) leans to high noise, where only the caption can tell what the sound is; r = 1
+    (refinement) leans to low noise. The uniform floor keeps every noise level in the diet.
 
     Args:
         regime: r in [0, 1].

@@ -116,7 +116,9 @@ def load_checkpoint(
     try:
         state = RunState(**json.loads((folder / "state.json").read_text()))
     except (json.JSONDecodeError, TypeError) as error:
-        raise UserError(f"{folder}/state.json is damaged ({error}); delete that folder and resume from the one before") from error
+        raise UserError(
+            f"{folder}/state.json is damaged ({error}); delete that folder and resume from the one before"
+        ) from error
     if state.schema_version != SCHEMA_VERSION:
         raise UserError(f"{folder}: checkpoint schema {state.schema_version}, this segue reads {SCHEMA_VERSION}")
     tensors, _ = read_tensors(folder / "model.safetensors")
@@ -127,7 +129,9 @@ def load_checkpoint(
         _restore_optimizer(optimizer, read_tensors(folder / "optimizer.safetensors")[0])
     except (KeyError, RuntimeError) as error:
         line = str(error).splitlines()[0]
-        raise UserError(f"{folder}: made with other settings ({line}); resume with the settings in config.json") from error
+        raise UserError(
+            f"{folder}: made with other settings ({line}); resume with the settings in config.json"
+        ) from error
     return state, (tensors["latents.mean"], tensors["latents.std"])
 
 

@@ -26,7 +26,9 @@ def check_before_training(config: RunConfig, cache: LatentCache) -> list[str]:
             "add sounds, or --set train.batch_size=" + str(max(1, len(train)))
         )
     if not valid:
-        raise UserError(f"{cache.path}: no clip has split 'valid'; give some in the manifest, or encode a larger folder")
+        raise UserError(
+            f"{cache.path}: no clip has split 'valid'; give some in the manifest, or encode a larger folder"
+        )
     return [_check_latents(cache, train), _check_text(cache, train), *_check_model(config, cache)]
 
 
@@ -44,7 +46,9 @@ def _check_latents(cache: LatentCache, rows: list[int]) -> str:
             f"{cache.path}: standardised latents have mean {mean:.2f} and std {std:.2f}, not 0 and 1; "
             "the cache's statistics are not its own: delete it and run `segue encode` again"
         )
-    return f"latents: {len(rows):,} training clips of {cache.channels} x {cache.frames}, mean {mean:+.3f}, std {std:.3f}"
+    return (
+        f"latents: {len(rows):,} training clips of {cache.channels} x {cache.frames}, mean {mean:+.3f}, std {std:.3f}"
+    )
 
 
 def _check_text(cache: LatentCache, rows: list[int]) -> str:

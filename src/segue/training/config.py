@@ -141,7 +141,9 @@ def from_json(data: dict) -> RunConfig:
             policy=StaticPolicy(law_from_json(data["policy"]["timesteps"])),
         )
     except (KeyError, TypeError) as error:
-        raise UserError(f"this run's config was written by another version of segue ({error}); train it anew") from error
+        raise UserError(
+            f"this run's config was written by another version of segue ({error}); train it anew"
+        ) from error
 
 
 def override(config: RunConfig, changes: Sequence[str]) -> RunConfig:

@@ -1,4 +1,4 @@
-"""The run's log: one JSON object a line in log.jsonl, and the same numbers for TensorBoard. The only room with trackers."""
+"""The run's log: one JSON object a line in log.jsonl, and the same for TensorBoard. The only room with trackers."""
 
 from __future__ import annotations
 

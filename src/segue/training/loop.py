@@ -277,9 +277,7 @@ def make_validation_set(
     latents, mask = cache.latents(rows)
     x_0, condition, mask = generation.prepare(latents, mask, *cache.text(rows), statistics)
     eps = keyed_noise(x_0.shape[1:], 0, "validation", range(len(rows)))
-    return [
-        Example(x_0, eps, torch.full((len(rows),), t), condition, mask).to(device) for t in VALIDATION_TIMES
-    ]
+    return [Example(x_0, eps, torch.full((len(rows),), t), condition, mask).to(device) for t in VALIDATION_TIMES]
 
 
 @torch.no_grad()

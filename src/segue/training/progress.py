@@ -37,7 +37,11 @@ class Meter:
             self._next_line = time.monotonic() + 15.0
             rate = self.rate(done)
             left = f", {(self.total - done) / rate:.0f} s left" if rate > 0 and done > self.start_at else ""
-            print(f"{self.title}: {done:,}/{self.total:,} examples, {rate:.0f}/s{left} {words}", file=sys.stderr, flush=True)
+            print(
+                f"{self.title}: {done:,}/{self.total:,} examples, {rate:.0f}/s{left} {words}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def say(self, line: str) -> None:
         """A line above the bar."""
