@@ -41,8 +41,8 @@ def track(items: Iterable[Item], total: int, what: str, unit: str, *, size=lambd
 
 
 def _lines(items: Iterable[Item], total: int, what: str, unit: str, size, every_sec: float = 15.0) -> Iterator[Item]:
-    start = said = time.monotonic()
-    done = 0
+    start, done = time.monotonic(), 0
+    said = start - every_sec + 4.0  # the first line comes early, for the rate
     for item in items:
         yield item
         done += size(item)
@@ -50,4 +50,8 @@ def _lines(items: Iterable[Item], total: int, what: str, unit: str, size, every_
         if now - said >= every_sec:
             said, rate = now, done / (now - start)
             left_sec = (total - done) / max(rate, 1e-6)
-            print(f"{what}: {done}/{total} {unit}, {rate:.0f} {unit}/s, {left_sec:.0f} s left", file=sys.stderr)
+            print(
+                f"{what}: {done}/{total} {unit}, {rate:.0f} {unit}/s, {left_sec:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )

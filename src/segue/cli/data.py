@@ -1,0 +1,50 @@
+"""`segue data`: check a data set, or render the demo set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segue.data.check import check_clips, report_json, report_lines
+from segue.data.demo import render_demo_set
+from segue.data.manifest import load_manifest
+
+
+def render_demo(
+    out: Annotated[Path, typer.Argument(help="New or empty folder for the set.")],
+    clips: Annotated[int, typer.Option(help="Number of clips.")] = 6000,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    sample_rate_hz: Annotated[int, typer.Option(help="Sample rate of the clips.")] = 16000,
+    seconds: Annotated[float, typer.Option(help="Length of a clip.")] = 2.048,
+    processes: Annotated[int, typer.Option(help="Processes that render; the result does not depend on it.")] = 2,
+) -> None:
+    """Render the captioned demo set from a General-MIDI sound font: FLAC files and manifest.jsonl."""
+    manifest = render_demo_set(
+        out, clips=clips, seed=seed, sample_rate_hz=sample_rate_hz, seconds=seconds, processes=processes
+    )
+    print(manifest)
+
+
+def check(
+    source: Annotated[Path, typer.Argument(help="Folder of sounds with .txt captions, or a .csv or .jsonl manifest.")],
+    captions: Annotated[
+        str, typer.Option(help="'manifest': captions come with the data; 'filename': made from file names.")
+    ] = "manifest",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    workers: Annotated[int, typer.Option(help="Threads that decode.")] = 4,
+) -> int:
+    """Decode every file; print counts, hours, rates, and each file that cannot be used. Exit 2 where there is one."""
+    report = check_clips(load_manifest(source, captions), workers)
+    if as_json:
+        print(json.dumps(report_json(report), indent=1, ensure_ascii=False))
+    else:
+        print("\n".join(report_lines(report)))
+        if report.bad:
+            print(f"{len(report.bad)} bad files; mend: repair or remove them, or segue encode --skip-bad")
+    return 2 if report.bad else 0
+
+
+VERBS = {"check": check, "render-demo": render_demo}

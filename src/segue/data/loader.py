@@ -1,0 +1,125 @@
+"""Batches from a latent cache, in an order that a seed fixes, from a position that is saved and restored exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from segue.data.cache import LatentCache
+from segue.types import UserError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a rank trains on in one step.
+
+    Attributes:
+        latents: [B, C, L] float32, not standardised.
+        mask: [B, L] bool, True where a frame is real.
+        tokens: [B, K, E] float32 text token embeddings.
+        tokens_mask: [B, K] bool, True where a token is real.
+        teacher: [B, S, F] features and [B, S] bool mask, or None.
+        indices: cache rows of the batch.
+    """
+
+    latents: Tensor
+    mask: Tensor
+    tokens: Tensor
+    tokens_mask: Tensor
+    teacher: tuple[Tensor, Tensor] | None
+    indices: list[int]
+
+
+class LatentLoader:
+    """An endless walk through one split. Position p belongs to epoch p // N and takes that epoch's permutation, drawn
+    from (seed, epoch); batches run across epoch ends, so nothing is dropped.
+
+    A global batch is the next batch_size * world positions; each rank takes its consecutive slice. What a position
+    holds (row and caption) depends on seed and position alone, so neither the number of ranks nor a restart changes it.
+    """
+
+    def __init__(
+        self, cache: LatentCache, split: str, batch_size: int, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        """
+        Args:
+            batch_size: rows of this rank's batches.
+
+        Raises:
+            UserError: the split is empty.
+        """
+        if batch_size < 1 or not 0 <= rank < world:
+            raise ValueError(f"batch_size {batch_size}, rank {rank} of {world}")
+        self.cache, self.split, self.batch_size, self.seed = cache, split, batch_size, seed
+        self.rank, self.world = rank, world
+        self.position = 0
+        self._rows = np.asarray(cache.rows(split))
+        if len(self._rows) == 0:
+            raise UserError(
+                f"{cache.path}: no row has split {split!r}; mend: give some clips this split and encode again"
+            )
+        self._epochs: dict[int, np.ndarray] = {}
+
+    @property
+    def epoch(self) -> int:
+        """How many times the split has been walked through."""
+        return self.position // len(self._rows)
+
+    def next_batch(self) -> Batch:
+        """This rank's part of the next global batch."""
+        first = self.position + self.rank * self.batch_size
+        indices, choice = self._at(range(first, first + self.batch_size))
+        self.position += self.batch_size * self.world
+        latents, mask = self.cache.latents(indices)
+        return Batch(latents, mask, *self.cache.text(indices, choice), self.cache.teacher(indices), indices)
+
+    def state_dict(self) -> dict:
+        """JSON-able position, the same on every rank."""
+        return {
+            "position": self.position,
+            "seed": self.seed,
+            "split": self.split,
+            "rows": len(self._rows),
+            "global_batch_size": self.batch_size * self.world,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from a saved position, also with another number of ranks of the same global batch.
+
+        Raises:
+            UserError: the state is of another split, seed, data set or global batch size.
+        """
+        own = self.state_dict()
+        differing = [
+            f"{k} {state.get(k)} there, {v} here" for k, v in own.items() if k != "position" and state.get(k) != v
+        ]
+        if differing:
+            raise UserError(
+                f"the loader's saved position does not fit ({'; '.join(differing)}); mend: resume with the run's own "
+                "settings and cache"
+            )
+        self.position = state["position"]
+
+    def _at(self, positions: range) -> tuple[list[int], list[int]]:
+        indices, choice = [], []
+        for position in positions:
+            epoch, offset = divmod(position, len(self._rows))
+            row = int(self._rows[self._permutation(epoch)[offset]])
+            captions = len(self.cache.row(row)["captions"])
+            indices.append(row)
+            choice.append(_caption_choice(self.seed, position, captions))
+        return indices, choice
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if epoch not in self._epochs:
+            self._epochs = {e: p for e, p in self._epochs.items() if e == epoch - 1}  # two are enough at an epoch's end
+            self._epochs[epoch] = np.random.default_rng([self.seed, epoch]).permutation(len(self._rows))
+        return self._epochs[epoch]
+
+
+def _caption_choice(seed: int, position: int, captions: int) -> int:
+    if captions == 1:
+        return 0
+    return int(np.random.default_rng([seed, position, captions]).integers(captions))
