@@ -22,7 +22,7 @@ def train(
     card_on: Annotated[
         Path | None, typer.Option(help="Another demo set (other seed) that the card is measured on.")
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the data.", min=1)] = 12,
+    epochs: Annotated[int, typer.Option(help="Passes over the data.", min=1)] = 9,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and damage.")] = 0,
 ) -> None:
     """Train a judge and write its card: about 20 minutes for 8,000 notes on one core."""
@@ -56,7 +56,6 @@ def card(
         print(f"{damage:22}" + "".join(f"{cell:>20}" for cell in cells))
 
 
-VERBS = {"train": train, "card": card}
 
 
 def _commit() -> str:

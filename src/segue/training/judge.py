@@ -46,7 +46,7 @@ class JudgeTraining:
         damaged_share: share of each batch that is damaged before it is heard.
     """
 
-    epochs: int = 12
+    epochs: int = 9
     batch_size: int = 64
     learning_rate: float = 2e-3
     weight_decay: float = 0.02

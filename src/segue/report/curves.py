@@ -1,0 +1,87 @@
+"""Curves of one run or of several side by side, from the lines of log.jsonl."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from segue.report.page import figure, image
+from segue.report.pictures import curves_png
+
+# Numbers of "train" lines that get a panel, with its title; the rest of a log is for machines.
+_TRAIN = {"loss": "training loss", "timestep_mean": "mean t drawn"}
+_TRAIN_ALONE = {
+    "learning_rate": "learning rate",
+    "grad_norm": "gradient norm",
+    "examples_per_sec": "examples per second",
+}
+_STAGE = {
+    "regime": "regime r (0 semantic, 1 refinement)",
+    "guidance_weight": "guidance weight",
+    "timestep_mean": "mean t of the law",
+    "discrepancy": "SSL-space discrepancy",
+}
+_SEEN = "examples seen"
+
+
+def read_events(run_dir: Path) -> list[dict]:
+    """The lines of a run's log.jsonl in order; empty where there is none. A line cut short by a kill is left out."""
+    path = run_dir / "log.jsonl"
+    events = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and _is_number(event.get("examples_seen")):
+            events.append(event)
+    return events
+
+
+def curve_figures(runs: Mapping[str, Sequence[dict]]) -> list[str]:
+    """Panels as HTML figures for `runs`: name -> events. Several runs share each panel; empty panels are left out."""
+    panels = _validation_panels(runs)
+    train = _TRAIN if len(runs) > 1 else _TRAIN | _TRAIN_ALONE
+    for event, titles in (("train", train), ("stage", _STAGE)):
+        for key, title in titles.items():
+            panels.append((title, {name: _points(events, event, key) for name, events in runs.items()}))
+    return [_panel(title, series) for title, series in panels if any(x for x, _ in series.values())]
+
+
+def _validation_panels(runs: Mapping[str, Sequence[dict]]) -> list[tuple[str, dict]]:
+    """One run: all times in one panel. Several: a panel for each time, so that runs are compared like with like."""
+    times = sorted({t for events in runs.values() for e in events for t in e.get("loss_by_t") or {}}, key=float)
+    if len(runs) == 1:
+        (events,) = runs.values()
+        return [
+            ("validation loss at fixed t", {f"t = {t}": _points(events, "validation", "loss_by_t", t) for t in times})
+        ]
+    return [
+        (
+            f"validation loss at t = {t}",
+            {n: _points(events, "validation", "loss_by_t", t) for n, events in runs.items()},
+        )
+        for t in times
+    ]
+
+
+def _points(events: Sequence[dict], event: str, *keys: str) -> tuple[list[float], list[float]]:
+    x, y = [], []
+    for line in events:
+        value = line if line.get("event") == event else None
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        if _is_number(value):
+            x.append(line["examples_seen"])
+            y.append(value)
+    return x, y
+
+
+def _panel(title: str, series: dict) -> str:
+    drawn = {name: points for name, points in series.items() if points[0]}
+    return figure(image(curves_png(drawn, _SEEN, "", title, width_px=720, height_px=430), f"{title} over {_SEEN}"))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

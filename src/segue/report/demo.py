@@ -1,0 +1,267 @@
+"""The demo's page and its summary: arms side by side, with ceilings, chance levels, intervals and sounds."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from segue.report.curves import curve_figures, read_events
+from segue.report.page import (
+    bar,
+    duration,
+    facts,
+    figure,
+    heading,
+    image,
+    number,
+    page,
+    player,
+    table,
+    write_page,
+)
+from segue.report.pictures import SPECTROGRAM_RANGE_DB, spectrogram_png
+from segue.types import UserError
+
+
+@dataclass(frozen=True)
+class PromptClip:
+    """One clip of the page.
+
+    Attributes:
+        prompt: the caption that it was made from, or that a recording carries.
+        held_out: True where this (instrument, pitch) pair was never trained on.
+        wave: [T] float.
+        sample_rate_hz: of the wave.
+        judged: what the judge heard, in words; empty where it was not asked.
+    """
+
+    prompt: str
+    held_out: bool
+    wave: np.ndarray
+    sample_rate_hz: int
+    judged: str
+
+
+@dataclass(frozen=True)
+class ArmPage:
+    """One arm: its run folder (for the curves) and its clips."""
+
+    run_dir: Path
+    clips: Sequence[PromptClip]
+
+
+_REFERENCES = {"real": "real recordings", "codec_round_trip": "codec round trip"}
+_ABOUT = (
+    "Every arm trained from the same seed on the same data for the same number of examples, then made the same clips. "
+    "An independent classifier, which never took part in the training, says which instrument family and which pitch it "
+    "hears, and its answer is compared with the caption."
+)
+_READING = (
+    "Thin line: 95 % bootstrap interval over the judged clips. Amber tick: chance, the accuracy to expect if the "
+    "captions were shuffled among the clips. Held-out pairs are (instrument, pitch) pairs that no training clip holds. "
+    "Fréchet distance (lower is better) is taken in the judge's embedding and falls as the number of clips grows: "
+    "compare it only at equal n. The grey rows are ceilings: real recordings heard by the same judge, and the same "
+    "after encoding and decoding."
+)
+_COMPARING = (
+    "Losses at fixed t, on clips that were not trained on, compare between arms. Training losses do not, where the "
+    "arms draw different times."
+)
+
+
+def write_summary(path: Path, summary: Mapping) -> Path:
+    """Write every figure of the demo as JSON, whole or not at all.
+
+    Raises:
+        UserError: a number is not finite (named by its place), a value is not JSON, or the folder cannot be written.
+    """
+    _refuse_non_finite(summary, "summary")
+    try:
+        text = json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: the summary holds something that is not JSON ({error})") from error
+    return write_page(Path(path), text + "\n")
+
+
+def write_demo_report(
+    demo_dir: Path, summary: Mapping, arms: Mapping[str, ArmPage], real: Sequence[PromptClip] = ()
+) -> Path:
+    """Write demo_dir/report.html, one self-contained page; return its path.
+
+    Args:
+        summary: as given to `write_summary`; every measure on the page comes from it. Missing parts are left out.
+        arms: name -> run folder (its log.jsonl gives the curves) and clips.
+        real: real recordings, shown beside the clips of the same prompt.
+    """
+    body = [
+        heading("segue demo", _lead(summary), _chips(summary)),
+        f"<p>{_ABOUT}</p>",
+        "<h2>Measures</h2>",
+        _measures(summary),
+        f'<p class="note">{_READING}</p>',
+        _training_table(summary),
+        "<h2>Listen</h2>",
+        *_listening(arms, real),
+    ]
+    curves = curve_figures({name: read_events(Path(arm.run_dir)) for name, arm in arms.items()})
+    if curves:
+        body += ["<h2>Curves</h2>", f'<div class="card grid">{"".join(curves)}</div>']
+        body.append(f'<p class="note">{_COMPARING}</p>')
+    body += _origin(summary)
+    return write_page(Path(demo_dir) / "report.html", page("segue demo", body))
+
+
+def _lead(summary: Mapping) -> str:
+    dataset = summary.get("dataset", {})
+    about = f"{number(dataset['clips'])} captioned clips, " if "clips" in dataset else ""
+    about += f"{dataset['hours']:.1f} hours; " if "hours" in dataset else ""
+    names = list(summary.get("arms", {}))
+    return f"Text to audio, trained from nothing on this machine: {about}{' against '.join(names)}."
+
+
+def _chips(summary: Mapping) -> list[tuple[str, str]]:
+    model = summary.get("model", {})
+    return [
+        ("total time", duration(summary["seconds_total"]) if "seconds_total" in summary else ""),
+        ("model", str(model.get("preset", ""))),
+        ("parameters", f"{model['parameters'] / 1e6:.1f} M" if "parameters" in model else ""),
+        ("codec", str(summary.get("codec", {}).get("name", ""))),
+        ("seed", str(summary.get("seed", ""))),
+        ("commit", str(summary.get("commit", ""))),
+        ("machine", str(summary.get("machine", ""))),
+    ]
+
+
+def _measures(summary: Mapping) -> str:
+    head = ("", "family obeyed", "pitch obeyed", "family, held-out pairs", "pitch, held-out pairs", "Fréchet distance")
+    references = summary.get("references", {})
+    rows = [
+        (title, _measure_cells(references[name]), True) for name, title in _REFERENCES.items() if name in references
+    ]
+    rows += [(name, _measure_cells(arm), False) for name, arm in summary.get("arms", {}).items()]
+    return table(head, rows)
+
+
+def _measure_cells(measured: Mapping) -> list[str]:
+    held_out = measured.get("held_out") or {}
+    cells = [_accuracy_cell(part, name) for part in (measured, held_out) for name in ("family", "pitch")]
+    distance, n = measured.get("frechet_distance"), measured.get("frechet_distance_n")
+    cells.append("–" if distance is None else f"{number(float(distance))}<small>n {number(n)}</small>")
+    return cells
+
+
+def _accuracy_cell(measured: Mapping, name: str) -> str:
+    value = measured.get(f"{name}_accuracy")
+    if value is None:
+        return "–"
+    interval, chance = measured.get(f"{name}_accuracy_interval"), measured.get(f"{name}_accuracy_chance")
+    words = [f"{100 * interval[0]:.0f}–{100 * interval[1]:.0f}"] if interval else []
+    words += [f"chance {100 * chance:.1f}"] if chance is not None else []
+    words += [f"n {measured['judged_clips']}"] if "judged_clips" in measured else []
+    return f"{100 * value:.1f} %{bar(value, interval, chance)}<small>{' · '.join(words)}</small>"
+
+
+def _training_table(summary: Mapping) -> str:
+    arms = summary.get("arms", {})
+    times = sorted({t for arm in arms.values() for t in arm.get("validation_loss") or {}}, key=float)
+    head = ("", "examples seen", "time", "examples/s", *(f"validation loss, t = {t}" for t in times))
+    rows = []
+    for name, arm in arms.items():
+        cells = [number(arm.get("examples_seen"))]
+        cells.append(duration(arm["seconds"]) if "seconds" in arm else "–")
+        cells.append(number(arm.get("examples_per_sec")))
+        cells += [_loss_cell(arm, t) for t in times]
+        rows.append((name, cells, False))
+    return table(head, rows) if rows else ""
+
+
+def _loss_cell(arm: Mapping, t: str) -> str:
+    last, first = (arm.get(key, {}).get(t) for key in ("validation_loss", "validation_loss_first"))
+    if last is None:
+        return "–"
+    return f"{last:.3f}" + (f"<small>at first {first:.3f}</small>" if first is not None else "")
+
+
+def _listening(arms: Mapping[str, ArmPage], real: Sequence[PromptClip]) -> list[str]:
+    """A card a prompt: each arm's clip, and the real recording where there is one."""
+    columns = {name: _by_prompt(arm.clips) for name, arm in arms.items()} | {"real recording": _by_prompt(real)}
+    cards = []
+    for key in dict.fromkeys(key for column in columns.values() for key in column):
+        clips = {name: column[key] for name, column in columns.items() if key in column}
+        held_out = any(clip.held_out for clip in clips.values())
+        badge = '<span class="badge">held-out pair</span>' if held_out else ""
+        cells = "".join(f"<div>{_clip(name, clip)}</div>" for name, clip in clips.items())
+        title = f'<div class="prompt"><h3>{escape(key[0])}</h3>{badge}</div>'
+        cards.append(f'<div class="card">{title}<div class="grid">{cells}</div></div>')
+    low, high = SPECTROGRAM_RANGE_DB
+    scale = (
+        f"Spectrograms: log-mel; one colour scale for all, {low:.0f} to {high:.0f} dB relative to a full-scale sine."
+    )
+    return [f'<p class="note">{scale}</p>', *cards]
+
+
+def _by_prompt(clips: Sequence[PromptClip]) -> dict[tuple[str, int], PromptClip]:
+    """Clips by prompt and by how often that prompt came before: two clips may share a caption."""
+    keyed: dict[tuple[str, int], PromptClip] = {}
+    for clip in clips:
+        count = sum(prompt == clip.prompt for prompt, _ in keyed)
+        keyed[clip.prompt, count] = clip
+    return keyed
+
+
+def _clip(name: str, clip: PromptClip) -> str:
+    heard = f'<div class="heard">judge hears {escape(clip.judged)}</div>' if clip.judged else ""
+    picture = spectrogram_png(clip.wave, clip.sample_rate_hz, width_px=620, height_px=310)
+    drawn = figure(image(picture, f"spectrogram, {name}: {clip.prompt}"))
+    return f'<p class="label">{escape(name)}</p>{drawn}{player(clip.wave, clip.sample_rate_hz)}{heard}'
+
+
+def _origin(summary: Mapping) -> list[str]:
+    """Where every figure came from: command, machine, settings."""
+    parts = ["<h2>How this page was made</h2>"]
+    if summary.get("command"):
+        parts.append(f"<pre>{escape(str(summary['command']))}</pre>")
+    judge = summary.get("judge", {})
+    if judge.get("card"):
+        parts += [
+            "<p>How well the judge hears clips of known content, clean and damaged:</p>",
+            _judge_table(judge["card"]),
+        ]
+    kept = ("commit", "machine", "versions", "seed", "dataset", "codec", "model")
+    pairs = [(key, summary[key]) for key in kept if key in summary] + [("judge.sha256", judge.get("sha256"))]
+    parts.append(f"<details open><summary>Settings and versions</summary>{facts(pairs)}</details>")
+    parts.append('<p class="note">summary.json, beside this page, holds every figure of its tables.</p>')
+    return parts
+
+
+def _judge_table(card: Mapping) -> str:
+    """The judge's own accuracies: damage -> head -> accuracy, interval, chance, n."""
+    heads = list(dict.fromkeys(head for figures in card.values() for head in figures))
+    rows = []
+    for damage, figures in card.items():
+        cells = [
+            _accuracy_cell(
+                {"x_accuracy": f.get("accuracy"), "x_accuracy_interval": f.get("interval"), "judged_clips": f.get("n")},
+                "x",
+            )
+            for f in (figures.get(head, {}) for head in heads)
+        ]
+        rows.append((damage, cells, False))
+    return table(("", *heads), rows)
+
+
+def _refuse_non_finite(value: object, place: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{place} is {value}; a summary holds finite numbers only, so that measure failed")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _refuse_non_finite(inner, f"{place}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            _refuse_non_finite(inner, f"{place}[{index}]")

@@ -1,0 +1,118 @@
+"""Pictures as PNG bytes. Transparent, with mid-grey text, so that they read on a light and on a dark page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+
+import numpy as np
+import torch
+
+from segue.metrics.mel import mel_edges_hz, mel_magnitude
+from segue.types import UserError, import_extra
+
+# Two arms side by side is the usual case: blue and orange stay apart for colour-blind eyes.
+COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#e0559a", "#8b5cf6", "#94a3b8")
+SPECTROGRAM_RANGE_DB = (-95.0, -15.0)
+_GREY = "#858b98"
+_N_FFT, _BANDS = 1024, 96
+
+
+def spectrogram_png(
+    wave: np.ndarray, sample_rate_hz: int, *, width_px: int = 640, height_px: int = 300, range_db=SPECTROGRAM_RANGE_DB
+) -> bytes:
+    """Log-mel spectrogram of one clip [T]: 96 HTK bands, 1024-point Hann window, axes in s and Hz.
+
+    Colour is dB relative to a full-scale sine over a fixed range, so that pictures of different clips compare.
+
+    Raises:
+        UserError: not one non-empty clip of finite samples, or matplotlib is not installed.
+    """
+    wave = np.asarray(wave, dtype=np.float32)
+    if wave.ndim != 1 or wave.size == 0 or not np.isfinite(wave).all():
+        raise UserError(f"a spectrogram needs one clip [T] of finite samples; got {list(wave.shape)}")
+    hop_samples = max(64, wave.size // 512)
+    mel = mel_magnitude(
+        torch.from_numpy(wave)[None], sample_rate_hz, n_fft=_N_FFT, hop_samples=hop_samples, bands=_BANDS
+    )[0]
+    full_scale = _N_FFT / 4.0  # what a sine of amplitude 1 reads through a Hann window
+    decibels = 20.0 * torch.log10((mel / full_scale).clamp(min=1e-8))
+    figure, axes = _figure(width_px, height_px)
+    axes.imshow(
+        decibels.numpy(), origin="lower", aspect="auto", cmap="magma", vmin=range_db[0], vmax=range_db[1],
+        extent=(0.0, wave.size / sample_rate_hz, -0.5, _BANDS - 0.5), interpolation="nearest",
+    )  # fmt: skip
+    ticks_hz = [f for f in (250, 500, 1000, 2000, 4000, 8000, 16000) if f < 0.9 * sample_rate_hz / 2]
+    centres_hz = mel_edges_hz(_BANDS, 0.0, sample_rate_hz / 2.0)[1:-1].numpy()
+    axes.set_yticks(np.interp(ticks_hz, centres_hz, np.arange(_BANDS)), [f"{f:,}".replace(",", " ") for f in ticks_hz])
+    axes.set_ylabel("Hz")
+    axes.set_xlabel("s")
+    axes.locator_params(axis="x", nbins=5)
+    return _png(figure)
+
+
+def curves_png(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    *,
+    width_px: int = 640,
+    height_px: int = 380,
+    limits: tuple[float, float] | None = None,
+) -> bytes:
+    """Lines of `series`: name -> (x, y), drawn in the order given; a few points are marked as such.
+
+    Args:
+        limits: of the y axis; by default those of the data.
+    """
+    figure, axes = _figure(width_px, height_px, bool(title))
+    for index, (name, (x, y)) in enumerate(series.items()):
+        axes.plot(
+            x, y, color=COLOURS[index % len(COLOURS)], label=name, linewidth=1.8,
+            marker="o" if len(x) <= 24 else None, markersize=3.5,
+        )  # fmt: skip
+    axes.grid(True, color=_GREY, alpha=0.22, linewidth=0.7)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    if limits is not None:
+        axes.set_ylim(*limits)
+    if title:
+        axes.set_title(title, color=_GREY, fontsize=10, loc="left", fontweight="bold")
+    if len(series) > 1:
+        axes.legend(frameon=False, labelcolor=_GREY, fontsize=8.5)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:g}")
+    return _png(figure)
+
+
+def _figure(width_px: int, height_px: int, titled: bool = False):
+    """A transparent figure that knows no global state (no pyplot) and draws without a screen."""
+    figure_module = import_extra("matplotlib.figure", "demo")
+    width, height = width_px / 160, height_px / 160
+    figure = figure_module.Figure(figsize=(width, height), dpi=160)
+    import_extra("matplotlib.backends.backend_agg", "demo").FigureCanvasAgg(figure)
+    figure.patch.set_alpha(0.0)
+    # Fixed margins: matplotlib's automatic layout takes longer than all the rest of the drawing.
+    left, right, bottom, top = (
+        (0.62 / width),
+        (1 - 0.08 / width),
+        (0.42 / height),
+        (1 - (0.3 if titled else 0.08) / height),
+    )
+    axes = figure.add_axes((left, bottom, right - left, top - bottom))
+    axes.patch.set_alpha(0.0)
+    axes.tick_params(colors=_GREY, labelsize=8)
+    for side, spine in axes.spines.items():
+        spine.set_color(_GREY)
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_linewidth(0.8)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set_color(_GREY)
+        axis.label.set_size(8.5)
+    return figure, axes
+
+
+def _png(figure) -> bytes:
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
