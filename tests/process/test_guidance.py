@@ -59,6 +59,14 @@ def test_rescaling_restores_the_conditional_spread():
     assert (clean_of(X, v, T).std((1, 2)) > spread).all()
 
 
+def test_rescaling_is_continuous_down_to_data():
+    v_c, v_u = (torch.randn(3, 4, 5, dtype=torch.float64, generator=G) for _ in range(2))
+    v = combine(v_c, v_u, 3.0)
+    at_zero, near = (rescale_clean(v, v_c, X, torch.full((3,), t, dtype=torch.float64), 0.7) for t in (0.0, 0.002))
+    assert bool(at_zero.isfinite().all())
+    torch.testing.assert_close(at_zero, near, atol=0.05, rtol=0)
+
+
 def test_a_condition_that_already_drops_keeps_its_drops():
     drop = torch.tensor([True, False, False])
     out = guided(Field(), Condition(CONDITION.tokens, CONDITION.tokens_mask, drop), 3.0)(X, T)

@@ -101,6 +101,7 @@ def test_known_moments():
         lambda: LogitNormal(0, 0),
         lambda: Shifted(Uniform(), 0),
         lambda: Truncated(Uniform(), 0.6, 0.6),
+        lambda: Truncated(LogitNormal(-5.0, 0.3), 0.9, 1.0),
         lambda: Mixture(1.5, Uniform()),
     ],
 )

@@ -22,14 +22,16 @@ def combine(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
 def rescale_clean(guided_v: Tensor, conditional: Tensor, x_t: Tensor, t: Tensor, share: float) -> Tensor:
     """Pull the guided clean sample's standard deviation back to the conditional one's (arXiv 2305.08891, eq. 15-16).
 
-    Done on the clean sample, where over-guidance shows as over-loud sound; the result is a velocity again.
+    Done on the clean sample, where over-guidance shows as over-loud sound; the result is a velocity again. Below
+    t = 0.001 it is computed as if t stood there: at 0 itself the clean sample says nothing of the velocity.
 
     Args:
         guided_v, conditional: [B, C, L] velocities.
         x_t: [B, C, L].
-        t: [B], positive.
+        t: [B].
         share: 0 = no rescaling, 1 = all of it.
     """
+    t = t.clamp(min=1e-3)
     clean_guided, clean_conditional = clean_of(x_t, guided_v, t), clean_of(x_t, conditional, t)
     axes = tuple(range(1, x_t.ndim))
     ratio = clean_conditional.std(axes, keepdim=True) / clean_guided.std(axes, keepdim=True).clamp(min=1e-8)

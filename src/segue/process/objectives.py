@@ -15,8 +15,8 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     """
     if mask is None:
         return values.flatten(1).mean(1)
-    weights = mask[:, None].to(values.dtype)
-    return (values * weights).sum((1, 2)) / (weights.sum((1, 2)) * values.shape[1]).clamp(min=1)
+    real = values.masked_fill(~mask[:, None], 0.0)  # a product would let a NaN in the padding through
+    return real.sum((1, 2)) / (mask.sum(1) * values.shape[1]).clamp(min=1)
 
 
 def velocity_loss(velocity: Tensor, x_0: Tensor, eps: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -23,7 +23,8 @@ def solve(field: Field, x: Tensor, times: Tensor, method: str = "multistep") -> 
         field: called as field(x, t [B]) -> velocity of the shape of x.
         x: [B, ...] at times[0], standard normal noise for t = 1.
         times: descending, from 1 to 0.
-        method: "euler" (first order), "heun" (second order, two evaluations a step, the last one too), or "multistep"
+        method: "euler" (first order), "heun" (second order, two evaluations a step; one on a step that ends at t = 0,
+            as in arXiv 2206.00364, algorithm 1: a clean-sample prediction has no velocity there), or "multistep"
             (second order, one evaluation a step: Adams-Bashforth for steps of any size, started by an Euler step).
 
     Returns:
@@ -40,7 +41,7 @@ def solve(field: Field, x: Tensor, times: Tensor, method: str = "multistep") -> 
     for now, then in zip(times[:-1].tolist(), times[1:].tolist()):
         step = then - now
         velocity = field(x, _batch(x, now))
-        if method == "heun":
+        if method == "heun" and then > 0:
             ahead = field(x + step * velocity, _batch(x, then))
             x = x + step * (velocity + ahead) / 2
         elif method == "multistep" and previous is not None:

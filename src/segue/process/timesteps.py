@@ -156,6 +156,9 @@ class Truncated(TimestepLaw):
     def __post_init__(self) -> None:
         if not 0 <= self.low < self.high <= 1:
             raise ValueError(f"Truncated: needs 0 <= low < high <= 1, has {self.low} and {self.high}")
+        low, high = self._ends()
+        if not high - low > 1e-9:
+            raise ValueError(f"Truncated: {self.base} has no mass on [{self.low:g}, {self.high:g}]")
 
     def _ends(self) -> Tensor:
         return self.base.cdf(torch.tensor([self.low, self.high], dtype=torch.float64))
