@@ -6,6 +6,7 @@ from transformers import (
     ClapModel,
     ClapTextConfig,
     ClapTextModel,
+    ClapTextModelWithProjection,
     PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
@@ -61,6 +62,11 @@ def save_clap_text(folder):
     return ClapTextModel.from_pretrained(folder)
 
 
+def save_clap_projection(folder):
+    ClapTextModelWithProjection(clap_text_config()).save_pretrained(folder)
+    return ClapTextModelWithProjection.from_pretrained(folder).text_model
+
+
 def save_clap_whole(folder):
     audio = {"hidden_size": 16, "patch_embeds_hidden_size": 4, "depths": [1, 1], "num_attention_heads": [1, 2],
              "num_mel_bins": 16, "spec_size": 32, "num_hidden_layers": 2}  # fmt: skip
@@ -69,7 +75,9 @@ def save_clap_whole(folder):
     return ClapModel.from_pretrained(folder).text_model
 
 
-@pytest.mark.parametrize("save", [save_t5_encoder, save_t5_whole, save_clap_text, save_clap_whole])
+@pytest.mark.parametrize(
+    "save", [save_t5_encoder, save_t5_whole, save_clap_text, save_clap_projection, save_clap_whole]
+)
 def test_towers_by_local_path_equal_a_direct_call(save, tmp_path):
     torch.manual_seed(0)
     model, words = save(tmp_path).eval(), tokenizer(tmp_path)
@@ -110,6 +118,7 @@ def test_what_is_no_text_encoder_is_refused_in_one_line(tmp_path):
     ViTModel(
         ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     ).save_pretrained(tmp_path / "vit")
+    tokenizer(tmp_path / "vit")
     with pytest.raises(UserError, match="gives no text tokens"):
         load_conditioner(str(tmp_path / "vit"))
 
@@ -127,6 +136,69 @@ def test_weights_that_are_missing_are_not_made_up(tmp_path):
 
 
 def test_a_name_that_is_not_there_is_refused_without_a_hub(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match="cannot load"):
+    # The variable HF_HUB_OFFLINE is read when huggingface_hub is imported, so it is too late to set it here.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="not to be had from the hub"):
         load_conditioner("nobody/no-such-encoder")
+
+
+def test_a_hub_name_is_fetched_without_pickles_or_code(monkeypatch, tmp_path):
+    asked = {}
+
+    def fetch(name, allow_patterns):
+        asked.update(name=name, patterns=allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    save_t5_encoder(tmp_path)
+    tokenizer(tmp_path)
+    assert load_conditioner("somebody/t5-tiny", 6).fingerprint()["name"] == asked["name"] == "somebody/t5-tiny"
+    assert not any(pattern.endswith((".bin", ".py", ".pt", "*")) for pattern in asked["patterns"])
+
+
+def test_pickled_weights_and_a_missing_tokenizer_are_refused(tmp_path):
+    save_t5_encoder(tmp_path)
+    with pytest.raises(UserError, match="no tokenizer"):
+        load_conditioner(str(tmp_path))
+    tokenizer(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="pickled weights are not read"):
+        load_conditioner(str(tmp_path))
+
+
+def test_a_truncated_weight_file_is_refused(tmp_path):
+    save_t5_encoder(tmp_path)
+    tokenizer(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot load it"):
+        load_conditioner(str(tmp_path))
+
+
+def test_half_precision_weights_are_computed_in_float32(tmp_path):
+    T5EncoderModel(
+        T5Config(vocab_size=12, d_model=16, d_kv=4, d_ff=32, num_layers=1, num_heads=4)
+    ).half().save_pretrained(tmp_path)
+    tokenizer(tmp_path)
+    ours = load_conditioner(str(tmp_path), 6)
+    assert ours.encode(CAPTIONS)[0].dtype == torch.float32
+    assert {p.dtype for p in ours.model.parameters()} == {torch.float32}
+
+
+def test_impossible_lengths_are_refused():
+    for tokens in (2, 513):  # two are the frame [CLS] ... [SEP]; 512 positions is all that the model has
+        with pytest.raises(UserError, match="give 3 to 512"):
+            load_conditioner("minilm", max_tokens=tokens)
+
+
+def test_what_is_encoded_may_be_trained_on(minilm):
+    tokens, _ = minilm.encode(CAPTIONS)
+    weight = torch.ones(384, 1, requires_grad=True)
+    (tokens @ weight).sum().backward()
+    assert weight.grad.abs().max() > 0
+
+
+def test_one_string_is_not_a_list_of_captions(minilm):
+    for captions in ("a soft violin", []):
+        with pytest.raises(ValueError, match="list"):
+            minilm.encode(captions)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,27 +16,46 @@ from torch import Tensor
 from segue.conditioners.base import TextConditioner
 from segue.types import UserError
 
+# What is fetched of a hub model: no pickled weights, no code.
+_HUB_FILES = ("*.json", "*.txt", "*.model", "model.safetensors", "model-*-of-*.safetensors")
+# Without one of these, transformers makes a tokenizer that knows no word, and says nothing.
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+
 
 class TransformersTextConditioner(TextConditioner):
-    """A frozen encoder of the transformers library, giving its last hidden states."""
+    """A frozen encoder of the transformers library, giving its last hidden states, computed in float32."""
 
     def __init__(self, name: str, tokenizer, model, weights_sha256: str, max_tokens: int = 48) -> None:
-        """Hold a tokenizer and a model; `load_transformers` makes them from a name or path."""
+        """Hold a tokenizer and a model; `load_transformers` makes them from a name or path.
+
+        Raises:
+            UserError: max_tokens leaves no room for a word, or is more than the model has positions for.
+        """
         self.name, self.max_tokens = name, max_tokens
-        self.tokenizer, self.model = tokenizer, model.eval().requires_grad_(False)
+        self.tokenizer, self.model = tokenizer, model.float().eval().requires_grad_(False)
+        self.tokenizer.padding_side = "right"  # elsewhere a word's position would depend on the batch
         self.dim = getattr(model.config, "d_model", None) or model.config.hidden_size
         self._weights_sha256 = weights_sha256
+        least, most = tokenizer.num_special_tokens_to_add() + 1, _positions(model.config)
+        if not least <= max_tokens <= most:
+            raise UserError(f"--text {name}: max_tokens is {max_tokens}; give {least} to {most}")
 
-    @torch.inference_mode()
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """B captions -> tokens [B, K, E] float32 with zeros at padding, and mask [B, K] bool; K = the longest, cut."""
+        """B captions -> tokens [B, K, E] float32 with zeros at padding, and mask [B, K] bool; K = the longest, cut.
+
+        Raises:
+            ValueError: no caption, or one string in place of a list of them.
+        """
+        if isinstance(captions, str) or not captions:
+            raise ValueError("give a list of at least one caption")
         batch = self.tokenizer(
             list(captions), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
-        states = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+        with torch.inference_mode():
+            states = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
         mask = batch["attention_mask"].bool()
-        # clone: tensors made under inference_mode may not enter autograd
-        return (states.float() * mask[..., None]).clone(), mask.clone()
+        # Outside inference_mode, so that the product is a tensor that autograd may use.
+        return states * mask[..., None], mask
 
     def fingerprint(self) -> dict:
         """Name, cut, features and a hash of the weights."""
@@ -57,40 +75,92 @@ def load_minilm(max_tokens: int = 48) -> TransformersTextConditioner:
 
 
 def load_transformers(name_or_path: str, max_tokens: int = 48) -> TransformersTextConditioner:
-    """A T5 encoder, a CLAP text tower or a BERT-like model, by hub name or local path. Never runs remote code.
+    """A T5 encoder, a CLAP text tower or a BERT-like model, by hub name or local path.
+
+    Never runs remote code or reads pickled weights. HF_HUB_OFFLINE=1 keeps to what was fetched before.
 
     Raises:
-        UserError: a path without a config, a model that is no text encoder, or a name that cannot be fetched.
+        UserError: a folder that lacks a part, a model that is no text encoder, or a name that cannot be fetched.
     """
     path = Path(name_or_path)
-    if path.exists() and not (path / "config.json").is_file():
-        raise UserError(f"--text {name_or_path}: no config.json there; give a folder saved with save_pretrained")
-    return _load(name_or_path, name_or_path, max_tokens)
+    return _load(name_or_path, path if path.exists() else _fetch(name_or_path), max_tokens)
 
 
-def _load(name: str, source: str | Path, max_tokens: int) -> TransformersTextConditioner:
-    from transformers import AutoConfig, AutoTokenizer
+def _fetch(name: str) -> Path:
+    """The local folder of a hub model, fetched where it is not there yet."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--text {name}: no such folder, and not to be had from the hub ({_first_line(error)}); "
+            "give 'minilm', a hub name or a local folder"
+        ) from error
+
+
+def _load(name: str, folder: Path, max_tokens: int) -> TransformersTextConditioner:
+    weights = _check_folder(name, folder)
+    from safetensors import SafetensorError
+    from transformers import AutoTokenizer
+
+    try:
+        model = _load_model(name, folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"--text {name}: cannot load it ({_first_line(error)}); save or fetch it anew") from error
+    return TransformersTextConditioner(name, tokenizer, model, _sha256(weights), max_tokens)
+
+
+def _check_folder(name: str, folder: Path) -> list[Path]:
+    """The weight files of a folder that holds all that a text encoder needs.
+
+    Raises:
+        UserError: a part is missing.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"--text {name}: no config.json there; give a folder saved with save_pretrained")
+    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+        raise UserError(f"--text {name}: no tokenizer there; save it beside the model with save_pretrained")
+    weights = [folder / "model.safetensors"]
+    if not weights[0].is_file():
+        weights = sorted(folder.glob("model-*-of-*.safetensors"))
+    if not weights:
+        raise UserError(
+            f"--text {name}: no model.safetensors there (pickled weights are not read); "
+            "load the model with transformers once and save_pretrained it into a folder"
+        )
+    return weights
+
+
+def _load_model(name: str, folder: Path) -> torch.nn.Module:
+    """The text tower of a local model, every weight of it read from file.
+
+    Raises:
+        UserError: it does not read text, or its files lack weights.
+    """
+    from transformers import AutoConfig
     from transformers.utils import logging
 
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    loader = _model_class(name, config.model_type, config.architectures or [])
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it lists every weight of a CLAP's other half; what is missing we check ourselves
     logging.disable_progress_bar()
     try:
-        kind = AutoConfig.from_pretrained(source).model_type
-        model, info = _model_class(name, kind).from_pretrained(source, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        line = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"--text {name}: cannot load it ({line}); give 'minilm', a hub name or a local folder"
-        ) from error
+        model, info = loader.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    finally:
+        logging.set_verbosity(verbosity)
     missing = [key for key in info["missing_keys"] if "pooler" not in key and "position_ids" not in key]
     if missing:  # transformers fills them with random numbers and goes on
         raise UserError(f"--text {name}: its files lack {len(missing)} weights ({missing[0]}...); use a complete model")
-    # A whole CLAP is loaded whole: its text tower's class finds none of a whole model's weights under its own names.
-    tower = model.text_model if kind == "clap" else model
-    return TransformersTextConditioner(name, tokenizer, tower, _sha256(source, tower), max_tokens)
+    # A CLAP that holds more than the tower is loaded whole: ClapTextModel would look for its weights under other names.
+    return model.text_model if loader.__name__ in ("ClapModel", "ClapTextModelWithProjection") else model
 
 
-def _model_class(name: str, kind: str):
+def _model_class(name: str, kind: str, architectures: list[str]):
     """The class that loads this kind of model.
 
     Raises:
@@ -99,31 +169,38 @@ def _model_class(name: str, kind: str):
     import transformers
 
     classes = {
-        "t5": transformers.T5EncoderModel,
-        "mt5": transformers.MT5EncoderModel,
-        "umt5": transformers.UMT5EncoderModel,
-        "clap": transformers.ClapModel,
-        "clap_text_model": transformers.ClapTextModel,
+        "t5": "T5EncoderModel",
+        "mt5": "MT5EncoderModel",
+        "umt5": "UMT5EncoderModel",
+        "clap": "ClapModel",
+        "clap_text_model": next((a for a in architectures if a == "ClapTextModelWithProjection"), "ClapTextModel"),
+        **dict.fromkeys(("bert", "roberta", "mpnet", "distilbert", "xlm-roberta"), "AutoModel"),
     }
-    if kind in classes:
-        return classes[kind]
-    if kind in ("bert", "roberta", "mpnet", "distilbert", "xlm-roberta"):
-        return transformers.AutoModel
-    raise UserError(
-        f"--text {name}: a {kind} model gives no text tokens; use minilm, a T5, a CLAP or a BERT-like encoder"
-    )
+    if kind not in classes:
+        raise UserError(
+            f"--text {name}: a {kind} model gives no text tokens; use minilm, a T5, a CLAP or a BERT-like encoder"
+        )
+    return getattr(transformers, classes[kind])
 
 
-def _sha256(source: str | Path, model) -> str:
-    """Hash of the weights: of the file where there is one local file, else of the loaded tensors' bytes."""
+def _positions(config) -> int:
+    """Longest input of a model. T5 has relative positions and takes any; RoBERTa's kin count from their pad id on."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return 4096
+    offset = 0 if config.model_type in ("bert", "distilbert") else (config.pad_token_id or 0) + 1
+    return positions - offset
+
+
+def _sha256(files: Sequence[Path]) -> str:
+    """Hash of weight files, one after the other."""
     digest = hashlib.sha256()
-    file = Path(source) / "model.safetensors"
-    if file.is_file():
+    for file in files:
         with file.open("rb") as handle:
             while block := handle.read(1 << 22):
                 digest.update(block)
-    else:
-        for key, value in sorted(model.state_dict().items()):
-            digest.update(json.dumps([key, list(value.shape)]).encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
