@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segue.data.audio import read_wave
+from segue.data.audio import BadAudio, read_wave
 from segue.data.manifest import load_manifest
 from segue.metrics.accuracy import accuracy
 from segue.metrics.judge import (
@@ -96,7 +96,7 @@ def load_notes(
         raise UserError(f'{source}: no rows of kind "note" or "drum"; mend: a manifest of `segue data render-demo`')
     for clip in clips:
         missing = [name for name in ("family", "instrument") if not clip.fields.get(name)]
-        if missing or not _known_pitch(clip.fields.get("pitch")):
+        if missing or not _known_pitch(clip.fields.get("kind"), clip.fields.get("pitch")):
             wrong = ", ".join(missing) or f"a pitch between {PITCH_LOWEST} and {PITCH_HIGHEST}"
             raise UserError(f"{source}: clip {clip.id} needs {wrong}")
     named = sorted({(c.fields["family"] == "drum", c.fields["family"], c.fields["instrument"]) for c in clips})
@@ -119,10 +119,11 @@ def load_notes(
     )
 
 
+@torch.random.fork_rng(devices=[])  # weights and dropout draw from the global generator; the caller's stays as it was
 def train_judge(notes: LabelledNotes, config: JudgeTraining | None = None) -> JudgeNet:
     """Train from scratch: cross-entropy of the three heads, AdamW under a one-cycle rate, damaged sound mixed in."""
     config = config or JudgeTraining()
-    torch.manual_seed(config.seed)  # weights and dropout
+    torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     front_end = JudgeFrontEnd()
     net = JudgeNet(len(notes.families), len(notes.instruments)).to(memory_format=torch.channels_last).train()
@@ -351,10 +352,15 @@ def _uniform(n: int, low: float, high: float, generator: torch.Generator) -> Ten
     return low + (high - low) * torch.rand(n, generator=generator)
 
 
-def _known_pitch(pitch: object) -> bool:
-    return pitch is None or (isinstance(pitch, int) and PITCH_LOWEST <= pitch <= PITCH_HIGHEST)
+def _known_pitch(kind: str, pitch: object) -> bool:
+    if kind == "drum":
+        return pitch is None
+    return isinstance(pitch, int) and PITCH_LOWEST <= pitch <= PITCH_HIGHEST
 
 
 def _read(path: Path) -> Tensor:
-    wave = fit(torch.from_numpy(np.asarray(read_wave(path, JUDGE_RATE_HZ)))[None], JUDGE_RATE_HZ)[0]
-    return (wave * 32767.0).round().clamp(-32768, 32767).to(torch.int16)
+    try:
+        wave = torch.from_numpy(np.asarray(read_wave(path, JUDGE_RATE_HZ)))
+    except BadAudio as error:
+        raise UserError(f"{error}; mend: replace the file, or take its row out of the manifest") from error
+    return (fit(wave[None], JUDGE_RATE_HZ)[0] * 32767.0).round().clamp(-32768, 32767).to(torch.int16)
