@@ -47,4 +47,3 @@ def check(
     return 2 if report.bad else 0
 
 
-VERBS = {"check": check, "render-demo": render_demo}

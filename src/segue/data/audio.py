@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import gcd, lcm
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +121,9 @@ def read_segment(
         BadAudio: damaged, truncated or non-finite.
     """
     rate_hz = header.sample_rate_hz
-    first = max(0, int((start_sec - _CONTEXT_SEC) * rate_hz))
+    # Start where a sample of the file falls on a sample of every rate asked for: segments then join exactly.
+    step = lcm(*(rate_hz // gcd(rate_hz, wanted) for wanted in sample_rates_hz))
+    first = max(0, int((start_sec - _CONTEXT_SEC) * rate_hz) // step * step)
     last = min(header.frames, int(np.ceil((start_sec + length_sec + _CONTEXT_SEC) * rate_hz)))
     try:
         with _opened(path) as file:
@@ -179,10 +182,12 @@ def _words(error: Exception) -> str:
 
 def _is_cut(path: Path, container: str) -> bool:
     """Whether the file is shorter than it says. libsndfile shortens wav, aiff, ogg and mp3 without a word."""
+    if container == "FLAC":  # its header counts the samples, so decoding tells
+        return False
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(4096)
-        file.seek(max(0, size - 65536 - 512))
+        file.seek(max(0, size - 66_000))  # an Ogg page holds at most 65,307 bytes
         end = file.read()
     if container in ("WAV", "WAVEX") and start[:4] == b"RIFF":
         return _chunk_end(path, "little", b"data") > size

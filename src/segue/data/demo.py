@@ -96,7 +96,8 @@ def render_demo_set(
     write_bytes(manifest, text.encode())
     mark = asdict(settings) | {"manifest_sha256": sha256(text.encode()).hexdigest()}
     write_bytes(out / "demo.json", (json.dumps(mark, indent=1) + "\n").encode())
-    (out / "demo.rendering.json").unlink(missing_ok=True)
+    for left in (out / "demo.rendering.json", *out.rglob("*.tmp")):
+        left.unlink(missing_ok=True)
     return manifest
 
 
