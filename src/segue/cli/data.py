@@ -45,5 +45,3 @@ def check(
         if report.bad:
             print(f"{len(report.bad)} bad files; mend: repair or remove them, or segue encode --skip-bad")
     return 2 if report.bad else 0
-
-
