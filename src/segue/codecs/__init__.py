@@ -49,14 +49,22 @@ def load_codec(name_or_path: str, sample_rate_hz: int | None = None) -> Codec:
     Raises:
         UserError: an unknown name, no such codec, or a codec of another rate.
     """
-    if name_or_path in CODECS:
-        return CODECS[name_or_path](sample_rate_hz)
     path = Path(name_or_path)
-    if path.exists():
-        return _trained(path, sample_rate_hz)
-    raise UserError(
-        f"unknown codec {name_or_path!r}; mend: one of {', '.join(CODECS)}, or the folder of a trained codec"
-    )
+    if name_or_path in CODECS:
+        codec = CODECS[name_or_path](sample_rate_hz)
+    elif path.exists():
+        codec = _trained(path, sample_rate_hz)
+    else:
+        raise UserError(
+            f"unknown codec {name_or_path!r}; mend: one of {', '.join(CODECS)}, or the folder of a trained codec"
+        )
+    codec.source = name_or_path
+    return codec
 
 
-__all__ = ["CODECS", "Codec", "load_codec"]
+def default_codec() -> str:
+    """The trained codec where its weights are shipped, else the one that needs none."""
+    return "autoencoder" if (SHIPPED / "codec.safetensors").is_file() else "spectral"
+
+
+__all__ = ["CODECS", "Codec", "default_codec", "load_codec"]

@@ -1,9 +1,11 @@
-"""A compact convolutional variational autoencoder: waveform -> STFT frames -> latents -> STFT frames -> waveform.
+"""A compact convolutional variational autoencoder over STFT magnitudes and phase advances.
 
-Nothing in it runs at the waveform's rate: ConvNeXt blocks (Liu et al. 2201.03545, in one dimension) work on STFT
-frames, and the decoder ends in an inverse STFT as Vocos does (Siuzdak 2306.00814), so that a CPU can train it. Unlike
-Vocos, whose input has no phase, the encoder sees the complex spectrum: without an adversary, a steady tone is decodable
-only when its phase travels through the latents.
+Latents hold no absolute phase. The network sees, and predicts, the log magnitude of each STFT bin and how far its phase
+advances from frame to frame (the instantaneous frequency, as in GANSynth, Engel et al. 1902.08710); the decoder adds
+the advances up and lets a few fast Griffin-Lim iterations (Perraudin et al. 2013) make the spectrum consistent.
+Absolute phase would turn in the latents with every frame; without it they are smooth in time, which a diffusion model
+learns faster, and steady tones need no adversary. Everything runs on STFT frames (ConvNeXt blocks, Liu et al.
+2201.03545, in one dimension), so that a CPU can train it.
 """
 
 from __future__ import annotations
@@ -34,13 +36,14 @@ class AutoencoderConfig:
 
     Attributes:
         sample_rate_hz: rate of the waveforms.
-        hop_samples: waveform samples per latent frame; the STFT inside hops by half of it, its window is 1.5 times it.
+        hop_samples: waveform samples per latent frame; the STFT inside hops by half of it, its window is twice it.
         channels: C, latent channels.
         encoder_width, decoder_width: features of the blocks.
         encoder_blocks: blocks at STFT rate, then at latent rate. decoder_blocks: at latent rate, then at STFT rate.
         expansion: hidden features of a block over its width.
         kernel: taps of a block's depthwise convolution.
-        compression: exponent put on the magnitudes that the encoder sees.
+        floor: smallest magnitude told from silence, where a full-scale sine reads 1.
+        refinements: Griffin-Lim iterations of the decoder.
     """
 
     sample_rate_hz: int = 16000
@@ -52,7 +55,8 @@ class AutoencoderConfig:
     decoder_blocks: tuple[int, int] = (2, 4)
     expansion: int = 2
     kernel: int = 7
-    compression: float = 0.3
+    floor: float = 1e-6
+    refinements: int = 8
 
     @classmethod
     def for_rate(cls, sample_rate_hz: int, **changes) -> AutoencoderConfig:
@@ -86,20 +90,36 @@ def _blocks(count: int, width: int, config: AutoencoderConfig) -> nn.Sequential:
     return nn.Sequential(*(Block(width, config.expansion, config.kernel, 1 / max(count, 2)) for _ in range(count)))
 
 
-class Autoencoder(nn.Module):
-    """The network: `encode` gives the posterior's mean and log-variance, `decode` a waveform. Latents here are raw.
+@dataclass(frozen=True)
+class Analysis:
+    """What the network sees of a waveform, and what it predicts; each [B, frames, bins].
 
-    Buffers `latent_mean` and `latent_std` [C] hold the statistics by which AutoencoderCodec standardises.
+    Attributes:
+        log_magnitude: natural log of magnitude + floor.
+        advance: complex; its angle is the phase advance since the frame before, less that of the bin's centre; its
+            modulus is 1 in an analysis (0 where there is no phase), and the certainty in a prediction.
+        weight: geometric mean of this frame's magnitude and the one before; None in a prediction.
+    """
+
+    log_magnitude: Tensor
+    advance: Tensor
+    weight: Tensor | None = None
+
+
+class Autoencoder(nn.Module):
+    """The network. Latents here are raw: buffers `latent_mean` and `latent_std` [C] serve AutoencoderCodec.
+
+    Training uses analyse, encode and predict; synthesise needs no gradient.
     """
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = c = config
         self.stft_hop = c.hop_samples // 2
-        self.window_samples = 3 * self.stft_hop
-        bins = self.window_samples // 2 + 1
+        self.window_samples = 4 * self.stft_hop
+        self.bins = self.window_samples // 2 + 1
         wide, deep = c.encoder_width, c.decoder_width
-        self.enter = nn.Linear(3 * bins, wide)
+        self.enter = nn.Linear(3 * self.bins, wide)
         self.encoder_fast = _blocks(c.encoder_blocks[0], wide, c)
         self.down = nn.Linear(2 * wide, deep)
         self.encoder_slow = _blocks(c.encoder_blocks[1], deep, c)
@@ -108,60 +128,80 @@ class Autoencoder(nn.Module):
         self.decoder_slow = _blocks(c.decoder_blocks[0], deep, c)
         self.up = nn.Linear(deep, 2 * deep)
         self.decoder_fast = _blocks(c.decoder_blocks[1], deep, c)
-        self.to_spectrum = nn.Sequential(nn.LayerNorm(deep), nn.Linear(deep, 3 * bins))
+        self.to_spectrum = nn.Sequential(nn.LayerNorm(deep), nn.Linear(deep, 3 * self.bins))
+        # Start near silence: untrained levels around full scale would swamp the first steps.
+        nn.init.constant_(self.to_spectrum[1].bias[: self.bins], -1.0)
         self.register_buffer("latent_mean", torch.zeros(c.channels))
         self.register_buffer("latent_std", torch.ones(c.channels))
-        window = torch.hann_window(self.window_samples)
-        self.register_buffer("window", window, persistent=False)
+        self.register_buffer("window", torch.hann_window(self.window_samples), persistent=False)
+        # A hop of a quarter window advances the centre of bin k by k quarter turns.
+        turns = torch.arange(self.bins) % 4
+        self.register_buffer(
+            "centre_advance", torch.polar(torch.ones(self.bins), turns * torch.pi / 2), persistent=False
+        )
 
-    def encode(self, wave: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, T] -> mean [B, C, L] and log-variance [B, C, L], L = ceil(T / hop_samples)."""
+    def analyse(self, wave: Tensor) -> Analysis:
+        """[B, T] -> two frames per latent frame; T is padded with silence to whole latent frames."""
         length = ceil(wave.shape[-1] / self.config.hop_samples) * self.config.hop_samples
-        x = self.enter(self._features(F.pad(wave, (0, length - wave.shape[-1]))))
-        x = self.encoder_fast(x)
+        spectrum = self._stft(F.pad(wave, (0, length - wave.shape[-1])))
+        before = F.pad(spectrum, (0, 0, 1, 0))[:, :-1]
+        turned = spectrum * before.conj() * self.centre_advance.conj()
+        size = turned.abs()
+        advance = turned / size.clamp_min(1e-20)
+        return Analysis((spectrum.abs() + self.config.floor).log(), advance, size.sqrt())
+
+    def encode(self, analysis: Analysis) -> tuple[Tensor, Tensor]:
+        """Posterior mean and log-variance, each [B, C, L]."""
+        advance = analysis.advance * analysis.weight**0.3
+        features = torch.cat([(analysis.log_magnitude + 7) / 3.5, advance.real, advance.imag], dim=-1)
+        x = self.encoder_fast(self.enter(features))
         x = self.down(x.reshape(x.shape[0], x.shape[1] // 2, -1))
         posterior = self.to_posterior(self.encoder_slow(x)).transpose(1, 2)
         mean, log_variance = posterior.chunk(2, dim=1)
         return mean, log_variance.clamp(-12, 4)
 
-    def decode(self, latents: Tensor, samples: int) -> Tensor:
-        """[B, C, L] raw latents -> [B, samples]."""
+    def predict(self, latents: Tensor) -> Analysis:
+        """[B, C, L] raw latents -> the analysis that they stand for."""
         x = self.decoder_slow(self.from_latent(latents.transpose(1, 2)))
         x = self.up(x).reshape(x.shape[0], 2 * x.shape[1], -1)
-        log_scale, real, imag = self.to_spectrum(self.decoder_fast(x)).chunk(3, dim=-1)
-        # A gain beside a linear complex part: magnitudes span 100 dB, and phase stays smooth in the features.
-        gain = log_scale.clamp(max=8).exp()
-        return self._overlap_add(torch.complex(gain * real, gain * imag))[:, :samples]
+        level, real, imag = self.to_spectrum(self.decoder_fast(x)).chunk(3, dim=-1)
+        return Analysis(3.5 * level - 7, torch.complex(real, imag))
 
-    def _features(self, wave: Tensor) -> Tensor:
-        """[B, T] -> [B, 2L, 3 bins]: log magnitude, and the complex spectrum with compressed magnitude."""
+    def synthesise(self, prediction: Analysis, samples: int) -> Tensor:
+        """An analysis -> [B, samples]: phases by adding up advances, then fast Griffin-Lim iterations."""
+        magnitude = (prediction.log_magnitude.clamp(max=3).exp() - self.config.floor).clamp_min(0)
+        frame = torch.arange(magnitude.shape[1], device=magnitude.device)[:, None]
+        # Half a turn from bin to bin puts a frame's energy at its centre, so that a partial's bins start in step.
+        quarter_turns = ((frame + 2) * torch.arange(self.bins, device=magnitude.device)) % 4
+        phase = prediction.advance.angle().cumsum(1) + quarter_turns * (torch.pi / 2)
+        estimate = torch.polar(magnitude, phase)
+        last = torch.zeros_like(estimate)
+        for _ in range(self.config.refinements):
+            consistent = self._stft(self._istft(estimate))
+            pushed = consistent + 0.9 * (consistent - last)
+            last = consistent
+            estimate = magnitude * pushed / pushed.abs().clamp_min(1e-12)
+        return self._istft(estimate)[:, :samples]
+
+    def _stft(self, wave: Tensor) -> Tensor:
+        """[B, frames * stft_hop] -> [B, frames, bins], each frame centred on its hop; a full-scale sine reads 1."""
         side = (self.window_samples - self.stft_hop) // 2
-        spectrum = torch.stft(
-            F.pad(wave, (side, side)),
-            self.window_samples,
-            self.stft_hop,
-            window=self.window,
-            center=False,
-            return_complex=True,
-        ).transpose(1, 2)
-        magnitude = spectrum.abs()
-        compressed = spectrum * magnitude.clamp_min(1e-8) ** (self.config.compression - 1)
-        log_magnitude = (magnitude + 1e-3).log() / 3 + 1
-        return torch.cat([log_magnitude, compressed.real, compressed.imag], dim=-1)
+        frames = F.pad(wave, (side, side)).unfold(-1, self.window_samples, self.stft_hop)
+        return torch.fft.rfft(frames * self.window) * (4 / self.window_samples)
 
-    def _overlap_add(self, spectrum: Tensor) -> Tensor:
-        """[B, frames, bins] -> [B, frames * stft_hop]: least-squares inverse of the analysis above."""
-        frames = torch.fft.irfft(spectrum, self.window_samples, dim=-1) * self.window
+    def _istft(self, spectrum: Tensor) -> Tensor:
+        """[B, frames, bins] -> [B, frames * stft_hop]: the least-squares inverse of _stft."""
+        frames = torch.fft.irfft(spectrum, self.window_samples) * (self.window * (self.window_samples / 4))
         count, hop, side = frames.shape[1], self.stft_hop, (self.window_samples - self.stft_hop) // 2
         squares = (self.window**2).expand(1, count, -1)
-        wave, envelope = (_fold(x, hop) for x in (frames, squares))
+        wave, envelope = (_overlap(x, hop) for x in (frames, squares))
         return (wave / envelope.clamp_min(1e-3))[:, side : side + count * hop]
 
 
-def _fold(frames: Tensor, hop: int) -> Tensor:
-    """Add [B, frames, 3 hop] at every hop -> [B, (frames + 2) hop]."""
-    parts = frames.unflatten(-1, (3, hop))
-    return sum(F.pad(parts[:, :, k], (0, 0, k, 2 - k)) for k in range(3)).flatten(1)
+def _overlap(frames: Tensor, hop: int) -> Tensor:
+    """Add [B, frames, 4 hop] at every hop -> [B, (frames + 3) hop]."""
+    parts = frames.unflatten(-1, (4, hop))
+    return sum(F.pad(parts[:, :, k], (0, 0, k, 3 - k)) for k in range(4)).flatten(1)
 
 
 class AutoencoderCodec(Codec):
@@ -183,16 +223,16 @@ class AutoencoderCodec(Codec):
     @torch.inference_mode()
     def encode(self, wave: Tensor) -> Tensor:
         """[B, T] -> [B, C, L], mean near 0 and standard deviation near 1 on the sounds that it was trained on."""
-        mean, _ = self.network.encode(wave.to(self.network.latent_mean.device, torch.float32))
+        wave = wave.to(self.network.latent_mean.device, torch.float32)
+        mean, _ = self.network.encode(self.network.analyse(wave))
         return (mean - self.network.latent_mean[:, None]) / self.network.latent_std[:, None]
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, samples: int) -> Tensor:
         """[B, C, L] -> [B, samples]."""
         latents = latents.to(self.network.latent_mean.device, torch.float32)
-        return self.network.decode(
-            latents * self.network.latent_std[:, None] + self.network.latent_mean[:, None], samples
-        )
+        raw = latents * self.network.latent_std[:, None] + self.network.latent_mean[:, None]
+        return self.network.synthesise(self.network.predict(raw), samples)
 
     def fingerprint(self) -> dict:
         """Configuration and a hash over the weights' values."""
@@ -237,7 +277,7 @@ def load_autoencoder(path: Path) -> AutoencoderCodec:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {k: file.get_tensor(k).float() for k in file.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {k: file.get_tensor(k).float() for k in file.keys()}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); mend: copy it again or retrain") from error
     if metadata.get("format") != FORMAT:

@@ -1,9 +1,11 @@
 """Training the autoencoder codec on a folder of sounds: one visible loop, seeded, resumable, bounded by time or steps.
 
-    loss = log-magnitude L1 + spectral convergence (several STFT sizes) + log-mel L1 + complex-STFT L1 + light KL
+    loss = log-magnitude L1, plain and loudness-weighted + spectral convergence + log-mel L1 + phase advance + light KL
 
-The first two are the multi-resolution STFT loss of Parallel WaveGAN (Yamamoto et al. 1910.11480); the complex term is
-our definition: it is what carries phase, in place of an adversary that a CPU could not train beside it.
+Nothing is differentiated through a synthesis: the network predicts STFT magnitudes and phase advances, and is compared
+with the analysis of the sound. Convergence is Arik et al.'s (1808.06719). The advance term (our definition) is the
+squared distance of a complex prediction from the unit vector at the true advance, weighted by the square root of the
+magnitude: its minimum is the mean direction, shortened where the advance cannot be known.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from segue.codecs.autoencoder import Autoencoder, AutoencoderCodec, AutoencoderConfig, save_codec
+from segue.codecs.autoencoder import Analysis, Autoencoder, AutoencoderCodec, AutoencoderConfig, save_codec
 from segue.codecs.base import Codec
 from segue.metrics.mel import mel_edges_hz, triangular_bands
 from segue.metrics.spectral import log_mel_l1, log_spectral_distance, si_sdr_db
@@ -63,7 +65,7 @@ class CodecTrainConfig:
     minutes: float = 60.0
     batch_size: int = 8
     crop_sec: float = 1.024
-    learning_rate: float = 1e-3
+    learning_rate: float = 1.5e-3
     warmup_steps: int = 300
     kl_weight: float = 0.005
     extra_share: float = 0.15
@@ -202,45 +204,33 @@ def _draw(notes: Sounds, extra: Sounds, extra_share: float, samples: int, genera
 
 
 class ReconstructionLoss:
-    """Spectral distances between waveforms [B, T]; magnitudes are scaled so that a full-scale sine reads 1."""
+    """Distances between an analysis and its prediction, each of order one."""
 
-    def __init__(self, sample_rate_hz: int, device: torch.device | str, floor: float = 2e-6) -> None:
-        scale = sample_rate_hz / 16000
-        self.floor = floor
-        self.sizes = tuple(max(32, 16 * round(n * scale / 16)) for n in (2048, 1024, 512, 256, 128))
-        self.windows = {n: torch.hann_window(n, device=device) for n in self.sizes}
-        self.mel = triangular_bands(mel_edges_hz(80, 0.0, sample_rate_hz / 2), self.sizes[1], sample_rate_hz).to(device)
+    def __init__(self, config: AutoencoderConfig, device: torch.device | str) -> None:
+        self.floor = config.floor
+        edges_hz = mel_edges_hz(80, 0.0, config.sample_rate_hz / 2)
+        self.mel = triangular_bands(edges_hz, 2 * config.hop_samples, config.sample_rate_hz).to(device).T
 
-    def spectra(self, wave: Tensor) -> dict[int, Tensor]:
-        """Complex STFTs [B, bins, frames] by size, hop of half the size."""
+    def __call__(self, predicted: Analysis, target: Analysis) -> dict[str, Tensor]:
+        """Scalar terms by name."""
+        a, b = predicted.log_magnitude.clamp(max=3).exp(), target.log_magnitude.exp()
+        mel_a, mel_b = ((m @ self.mel).log() for m in (a, b))
+        error = (predicted.log_magnitude - target.log_magnitude).abs()
+        turn = torch.view_as_real(predicted.advance - target.advance).square().sum(-1)
+        # One ratio a crop: a norm over the batch would let loud crops drown soft ones.
+        convergence = _norm(a - b) / (_norm(b) + 0.02)
         return {
-            n: torch.stft(wave, n, n // 2, window=w, return_complex=True, pad_mode="constant") / (n / 4)
-            for n, w in self.windows.items()
+            "log_magnitude": error.mean(),
+            "loud_log_magnitude": _weighted(error, b.sqrt()),
+            "convergence": convergence.mean(),
+            "log_mel": (mel_a - mel_b).abs().mean(),
+            "advance": _weighted(turn, target.weight.sqrt()),
         }
 
-    def __call__(self, predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Scalar terms by name, each of order one."""
-        with torch.no_grad():
-            targets = self.spectra(target)
-        terms: dict[str, list[Tensor]] = {"log_magnitude": [], "convergence": [], "complex": []}
-        for size, estimate in self.spectra(predicted).items():
-            truth = targets[size]
-            a, b = _magnitude(estimate), _magnitude(truth)
-            terms["log_magnitude"].append(((a + self.floor).log() - (b + self.floor).log()).abs().mean())
-            # Norms over the whole batch's frames would let loud crops drown soft ones: one ratio a crop.
-            quiet = 1e-3 * math.sqrt(b[0].numel())
-            terms["convergence"].append((_norm(a - b) / (_norm(b) + quiet)).mean())
-            error, level = _magnitude(estimate - truth).mean((1, 2)), b.mean((1, 2))
-            terms["complex"].append((error / (level + 1e-5)).clamp(max=4).mean())
-            if size == self.sizes[1]:
-                mel_a, mel_b = (torch.einsum("mf,bfl->bml", self.mel, m) for m in (a, b))
-                terms["log_mel"] = [((mel_a + self.floor).log() - (mel_b + self.floor).log()).abs().mean()]
-        return {name: torch.stack(values).mean() for name, values in terms.items()}
 
-
-def _magnitude(spectrum: Tensor) -> Tensor:
-    # Not .abs(): its gradient at zero is undefined, and silence is common.
-    return (spectrum.real.square() + spectrum.imag.square() + 1e-14).sqrt()
+def _weighted(x: Tensor, weight: Tensor) -> Tensor:
+    """Mean over a crop by weight, then over crops; crops without sound count little."""
+    return ((weight * x).sum((1, 2)) / (weight.sum((1, 2)) + 1)).mean()
 
 
 def _norm(x: Tensor) -> Tensor:
@@ -251,8 +241,10 @@ def total_loss(
     network: Autoencoder, loss: ReconstructionLoss, wave: Tensor, noise: Tensor, kl_weight: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The training loss and its terms; `noise` [B, C, L] draws from the posterior."""
-    mean, log_variance = network.encode(wave)
-    terms = loss(network.decode(mean + (0.5 * log_variance).exp() * noise, wave.shape[-1]), wave)
+    with torch.no_grad():
+        target = network.analyse(wave)
+    mean, log_variance = network.encode(target)
+    terms = loss(network.predict(mean + (0.5 * log_variance).exp() * noise), target)
     reconstruction = sum(terms.values())
     terms["kl"] = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
     return reconstruction + kl_weight * terms["kl"], terms
@@ -314,7 +306,7 @@ def load_state(config: CodecTrainConfig, folder: Path, device: torch.device | st
         raise UserError(f"{path}: no state to resume from; mend: leave out --resume")
     with safe_open(path, "pt") as file:
         meta = json.loads(file.metadata()["state"])
-        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
+        tensors = {k: file.get_tensor(k) for k in file.keys()}
     free = {"minutes", "steps", "save_every_sec", "validate_every_sec"}
     now, then = json.loads(json.dumps(asdict(config))), meta["config"]
     changed = [k for k in now if k not in free and now[k] != then.get(k)]
@@ -373,17 +365,22 @@ def train_step(
 def measure_latents(network: Autoencoder, waves: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation [C] of the posterior means over whole sounds, in float64."""
     device = network.latent_mean.device
-    latents = torch.cat([network.encode(w[None].to(device))[0][0].double().cpu() for w in waves], dim=1)
+    latents = torch.cat([_mean_latents(network, w.to(device)).double().cpu() for w in waves], dim=1)
     return latents.mean(1), latents.std(1).clamp_min(1e-4)
+
+
+def _mean_latents(network: Autoencoder, wave: Tensor) -> Tensor:
+    return network.encode(network.analyse(wave[None]))[0][0]
 
 
 @torch.inference_mode()
 def validate(state: TrainState, loss: ReconstructionLoss, waves: list[Tensor]) -> dict[str, float]:
-    """Loss terms of the averaged weights on whole sounds, decoded from posterior means, and the posterior's spread."""
+    """Loss terms of the averaged weights on whole sounds, from posterior means, and the posterior's spread."""
     sums: dict[str, float] = {}
     for wave in waves:
-        mean, log_variance = state.ema.encode(wave[None])
-        terms = {k: v.item() for k, v in loss(state.ema.decode(mean, len(wave)), wave[None]).items()}
+        target = state.ema.analyse(wave[None].to(state.ema.latent_mean.device))
+        mean, log_variance = state.ema.encode(target)
+        terms = {k: v.item() for k, v in loss(state.ema.predict(mean), target).items()}
         terms["posterior_std"] = (0.5 * log_variance).exp().mean().item()
         terms["latent_std"] = mean.std().item()
         for name, value in terms.items():
@@ -420,7 +417,7 @@ def train_codec(
     valid = read_sounds(held[:: max(1, len(held) // 48)], rate_hz)
     valid_waves = [valid.wave(i)[: 10 * rate_hz] for i in range(len(valid))]
     state = load_state(config, out, device) if resume else init_state(config, device)
-    loss = ReconstructionLoss(rate_hz, device)
+    loss = ReconstructionLoss(config.model, device)
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "config.json", json.dumps(asdict(config), indent=2) + "\n")
     hours = [round(len(s.data) / rate_hz / 3600, 3) for s in (training, others)]
