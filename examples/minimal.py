@@ -13,7 +13,16 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from segue import Pipeline, StageController, build_cache, load_codec, load_conditioner, load_manifest, load_recipe, train
+from segue import (
+    Pipeline,
+    StageController,
+    build_cache,
+    load_codec,
+    load_conditioner,
+    load_manifest,
+    load_recipe,
+    train,
+)
 from segue.training.config import override
 
 folder = Path(tempfile.mkdtemp(prefix="segue-minimal-"))
@@ -30,7 +39,11 @@ for index in range(120):
 
 # 2. Waveforms and captions become a cache of latents and text embeddings.
 cache = build_cache(
-    load_manifest(folder), load_codec("spectral", RATE_HZ), load_conditioner("minilm"), out=folder / "cache", seconds=SECONDS
+    load_manifest(folder),
+    load_codec("spectral", RATE_HZ),
+    load_conditioner("minilm"),
+    out=folder / "cache",
+    seconds=SECONDS,
 )
 
 # 3. A recipe is a config; the controller is an explicit argument of the loop.

@@ -56,13 +56,15 @@ class Pipeline:
         """Bring the parts together.
 
         Raises:
-            UserError: the codec is not the one that the model was trained on.
+            UserError: the codec or the text encoder is not the one that the model was trained with.
         """
-        if codec.fingerprint() != saved.card.codec:
-            raise UserError(
-                f"the model was trained on latents of {saved.card.codec}, this codec is {codec.fingerprint()}; "
-                "load the codec that the run names"
-            )
+        for part, have, want in (
+            ("codec", codec.fingerprint(), saved.card.codec),
+            ("text encoder", conditioner.fingerprint(), saved.card.text),
+        ):
+            other = [f"{key} {have.get(key)} for {value}" for key, value in want.items() if have.get(key) != value]
+            if other:
+                raise UserError(f"the model was trained with another {part} ({', '.join(other)}); load that one")
         self.saved, self.codec, self.conditioner, self.device = saved, codec.to(device), conditioner, device
         self.model = saved.model.to(device)
 
@@ -75,7 +77,8 @@ class Pipeline:
         """
         saved = load_model(model_file(Path(run)), weights)
         codec = load_codec(saved.card.codec_source, saved.card.codec["sample_rate_hz"])
-        return cls(saved, codec, load_conditioner(saved.card.text["name"]), device)
+        text = saved.card.text
+        return cls(saved, codec, load_conditioner(text["name"], text["max_tokens"]), device)
 
     @torch.inference_mode()
     def latents(
@@ -107,7 +110,9 @@ class Pipeline:
         def velocity(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
             if on_step is not None:
                 on_step()
-            return velocity_of(self.model(x, t, condition).prediction, self.model.predicts, x, t)
+            prediction = self.model(x, t, condition).prediction
+            # The floor that keeps training finite would leave hiss here: no solver evaluates at t = 0 itself.
+            return velocity_of(prediction, self.model.predicts, x, t, floor=1e-4)
 
         field = guided(
             velocity, condition, sampling.guidance_scale, sampling.guidance_rescale, sampling.guidance_interval

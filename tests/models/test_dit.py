@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from segue.models.dit import DiT, DiTConfig, rotary_tables, rotate
 from segue.models.presets import PRESETS, memory_need, parameters_of, preset
 from segue.types import Condition, UserError

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
+
 from segue.models.dit import DiT, DiTConfig
 from segue.models.files import ModelCard, load_model, save_model
 from segue.types import UserError

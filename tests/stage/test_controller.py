@@ -1,6 +1,7 @@
 import json
 
 import pytest
+
 from segue.process.timesteps import LogitNormal, Mixture
 from segue.stage.adaptive_timesteps import stage_law
 from segue.stage.controller import ControllerState, Observation, StageController

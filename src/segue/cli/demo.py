@@ -21,7 +21,7 @@ from torch import Tensor
 from segue._version import __version__
 from segue.cli.generate import write_wav
 from segue.cli.train import run_training
-from segue.codecs import load_codec, shipped_codec_name
+from segue.codecs import default_codec, load_codec
 from segue.codecs.base import Codec
 from segue.conditioners import load_conditioner
 from segue.data.audio import read_wave
@@ -85,7 +85,7 @@ def demo(
     everything = load_manifest(manifest)
 
     say("2/6 encoding latents and captions")
-    voice = load_codec(codec or shipped_codec_name())
+    voice = load_codec(codec or default_codec())
     cache = build_cache(everything, voice, load_conditioner("minilm"), out=out / "cache", seconds=SECONDS)
 
     say("3/6 fitting the budget to this machine")

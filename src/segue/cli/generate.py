@@ -40,7 +40,7 @@ def generate(
         raise UserError('no prompt; for example: segue generate runs/mine "a soft violin playing C 5"')
     sampling = Sampling(steps, solver, guidance, rescale)
     pipeline = Pipeline.load(run, weights, device)
-    evaluations = steps * (2 if solver == "heun" else 1) * -(-len(captions) // batch_size)
+    evaluations = (2 * steps - 1 if solver == "heun" else steps) * -(-len(captions) // batch_size)
     with Progress(transient=True) as bar:
         task = bar.add_task("generating", total=evaluations)
         waves = pipeline.generate(

@@ -21,13 +21,14 @@ def make_app() -> typer.Typer:
     app.command("train")(train.train)
     app.command("generate")(generate.generate)
     app.command("recipes")(recipes.recipes)
-    for name, module, help in (
-        ("data", data, "Look at a data set, or render the demo set."),
-        ("codec", codec, "Train the codec on your own sounds."),
-        ("judge", judge, "The classifier that listens to generated notes."),
-    ):
-        group = typer.Typer(help=help, **options)
-        for verb, function in module.VERBS.items():
+    groups = {
+        "data": ("Look at a data set, or render the demo set.", {"check": data.check, "render-demo": data.render_demo}),
+        "codec": ("Train the codec on your own sounds.", {"train": codec.train, "measure": codec.measure}),
+        "judge": ("The classifier that listens to notes.", {"train": judge.train, "card": judge.card}),
+    }
+    for name, (words, verbs) in groups.items():
+        group = typer.Typer(help=words, **options)
+        for verb, function in verbs.items():
             group.command(verb)(function)
         app.add_typer(group, name=name)
     return app

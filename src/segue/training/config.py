@@ -72,7 +72,8 @@ class TrainConfig:
         accumulation: parts that a rank computes its share of a batch in; changes memory, not the result.
         precision: "fp32" or "bf16" (autocast).
         seed: of weights, order, noise, times and dropped captions.
-        objective: "velocity", or "min-snr" (velocity loss under min-SNR weights).
+        objective: what the squared error is measured in: "velocity", "clean" (t^2 times as much), "min-snr" (clean, under
+            min-SNR-5 weights), or "auto": as the model predicts.
         condition_dropout: share of captions replaced by the null, for classifier-free guidance.
         log_every, validate_every, checkpoint_every: in examples; 0 = a share of the run (1/100, 1/10, 1/4).
         validation_clips: held-out clips of the fixed-t validation.
@@ -85,7 +86,7 @@ class TrainConfig:
     accumulation: int = 1
     precision: str = "fp32"
     seed: int = 0
-    objective: str = "velocity"
+    objective: str = "auto"
     condition_dropout: float = 0.1
     log_every: int = 0
     validate_every: int = 0
@@ -97,8 +98,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "bf16"):
             raise UserError(f"train.precision is '{self.precision}'; use 'fp32' or 'bf16'")
-        if self.objective not in ("velocity", "min-snr"):
-            raise UserError(f"train.objective is '{self.objective}'; use 'velocity' or 'min-snr'")
+        if self.objective not in ("auto", "velocity", "clean", "min-snr"):
+            raise UserError(f"train.objective is '{self.objective}'; use 'auto', 'velocity', 'clean' or 'min-snr'")
         for name in ("total_examples", "batch_size", "accumulation", "keep_last", "validation_clips"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} is {getattr(self, name)}; give at least 1")

@@ -80,7 +80,7 @@ def train(
     Raises:
         UserError: settings that do not fit the data or the machine, a loss that is not finite, or a full disk.
     """
-    accelerator = make_accelerator(config, device)
+    accelerator = make_accelerator(device)
     rank, world, total = accelerator.process_index, accelerator.num_processes, config.train.total_examples
     seed, batch_size = config.train.seed, config.train.batch_size
     if batch_size % world:
@@ -101,6 +101,7 @@ def train(
     model, optimizer = accelerator.prepare(model, optimizer)
     validation_set = make_validation_set(cache, statistics, config, accelerator.device)
 
+    autocast = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.train.precision == "bf16")
     log_every, validate_every, checkpoint_every = intervals(config)
     main = accelerator.is_main_process
     log = RunLog(run_dir, examples_seen=seen, tensorboard=config.train.tensorboard) if main else None
@@ -147,7 +148,7 @@ def train(
             pieces = example.split(config.train.accumulation)
             for index, piece in enumerate(pieces):
                 last = index == len(pieces) - 1
-                with accelerator.autocast(), sync_only(accelerator, model, last):
+                with autocast, sync_only(accelerator, model, last):
                     per_example = losses(model, piece, averaged.predicts, config.train.objective)
                     loss = per_example.sum() / len(example.t)
                     accelerator.backward(loss)
@@ -191,11 +192,11 @@ def train(
     return TrainResult(run_dir, seen, seconds_before + time.monotonic() - started, finished, validation)
 
 
-def make_accelerator(config: RunConfig, device: str = "auto"):
-    """accelerate's handle on devices, ranks and precision. TensorBoard and checkpoints are ours, not its."""
-    accelerate = import_extra("accelerate", "train")
-    precision = "bf16" if config.train.precision == "bf16" else "no"
-    return accelerate.Accelerator(mixed_precision=precision, cpu=device == "cpu")
+def make_accelerator(device: str = "auto"):
+    """accelerate's handle on devices and ranks. Its precision is a setting of the whole process, ours of one run."""
+    if device not in ("auto", "cpu"):
+        raise UserError(f"--device {device}: use auto or cpu")
+    return import_extra("accelerate", "train").Accelerator(cpu=device == "cpu")
 
 
 def sync_only(accelerator, model: nn.Module, last: bool):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.process.noise import keyed_generator, keyed_noise
-from segue.process.objectives import min_snr_weight, velocity_loss
+from segue.process.objectives import masked_mean, min_snr_weight, velocity_loss
 from segue.process.path import sample_path, velocity_of
 from segue.process.timesteps import TimestepLaw
 from segue.types import Condition
@@ -84,17 +84,24 @@ def draw_example(
     return Example(x_0, eps, t, replace(condition, drop=drop), mask)
 
 
-def losses(model: nn.Module, example: Example, predicts: str, objective: str = "velocity") -> Tensor:
+def losses(model: nn.Module, example: Example, predicts: str, objective: str = "auto") -> Tensor:
     """Per-example losses [B] of the model on a drawn batch.
+
+    A clean-sample error e is a velocity error of e / t, so in velocity a model that predicts clean samples would learn
+    little but the lowest noise levels; "auto" measures it in what it predicts.
 
     Args:
         model: called as model(x_t, t, condition, mask).
         example: the batch.
-        predicts: what the model returns, "velocity" or "clean"; the loss is always in velocity.
-        objective: "velocity", or "min-snr" for the weights of arXiv 2303.09556.
+        predicts: what the model returns, "velocity" or "clean".
+        objective: "velocity", "clean", "min-snr" (arXiv 2303.09556), or "auto": as `predicts` says.
     """
     x_t = sample_path(example.x_0, example.eps, example.t)
     prediction = model(x_t, example.t, example.condition, example.mask).prediction.float()
+    objective = predicts if objective == "auto" else objective
+    if predicts == objective == "clean":
+        return masked_mean((prediction - example.x_0).square(), example.mask)
     velocity = velocity_of(prediction, predicts, x_t, example.t)
     loss = velocity_loss(velocity, example.x_0, example.eps, example.mask)
-    return loss * min_snr_weight(example.t) if objective == "min-snr" else loss
+    weights = {"velocity": lambda t: 1.0, "clean": lambda t: t**2, "min-snr": min_snr_weight}
+    return loss * weights[objective](example.t)

@@ -1,0 +1,177 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from segue.cli.train import write_config
+from segue.stage.controller import StageController
+from segue.training.checkpoint import list_checkpoints
+from segue.training.config import override
+from segue.training.log import read_log
+from segue.training.loop import train
+from segue.types import UserError
+
+
+def run(config, cache, folder, **options):
+    folder.mkdir(parents=True, exist_ok=True)
+    result = train(config, StageController(config.policy), cache, folder, device="cpu", quiet=True, **options)
+    return result, load_file(list_checkpoints(folder)[-1] / "model.safetensors")
+
+
+def assert_same(first, second, **tolerance):
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        if tolerance:
+            torch.testing.assert_close(value, second[name], **tolerance, msg=lambda m, n=name: f"{n}: {m}")
+        else:
+            assert torch.equal(value, second[name]), name
+
+
+def timeless(log: Path) -> list[dict]:
+    return [{k: v for k, v in e.items() if k != "examples_per_sec"} for e in read_log(log)]
+
+
+def test_a_run_learns_and_leaves_what_it_promises(cache, config, tmp_path):
+    config = override(config, ["train.total_examples=1600", "train.checkpoint_every=400", "optim.learning_rate=3e-3"])
+    result, tensors = run(config, cache, tmp_path)
+    log = read_log(tmp_path / "log.jsonl")
+    validations = [e for e in log if e["event"] == "validation"]
+    assert result.finished and result.examples_seen == 1600
+    assert validations[0]["examples_seen"] == 0 and validations[-1]["examples_seen"] == 1600
+    for t, before in validations[0]["loss_by_t"].items():
+        assert validations[-1]["loss_by_t"][t] < 0.8 * before, t
+    trained = [e for e in log if e["event"] == "train"]
+    assert {"loss", "examples_per_sec", "learning_rate", "grad_norm", "timestep_mean"} <= trained[-1].keys()
+    assert trained[-1]["timestep_mean"] > 0.55  # static-semantic leans to noise
+    assert len(list_checkpoints(tmp_path)) == config.train.keep_last
+    assert any(not torch.equal(tensors[f"model.{n[4:]}"], v) for n, v in tensors.items() if n.startswith("ema."))
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(cache, config, tmp_path):
+    _, whole = run(config, cache, tmp_path / "whole")
+    # The same run stopped after its second checkpoint: what came later is taken away, as a kill would have.
+    keep = replace(config, train=replace(config.train, keep_last=9))
+    run(keep, cache, tmp_path / "cut")
+    for later in list_checkpoints(tmp_path / "cut")[1:]:
+        for file in later.iterdir():
+            file.unlink()
+        later.rmdir()
+    _, resumed = run(config, cache, tmp_path / "cut", resume=True)
+    assert_same(whole, resumed)
+    assert timeless(tmp_path / "cut" / "log.jsonl") == timeless(tmp_path / "whole" / "log.jsonl")
+
+
+def test_seed_decides_the_run(cache, config, tmp_path):
+    _, first = run(config, cache, tmp_path / "a")
+    _, again = run(config, cache, tmp_path / "b")
+    _, other = run(override(config, ["train.seed=1"]), cache, tmp_path / "c")
+    assert_same(first, again)
+    assert not torch.equal(first["model.patch_in.weight"], other["model.patch_in.weight"])
+
+
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_accumulation_changes_nothing(cache, config, tmp_path, parts):
+    config = override(config, ["train.total_examples=32"])
+    _, whole = run(config, cache, tmp_path / "1")
+    _, pieces = run(override(config, [f"train.accumulation={parts}"]), cache, tmp_path / str(parts))
+    assert_same(whole, pieces, atol=2e-4, rtol=1e-3)
+
+
+def test_validating_or_logging_more_often_changes_nothing(cache, config, tmp_path):
+    _, seldom = run(config, cache, tmp_path / "seldom")
+    _, often = run(override(config, ["train.validate_every=8", "train.log_every=8"]), cache, tmp_path / "often")
+    assert_same(seldom, often)
+
+
+def test_bf16_losses_agree_with_fp32(cache, config, tmp_path):
+    full, _ = run(config, cache, tmp_path / "full")
+    half, _ = run(override(config, ["train.precision=bf16"]), cache, tmp_path / "half")
+    for t, loss in full.validation.items():
+        assert half.validation[t] == pytest.approx(loss, rel=0.05)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(cache, config, tmp_path):
+    with pytest.raises(UserError, match="not finite"):
+        run(
+            override(config, ["optim.learning_rate=1e30", "optim.warmup_fraction=0", "optim.grad_clip=0"]),
+            cache,
+            tmp_path,
+        )
+    run(config, cache, tmp_path / "good")
+    before = list_checkpoints(tmp_path / "good")
+    hot = override(config, ["optim.learning_rate=1e30", "optim.warmup_fraction=0", "train.total_examples=160"])
+    with pytest.raises(UserError, match="resume from the last checkpoint"):
+        run(hot, cache, tmp_path / "good", resume=True)
+    assert list_checkpoints(tmp_path / "good") == before
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from segue.data.cache import LatentCache
+from segue.stage.controller import StageController
+from segue.training.config import from_json
+from segue.training.loop import train
+import json, torch
+torch.set_num_threads(1)
+run_dir = Path(sys.argv[1])
+stored = json.loads((run_dir / "config.json").read_text())
+config = from_json(stored["run"])
+resume = any((run_dir / "checkpoints").glob("examples-*/state.json"))
+result = train(config, StageController(config.policy), LatentCache.open(stored["cache"]), run_dir, resume=resume, device="cpu")
+print("finished" if result.finished else "stopped", result.examples_seen)
+"""
+
+
+def start(folder, config, cache, *launcher):
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(folder, config, cache.path)
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    return subprocess.Popen([sys.executable, *launcher, str(script), str(folder)], **pipes)
+
+
+def test_two_ranks_give_what_one_gives(cache, config, tmp_path):
+    config = override(config, ["train.total_examples=40"])
+    out, err = start(tmp_path / "one", config, cache).communicate(timeout=120)
+    assert "finished 40" in out, err
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+                "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29631")  # fmt: skip
+    out, err = start(tmp_path / "two", config, cache, *launcher).communicate(timeout=180)
+    assert "finished 40" in out, err
+    one, two = (load_file(list_checkpoints(tmp_path / n)[-1] / "model.safetensors") for n in ("one", "two"))
+    assert_same(one, two, atol=2e-4, rtol=1e-3)
+    losses = [
+        [e["loss"] for e in read_log(tmp_path / n / "log.jsonl") if e["event"] == "train"] for n in ("one", "two")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_stopped_from_outside_goes_on_as_if_nothing_happened(cache, config, tmp_path, number):
+    config = override(config, ["train.total_examples=800", "train.checkpoint_every=40", "train.log_every=8"])
+    start(tmp_path / "whole", config, cache).communicate(timeout=120)
+    process = start(tmp_path / "cut", config, cache)
+    deadline = time.monotonic() + 60
+    while not list_checkpoints(tmp_path / "cut") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    if number == signal.SIGINT:
+        assert "stopped" in out, err  # the step at hand is finished and saved
+        seen = json.loads((list_checkpoints(tmp_path / "cut")[-1] / "state.json").read_text())["examples_seen"]
+        assert f"stopped {seen}" in out and seen < 800
+    out, err = start(tmp_path / "cut", config, cache).communicate(timeout=120)
+    assert "finished 800" in out, err
+    whole, cut = (load_file(list_checkpoints(tmp_path / n)[-1] / "model.safetensors") for n in ("whole", "cut"))
+    assert_same(whole, cut)
