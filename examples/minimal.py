@@ -1,7 +1,7 @@
 """From a folder of sounds to a trained model and a generated file, in under a minute on a CPU.
 
-The sounds are tones made here, so that the example needs no data; point `folder` at your own (wav, flac, ogg or mp3, each
-with a .txt caption beside it) and it works the same.
+The sounds are tones made here, so that the example needs no data; point `folder` at your own (wav, flac, ogg or mp3,
+each with a .txt caption beside it) and it works the same.
 
     python examples/minimal.py
 """
@@ -23,7 +23,6 @@ from segue import (
     load_recipe,
     train,
 )
-from segue.training.config import override
 
 folder = Path(tempfile.mkdtemp(prefix="segue-minimal-"))
 RATE_HZ, SECONDS = 16_000, 1.024
@@ -49,7 +48,6 @@ cache = build_cache(
 # 3. A recipe is a config; the controller is an explicit argument of the loop.
 config = load_recipe("static-uniform")
 config = replace(config, train=replace(config.train, total_examples=640, batch_size=16, validation_clips=4))
-config = override(config, ["model.patch_frames=8"])
 result = train(config, StageController(config.policy), cache, folder / "run")
 print("validation loss at fixed t:", {t: round(loss, 3) for t, loss in result.validation.items()})
 

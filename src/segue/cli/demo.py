@@ -36,10 +36,12 @@ from segue.pipeline import Pipeline, Sampling
 from segue.recipes import DEFAULT_RECIPE, load_recipe
 from segue.report import ArmPage, PromptClip, write_demo_report, write_summary
 from segue.stage.controller import StageController
+from segue.training.build import dit_config
 from segue.training.config import RunConfig
 from segue.training.files import write_atomic
 from segue.training.log import read_log
-from segue.training.loop import TrainResult, build_model, measure_rate
+from segue.training.loop import TrainResult
+from segue.training.rate import measure_rate
 from segue.types import UserError
 
 BASELINE = "static-uniform"
@@ -95,8 +97,7 @@ def demo(
     results: dict[str, TrainResult] = {}
     for number, name in enumerate((BASELINE, DEFAULT_RECIPE), start=4):
         say(f"{number}/6 training {name}: {plan.examples:,} examples")
-        config = demo_config(replace(load_recipe(name), train=total), voice)
-        results[name] = _train_arm(config, out, cache.path)
+        results[name] = _train_arm(replace(load_recipe(name), train=total), out, cache.path)
         if not results[name].finished:
             raise UserError(f"interrupted and saved; the same command goes on: {command}")
 
@@ -108,12 +109,6 @@ def demo(
 def say(line: str) -> None:
     """One line of what happens now."""
     print(line, file=sys.stderr, flush=True)
-
-
-def demo_config(config: RunConfig, codec: Codec) -> RunConfig:
-    """The recipe at the demo's size: about 32 tokens a clip, which a CPU can train in minutes."""
-    tokens = codec.latent_frames(round(SECONDS * codec.sample_rate_hz)) / 32
-    return replace(config, model=replace(config.model, preset="dit-3m", patch_frames=max(1, round(tokens))))
 
 
 def _plan(
@@ -141,7 +136,7 @@ def _plan(
                 f"{out} holds a demo of other settings ({'; '.join(changed)}); choose another --out, or add --fresh"
             )
         return Plan(**stored)
-    config = demo_config(load_recipe(BASELINE), codec)
+    config = load_recipe(BASELINE)
     rate = measure_rate(config, StageController(config.policy), cache)
     # A generated clip costs steps x 2 evaluations, each a third of a training example; validation likewise.
     beside = (judged + 12) * Sampling().steps * 2 / 3 + config.train.validation_clips * 5 * 11 / 3
@@ -212,7 +207,7 @@ def _report(
         pages[name] = ArmPage(result.run_dir, [_prompt_clip(judge, c, w, rate) for c, w in zip(prompts, waves)])
         _write_samples(result.run_dir, prompts, waves, rate)
 
-    config = demo_config(load_recipe(BASELINE), codec)
+    config = load_recipe(BASELINE)
     summary = {
         "schema_version": 1,
         "command": command,
@@ -225,7 +220,7 @@ def _report(
         "codec": codec.fingerprint(),
         "model": {
             "preset": config.model.preset,
-            "parameters": parameters_of(build_model(config, cache, 0).config),
+            "parameters": parameters_of(dit_config(config, cache)),
             "sampling": asdict(Sampling()),
         },
         "judge": {"sha256": judge.sha256, "card": judge.card.get("figures", {})},

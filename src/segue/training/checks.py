@@ -7,8 +7,9 @@ import os
 import torch
 
 from segue.data.cache import LatentCache
-from segue.models.presets import memory_need, parameters_of, preset
+from segue.models.presets import memory_need, parameters_of
 from segue.tasks.generation import standardise
+from segue.training.build import dit_config
 from segue.training.config import RunConfig
 from segue.types import UserError
 
@@ -65,16 +66,12 @@ def _check_text(cache: LatentCache, rows: list[int]) -> str:
 
 
 def _check_model(config: RunConfig, cache: LatentCache) -> list[str]:
-    dit = preset(
-        config.model.preset,
-        channels=cache.channels,
-        text_dim=cache.text_dim,
-        patch_frames=config.model.patch_frames,
-    )
+    dit = dit_config(config, cache)
     per_piece = -(-config.train.batch_size // config.train.accumulation)
     need = memory_need(dit, per_piece, cache.frames, checkpointing=config.model.gradient_checkpointing)
     lines = [
-        f"model: {config.model.preset}, {parameters_of(dit) / 1e6:.2f} M parameters; a step needs about "
+        f"model: {config.model.preset}, {parameters_of(dit) / 1e6:.2f} M parameters, "
+        f"{-(-cache.frames // dit.patch_frames)} tokens a clip, predicts {dit.predicts}; a step needs about "
         f"{need.total / 2**30:.2f} GiB ({need.weights / 2**30:.2f} weights and optimiser, "
         f"{need.activations / 2**30:.2f} activations)"
     ]

@@ -20,14 +20,14 @@ class ModelConfig:
 
     Attributes:
         preset: a size of models/presets.py.
-        patch_frames: latent frames to a token.
+        patch_frames: latent frames to a token; 0 = as many as give about 16 tokens a second.
         predicts: "velocity", "clean", or "auto": clean where a token is wider than the model (a velocity then cannot be
             fitted, since the noise in it does not pass through the model's width).
         gradient_checkpointing: recompute activations in backward.
     """
 
     preset: str = "dit-3m"
-    patch_frames: int = 1
+    patch_frames: int = 0
     predicts: str = "auto"
     gradient_checkpointing: bool = False
 
@@ -72,7 +72,7 @@ class TrainConfig:
         accumulation: parts that a rank computes its share of a batch in; changes memory, not the result.
         precision: "fp32" or "bf16" (autocast).
         seed: of weights, order, noise, times and dropped captions.
-        objective: what the squared error is measured in: "velocity", "clean" (t^2 times as much), "min-snr" (clean, under
+        objective: what the squared error is measured in: "velocity", "clean" (t^2 times that), "min-snr" (clean, under
             min-SNR-5 weights), or "auto": as the model predicts.
         condition_dropout: share of captions replaced by the null, for classifier-free guidance.
         log_every, validate_every, checkpoint_every: in examples; 0 = a share of the run (1/100, 1/10, 1/4).

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,22 +19,18 @@ from torch import Tensor, nn
 
 from segue.data.cache import LatentCache
 from segue.data.loader import LatentLoader
-from segue.models.dit import DiT
-from segue.models.files import ModelCard
-from segue.models.presets import preset
-from segue.process.noise import keyed_generator, keyed_noise
 from segue.stage.controller import ControllerState, Observation, StageController
 from segue.tasks import generation
+from segue.training.build import build_model, make_accelerator, model_card
 from segue.training.checkpoint import RunState, latest_checkpoint, load_checkpoint, save_checkpoint
 from segue.training.config import RunConfig
 from segue.training.interrupt import Interrupt
 from segue.training.log import RunLog
 from segue.training.optim import learning_rate, make_optimizer, update_ema
 from segue.training.progress import Meter
-from segue.training.step import Example, draw_example, losses
-from segue.types import UserError, import_extra
-
-VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+from segue.training.step import draw_example, losses
+from segue.training.validation import make_validation_set, validate
+from segue.types import UserError
 
 
 @dataclass(frozen=True)
@@ -192,49 +188,9 @@ def train(
     return TrainResult(run_dir, seen, seconds_before + time.monotonic() - started, finished, validation)
 
 
-def make_accelerator(device: str = "auto"):
-    """accelerate's handle on devices and ranks. Its precision is a setting of the whole process, ours of one run."""
-    if device not in ("auto", "cpu"):
-        raise UserError(f"--device {device}: use auto or cpu")
-    return import_extra("accelerate", "train").Accelerator(cpu=device == "cpu")
-
-
 def sync_only(accelerator, model: nn.Module, last: bool):
     """Exchange gradients between ranks only with the last piece of an accumulated batch."""
     return torch.enable_grad() if last else accelerator.no_sync(model)
-
-
-def build_model(config: RunConfig, cache: LatentCache, seed: int) -> DiT:
-    """The backbone for this cache, initialised from the seed alone."""
-    dit = preset(
-        config.model.preset,
-        channels=cache.channels,
-        text_dim=cache.text_dim,
-        patch_frames=config.model.patch_frames,
-    )
-    predicts = config.model.predicts
-    if predicts == "auto":
-        predicts = "clean" if dit.channels * dit.patch_frames > dit.width else "velocity"
-    with torch.random.fork_rng(devices=[]):
-        # torch's initialisers take no generator; the global one is borrowed and put back.
-        torch.manual_seed(keyed_generator(seed, "weights").initial_seed())
-        model = DiT(type(dit)(**{**asdict(dit), "predicts": predicts}))
-    model.gradient_checkpointing = config.model.gradient_checkpointing
-    return model
-
-
-def model_card(config: RunConfig, cache: LatentCache, model: DiT, examples_seen: int) -> ModelCard:
-    """What the saved model says of itself."""
-    meta = cache.meta
-    return ModelCard(
-        model=asdict(model.config),
-        codec=meta["codec"],
-        codec_source=meta["codec_source"],
-        text=meta["text"],
-        seconds=meta["seconds"],
-        examples_seen=examples_seen,
-        recipe=config.recipe,
-    )
 
 
 def intervals(config: RunConfig) -> tuple[int, int, int]:
@@ -250,38 +206,3 @@ def intervals(config: RunConfig) -> tuple[int, int, int]:
 def crossed(seen: int, before: int, every: int) -> bool:
     """True when a multiple of `every` lies in (before, seen]."""
     return seen // every > before // every
-
-
-def measure_rate(config: RunConfig, controller: StageController, cache: LatentCache, steps: int = 8) -> float:
-    """Training examples per second on this machine, from a few steps that are thrown away."""
-    model = build_model(config, cache, seed=0)
-    optimizer = make_optimizer(model, config.optim)
-    loader = LatentLoader(cache, "train", config.train.batch_size, seed=0)
-    _, decision = controller.update(controller.init(config.train.total_examples), Observation(0))
-    for step in range(steps + 2):
-        if step == 2:  # the first two warm caches and allocators
-            started = time.monotonic()
-        batch = loader.next_batch()
-        prepared = generation.prepare(batch.latents, batch.mask, batch.tokens, batch.tokens_mask, cache.statistics)
-        example = draw_example(*prepared, decision.timesteps, seed=0, position=step * config.train.batch_size)
-        losses(model, example, model.predicts, config.train.objective).mean().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return steps * config.train.batch_size / (time.monotonic() - started)
-
-
-def make_validation_set(
-    cache: LatentCache, statistics: tuple[Tensor, Tensor], config: RunConfig, device: torch.device
-) -> list[Example]:
-    """Fixed clips, captions and noise at each fixed time: losses of any two runs on one cache compare."""
-    rows = cache.rows("valid")[: config.train.validation_clips]
-    latents, mask = cache.latents(rows)
-    x_0, condition, mask = generation.prepare(latents, mask, *cache.text(rows), statistics)
-    eps = keyed_noise(x_0.shape[1:], 0, "validation", range(len(rows)))
-    return [Example(x_0, eps, torch.full((len(rows),), t), condition, mask).to(device) for t in VALIDATION_TIMES]
-
-
-@torch.no_grad()
-def validate(model: DiT, examples: list[Example]) -> dict[str, float]:
-    """Mean velocity loss at each fixed time."""
-    return {f"{t:g}": float(losses(model, e, model.predicts).mean()) for t, e in zip(VALIDATION_TIMES, examples)}

@@ -1,0 +1,59 @@
+"""What a run is made of: the backbone for a cache, accelerate's handle, and the card that a saved model carries."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import torch
+
+from segue.data.cache import LatentCache
+from segue.models.dit import DiT, DiTConfig
+from segue.models.files import ModelCard
+from segue.models.presets import preset
+from segue.process.noise import keyed_generator
+from segue.training.config import RunConfig
+from segue.types import UserError, import_extra
+
+TOKENS_PER_SEC = 16  # what model.patch_frames = 0 aims at
+
+
+def make_accelerator(device: str = "auto"):
+    """accelerate's handle on devices and ranks. Its precision is a setting of the whole process, ours of one run."""
+    if device not in ("auto", "cpu"):
+        raise UserError(f"--device {device}: use auto or cpu")
+    return import_extra("accelerate", "train").Accelerator(cpu=device == "cpu")
+
+
+def dit_config(config: RunConfig, cache: LatentCache) -> DiTConfig:
+    """The backbone's shape for this cache, with what the config leaves to it filled in."""
+    frame_rate_hz = cache.meta["sample_rate_hz"] / cache.meta["hop_samples"]
+    patch = config.model.patch_frames or max(1, round(frame_rate_hz / TOKENS_PER_SEC))
+    dit = preset(config.model.preset, channels=cache.channels, text_dim=cache.text_dim, patch_frames=patch)
+    predicts = config.model.predicts
+    if predicts == "auto":
+        predicts = "clean" if dit.channels * dit.patch_frames > dit.width else "velocity"
+    return replace(dit, predicts=predicts)
+
+
+def build_model(config: RunConfig, cache: LatentCache, seed: int) -> DiT:
+    """The backbone for this cache, initialised from the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        # torch's initialisers take no generator; the global one is borrowed and put back.
+        torch.manual_seed(keyed_generator(seed, "weights").initial_seed())
+        model = DiT(dit_config(config, cache))
+    model.gradient_checkpointing = config.model.gradient_checkpointing
+    return model
+
+
+def model_card(config: RunConfig, cache: LatentCache, model: DiT, examples_seen: int) -> ModelCard:
+    """What the saved model says of itself."""
+    meta = cache.meta
+    return ModelCard(
+        model=asdict(model.config),
+        codec=meta["codec"],
+        codec_source=meta["codec_source"],
+        text=meta["text"],
+        seconds=meta["seconds"],
+        examples_seen=examples_seen,
+        recipe=config.recipe,
+    )

@@ -1,0 +1,32 @@
+"""How fast this machine trains, measured before a budget is set."""
+
+from __future__ import annotations
+
+import time
+
+from segue.data.cache import LatentCache
+from segue.data.loader import LatentLoader
+from segue.stage.controller import Observation, StageController
+from segue.tasks import generation
+from segue.training.build import build_model
+from segue.training.config import RunConfig
+from segue.training.optim import make_optimizer
+from segue.training.step import draw_example, losses
+
+
+def measure_rate(config: RunConfig, controller: StageController, cache: LatentCache, steps: int = 8) -> float:
+    """Training examples per second on this machine, from a few steps that are thrown away."""
+    model = build_model(config, cache, seed=0)
+    optimizer = make_optimizer(model, config.optim)
+    loader = LatentLoader(cache, "train", config.train.batch_size, seed=0)
+    _, decision = controller.update(controller.init(config.train.total_examples), Observation(0))
+    for step in range(steps + 2):
+        if step == 2:  # the first two warm caches and allocators
+            started = time.monotonic()
+        batch = loader.next_batch()
+        prepared = generation.prepare(batch.latents, batch.mask, batch.tokens, batch.tokens_mask, cache.statistics)
+        example = draw_example(*prepared, decision.timesteps, seed=0, position=step * config.train.batch_size)
+        losses(model, example, model.predicts, config.train.objective).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return steps * config.train.batch_size / (time.monotonic() - started)

@@ -1,0 +1,32 @@
+"""Loss at fixed times on fixed clips and noise: the curve that compares between runs, whatever times they train on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from segue.data.cache import LatentCache
+from segue.models.dit import DiT
+from segue.process.noise import keyed_noise
+from segue.tasks import generation
+from segue.training.config import RunConfig
+from segue.training.step import Example, losses
+
+VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+def make_validation_set(
+    cache: LatentCache, statistics: tuple[Tensor, Tensor], config: RunConfig, device: torch.device
+) -> list[Example]:
+    """Fixed clips, captions and noise at each fixed time: losses of any two runs on one cache compare."""
+    rows = cache.rows("valid")[: config.train.validation_clips]
+    latents, mask = cache.latents(rows)
+    x_0, condition, mask = generation.prepare(latents, mask, *cache.text(rows), statistics)
+    eps = keyed_noise(x_0.shape[1:], 0, "validation", range(len(rows)))
+    return [Example(x_0, eps, torch.full((len(rows),), t), condition, mask).to(device) for t in VALIDATION_TIMES]
+
+
+@torch.no_grad()
+def validate(model: DiT, examples: list[Example]) -> dict[str, float]:
+    """Mean loss at each fixed time, measured in what the model predicts."""
+    return {f"{t:g}": float(losses(model, e, model.predicts).mean()) for t, e in zip(VALIDATION_TIMES, examples)}
