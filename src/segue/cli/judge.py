@@ -56,8 +56,6 @@ def card(
         print(f"{damage:22}" + "".join(f"{cell:>20}" for cell in cells))
 
 
-
-
 def _commit() -> str:
     """The checkout's commit, or "unknown" outside one."""
     here = Path(__file__).parent

@@ -76,7 +76,11 @@ def words(judge: Judge, wave: Tensor, sample_rate_hz: int) -> str:
     """What the judge hears in one clip [T], in words: family, instrument, pitch, each with its probability."""
     heard = judge.predict(wave[None], sample_rate_hz)
     pitch = judge.pitches[int(heard.pitch[0])]
-    name = "no pitch" if pitch is None else f"{('C', 'C#', 'D', 'D#', 'E', 'F', 'F#', 'G', 'G#', 'A', 'A#', 'B')[pitch % 12]} {pitch // 12 - 1}"
+    name = (
+        "no pitch"
+        if pitch is None
+        else f"{('C', 'C#', 'D', 'D#', 'E', 'F', 'F#', 'G', 'G#', 'A', 'A#', 'B')[pitch % 12]} {pitch // 12 - 1}"
+    )
     return (
         f"{judge.instruments[int(heard.instrument[0])]} ({heard.instrument_probability.max():.0%}), "
         f"{name} ({heard.pitch_probability.max():.0%})"

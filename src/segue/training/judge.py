@@ -297,6 +297,13 @@ def save_judge(net: JudgeNet, card: dict, folder: Path) -> Judge:
     return Judge.load(folder)
 
 
+_LIMITS = (
+    "Knows the sounds of one sound font, and is measured on other renders of the same sounds (another seed: other "
+    "velocities, lengths and order), not on other recordings. Of chords and sequences it knows nothing. A clip unlike "
+    "everything it was taught still gets some class: read its accuracy beside chance."
+)
+
+
 def make_judge(source: Path, out: Path, card_source: Path | None, config: JudgeTraining, origin: dict) -> Judge:
     """Train on `source`, measure on `card_source`, write weights and card to `out`.
 
@@ -309,7 +316,7 @@ def make_judge(source: Path, out: Path, card_source: Path | None, config: JudgeT
     net = train_judge(notes, config)
     card = {
         "what": "Classifier of family, instrument and pitch of single notes and drum hits; it judges, it never guides.",
-        "limits": "Knows the sounds of its own training set: one sound font. Of chords and sequences it knows nothing.",
+        "limits": _LIMITS,
         **origin,
         "data": _provenance(source, notes) | {"use": "training: all splits, kinds note and drum"},
         "training": asdict(config) | {"minutes": round((time.monotonic() - start) / 60.0, 1)},
