@@ -21,7 +21,7 @@ from segue.models.files import SavedModel, load_model
 from segue.process.guidance import guided
 from segue.process.noise import keyed_noise
 from segue.process.path import velocity_of
-from segue.process.solvers import solve, time_grid
+from segue.process.solvers import SOLVERS, solve, time_grid
 from segue.tasks.generation import unstandardise
 from segue.types import Condition, UserError
 
@@ -47,6 +47,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise UserError(f"--steps {self.steps}: give at least 1")
+        if self.solver not in SOLVERS:
+            raise UserError(f"--solver {self.solver}: use one of {', '.join(SOLVERS)}")
 
 
 class Pipeline:

@@ -75,7 +75,7 @@ def test_grid():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="euler, heun or multistep"):
+    with pytest.raises(ValueError, match="euler, heun, multistep"):
         solve(field, X, time_grid(3), "dopri")
     with pytest.raises(ValueError, match="descend"):
         solve(field, X, time_grid(3).flip(0))

@@ -49,9 +49,7 @@ def train(
 
 def measure(
     codec: Annotated[str, typer.Argument(help="Codec name, or the folder of a trained one.")],
-    source: Annotated[
-        Path, typer.Argument(help="Folder of sounds; split test where there is one, else valid, else all.")
-    ],
+    source: Annotated[Path, typer.Argument(help="Folder of sounds; their test split, else valid, else all.")],
     clips: Annotated[int, typer.Option(help="Clips of each kind at most.")] = 200,
 ) -> None:
     """Reconstruction on held-out sounds by kind, robustness to latent noise, and decoding speed, as JSON."""

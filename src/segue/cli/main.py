@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import sys
 
-import click
 import typer
 
 from segue.cli import codec, data, demo, encode, generate, judge, recipes, train
 from segue.types import UserError
+
+# The class behind every complaint about the command line. typer has carried a click of its own since 0.20; this finds
+# the right one in either case: BadParameter <- UsageError <- ClickException.
+UsageProblem = typer.BadParameter.__mro__[2]
 
 
 def make_app() -> typer.Typer:
@@ -38,13 +41,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit: 0 done, 2 a mistake that the user can mend, 130 interrupted."""
     try:
         code = make_app()(arguments, standalone_mode=False)
-    except (UserError, click.ClickException) as error:
-        line = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        sys.exit(_complain(line, 2))
+    except UserError as error:
+        sys.exit(_complain(str(error), 2))
+    except UsageProblem as error:
+        sys.exit(_complain(error.format_message(), 2))
     except OSError as error:
         full = " (the disk is full; free some and run the command again)" if error.errno == errno.ENOSPC else ""
         sys.exit(_complain(f"{error.filename or 'file'}: {error.strerror}{full}", 2))
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(_complain("interrupted", 130))
     sys.exit(code if isinstance(code, int) else 0)
 

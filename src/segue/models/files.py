@@ -96,6 +96,8 @@ def load_model(path: Path, weights: str = "ema") -> SavedModel:
     Raises:
         UserError: not a segue model, another schema version, or weights that do not fit the card.
     """
+    if weights not in ("ema", "model"):
+        raise UserError(f"--weights {weights}: use ema (averaged) or model (as trained)")
     tensors, metadata = read_tensors(path)
     try:
         data = json.loads(metadata["segue"])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 Field = Callable[[Tensor, Tensor], Tensor]
+SOLVERS = ("euler", "heun", "multistep")
 
 
 def time_grid(steps: int, shift: float = 1.0) -> Tensor:
@@ -33,8 +34,8 @@ def solve(field: Field, x: Tensor, times: Tensor, method: str = "multistep") -> 
     Raises:
         ValueError: an unknown method, or times that do not descend.
     """
-    if method not in ("euler", "heun", "multistep"):
-        raise ValueError(f"solver '{method}'; use euler, heun or multistep")
+    if method not in SOLVERS:
+        raise ValueError(f"solver '{method}'; use one of {', '.join(SOLVERS)}")
     if not bool((times[1:] < times[:-1]).all()):
         raise ValueError("times must descend")
     previous: tuple[Tensor, float] | None = None

@@ -56,7 +56,7 @@ def train(
     config: RunConfig,
     controller: StageController,
     cache: LatentCache,
-    run_dir: Path,
+    run_dir: Path | str,
     *,
     resume: bool = False,
     device: str = "auto",
@@ -68,7 +68,7 @@ def train(
         config: sizes, optimiser, length.
         controller: decides the law of training times (and whatever else stages need) before every step.
         cache: latents and text embeddings.
-        run_dir: where log, checkpoints and config.json live; config.json is written by the caller.
+        run_dir: where log and checkpoints go; made if it is not there.
         resume: go on from the newest checkpoint; the run then equals an uninterrupted one bit for bit (CPU).
         device: "auto" (accelerate chooses), or "cpu".
         quiet: no progress.
@@ -76,6 +76,8 @@ def train(
     Raises:
         UserError: settings that do not fit the data or the machine, a loss that is not finite, or a full disk.
     """
+    run_dir = Path(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
     accelerator = make_accelerator(device)
     rank, world, total = accelerator.process_index, accelerator.num_processes, config.train.total_examples
     seed, batch_size = config.train.seed, config.train.batch_size
