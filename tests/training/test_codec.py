@@ -73,6 +73,14 @@ def test_training_lowers_the_loss_and_leaves_a_codec(tones, tmp_path):
     assert report["latents"]["mean_abs"] < 0.3
     assert 0.4 < report["latents"]["std_min"] <= report["latents"]["std_max"] < 2
     assert 0 < report["latents"]["lag1_correlation"] <= 1
+    shipped = tmp_path / "shipped"
+    card = training.ship_codec(tmp_path / "run", shipped, {"tones": tones}, sources=[], command="", commit="")
+    assert json.loads((shipped / "card.json").read_text()) == json.loads(json.dumps(card))
+    assert load_codec(str(shipped)).fingerprint()["weights_sha256"] == card["weights_sha256"]
+    assert card["training"]["steps"] == 150
+    assert card["figures"]["tones"]["kinds"]["note"]["log_mel_l1"] == pytest.approx(
+        report["kinds"]["note"]["log_mel_l1"], abs=0.05
+    )
 
 
 def test_measures_of_an_exact_codec_are_perfect(tones):

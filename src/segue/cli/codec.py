@@ -1,4 +1,4 @@
-"""`segue codec train` and `segue codec measure`."""
+"""`segue codec train`, `segue codec measure` and `segue codec ship`."""
 
 from __future__ import annotations
 
@@ -57,6 +57,32 @@ def measure(
     from segue.training.codec import measure_codec
 
     typer.echo(json.dumps(measure_codec(load_codec(codec), source, clips=clips), indent=2))
+
+
+def ship(
+    run: Annotated[Path, typer.Argument(help="Folder that `segue codec train` left.")],
+    out: Annotated[Path, typer.Option(help="Folder for codec.safetensors (float16) and card.json.")],
+    measure_on: Annotated[
+        list[str], typer.Option("--measure", help="NAME=FOLDER of sounds to measure on; repeatable.")
+    ],
+    sources: Annotated[Path, typer.Option(help="JSON list of what it was trained on, with licences.")],
+    command: Annotated[str, typer.Option(help="The command that trained it.")],
+    commit: Annotated[str, typer.Option(help="The commit that it was trained at.")],
+) -> None:
+    """Halve a trained codec's weights, measure it, and write its card."""
+    from segue.training.codec import ship_codec
+    from segue.types import UserError
+
+    pairs = [text.partition("=") for text in measure_on]
+    if any(not name or not folder for name, _, folder in pairs):
+        raise UserError("--measure wants NAME=FOLDER; mend: for example --measure notes=runs/demo-set")
+    try:
+        listed = json.loads(sources.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{sources}: not a readable JSON file ({error}); mend: a list of objects") from error
+    folders = {name: Path(folder) for name, _, folder in pairs}
+    card = ship_codec(run, out, folders, sources=listed, command=command, commit=commit)
+    typer.echo(json.dumps(card["figures"], indent=2))
 
 
 def _device(name: str) -> str:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +33,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from segue.codecs.autoencoder import Analysis, Autoencoder, AutoencoderCodec, AutoencoderConfig, save_codec
+from segue.codecs.autoencoder import (
+    WEIGHTS,
+    Analysis,
+    Autoencoder,
+    AutoencoderCodec,
+    AutoencoderConfig,
+    load_autoencoder,
+    save_codec,
+)
 from segue.codecs.base import Codec
 from segue.metrics.mel import mel_edges_hz, stft_magnitude, triangular_bands
 from segue.metrics.spectral import log_mel_l1, log_spectral_distance, si_sdr_db
@@ -592,3 +601,43 @@ def _lag_correlation(latents: list[Tensor]) -> float:
     product = sum((a * b).sum() for a, b in pairs)
     energy = sum((a.square().sum() + b.square().sum()) / 2 for a, b in pairs)
     return float(product / energy)
+
+
+def ship_codec(
+    run: Path, out: Path, measures: dict[str, Path], *, sources: list[dict], command: str, commit: str
+) -> dict:
+    """Write the averaged weights of a run in float16, and card.json beside them, into `out`.
+
+    Args:
+        run: folder that `train_codec` left.
+        measures: name -> folder of sounds to measure on.
+        sources: what it was trained on: {"name", "licence", "hours", ...} each, as the card shall say it.
+        command, commit: how it was trained.
+
+    Returns:
+        The card.
+    """
+    save_codec(load_autoencoder(run).network, out, half=True)
+    codec = load_autoencoder(out)
+    with safe_open(run / STATE, "pt") as file:
+        state = json.loads(file.metadata()["state"])
+    card = {
+        "name": codec.name,
+        "weights_sha256": codec.fingerprint()["weights_sha256"],
+        "bytes": (out / WEIGHTS).stat().st_size,
+        "parameters": sum(p.numel() for p in codec.network.parameters()),
+        "latent_frame_rate_hz": codec.frame_rate_hz,
+        "training": {
+            "command": command,
+            "commit": commit,
+            "steps": state["step"],
+            "hours": round(state["seconds"] / 3600, 2),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread used",
+            "torch": torch.__version__,
+            "config": state["config"],
+            "sources": sources,
+        },
+        "figures": {name: measure_codec(codec, folder) for name, folder in measures.items()},
+    }
+    write_atomic(out / "card.json", json.dumps(card, indent=2) + "\n")
+    return card
