@@ -128,6 +128,8 @@ def test_half_precision_is_half_the_size_and_close(network, tmp_path):
 
 
 def test_unusable_files_say_the_mend(network, tmp_path):
+    with pytest.raises(UserError, match="0 samples"):
+        AutoencoderCodec(network).encode(torch.zeros(1, 0))
     with pytest.raises(UserError, match="segue codec train"):
         load_codec(str(tmp_path))
     (tmp_path / "codec.safetensors").write_text("no")

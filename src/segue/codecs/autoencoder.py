@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
@@ -24,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from segue.codecs.base import Codec
+from segue.files import replacing
 from segue.types import UserError
 
 FORMAT = "segue-autoencoder-1"
@@ -222,7 +222,13 @@ class AutoencoderCodec(Codec):
 
     @torch.inference_mode()
     def encode(self, wave: Tensor) -> Tensor:
-        """[B, T] -> [B, C, L], mean near 0 and standard deviation near 1 on the sounds that it was trained on."""
+        """[B, T] -> [B, C, L], mean near 0 and standard deviation near 1 on the sounds that it was trained on.
+
+        Raises:
+            UserError: an empty waveform.
+        """
+        if not wave.shape[-1]:
+            raise UserError("cannot encode a waveform of 0 samples; mend: leave empty clips out")
         wave = wave.to(self.network.latent_mean.device, torch.float32)
         mean, _ = self.network.encode(self.network.analyse(wave))
         return (mean - self.network.latent_mean[:, None]) / self.network.latent_std[:, None]
@@ -253,15 +259,10 @@ def save_codec(network: Autoencoder, folder: Path, *, half: bool = False) -> Pat
     Returns:
         The file's path, which `load_autoencoder` takes, as it takes the folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: (v.half() if half else v.float()).cpu().contiguous() for k, v in network.state_dict().items()}
     path = folder / WEIGHTS
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={"format": FORMAT, "config": json.dumps(asdict(network.config))})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 
