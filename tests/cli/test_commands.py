@@ -30,7 +30,21 @@ def trained(cache, tmp_path_factory):
 
     run = tmp_path_factory.mktemp("runs") / "run"
     with pytest.raises(SystemExit) as stopped:
-        main(["train", "static-semantic", "--data", str(cache), "--out", str(run), "--examples", "24", *TINY, "--device", "cpu"])
+        main(
+            [
+                "train",
+                "static-semantic",
+                "--data",
+                str(cache),
+                "--out",
+                str(run),
+                "--examples",
+                "24",
+                *TINY,
+                "--device",
+                "cpu",
+            ]
+        )
     assert not stopped.value.code
     return run
 
@@ -38,7 +52,9 @@ def trained(cache, tmp_path_factory):
 def test_train_leaves_what_it_promises(trained):
     assert {"config.json", "log.jsonl", "checkpoints", "samples", "report.html"} <= {p.name for p in trained.iterdir()}
     log = read_log(trained / "log.jsonl")
-    assert {"event", "examples_seen", "loss", "examples_per_sec"} <= next(e for e in log if e["event"] == "train").keys()
+    assert {"event", "examples_seen", "loss", "examples_per_sec"} <= next(
+        e for e in log if e["event"] == "train"
+    ).keys()
     samples = json.loads((trained / "samples" / "samples.json").read_text())
     assert len(samples) == 4 and all((trained / "samples" / s["file"]).exists() for s in samples)
     html = (trained / "report.html").read_text()
@@ -48,7 +64,9 @@ def test_train_leaves_what_it_promises(trained):
 def test_generate_same_seed_same_bytes_with_the_prompt_inside(segue, trained, tmp_path):
     prompts = ("a drum, hard & loud", "ambi choir")
     for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
-        ran = segue("generate", trained, *prompts, "--seconds", 0.3, "--seed", seed, "--steps", 3, "--out", tmp_path / folder)
+        ran = segue(
+            "generate", trained, *prompts, "--seconds", 0.3, "--seed", seed, "--steps", 3, "--out", tmp_path / folder
+        )
         assert ran.code == 0, ran.err
     a, b, c = ([p.read_bytes() for p in sorted((tmp_path / f).iterdir())] for f in "abc")
     assert a == b and a != c and len(a) == 2
@@ -97,9 +115,15 @@ def test_recipes_and_sizes_are_printed(segue):
         (("train", "static-uniform", "--out", "{tmp}/r"), "--data is missing"),
         (("train", "static-uniform", "--data", "{tmp}/none", "--out", "{tmp}/r"), "no latent cache"),
         (("train", "static-uniform", "--data", "{cache}", "--out", "{tmp}/r", "--set", "optim.lr=1"), "did you mean"),
-        (("train", "static-uniform", "--data", "{cache}", "--out", "{tmp}/r", "--set", "model.preset=dit-9t"), "dit-3m"),
+        (
+            ("train", "static-uniform", "--data", "{cache}", "--out", "{tmp}/r", "--set", "model.preset=dit-9t"),
+            "dit-3m",
+        ),
         (("train", "static-uniform", "--data", "{cache}", "--out", "{tmp}/r", "--examples", "0"), "at least 1"),
-        (("train", "static-uniform", "--data", "{cache}", "--out", "{tmp}/r", "--set", "train.batch_size=999"), "batch"),
+        (
+            ("train", "static-uniform", "--data", "{cache}", "--out", "{tmp}/r", "--set", "train.batch_size=999"),
+            "batch",
+        ),
         (("train", "static-uniform", "--data", "{cache}", "--out", "{run}"), "--resume"),
         (("train", "--resume", "{tmp}/none"), "config.json"),
         (("train", "static-uniform", "--resume", "{run}"), "leave RECIPE away"),
@@ -128,7 +152,9 @@ def test_a_mistake_gets_one_line_and_exit_2(segue, cache, trained, recordings, t
 
 
 def test_a_cache_of_other_settings_is_refused(segue, cache, recordings):
-    ran = segue("encode", recordings, "--captions", "filename", "--out", cache, "--seconds", 1.0, "--sample-rate-hz", 8000)
+    ran = segue(
+        "encode", recordings, "--captions", "filename", "--out", cache, "--seconds", 1.0, "--sample-rate-hz", 8000
+    )
     assert ran.code == 2 and "seconds 0.5 there, 1.0 here" in ran.line
 
 

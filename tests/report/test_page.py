@@ -62,7 +62,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("segue.report.page.os.replace", full)
-    with pytest.raises(UserError, match=r"report\.html cannot be written \(No space left"):
+    monkeypatch.setattr("segue.files.os.replace", full)
+    with pytest.raises(UserError, match=r"report\.html: the disk is full"):
         write_page(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

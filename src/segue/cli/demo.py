@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from segue._version import __version__
 from segue.cli.generate import write_wav
+from segue.cli.origin import command, commit, machine
 from segue.cli.train import run_training
 from segue.codecs import default_codec, load_codec
 from segue.codecs.base import Codec
@@ -29,6 +29,7 @@ from segue.data.cache import LatentCache, build_cache
 from segue.data.demo import render_demo_set
 from segue.data.manifest import Clip, load_manifest
 from segue.data.vocabulary import held_out_pairs
+from segue.files import write_text
 from segue.metrics.judge import Judge
 from segue.metrics.notes import NoteLabel, measure_notes, words
 from segue.models.presets import parameters_of
@@ -38,7 +39,6 @@ from segue.report import ArmPage, PromptClip, write_demo_report, write_summary
 from segue.stage.controller import StageController
 from segue.training.build import dit_config
 from segue.training.config import RunConfig
-from segue.training.files import write_atomic
 from segue.training.log import read_log
 from segue.training.loop import TrainResult
 from segue.training.rate import measure_rate
@@ -80,7 +80,6 @@ def demo(
     started = time.monotonic()
     if minutes <= 0 or clips < 200 or judged < 8:
         raise UserError("--minutes must be positive, --clips at least 200, --judged at least 8")
-    command = " ".join(["segue", *sys.argv[1:]]) if sys.argv[0].endswith("segue") else f"segue demo --out {out}"
 
     say("1/6 rendering notes from a General-MIDI sound font")
     manifest = render_demo_set(out / "data", clips=clips, seed=0)
@@ -99,10 +98,10 @@ def demo(
         say(f"{number}/6 training {name}: {plan.examples:,} examples")
         results[name] = _train_arm(replace(load_recipe(name), train=total), out, cache.path)
         if not results[name].finished:
-            raise UserError(f"interrupted and saved; the same command goes on: {command}")
+            raise UserError(f"interrupted and saved; the same command goes on: {command()}")
 
     say("6/6 generating, listening, writing the page")
-    _report(out, plan, command, everything, voice, cache, results, started)
+    _report(out, plan, everything, voice, cache, results, started)
     print(f"{out}/report.html   {out}/summary.json   ({(time.monotonic() - started) / 60:.1f} minutes)")
 
 
@@ -146,7 +145,7 @@ def _plan(
         say(f"the time left is short for {rate:.0f} examples/s; training 20 steps all the same")
         examples = 20 * batch
     plan = Plan(examples=examples, **wanted)
-    write_atomic(path, json.dumps(asdict(plan), indent=1))
+    write_text(path, json.dumps(asdict(plan), indent=1))
     say(f"    {rate:.0f} examples/s here: {examples:,} examples for each of two arms")
     return plan
 
@@ -163,7 +162,6 @@ def _train_arm(config: RunConfig, out: Path, cache_path: Path) -> TrainResult:
 def _report(
     out: Path,
     plan: Plan,
-    command: str,
     everything: Sequence[Clip],
     codec: Codec,
     cache: LatentCache,
@@ -210,9 +208,9 @@ def _report(
     config = load_recipe(BASELINE)
     summary = {
         "schema_version": 1,
-        "command": command,
-        "commit": _commit(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {platform.system()}",
+        "command": command(),
+        "commit": commit(),
+        "machine": machine(),
         "versions": {"segue": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "seed": plan.seed,
         "seconds_total": time.monotonic() - started,
@@ -278,19 +276,10 @@ def _write_samples(run_dir: Path, prompts: Sequence[Clip], waves: Tensor, sample
     for index, (clip, wave) in enumerate(zip(prompts, waves)):
         write_wav(folder / f"{index:03d}.wav", wave, sample_rate_hz, clip.captions[0], f"{run_dir} seed 0")
         listed.append({"file": f"{index:03d}.wav", "prompt": clip.captions[0], "held_out": clip.split == "test"})
-    write_atomic(folder / "samples.json", json.dumps(listed, indent=1))
+    write_text(folder / "samples.json", json.dumps(listed, indent=1))
 
 
 def _dataset(everything: Sequence[Clip]) -> dict:
     splits = {split: sum(c.split == split for c in everything) for split in ("train", "valid", "test")}
     hours = len(everything) * SECONDS / 3600
     return {"clips": len(everything), "hours": hours, **splits, "held_out_pairs": len(held_out_pairs())}
-
-
-def _commit() -> str:
-    """The commit of the checkout that segue runs from, or its version where it was installed otherwise."""
-    here = Path(__file__).parent
-    found = subprocess.run(
-        ["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or f"version {__version__}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +12,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from segue._version import __version__
+from segue.files import replacing
 from segue.pipeline import Pipeline, Sampling
 from segue.types import UserError
 
@@ -63,14 +63,9 @@ def write_wav(path: Path, wave: Tensor, sample_rate_hz: int, title: str, comment
 
     A wave beyond full scale is scaled to it, since a clipped one would be another sound.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.wav")
-    try:
-        with soundfile.SoundFile(temporary, "w", sample_rate_hz, 1, "PCM_16") as file:
-            file.title, file.comment, file.software = title, comment, f"segue {__version__}"
-            file.write((wave / wave.abs().max().clamp(min=1.0)).numpy())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, soundfile.SoundFile(temporary, "w", sample_rate_hz, 1, "PCM_16") as file:
+        file.title, file.comment, file.software = title, comment, f"segue {__version__}"
+        file.write((wave / wave.abs().max().clamp(min=1.0)).numpy())
 
 
 def _read_prompts(path: Path) -> list[str]:

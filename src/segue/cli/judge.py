@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from segue.cli.origin import command, commit, machine
 
 
 def train(
@@ -26,11 +25,7 @@ def train(
     """Train a judge and write its card: about 20 minutes for 8,000 notes on one core."""
     from segue.training.judge import JudgeTraining, make_judge
 
-    origin = {
-        "command": "segue " + " ".join(sys.argv[1:]),
-        "commit": _commit(),
-        "machine": f"{platform.machine()}, {platform.system()}",
-    }
+    origin = {"command": command(), "commit": commit(), "machine": machine()}
     make_judge(source, out, card_on, JudgeTraining(epochs=epochs, seed=seed), origin)
     card(out)
 
@@ -53,12 +48,3 @@ def card(
     for damage, heads in judge.card["figures"].items():
         cells = (f"{x['accuracy']:.3f} [{x['interval'][0]:.3f} {x['interval'][1]:.3f}]" for x in heads.values())
         print(f"{damage:22}" + "".join(f"{cell:>20}" for cell in cells))
-
-
-def _commit() -> str:
-    """The checkout's commit, or "unknown" outside one."""
-    here = Path(__file__).parent
-    found = subprocess.run(
-        ["git", "-C", here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or "unknown"

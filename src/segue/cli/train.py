@@ -13,6 +13,7 @@ import typer
 
 from segue._version import __version__
 from segue.data.cache import LatentCache
+from segue.files import write_text
 from segue.pipeline import Pipeline
 from segue.recipes import load_recipe
 from segue.report import write_run_report
@@ -20,7 +21,6 @@ from segue.stage.controller import StageController
 from segue.training.checkpoint import list_checkpoints
 from segue.training.checks import check_before_training
 from segue.training.config import RunConfig, from_json, override, to_json
-from segue.training.files import write_atomic
 from segue.training.loop import TrainResult
 from segue.training.loop import train as train_loop
 from segue.types import UserError
@@ -128,7 +128,7 @@ def write_samples(run_dir: Path, cache: LatentCache, count: int) -> None:
         name = f"{index:03d}.wav"
         soundfile.write(folder / name, wave.numpy(), pipeline.codec.sample_rate_hz, subtype="PCM_16")
         listed.append({"file": name, "prompt": caption, "held_out": entries[index]["split"] == "test"})
-    write_atomic(folder / "samples.json", json.dumps(listed, indent=1))
+    write_text(folder / "samples.json", json.dumps(listed, indent=1))
 
 
 def _config(recipe: str, examples: int | None, seed: int | None, changes: list[str]) -> RunConfig:
@@ -156,4 +156,4 @@ def _stored(run_dir: Path) -> tuple[RunConfig, Path]:
 def write_config(run_dir: Path, config: RunConfig, cache_path: Path) -> None:
     """config.json of a run: everything that decides it, beside its data."""
     stored = {"segue": __version__, "cache": str(cache_path.resolve()), "run": to_json(config)}
-    write_atomic(run_dir / "config.json", json.dumps(stored, indent=1))
+    write_text(run_dir / "config.json", json.dumps(stored, indent=1))

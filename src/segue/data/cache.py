@@ -27,9 +27,9 @@ from segue.codecs.base import Codec
 from segue.conditioners.base import TextConditioner
 from segue.data.audio import BadAudio, Header, read_segment
 from segue.data.check import Inspection, inspect_clips
-from segue.data.files import make_folder, write_bytes
 from segue.data.manifest import Clip
 from segue.data.progress import track
+from segue.files import make_folder, write_bytes
 from segue.ssl.base import Teacher
 from segue.types import UserError
 

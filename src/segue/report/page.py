@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import wave as wave_file
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segue.types import UserError
+from segue.files import write_text
 
 CSS = """
 :root{color-scheme:light dark;--bg:#f6f7f9;--card:#fff;--line:#e3e6ec;--text:#1c2230;--soft:#626b7c;--accent:#3b82f6;
@@ -169,20 +168,10 @@ def duration(seconds: float) -> str:
 
 
 def write_page(path: Path, text: str) -> Path:
-    """Write a file whole or not at all: beside its place first, then moved there.
+    """Write a page whole or not at all.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); mend: make room there, or name another folder"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, text)
     return path

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from segue.files import sync, write_text
 from segue.models.files import ModelCard, read_tensors, save_model
-from segue.training.files import sync, write_atomic
 from segue.types import UserError
 
 SCHEMA_VERSION = 1
@@ -71,7 +71,7 @@ def save_checkpoint(
         save_file(_optimizer_tensors(optimizer), temporary / "optimizer.safetensors")
         for file in temporary.iterdir():
             sync(file)
-        write_atomic(temporary / "state.json", json.dumps(asdict(state), indent=1))
+        write_text(temporary / "state.json", json.dumps(asdict(state), indent=1))
         sync(temporary)
         if target.exists():  # the same moment again: a run resumed, saved and stopped without a step between
             shutil.rmtree(target)

@@ -43,9 +43,9 @@ from segue.codecs.autoencoder import (
     save_codec,
 )
 from segue.codecs.base import Codec
+from segue.files import replacing, write_text
 from segue.metrics.mel import mel_edges_hz, stft_magnitude, triangular_bands
 from segue.metrics.spectral import log_mel_l1, log_spectral_distance, si_sdr_db
-from segue.training.files import write_atomic
 from segue.training.log import RunLog
 from segue.types import UserError
 
@@ -298,13 +298,8 @@ def save_state(state: TrainState, config: CodecTrainConfig, folder: Path) -> Non
         tensors |= {f"adam.{name}.{k}": v for k, v in state.optimizer.state.get(parameter, {}).items()}
     tensors["generator"] = state.generator.get_state()
     meta = {"step": state.step, "seconds": state.seconds, "config": asdict(config)}
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{STATE}.{os.getpid()}"
-    try:
+    with replacing(folder / STATE) as temporary:
         save_file({k: v.detach().cpu().clone() for k, v in tensors.items()}, temporary, {"state": json.dumps(meta)})
-        os.replace(temporary, folder / STATE)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_state(config: CodecTrainConfig, folder: Path, device: torch.device | str) -> TrainState:
@@ -431,7 +426,7 @@ def train_codec(
     state = load_state(config, out, device) if resume else init_state(config, device)
     loss = ReconstructionLoss(config.model, device)
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "config.json", json.dumps(asdict(config), indent=2) + "\n")
+    write_text(out / "config.json", json.dumps(asdict(config), indent=2) + "\n")
     hours = [round(len(s.data) / rate_hz / 3600, 3) for s in (training, others)]
     log = RunLog(out, examples_seen=state.step * config.batch_size)
     log.write(
@@ -639,5 +634,5 @@ def ship_codec(
         },
         "figures": {name: measure_codec(codec, folder) for name, folder in measures.items()},
     }
-    write_atomic(out / "card.json", json.dumps(card, indent=2) + "\n")
+    write_text(out / "card.json", json.dumps(card, indent=2) + "\n")
     return card

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from segue.data.audio import BadAudio, read_wave
 from segue.data.manifest import load_manifest
+from segue.files import write_bytes, write_text
 from segue.metrics.accuracy import accuracy
 from segue.metrics.judge import (
     EMBEDDING_SIZE,
@@ -32,7 +32,6 @@ from segue.metrics.judge import (
     JudgeNet,
     fit,
 )
-from segue.training.files import write_atomic
 from segue.training.progress import Meter
 from segue.types import UserError
 
@@ -284,16 +283,10 @@ def save_judge(net: JudgeNet, card: dict, folder: Path) -> Judge:
     """Write judge.safetensors (float16) and card.json (`card` plus sha256), each whole or not at all; load them."""
     from safetensors.torch import save
 
-    folder.mkdir(parents=True, exist_ok=True)
     content = save({name: _half(value) for name, value in net.state_dict().items()})
-    temporary = folder / f".judge.safetensors.{os.getpid()}"
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, folder / "judge.safetensors")
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes(folder / "judge.safetensors", content)
     card = card | {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    write_atomic(folder / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
     return Judge.load(folder)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from segue.training.files import write_atomic
+from segue.files import write_text
 
 
 class RunLog:
@@ -48,7 +48,7 @@ def read_log(path: Path) -> list[dict]:
 def _keep_until(path: Path, examples_seen: int) -> None:
     """Keep what came before the checkpoint; a step is logged before its checkpoint, a validation after it."""
     kept = [e for e in read_log(path) if (e["examples_seen"], e["event"] != "train") <= (examples_seen, False)]
-    write_atomic(path, "".join(json.dumps(e) + "\n" for e in kept if examples_seen))
+    write_text(path, "".join(json.dumps(e) + "\n" for e in kept if examples_seen))
 
 
 def _open_board(folder: Path, examples_seen: int):
