@@ -13,12 +13,12 @@ from segue.types import UserError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, with its suffix; what is written there takes its place when the block ends well.
+    """A temporary path beside `path`, ending in .tmp; what is written there takes its place when the block ends well.
 
     Raises:
         UserError: the disk is full, or the place cannot be written.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
