@@ -1,7 +1,8 @@
-"""Codecs: waveform <-> latent. One name->factory table; a path loads a codec that you trained."""
+"""Codecs: waveform <-> latent. One name->factory table; a path or hub name loads a trained one."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,14 +37,33 @@ def _trained(path: Path, sample_rate_hz: int | None) -> Codec:
     return codec
 
 
+def _pretrained(name_or_path: str, sample_rate_hz: int | None) -> Codec:
+    from segue.codecs.huggingface import load_pretrained_codec
+
+    codec = load_pretrained_codec(name_or_path)
+    if sample_rate_hz not in (None, codec.sample_rate_hz):
+        raise UserError(
+            f"{name_or_path}: a codec for {codec.sample_rate_hz} Hz, not {sample_rate_hz}; mend: leave the rate out"
+        )
+    return codec
+
+
+def _is_pretrained(folder: Path) -> bool:
+    """Whether a folder holds a model of transformers or diffusers; our own runs have a config.json of another sort."""
+    configs = [path for path in (folder / "config.json", folder / "vae" / "config.json") if path.is_file()]
+    texts = [path.read_text(encoding="utf-8", errors="replace") for path in configs]
+    return any('"model_type"' in text or '"_class_name"' in text for text in texts)
+
+
 CODECS: dict[str, Callable[[int | None], Codec]] = {"spectral": _spectral, "autoencoder": _shipped}
 
 
 def load_codec(name_or_path: str, sample_rate_hz: int | None = None) -> Codec:
-    """A codec by name, or a trained one by its folder.
+    """A codec by name, a trained one by its folder, or a DAC, EnCodec or Oobleck one by hub name or folder.
 
     Args:
-        name_or_path: "spectral" (any rate), "autoencoder" (the shipped weights), or what `segue codec train` wrote.
+        name_or_path: "spectral" (any rate), "autoencoder" (the shipped weights), what `segue codec train` wrote, or a
+            hub name (OWNER/NAME) or local folder of a transformers or diffusers codec.
         sample_rate_hz: the rate wanted; None takes the codec's own (16 kHz for "spectral").
 
     Raises:
@@ -52,11 +72,16 @@ def load_codec(name_or_path: str, sample_rate_hz: int | None = None) -> Codec:
     path = Path(name_or_path)
     if name_or_path in CODECS:
         codec = CODECS[name_or_path](sample_rate_hz)
+    elif _is_pretrained(path):
+        codec = _pretrained(name_or_path, sample_rate_hz)
     elif path.exists():
         codec = _trained(path, sample_rate_hz)
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name_or_path) and name_or_path[0] != ".":
+        codec = _pretrained(name_or_path, sample_rate_hz)
     else:
         raise UserError(
-            f"unknown codec {name_or_path!r}; mend: one of {', '.join(CODECS)}, or the folder of a trained codec"
+            f"unknown codec {name_or_path!r}; mend: one of {', '.join(CODECS)}, the folder of a trained codec, "
+            "or a hub name (OWNER/NAME)"
         )
     codec.source = name_or_path
     return codec

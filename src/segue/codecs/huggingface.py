@@ -1,0 +1,270 @@
+"""Codecs of the transformers and diffusers libraries: DAC, EnCodec and the Oobleck VAE, by hub name or local folder.
+
+Latents are continuous: of DAC and EnCodec the encoder's output before it is quantised, of Oobleck the posterior's mean.
+The decoders of DAC and EnCodec were trained on quantised latents; here they get them unquantised.
+Waveforms are padded with silence to whole frames, so that T samples give ceil(T / hop) of them. Stereo codecs hear a
+mono waveform on both sides, and the mean of their two sides is what they give back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from math import prod
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.codecs.base import Codec
+from segue.types import UserError, import_extra
+
+KINDS = ("dac", "encodec", "oobleck")
+_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "diffusion_pytorch_model.safetensors")
+# Quieter chunks are not raised to full level: 80 dB below full scale.
+_LEAST_LEVEL = 1e-4
+
+
+class PretrainedCodec(Codec):
+    """A frozen codec of another library, computed in float32."""
+
+    statistics = "channel"
+
+    def __init__(self, source: str, network: nn.Module, sample_rate_hz: int, sides: int, sha256: str) -> None:
+        self.source, self.network = source, network.float().eval().requires_grad_(False)
+        self.sample_rate_hz, self.sides, self._sha256 = int(sample_rate_hz), sides, sha256
+
+    @torch.inference_mode()
+    def encode(self, wave: Tensor) -> Tensor:
+        """[B, T] -> [B, C, L], L = ceil(T / hop_samples).
+
+        Raises:
+            UserError: an empty waveform.
+        """
+        if not wave.shape[-1]:
+            raise UserError("cannot encode a waveform of 0 samples; mend: leave empty clips out")
+        wave = wave.to(self._device, torch.float32)
+        wave = F.pad(wave, (0, -wave.shape[-1] % self.hop_samples))
+        return self._encode(wave[:, None].expand(-1, self.sides, -1)).float()
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor, samples: int) -> Tensor:
+        """[B, C, L] -> [B, samples]. A decoder may give some samples less than L hops: then silence ends it."""
+        wave = self._decode(latents.to(self._device, torch.float32)).mean(dim=1)[:, :samples]
+        return F.pad(wave, (0, samples - wave.shape[-1]))
+
+    def fingerprint(self) -> dict:
+        """Kind, shapes, and a hash of weights and configuration."""
+        return {
+            "codec": self.name,
+            "sample_rate_hz": self.sample_rate_hz,
+            "hop_samples": self.hop_samples,
+            "channels": self.channels,
+            "weights_sha256": self._sha256,
+        }
+
+    def describe(self) -> str:
+        """One line: rate, latents, sides and normalisation."""
+        sides = "stereo: mono on both sides, mean of both back" if self.sides == 2 else "mono"
+        return (
+            f"{self.source} ({self.name}): {self.sample_rate_hz:,} Hz, {sides}, {self.channels} channels at "
+            f"{self.frame_rate_hz:g} frames/s, {self._latents}"
+        )
+
+    def to(self, device) -> PretrainedCodec:
+        """Move the network; returns itself."""
+        self.network.to(device)
+        return self
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    _latents: str
+
+    def _encode(self, wave: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class DacCodec(PretrainedCodec):
+    """The Descript audio codec (Kumar et al. 2306.06546) without its quantiser."""
+
+    name, _latents = "dac", "before quantisation, level as it is"
+
+    def __init__(self, source: str, network: nn.Module, sha256: str) -> None:
+        config = network.config
+        super().__init__(source, network, config.sampling_rate, 1, sha256)
+        self.channels, self.hop_samples = config.hidden_size, prod(config.downsampling_ratios)
+
+    def _encode(self, wave: Tensor) -> Tensor:
+        return self.network.encoder(wave)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self.network.decoder(latents)
+
+
+class EncodecCodec(PretrainedCodec):
+    """EnCodec (Défossez et al. 2210.13438) without its quantiser.
+
+    The 48 kHz model normalises chunks of one second. Their level goes into one more channel, its natural log, constant
+    over the chunk's frames: without it the loudness could not be given back. Chunks do not overlap here (the library
+    lets them by 1 %, which is no whole number of frames), and the first begins at frame 0.
+    """
+
+    name = "encodec"
+
+    def __init__(self, source: str, network: nn.Module, sha256: str) -> None:
+        self.config = config = network.config
+        super().__init__(source, network, config.sampling_rate, config.audio_channels, sha256)
+        self.channels, self.hop_samples = config.hidden_size + config.normalize, prod(config.upsampling_ratios)
+        self.chunk_frames = None if config.chunk_length is None else config.chunk_length // self.hop_samples
+        chunk = "" if self.chunk_frames is None else f" in chunks of {self.chunk_frames} frames"
+        level = "normalised, its log level in the last channel" if config.normalize else "level as it is"
+        self._latents = f"before quantisation{chunk}, {level}"
+
+    def _encode(self, wave: Tensor) -> Tensor:
+        chunk_samples = (self.chunk_frames or wave.shape[-1]) * self.hop_samples
+        return torch.cat([self._encode_chunk(chunk) for chunk in wave.split(chunk_samples, dim=-1)], dim=-1)
+
+    def _encode_chunk(self, wave: Tensor) -> Tensor:
+        if not self.config.normalize:
+            return self.network.encoder(wave)
+        level = wave.mean(dim=1, keepdim=True).square().mean(dim=-1, keepdim=True).sqrt().clamp_min(_LEAST_LEVEL)
+        latents = self.network.encoder(wave / level)
+        return torch.cat([latents, level.log().expand(-1, 1, latents.shape[-1])], dim=1)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        chunks = latents.split(self.chunk_frames or latents.shape[-1], dim=-1)
+        return torch.cat([self._decode_chunk(chunk) for chunk in chunks], dim=-1)
+
+    def _decode_chunk(self, latents: Tensor) -> Tensor:
+        if not self.config.normalize:
+            return self.network.decoder(latents)
+        level = latents[:, -1:].mean(dim=-1, keepdim=True).exp()
+        return self.network.decoder(latents[:, :-1]) * level
+
+
+class OobleckCodec(PretrainedCodec):
+    """The variational autoencoder of Stable Audio (Evans et al. 2404.10301): its posterior's mean."""
+
+    name, _latents = "oobleck", "mean of the posterior, level as it is"
+
+    def __init__(self, source: str, network: nn.Module, sha256: str) -> None:
+        config = network.config
+        super().__init__(source, network, config.sampling_rate, config.audio_channels, sha256)
+        self.channels, self.hop_samples = config.decoder_input_channels, prod(config.downsampling_ratios)
+
+    def _encode(self, wave: Tensor) -> Tensor:
+        return self.network.encode(wave).latent_dist.mean
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self.network.decode(latents).sample
+
+
+def load_pretrained_codec(name_or_path: str) -> PretrainedCodec:
+    """A DAC, EnCodec or Oobleck codec by hub name (NAME@REVISION for another revision) or local folder.
+
+    Of a whole diffusers pipeline the `vae` folder is taken. Reads safetensors only, and refuses a model that lacks
+    weights. HF_HUB_OFFLINE=1 keeps to what was fetched before.
+
+    Raises:
+        UserError: a folder that lacks a part, a model that is no such codec, a name that cannot be fetched.
+    """
+    name = name_or_path
+    # The configuration first: a repository may hold gigabytes beside the codec.
+    folder = _fetch(name, ("config.json", "vae/config.json"))
+    within = "vae/" if (folder / "vae" / "config.json").is_file() else ""
+    folder = folder / within
+    kind = _kind(name, folder)
+    _fetch(name, tuple(within + pattern for pattern in _WEIGHTS))
+    weights = [path for pattern in _WEIGHTS for path in sorted(folder.glob(pattern))]
+    if not weights:
+        raise UserError(
+            f"--codec {name}: no safetensors weights there (pickled ones are not read); load the model with its "
+            "library once and save_pretrained it into a folder, or name a revision that has them (NAME@refs/pr/N)"
+        )
+    from safetensors import SafetensorError
+
+    try:
+        network = _load_network(name, folder, kind)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"--codec {name}: cannot load it ({_first_line(error)}); save or fetch it anew") from error
+    codec = {"dac": DacCodec, "encodec": EncodecCodec, "oobleck": OobleckCodec}[kind]
+    return codec(name, network, _sha256([folder / "config.json", *weights]))
+
+
+def _fetch(name: str, patterns: tuple[str, ...]) -> Path:
+    """The folder of a model; of one on the hub, these files are fetched where they are not there yet."""
+    path = Path(name)
+    if path.exists():
+        return path
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.partition("@")
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(patterns)))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--codec {name}: no such folder, and not to be had from the hub ({_first_line(error)}); "
+            "give a codec's name, a hub name or a local folder"
+        ) from error
+
+
+def _kind(name: str, folder: Path) -> str:
+    """Which codec a configuration is for.
+
+    Raises:
+        UserError: no configuration, or of something else.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = config.get("model_type") or config.get("_class_name") or "nameless"
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"--codec {name}: no readable config.json there; give a folder saved with save_pretrained, or a hub name"
+        ) from error
+    kind = {"AutoencoderOobleck": "oobleck"}.get(found, found)
+    if kind not in KINDS:
+        raise UserError(f"--codec {name}: a {found} model is no codec known here; use a DAC, EnCodec or Oobleck model")
+    return kind
+
+
+def _load_network(name: str, folder: Path, kind: str) -> nn.Module:
+    """The network of a local model, every weight that we use read from file.
+
+    Raises:
+        UserError: its files lack weights, or diffusers is missing.
+    """
+    options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+    if kind == "oobleck":
+        loader = import_extra("diffusers", "hub").AutoencoderOobleck
+        network, info = loader.from_pretrained(folder, low_cpu_mem_usage=False, **options)
+    else:
+        import transformers
+
+        loader = {"dac": transformers.DacModel, "encodec": transformers.EncodecModel}[kind]
+        network, info = loader.from_pretrained(folder, **options)
+    missing = [key for key in info["missing_keys"] if not key.startswith("quantizer.")]
+    if missing:  # the libraries fill them with random numbers and go on
+        raise UserError(
+            f"--codec {name}: its files lack {len(missing)} weights ({missing[0]}...); use a complete model"
+        )
+    return network
+
+
+def _sha256(files: list[Path]) -> str:
+    """Hash of files, one after the other."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as handle:
+            while block := handle.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
