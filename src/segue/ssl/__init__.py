@@ -1,0 +1,25 @@
+"""Teachers: frozen self-supervised encoders, by hub name or local folder."""
+
+from __future__ import annotations
+
+from segue.ssl.base import Teacher
+
+
+def load_teacher(name_or_path: str, layer: int | None = None, trust_remote_code: bool = False) -> Teacher:
+    """A teacher of the transformers library, giving the hidden states of one layer.
+
+    Args:
+        name_or_path: hub name (NAME@REVISION for another revision) or local folder of a WavLM, HuBERT, wav2vec2,
+            w2v-BERT 2.0, data2vec-audio, AST, Whisper, CLAP or, with its own code, MERT model.
+        layer: 1 to the number of blocks (stages for CLAP); None takes the middle one.
+        trust_remote_code: run the Python code that comes with the model; MERT needs it.
+
+    Raises:
+        UserError: it cannot be loaded, hears nothing, or has no such layer.
+    """
+    from segue.ssl.huggingface import load_transformers_teacher
+
+    return load_transformers_teacher(name_or_path, layer, trust_remote_code)
+
+
+__all__ = ["Teacher", "load_teacher"]
