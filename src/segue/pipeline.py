@@ -6,6 +6,7 @@ waves = pipeline.generate(["a soft violin playing C 5"], seconds=2.0, seed=0)
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,7 @@ class Pipeline:
             ("codec", codec.fingerprint(), saved.card.codec),
             ("text encoder", conditioner.fingerprint(), saved.card.text),
         ):
+            have = json.loads(json.dumps(have))  # as the card has been through: no tuples
             other = [f"{key} {have.get(key)} for {value}" for key, value in want.items() if have.get(key) != value]
             if other:
                 raise UserError(f"the model was trained with another {part} ({', '.join(other)}); load that one")

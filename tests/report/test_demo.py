@@ -62,13 +62,13 @@ def test_page_says_what_the_summary_says(tmp_path, summary, arms, wave):
     page = write_demo_report(tmp_path, summary, arms, real).read_text()
     for words in (
         "6,000 captioned clips", "3.4 hours", "11 min 40 s", "3.1 M", "abc1234", "segue demo --out runs/demo",
-        "real recordings", "codec round trip", "40.0 %", "60.0 %", "35–45", "chance 9.0", "n 192", "n 64", "17.2",
+        "real clips", "codec round trip", "40.0 %", "60.0 %", "35–45", "chance 9.0", "n 192", "n 64", "17.2",
         "51,200", "0.412", "at first 0.900", "98.7 %", "judge hears violin (93%), C 5 (88%)", "held-out pair",
         "validation loss at t = 0.9",
     ):  # fmt: skip
         assert words in page, words
     assert page.count("<audio") == 7  # a caption used twice keeps both of its clips
-    assert page.count("real recording</p>") == 1
+    assert page.count("real clip</p>") == 1
 
 
 def test_page_needs_nothing_beside_it(tmp_path, summary, arms):

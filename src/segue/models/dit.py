@@ -156,7 +156,7 @@ class Block(nn.Module):
         x = x + gate_a * self.attention(h, key_mask=key_mask, rotary=rotary)
         x = x + self.cross(self.norm_cross(x), context=context, key_mask=context_mask)
         h = self.norm_mlp(x) * (1 + scale_m) + shift_m
-        return x + gate_m * self.mlp_out(F.gelu(self.mlp_in(h), approximate="tanh"))
+        return x + gate_m * self.mlp_out(F.silu(self.mlp_in(h)))
 
 
 class DiT(nn.Module):

@@ -56,7 +56,7 @@ class ArmPage:
     clips: Sequence[PromptClip]
 
 
-_REFERENCES = {"real": "real recordings", "codec_round_trip": "codec round trip"}
+_REFERENCES = {"real": "real clips", "codec_round_trip": "codec round trip"}
 _ABOUT = (
     "Every arm trained from the same seed on the same data for the same number of examples, then made the same clips. "
     "An independent classifier, which never took part in the training, says which instrument family and which pitch it "
@@ -66,7 +66,7 @@ _READING = (
     "Thin line: 95 % bootstrap interval over the judged clips. Amber tick: chance, the accuracy to expect if the "
     "captions were shuffled among the clips. Held-out pairs are (instrument, pitch) pairs that no training clip holds. "
     "Fréchet distance (lower is better) is taken in the judge's embedding and falls as the number of clips grows: "
-    "compare it only at equal n. The grey rows are ceilings: real recordings heard by the same judge, and the same "
+    "compare it only at equal n. The grey rows are ceilings: real clips heard by the same judge, and the same "
     "after encoding and decoding."
 )
 _COMPARING = (
@@ -97,7 +97,7 @@ def write_demo_report(
     Args:
         summary: as given to `write_summary`; every measure on the page comes from it. Missing parts are left out.
         arms: name -> run folder (its log.jsonl gives the curves) and clips.
-        real: real recordings, shown beside the clips of the same prompt.
+        real: clips of the data set, shown beside the clips of the same prompt.
     """
     body = [
         heading("segue demo", _lead(summary), _chips(summary)),
@@ -170,7 +170,7 @@ def _accuracy_cell(measured: Mapping, name: str) -> str:
 def _training_table(summary: Mapping) -> str:
     arms = summary.get("arms", {})
     times = sorted({t for arm in arms.values() for t in arm.get("validation_loss") or {}}, key=float)
-    head = ("", "examples seen", "time", "examples/s", *(f"validation loss, t = {t}" for t in times))
+    head = ("", "examples seen", "time", "examples/s", *(f"loss at t = {t}" for t in times))
     rows = []
     for name, arm in arms.items():
         cells = [number(arm.get("examples_seen"))]
@@ -189,8 +189,8 @@ def _loss_cell(arm: Mapping, t: str) -> str:
 
 
 def _listening(arms: Mapping[str, ArmPage], real: Sequence[PromptClip]) -> list[str]:
-    """A card a prompt: each arm's clip, and the real recording where there is one."""
-    columns = {name: _by_prompt(arm.clips) for name, arm in arms.items()} | {"real recording": _by_prompt(real)}
+    """A card a prompt: each arm's clip, and the real clip where there is one."""
+    columns = {name: _by_prompt(arm.clips) for name, arm in arms.items()} | {"real clip": _by_prompt(real)}
     cards = []
     for key in dict.fromkeys(key for column in columns.values() for key in column):
         clips = {name: column[key] for name, column in columns.items() if key in column}

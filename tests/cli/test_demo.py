@@ -1,0 +1,53 @@
+"""The demo, end to end, small: every figure it promises is there, and a second call only looks again."""
+
+import json
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    from segue.cli.main import main
+
+    out = tmp_path_factory.mktemp("demo") / "demo"
+    arguments = ["demo", "--out", str(out), "--clips", "240", "--minutes", "0.2", "--judged", "12"]
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert not stopped.value.code
+    return out, arguments
+
+
+def test_the_summary_holds_what_the_page_shows(made):
+    out, _ = made
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(summary["arms"]) == {"static-uniform", "static-semantic"}
+    for arm in summary["arms"].values():
+        for key in ("family_accuracy", "pitch_accuracy"):
+            assert 0 <= arm[key] <= 1 and 0 <= arm[f"{key}_chance"] <= 1 and len(arm[f"{key}_interval"]) == 2
+        assert arm["frechet_distance"] > 0 and arm["frechet_distance_n"] == arm["judged_clips"]
+        assert arm["examples_seen"] == 640 and arm["seconds"] > 0
+        assert set(arm["validation_loss"]) == {"0.1", "0.3", "0.5", "0.7", "0.9"}
+    assert summary["references"]["real"]["pitch_accuracy"] > 0.9  # the judge hears real notes
+    assert len(summary["prompts"]) <= 12 and any(p["held_out"] for p in summary["prompts"])
+    page = (out / "report.html").read_text()
+    assert page.count("data:audio/wav;base64") >= 3 * (len(summary["prompts"]) - 1)
+    for prompt in summary["prompts"]:
+        assert prompt["prompt"] in page
+    assert f"{100 * summary['arms']['static-uniform']['family_accuracy']:.1f}" in page
+
+
+def test_a_second_call_trains_nothing_and_says_the_same(made, segue):
+    out, arguments = made
+    before = json.loads((out / "summary.json").read_text())["arms"]
+    ran = segue(*arguments)
+    assert ran.code == 0, ran.err
+    after = json.loads((out / "summary.json").read_text())["arms"]
+    for name, arm in before.items():
+        same = ("family_accuracy", "pitch_accuracy", "frechet_distance", "validation_loss", "examples_seen")
+        assert {k: after[name][k] for k in same} == {k: arm[k] for k in same}
+
+
+def test_another_plan_in_the_same_folder_is_refused(made, segue):
+    out, _ = made
+    ran = segue("demo", "--out", out, "--clips", 240, "--minutes", 3, "--judged", 12)
+    assert ran.code == 2 and "minutes was 0.2, is 3.0" in ran.line and "--fresh" in ran.line
