@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from segue.codecs import load_codec
+from segue.codecs import Codec, load_codec
 from segue.conditioners import load_conditioner
 from segue.data.cache import build_cache
 from segue.data.manifest import load_manifest
+from segue.ssl import Teacher, load_teacher
+from segue.types import UserError
 
 
 def encode(
     source: Annotated[Path, typer.Argument(help="Folder of sounds with .txt captions, or a .csv or .jsonl manifest.")],
     out: Annotated[Path, typer.Option(help="Folder of the cache; a killed run goes on there.")],
-    codec: Annotated[str, typer.Option(help="A codec's name, or the folder of a trained one.")] = "spectral",
+    codec: Annotated[
+        str, typer.Option(help="A codec's name, the folder of a trained one, or a DAC, EnCodec or Oobleck on the hub.")
+    ] = "spectral",
     sample_rate_hz: Annotated[int | None, typer.Option(help="Rate of the codec; default: its own.")] = None,
     seconds: Annotated[float, typer.Option(help="Length of a row; longer files are cut, shorter ones padded.")] = 2.048,
     text: Annotated[str, typer.Option(help="A text encoder's name or local path.")] = "minilm",
+    teacher: Annotated[
+        str | None, typer.Option(help="Cache this teacher's features too: a hub name (WavLM, MERT...) or local folder.")
+    ] = None,
+    teacher_layer: Annotated[int | None, typer.Option(help="Which hidden layer; default: the middle one.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the code that comes with the teacher; MERT needs it.")
+    ] = False,
     captions: Annotated[
         str, typer.Option(help="'manifest': captions come with the data; 'filename': made from file names.")
     ] = "manifest",
@@ -27,14 +39,20 @@ def encode(
     dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
     batch_size: Annotated[int, typer.Option(help="Clips encoded together.")] = 32,
     workers: Annotated[int, typer.Option(help="Threads that decode.")] = 2,
-    device: Annotated[str, typer.Option(help="Where the codec runs: cpu, cuda or mps.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Where codec and teacher run: cpu, cuda or mps.")] = "cpu",
 ) -> None:
-    """Encode latents and captions once, into OUT: what `segue train` reads."""
+    """Encode latents, captions and a teacher's features once, into OUT: what `segue train` reads."""
+    if teacher is None and teacher_layer is not None:
+        raise UserError("--teacher-layer needs a --teacher")
     clips = load_manifest(source, captions)
+    voice = load_codec(codec, sample_rate_hz)
+    ears = None if teacher is None else load_teacher(teacher, teacher_layer, trust_remote_code).to(device)
+    _describe(voice, ears)
     cache = build_cache(
         clips,
-        load_codec(codec, sample_rate_hz),
+        voice,
         load_conditioner(text),
+        ears,
         out=out,
         seconds=seconds,
         dtype=dtype,
@@ -48,3 +66,16 @@ def encode(
         f"{out}: {counts['rows']:,} rows of {cache.channels} x {cache.frames} from {counts['clips']:,} clips "
         f"({counts['hours']:.2f} hours), {counts['captions']:,} captions, {len(cache.meta['skipped'])} files left out"
     )
+
+
+def _describe(codec: Codec, teacher: Teacher | None) -> None:
+    """Say on stderr how codec and teacher take sound in, and what of it the teacher cannot hear."""
+    for part, what in ((codec, "codec"), (teacher, "teacher")):
+        if hasattr(part, "describe"):
+            print(f"{what}: {part.describe()}", file=sys.stderr)
+    if teacher is not None and teacher.sample_rate_hz < codec.sample_rate_hz:
+        print(
+            f"note: the teacher hears up to {teacher.sample_rate_hz // 2:,} Hz, the codec carries up to "
+            f"{codec.sample_rate_hz // 2:,} Hz; what lies above, the teacher cannot guide",
+            file=sys.stderr,
+        )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -74,6 +75,11 @@ class _Parts:
     def frames(self) -> int:
         return self.codec.latent_frames(self.samples)
 
+    @property
+    def rates_hz(self) -> tuple[int, ...]:
+        """What files are read at: the codec's rate, and the teacher's own."""
+        return tuple(part.sample_rate_hz for part in (self.codec, self.teacher) if part is not None)
+
     def settings(self) -> dict:
         """What the bytes of the cache depend on, beside the data."""
         settings = {
@@ -108,7 +114,7 @@ def build_cache(
 
     Args:
         skip_bad: leave unusable files out and list them in meta.json, instead of refusing.
-        device: where the codec runs.
+        device: where the codec runs; a teacher runs where it is.
 
     Raises:
         UserError: bad files, a cache made with other settings or from other files, a full disk.
@@ -137,6 +143,7 @@ def build_cache(
     missing = [shard for shard in latent_shards if not _is_whole(out, shard)]
     missing_text = [shard for shard in text_shards if not _is_whole(out, shard)]
     _announce(out, parts, latent_shards, missing, captions)
+    _announce_rate(parts, missing, batch_size)
     _encode_shards(out, parts, missing, batch_size, workers)
     _encode_captions(out, parts, missing_text)
     _finish(out, parts, settings, index, latent_shards, text_shards, skipped)
@@ -397,13 +404,36 @@ def _announce(out: Path, parts: _Parts, shards: list[_Shard], missing: list[_Sha
     per_caption = tokens * parts.conditioner.dim * width
     expected = rows * per_row + len(captions) * per_caption
     done = f", {rows - rows_missing:,} of them done" if rows_missing < rows else ""
-    print(f"{out}: {rows:,} rows{done}, {len(captions):,} captions, about {expected / 1e6:,.0f} MB", file=sys.stderr)
+    print(
+        f"{out}: {rows:,} rows{done}, {len(captions):,} captions, about {expected / 1e6:,.0f} MB "
+        f"({per_row * 3600 / parts.seconds / 1e6:,.1f} MB per hour of sound)",
+        file=sys.stderr,
+    )
     free = shutil.disk_usage(out).free
     if rows_missing * per_row > free:
         raise UserError(
             f"{out}: needs about {rows_missing * per_row / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free; "
             "mend: free space, or --out on another disk"
         )
+
+
+def _announce_rate(parts: _Parts, missing: list[_Shard], batch_size: int) -> None:
+    """Encode a few clips for nothing, and say how fast that went; what cannot be encoded is refused here already."""
+    if not missing:
+        return
+    segments = missing[0].items[: min(batch_size, 4)]
+
+    def encode(some: Sequence[_Segment]) -> None:
+        pieces = [_read(segment, parts.seconds, parts.rates_hz) for segment in some]
+        waves, *teacher_waves = (torch.from_numpy(np.stack(same_rate)) for same_rate in zip(*pieces))
+        _encode_batch(parts, some, waves, *(teacher_waves or [None]))
+
+    encode(segments[:1])  # warms up
+    start = time.monotonic()
+    encode(segments)
+    rate = len(segments) / max(time.monotonic() - start, 1e-6)
+    todo = sum(len(shard.items) for shard in missing)
+    print(f"encoding about {rate:,.1f} clips/s: {todo:,} clips in about {todo / rate:,.0f} s", file=sys.stderr)
 
 
 def _is_whole(out: Path, shard: _Shard) -> bool:
@@ -431,13 +461,12 @@ def _encode_shards(out: Path, parts: _Parts, shards: list[_Shard], batch_size: i
 
 def _batches(parts: _Parts, shards: list[_Shard], batch_size: int, pool: ThreadPoolExecutor) -> Iterator[tuple]:
     """Decoded batches, one read ahead; a batch never spans shards, so that a resumed build meets the same batches."""
-    rates = (parts.codec.sample_rate_hz, *(() if parts.teacher is None else (parts.teacher.sample_rate_hz,)))
     plan = [
         (shard, shard.items[i : i + batch_size]) for shard in shards for i in range(0, len(shard.items), batch_size)
     ]
 
     def submit(segments: Sequence[_Segment]) -> list:
-        return [pool.submit(_read, segment, parts.seconds, rates) for segment in segments]
+        return [pool.submit(_read, segment, parts.seconds, parts.rates_hz) for segment in segments]
 
     ahead = submit(plan[0][1]) if plan else []
     for number, (shard, segments) in enumerate(plan):
