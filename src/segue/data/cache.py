@@ -30,6 +30,7 @@ from segue.data.audio import BadAudio, Header, read_segment
 from segue.data.check import Inspection, inspect_clips
 from segue.data.manifest import Clip
 from segue.data.progress import track
+from segue.data.round_trip import check_round_trip
 from segue.files import make_folder, write_bytes
 from segue.ssl.base import Teacher
 from segue.types import UserError
@@ -143,6 +144,7 @@ def build_cache(
     missing = [shard for shard in latent_shards if not _is_whole(out, shard)]
     missing_text = [shard for shard in text_shards if not _is_whole(out, shard)]
     _announce(out, parts, latent_shards, missing, captions)
+    _check_codec(parts, segments)
     _announce_rate(parts, missing, batch_size)
     _encode_shards(out, parts, missing, batch_size, workers)
     _encode_captions(out, parts, missing_text)
@@ -434,6 +436,15 @@ def _announce_rate(parts: _Parts, missing: list[_Shard], batch_size: int) -> Non
     rate = len(segments) / max(time.monotonic() - start, 1e-6)
     todo = sum(len(shard.items) for shard in missing)
     print(f"encoding about {rate:,.1f} clips/s: {todo:,} clips in about {todo / rate:,.0f} s", file=sys.stderr)
+
+
+def _check_codec(parts: _Parts, segments: Sequence[_Segment]) -> None:
+    """Refuse a codec that does not give back three of the clips."""
+    some = segments[:: max(1, len(segments) // 3)][:3]
+    waves = [_read(segment, parts.seconds, (parts.codec.sample_rate_hz,))[0] for segment in some]
+    stacked = torch.from_numpy(np.stack(waves)).to(parts.device)
+    error = check_round_trip(parts.codec, stacked, getattr(parts.codec, "source", parts.codec.name))
+    print(f"codec round trip on {len(some)} clips: spectral error {error:.3f} (0 is perfect)", file=sys.stderr)
 
 
 def _is_whole(out: Path, shard: _Shard) -> bool:

@@ -11,14 +11,22 @@ from segue.files import write_text
 class RunLog:
     """Appends events to log.jsonl. On resume, what the loop will do again is dropped first, so no line stands twice."""
 
-    def __init__(self, run_dir: Path, *, examples_seen: int = 0, tensorboard: bool = False) -> None:
+    def __init__(
+        self, run_dir: Path, *, examples_seen: int = 0, tensorboard: bool = False, active: bool = True
+    ) -> None:
+        """Open the log of a run that stands at `examples_seen`; one that is not `active` (of another rank) is mute."""
         self.path = run_dir / "log.jsonl"
+        self._file = self._board = None
+        if not active:
+            return
         _keep_until(self.path, examples_seen)
         self._file = self.path.open("a", encoding="utf-8")
         self._board = _open_board(run_dir / "tensorboard", examples_seen) if tensorboard else None
 
     def write(self, event: str, examples_seen: int, **numbers) -> None:
         """One line; nested numbers reach TensorBoard as event/name/key."""
+        if self._file is None:
+            return
         self._file.write(json.dumps({"event": event, "examples_seen": examples_seen, **numbers}) + "\n")
         self._file.flush()
         if self._board is not None:
@@ -27,9 +35,16 @@ class RunLog:
                     if isinstance(number, (int, float)) and not isinstance(number, bool):
                         self._board.add_scalar("/".join(filter(None, (event, name, key))), number, examples_seen)
 
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
     def close(self) -> None:
         """Flush and close."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()
 

@@ -102,8 +102,6 @@ def train(
     autocast = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.train.precision == "bf16")
     log_every, validate_every, checkpoint_every = intervals(config)
     main = accelerator.is_main_process
-    log = RunLog(run_dir, examples_seen=seen, tensorboard=config.train.tensorboard) if main else None
-    meter = Meter(config.recipe, total, seen, quiet or not main)
     started, first_seen, reason = time.monotonic(), seen, ""
     validation: dict[str, float] = {}
     recent: list[Tensor] = []
@@ -117,16 +115,19 @@ def train(
             save_checkpoint(run_dir, now, plain, ema, optimizer, statistics, card, config.train.keep_last)
         accelerator.wait_for_everyone()
 
-    with Interrupt() as interrupt:
-        while seen < total and not interrupt.requested:
+    with (
+        RunLog(run_dir, examples_seen=seen, tensorboard=config.train.tensorboard, active=main) as log,
+        Meter(config.recipe, total, seen, quiet or not main) as meter,
+        Interrupt() as interrupt,
+    ):
+        while seen < total and not on_any_rank(accelerator, interrupt.requested):
             state, decision = controller.update(state, Observation(seen))
             if decision.reason != reason:
                 reason = decision.reason
                 meter.say(f"stage at {seen:,} examples: {reason}")
             if crossed(seen, seen - batch_size, validate_every):
                 validation = validate(averaged, validation_set)
-                if main:
-                    log.write("validation", seen, loss_by_t=validation, loss=sum(validation.values()) / len(validation))
+                log.write("validation", seen, loss_by_t=validation, loss=sum(validation.values()) / len(validation))
 
             rate = learning_rate(config.optim, seen / total)
             for group in optimizer.param_groups:
@@ -163,17 +164,17 @@ def train(
             update_ema(ema, accelerator.unwrap_model(model), config.optim.ema_decay, steps)
             recent.append(accelerator.reduce(step_loss, "mean"))
 
-            if crossed(seen, seen - batch_size, log_every) or seen >= total:
+            checkpoint_due = crossed(seen, seen - batch_size, checkpoint_every) and seen < total
+            if crossed(seen, seen - batch_size, log_every) or checkpoint_due or seen >= total:
                 mean_loss = float(torch.stack(recent).mean())
                 recent.clear()
-                if main:
-                    per_sec = (seen - first_seen) / (time.monotonic() - started)
-                    log.write(
-                        "train", seen, loss=mean_loss, learning_rate=rate, grad_norm=float(norm),
-                        timestep_mean=float(decision.timesteps.mean()), examples_per_sec=per_sec,
-                    )  # fmt: skip
+                log.write(
+                    "train", seen, loss=mean_loss, learning_rate=rate, grad_norm=float(norm),
+                    timestep_mean=float(decision.timesteps.mean()),
+                    examples_per_sec=(seen - first_seen) / (time.monotonic() - started),
+                )  # fmt: skip
                 meter.update(seen, f"loss {mean_loss:.3f}")
-            if crossed(seen, seen - batch_size, checkpoint_every) and seen < total:
+            if checkpoint_due:
                 state, _ = controller.update(state, Observation(seen))
                 checkpoint()
 
@@ -181,13 +182,16 @@ def train(
         finished = seen >= total
         if finished:
             validation = validate(averaged, validation_set)
-            if main:
-                log.write("validation", seen, loss_by_t=validation, loss=sum(validation.values()) / len(validation))
+            log.write("validation", seen, loss_by_t=validation, loss=sum(validation.values()) / len(validation))
         checkpoint()
-    meter.close()
-    if main:
-        log.close()
     return TrainResult(run_dir, seen, seconds_before + time.monotonic() - started, finished, validation)
+
+
+def on_any_rank(accelerator, flag: bool) -> bool:
+    """True everywhere when `flag` is true on one rank: ranks that leave at different steps would wait forever."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum"))
 
 
 def sync_only(accelerator, model: nn.Module, last: bool):

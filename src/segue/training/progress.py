@@ -25,6 +25,12 @@ class Meter:
             self._task = self._bar.add_task(title, total=total, completed=done, words="")
             self._bar.start()
 
+    def __enter__(self) -> Meter:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
     def rate(self, done: int) -> float:
         """Examples per second since the meter was made."""
         return (done - self.start_at) / max(1e-9, time.monotonic() - self._started)

@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+from segue.codecs import load_codec
+from segue.data.round_trip import check_round_trip, round_trip_error
+from segue.types import UserError
+
+TIME_SEC = torch.arange(16000) / 16000
+WAVES = torch.stack(
+    [0.3 * torch.sin(2 * torch.pi * hz * TIME_SEC) * torch.exp(-3 * TIME_SEC) for hz in (220, 440, 900)]
+)
+
+
+class Broken:
+    """A codec that answers with something else."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def encode(self, wave):
+        return wave
+
+    def decode(self, latents, samples):
+        return self.answer(latents)
+
+
+def noise(x):
+    drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    return drawn * x.std() / drawn.std()
+
+
+def test_a_good_codec_passes():
+    assert check_round_trip(load_codec("spectral", 16000), WAVES, "spectral") < 1e-3
+
+
+@pytest.mark.parametrize("answer", [noise, torch.zeros_like, lambda x: x * float("nan"), lambda x: 3 * x])
+def test_a_codec_that_gives_back_something_else_is_refused(answer):
+    with pytest.raises(UserError, match="--codec mine: gives back noise"):
+        check_round_trip(Broken(answer), WAVES, "mine")
+
+
+def test_the_error_of_a_gain_is_known():
+    assert round_trip_error(Broken(lambda x: 0.75 * x), WAVES) == pytest.approx(0.25, abs=1e-4)
