@@ -63,10 +63,10 @@ def write_wav(path: Path, wave: Tensor, sample_rate_hz: int, title: str, comment
 
     A wave beyond full scale is scaled to it, since a clipped one would be another sound.
     """
-    with replacing(path) as temporary:
-        with soundfile.SoundFile(temporary, "w", sample_rate_hz, 1, "PCM_16", format="WAV") as file:
-            file.title, file.comment, file.software = title, comment, f"segue {__version__}"
-            file.write((wave / wave.abs().max().clamp(min=1.0)).numpy())
+    settings = {"samplerate": sample_rate_hz, "channels": 1, "subtype": "PCM_16", "format": "WAV"}
+    with replacing(path) as temporary, soundfile.SoundFile(temporary, "w", **settings) as file:
+        file.title, file.comment, file.software = title, comment, f"segue {__version__}"
+        file.write((wave / wave.abs().max().clamp(min=1.0)).numpy())
 
 
 def _read_prompts(path: Path) -> list[str]:
