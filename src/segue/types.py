@@ -24,6 +24,11 @@ class UserError(Exception):
     """
 
 
+def first_line(error: Exception) -> str:
+    """What another library's error says, cut to one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def import_extra(module: str, extra: str) -> ModuleType:
     """Import a heavy third-party module lazily.
 

@@ -8,7 +8,6 @@ mono waveform on both sides, and the mean of their two sides is what they give b
 
 from __future__ import annotations
 
-import hashlib
 import json
 from math import prod
 from pathlib import Path
@@ -18,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.codecs.base import Codec
-from segue.types import UserError, import_extra
+from segue.files import sha256_of
+from segue.types import UserError, first_line, import_extra
 
 KINDS = ("dac", "encodec", "oobleck")
 _WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "diffusion_pytorch_model.safetensors")
@@ -192,9 +192,9 @@ def load_pretrained_codec(name_or_path: str) -> PretrainedCodec:
     try:
         network = _load_network(name, folder, kind)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"--codec {name}: cannot load it ({_first_line(error)}); save or fetch it anew") from error
+        raise UserError(f"--codec {name}: cannot load it ({first_line(error)}); save or fetch it anew") from error
     codec = {"dac": DacCodec, "encodec": EncodecCodec, "oobleck": OobleckCodec}[kind]
-    return codec(name, network, _sha256([folder / "config.json", *weights]))
+    return codec(name, network, sha256_of([folder / "config.json", *weights]))
 
 
 def _fetch(name: str, patterns: tuple[str, ...]) -> Path:
@@ -209,7 +209,7 @@ def _fetch(name: str, patterns: tuple[str, ...]) -> Path:
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(patterns)))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"--codec {name}: no such folder, and not to be had from the hub ({_first_line(error)}); "
+            f"--codec {name}: no such folder, and not to be had from the hub ({first_line(error)}); "
             "give a codec's name, a hub name or a local folder"
         ) from error
 
@@ -254,17 +254,3 @@ def _load_network(name: str, folder: Path, kind: str) -> nn.Module:
             f"--codec {name}: its files lack {len(missing)} weights ({missing[0]}...); use a complete model"
         )
     return network
-
-
-def _sha256(files: list[Path]) -> str:
-    """Hash of files, one after the other."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as handle:
-            while block := handle.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()[:16]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -5,7 +5,6 @@ All give token states, not one pooled vector: cross-attention needs to see "A 3"
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,8 @@ import torch
 from torch import Tensor
 
 from segue.conditioners.base import TextConditioner
-from segue.types import UserError
+from segue.files import sha256_of
+from segue.types import UserError, first_line
 
 # What is fetched of a hub model: no pickled weights, no code.
 _HUB_FILES = ("*.json", "*.txt", "*.model", "model.safetensors", "model-*-of-*.safetensors")
@@ -94,7 +94,7 @@ def _fetch(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"--text {name}: no such folder, and not to be had from the hub ({_first_line(error)}); "
+            f"--text {name}: no such folder, and not to be had from the hub ({first_line(error)}); "
             "give 'minilm', a hub name or a local folder"
         ) from error
 
@@ -108,8 +108,8 @@ def _load(name: str, folder: Path, max_tokens: int) -> TransformersTextCondition
         model = _load_model(name, folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"--text {name}: cannot load it ({_first_line(error)}); save or fetch it anew") from error
-    return TransformersTextConditioner(name, tokenizer, model, _sha256(weights), max_tokens)
+        raise UserError(f"--text {name}: cannot load it ({first_line(error)}); save or fetch it anew") from error
+    return TransformersTextConditioner(name, tokenizer, model, sha256_of(weights), max_tokens)
 
 
 def _check_folder(name: str, folder: Path) -> list[Path]:
@@ -190,17 +190,3 @@ def _positions(config) -> int:
         return 4096
     offset = 0 if config.model_type in ("bert", "distilbert") else (config.pad_token_id or 0) + 1
     return positions - offset
-
-
-def _sha256(files: Sequence[Path]) -> str:
-    """Hash of weight files, one after the other."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as handle:
-            while block := handle.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()[:16]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

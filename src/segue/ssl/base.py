@@ -26,6 +26,10 @@ class Teacher(ABC):
     def encode(self, wave: Tensor) -> Tensor:
         """[B, T] waveform at sample_rate_hz -> [B, S, F] float32 features."""
 
+    def to(self, device) -> Teacher:
+        """Move what has weights; returns itself."""
+        return self
+
     @abstractmethod
     def fingerprint(self) -> dict:
         """JSON-able settings and a weight hash; keys the cache."""

@@ -8,7 +8,6 @@ hop, and is normalised by itself: its features do not depend on its batch, nor o
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segue.files import sha256_of
 from segue.ssl.base import Teacher
-from segue.types import UserError
+from segue.types import UserError, first_line
 
 _WAVEFORM_KINDS = ("wavlm", "hubert", "wav2vec2", "data2vec-audio")
 _CHOICE = "a WavLM, HuBERT, wav2vec2, data2vec-audio, w2v-BERT 2.0, AST, Whisper, CLAP or MERT model"
@@ -149,14 +149,14 @@ def load_transformers_teacher(
     from safetensors import SafetensorError
     from transformers import AutoFeatureExtractor
 
-    sha256 = _sha256([folder / "config.json", folder / "preprocessor_config.json", *weights])
+    sha256 = sha256_of([folder / "config.json", folder / "preprocessor_config.json", *weights])
     try:
         model = _load_model(name, folder, kind, remote)
         extractor = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True, trust_remote_code=remote)
         kind = "clap_audio_model" if kind == "clap" else kind
         return TransformersTeacher(name, kind, model, extractor, layer, sha256)
     except (OSError, ValueError, KeyError, AttributeError, ImportError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"--teacher {name}: cannot load it ({_first_line(error)}); save or fetch it anew") from error
+        raise UserError(f"--teacher {name}: cannot load it ({first_line(error)}); save or fetch it anew") from error
 
 
 def _folder(name: str, patterns: tuple[str, ...]) -> Path:
@@ -171,7 +171,7 @@ def _folder(name: str, patterns: tuple[str, ...]) -> Path:
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(patterns)))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"--teacher {name}: no such folder, and not to be had from the hub ({_first_line(error)}); "
+            f"--teacher {name}: no such folder, and not to be had from the hub ({first_line(error)}); "
             "give a hub name or a local folder"
         ) from error
 
@@ -380,17 +380,3 @@ def _misfit(name: str) -> UserError:
     return UserError(
         f"--teacher {name}: config.json and preprocessor_config.json do not fit; take both from the same model"
     )
-
-
-def _sha256(files: list[Path]) -> str:
-    """Hash of files, one after the other."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as handle:
-            while block := handle.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()[:16]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
