@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from segue.codecs import Codec, load_codec
+from segue.codecs import Codec, default_codec, load_codec
 from segue.conditioners import load_conditioner
 from segue.data.cache import build_cache
 from segue.data.manifest import load_manifest
@@ -20,8 +20,9 @@ def encode(
     source: Annotated[Path, typer.Argument(help="Folder of sounds with .txt captions, or a .csv or .jsonl manifest.")],
     out: Annotated[Path, typer.Option(help="Folder of the cache; a killed run goes on there.")],
     codec: Annotated[
-        str, typer.Option(help="A codec's name, the folder of a trained one, or a DAC, EnCodec or Oobleck on the hub.")
-    ] = "spectral",
+        str | None,
+        typer.Option(help="Default: the shipped autoencoder. Or spectral, a trained one's folder, or a hub name."),
+    ] = None,
     sample_rate_hz: Annotated[int | None, typer.Option(help="Rate of the codec; default: its own.")] = None,
     seconds: Annotated[float, typer.Option(help="Length of a row; longer files are cut, shorter ones padded.")] = 2.048,
     text: Annotated[str, typer.Option(help="A text encoder's name or local path.")] = "minilm",
@@ -45,7 +46,7 @@ def encode(
     if teacher is None and teacher_layer is not None:
         raise UserError("--teacher-layer needs a --teacher")
     clips = load_manifest(source, captions)
-    voice = load_codec(codec, sample_rate_hz)
+    voice = load_codec(codec or default_codec(), sample_rate_hz)
     ears = None if teacher is None else load_teacher(teacher, teacher_layer, trust_remote_code).to(device)
     _describe(voice, ears)
     cache = build_cache(
