@@ -153,7 +153,18 @@ def test_a_mistake_gets_one_line_and_exit_2(segue, cache, trained, recordings, t
 
 def test_a_cache_of_other_settings_is_refused(segue, cache, recordings):
     ran = segue(
-        "encode", recordings, "--captions", "filename", "--out", cache, "--seconds", 1.0, "--sample-rate-hz", 8000
+        "encode",
+        recordings,
+        "--captions",
+        "filename",
+        "--out",
+        cache,
+        "--seconds",
+        1.0,
+        "--codec",
+        "spectral",
+        "--sample-rate-hz",
+        8000,
     )
     assert ran.code == 2 and "seconds 0.5 there, 1.0 here" in ran.line
 
