@@ -75,7 +75,7 @@ def demo(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget the runs of an earlier demo in this folder; data stays.")
     ] = False,
-) -> None:
+) -> int:
     """Render data, train two recipes, generate, judge, and write OUT/report.html and OUT/summary.json."""
     started = time.monotonic()
     if minutes <= 0 or clips < 200 or judged < 8:
@@ -98,11 +98,13 @@ def demo(
         say(f"{number}/6 training {name}: {plan.examples:,} examples")
         results[name] = _train_arm(replace(load_recipe(name), train=total), out, cache.path)
         if not results[name].finished:
-            raise UserError(f"interrupted and saved; the same command goes on: {command()}")
+            say(f"stopped and saved; the same command goes on: {command()}")
+            return 130
 
     say("6/6 generating, listening, writing the page")
     _report(out, plan, everything, voice, cache, results, started)
     print(f"{out}/report.html   {out}/summary.json   ({(time.monotonic() - started) / 60:.1f} minutes)")
+    return 0
 
 
 def say(line: str) -> None:

@@ -26,7 +26,10 @@ def make_app() -> typer.Typer:
     app.command("recipes")(recipes.recipes)
     groups = {
         "data": ("Look at a data set, or render the demo set.", {"check": data.check, "render-demo": data.render_demo}),
-        "codec": ("Train the codec on your own sounds.", {"train": codec.train, "measure": codec.measure}),
+        "codec": (
+            "Train the codec on your own sounds.",
+            {"train": codec.train, "measure": codec.measure, "ship": codec.ship},
+        ),
         "judge": ("The classifier that listens to notes.", {"train": judge.train, "card": judge.card}),
     }
     for name, (words, verbs) in groups.items():
