@@ -632,7 +632,7 @@ def ship_codec(
             "config": state["config"],
             "sources": sources,
         },
-        "figures": {name: measure_codec(codec, folder, clips=80) for name, folder in measures.items()},
+        "figures": {name: measure_codec(codec, folder, clips=40) for name, folder in measures.items()},
     }
     write_text(out / "card.json", json.dumps(card, indent=2) + "\n")
     return card
