@@ -33,7 +33,7 @@ _HOMES = {
     "load_codec": "segue.codecs",
     "load_conditioner": "segue.conditioners",
     "load_manifest": "segue.data.manifest",
-    "build_cache": "segue.data.cache",
+    "build_cache": "segue.data.encoding",
     "LatentCache": "segue.data.cache",
     "LatentLoader": "segue.data.loader",
     "RunConfig": "segue.training.config",

@@ -16,7 +16,7 @@ TINY = ("--set", "model.preset=dit-tiny", "--set", "train.batch_size=4", "--set"
 def cache(recordings, tmp_path_factory):
     from segue.codecs import load_codec
     from segue.conditioners import load_conditioner
-    from segue.data.cache import build_cache
+    from segue.data.encoding import build_cache
     from segue.data.manifest import load_manifest
 
     out = tmp_path_factory.mktemp("encoded") / "cache"

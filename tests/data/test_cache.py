@@ -13,9 +13,10 @@ import pytest
 import soundfile
 import torch
 
-from segue.data import cache as cache_module
+from segue.data import encoding
 from segue.data.audio import read_wave
-from segue.data.cache import LatentCache, build_cache
+from segue.data.cache import LatentCache
+from segue.data.encoding import build_cache
 from segue.data.manifest import load_manifest
 from segue.types import UserError
 
@@ -24,7 +25,7 @@ SECONDS = 0.4
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(cache_module, "ROWS_PER_SHARD", 8)
+    monkeypatch.setattr(encoding, "ROWS_PER_SHARD", 8)
 
 
 @pytest.fixture
@@ -150,9 +151,9 @@ def test_a_finished_cache_is_opened_at_once_and_equal(build, fakes, tmp_path, mo
 def test_identical_bytes_after_kill_in_the_middle(build, fakes, small_set, tmp_path):
     script = f"""
 import importlib.util, pathlib, time
-from segue.data import cache
+from segue.data import encoding
 from segue.data.manifest import load_manifest
-cache.ROWS_PER_SHARD = 8
+encoding.ROWS_PER_SHARD = 8
 spec = importlib.util.spec_from_file_location("fakes", {str(Path(fakes.__file__))!r})
 fakes = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(fakes)
@@ -161,7 +162,7 @@ class Slow(fakes.FakeCodec):
         time.sleep(0.3)
         return super().encode(wave)
 out = pathlib.Path({str(tmp_path / "killed")!r})
-cache.build_cache(load_manifest({str(small_set)!r}), Slow(), fakes.FakeText(), out=out, seconds={SECONDS}, batch_size=4)
+encoding.build_cache(load_manifest({str(small_set)!r}), Slow(), fakes.FakeText(), out=out, seconds={SECONDS}, batch_size=4)
 """
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
     shards = tmp_path / "killed" / "shards"
@@ -250,7 +251,7 @@ def test_a_full_disk_leaves_nothing_half_written(build, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", write_until_full)
     assert "the disk is full" in refusal(build)
     monkeypatch.undo()
-    monkeypatch.setattr(cache_module, "ROWS_PER_SHARD", 8)
+    monkeypatch.setattr(encoding, "ROWS_PER_SHARD", 8)
     assert not list(tmp_path.rglob("*.tmp"))
     assert len(list((tmp_path / "cache" / "shards").iterdir())) == 3
     build()
@@ -259,8 +260,8 @@ def test_a_full_disk_leaves_nothing_half_written(build, tmp_path, monkeypatch):
 
 
 def test_too_little_room_is_said_before_starting(build, tmp_path, monkeypatch):
-    usage = cache_module.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    usage = encoding.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(encoding.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     assert "MB are free" in refusal(build)
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segue.data.cache import build_cache
+from segue.data.encoding import build_cache
 from segue.data.loader import LatentLoader
 from segue.data.manifest import load_manifest
 from segue.types import UserError

@@ -9,7 +9,7 @@ import torch
 
 from segue.codecs import load_codec
 from segue.conditioners.base import TextConditioner
-from segue.data.cache import build_cache
+from segue.data.encoding import build_cache
 from segue.data.manifest import load_manifest
 from segue.recipes import load_recipe
 from segue.training.config import override

@@ -14,6 +14,7 @@ from segue.codecs import load_codec
 from segue.codecs.autoencoder import AutoencoderConfig
 from segue.codecs.spectral import SpectralCodec
 from segue.training import codec as training
+from segue.training import codec_figures
 from segue.types import UserError
 
 MODEL = AutoencoderConfig(
@@ -64,7 +65,7 @@ def test_training_lowers_the_loss_and_leaves_a_codec(tones, tmp_path):
     assert losses[-1] < 0.85 * losses[0]
     assert lines[-1]["event"] == "validation"
     codec = load_codec(str(tmp_path / "run"))
-    report = training.measure_codec(codec, tones)
+    report = codec_figures.measure_codec(codec, tones)
     assert {k: (v["split"], v["clips"]) for k, v in report["kinds"].items()} == {
         "chord": ("test", 4),
         "note": ("test", 4),
@@ -74,7 +75,7 @@ def test_training_lowers_the_loss_and_leaves_a_codec(tones, tmp_path):
     assert 0.4 < report["latents"]["std_min"] <= report["latents"]["std_max"] < 2
     assert 0 < report["latents"]["lag1_correlation"] <= 1
     shipped = tmp_path / "shipped"
-    card = training.ship_codec(tmp_path / "run", shipped, {"tones": tones}, sources=[], command="", commit="")
+    card = codec_figures.ship_codec(tmp_path / "run", shipped, {"tones": tones}, sources=[], command="", commit="")
     assert json.loads((shipped / "card.json").read_text()) == json.loads(json.dumps(card))
     assert load_codec(str(shipped)).fingerprint()["weights_sha256"] == card["weights_sha256"]
     assert card["training"]["steps"] == 150
@@ -84,7 +85,7 @@ def test_training_lowers_the_loss_and_leaves_a_codec(tones, tmp_path):
 
 
 def test_measures_of_an_exact_codec_are_perfect(tones):
-    report = training.measure_codec(SpectralCodec(16000), tones, noise=0.0)
+    report = codec_figures.measure_codec(SpectralCodec(16000), tones, noise=0.0)
     for row in report["kinds"].values():
         assert row["clips"] == 4
         assert row["log_mel_l1"] == row["lsd"] == row["convergence"] == 0

@@ -49,3 +49,14 @@ def test_only_matrices_decay():
     assert all(p.ndim == 2 for p in decayed["params"])
     assert any(p is model.null for p in free["params"])
     assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
+
+
+def test_the_rate_that_a_config_leaves_open_falls_with_the_width():
+    from segue.recipes import load_recipe
+    from segue.training.build import peak_learning_rate
+    from segue.training.config import override
+
+    config = load_recipe("static-uniform")
+    assert peak_learning_rate(config, 160) == peak_learning_rate(config, 48) == 2e-3
+    assert peak_learning_rate(config, 1600) == pytest.approx(2e-4)
+    assert peak_learning_rate(override(config, ["optim.learning_rate=5e-4"]), 1600) == 5e-4

@@ -29,7 +29,8 @@ def train(
     import torch
 
     from segue.codecs.autoencoder import AutoencoderConfig
-    from segue.training.codec import CodecTrainConfig, measure_codec, train_codec
+    from segue.training.codec import CodecTrainConfig, train_codec
+    from segue.training.codec_figures import measure_codec
     from segue.types import UserError
 
     if minutes <= 0 or (steps is not None and steps <= 0):
@@ -54,7 +55,7 @@ def measure(
 ) -> None:
     """Reconstruction on held-out sounds by kind, robustness to latent noise, and decoding speed, as JSON."""
     from segue.codecs import load_codec
-    from segue.training.codec import measure_codec
+    from segue.training.codec_figures import measure_codec
 
     typer.echo(json.dumps(measure_codec(load_codec(codec), source, clips=clips), indent=2))
 
@@ -70,7 +71,7 @@ def ship(
     commit: Annotated[str, typer.Option(help="The commit that it was trained at.")],
 ) -> None:
     """Halve a trained codec's weights, measure it, and write its card."""
-    from segue.training.codec import ship_codec
+    from segue.training.codec_figures import ship_codec
     from segue.types import UserError
 
     pairs = [text.partition("=") for text in measure_on]

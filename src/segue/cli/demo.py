@@ -25,8 +25,9 @@ from segue.codecs import default_codec, load_codec
 from segue.codecs.base import Codec
 from segue.conditioners import load_conditioner
 from segue.data.audio import read_wave
-from segue.data.cache import LatentCache, build_cache
+from segue.data.cache import LatentCache
 from segue.data.demo import render_demo_set
+from segue.data.encoding import build_cache
 from segue.data.manifest import Clip, load_manifest
 from segue.data.vocabulary import held_out_pairs
 from segue.files import write_text

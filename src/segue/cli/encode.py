@@ -10,7 +10,7 @@ import typer
 
 from segue.codecs import Codec, default_codec, load_codec
 from segue.conditioners import load_conditioner
-from segue.data.cache import build_cache
+from segue.data.encoding import build_cache
 from segue.data.manifest import load_manifest
 from segue.ssl import Teacher, load_teacher
 from segue.types import UserError

@@ -35,6 +35,15 @@ def dit_config(config: RunConfig, cache: LatentCache) -> DiTConfig:
     return replace(dit, predicts=predicts)
 
 
+def peak_learning_rate(config: RunConfig, width: int) -> float:
+    """The config's rate, or where it leaves the choice, one that falls with the width.
+
+    Adam moves every weight by about the rate, and a unit of a wider layer adds up more of them (arXiv 2203.03466). The
+    constant is ours, from trials with dit-3m: 2e-3 beat 1e-3 at every fixed t (docs/log.md, 2026-11-22).
+    """
+    return config.optim.learning_rate or 2e-3 * min(1.0, 160 / width)
+
+
 def build_model(config: RunConfig, cache: LatentCache, seed: int) -> DiT:
     """The backbone for this cache, initialised from the seed alone."""
     with torch.random.fork_rng(devices=[]):

@@ -37,7 +37,7 @@ class OptimConfig:
     """AdamW, its schedule, clipping and EMA.
 
     Attributes:
-        learning_rate: peak rate.
+        learning_rate: peak rate; 0 = 2e-3 up to a width of 160, and falling as 160 / width beyond (training/build.py).
         warmup_fraction: share of the run over which the rate rises linearly.
         decay: "constant", "linear" (over the last decay_fraction, to zero) or "cosine" (over all of it).
         decay_fraction: share of the run that a linear decay takes.
@@ -47,7 +47,7 @@ class OptimConfig:
         ema_decay: of the averaged weights per step; young runs use (1 + n) / (10 + n) while that is smaller.
     """
 
-    learning_rate: float = 1e-3
+    learning_rate: float = 0.0
     warmup_fraction: float = 0.05
     decay: str = "linear"
     decay_fraction: float = 0.3

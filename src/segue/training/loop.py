@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from segue.data.cache import LatentCache
 from segue.data.loader import LatentLoader
 from segue.stage.controller import ControllerState, Observation, StageController
 from segue.tasks import generation
-from segue.training.build import build_model, make_accelerator, model_card
+from segue.training.build import build_model, make_accelerator, model_card, peak_learning_rate
 from segue.training.checkpoint import RunState, latest_checkpoint, load_checkpoint, save_checkpoint
 from segue.training.config import RunConfig
 from segue.training.interrupt import Interrupt
@@ -87,7 +87,8 @@ def train(
     model = build_model(config, cache, seed)
     averaged = copy.deepcopy(model).eval().requires_grad_(False).to(accelerator.device)
     ema = averaged.state_dict()
-    optimizer = make_optimizer(model, config.optim)
+    optim = replace(config.optim, learning_rate=peak_learning_rate(config, model.config.width))
+    optimizer = make_optimizer(model, optim)
     loader = LatentLoader(cache, "train", batch_size // world, seed, rank, world)
     statistics = cache.statistics
     state, steps, seconds_before = controller.init(total), 0, 0.0
@@ -129,7 +130,7 @@ def train(
                 validation = validate(averaged, validation_set)
                 log.write("validation", seen, loss_by_t=validation, loss=sum(validation.values()) / len(validation))
 
-            rate = learning_rate(config.optim, seen / total)
+            rate = learning_rate(optim, seen / total)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             batch = loader.next_batch()
@@ -156,7 +157,7 @@ def train(
             if not bool(torch.isfinite(step_loss + norm)):
                 raise UserError(
                     f"{run_dir}: the loss or its gradient is not finite at {seen:,} examples; resume from the last "
-                    f"checkpoint with a lower optim.learning_rate (it is {config.optim.learning_rate:g}) or in fp32"
+                    f"checkpoint with a lower optim.learning_rate (it is {optim.learning_rate:g}) or in fp32"
                 )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

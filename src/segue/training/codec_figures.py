@@ -1,0 +1,138 @@
+"""How well a codec reconstructs, and the card that a shipped one carries."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import time
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from segue.codecs.autoencoder import (
+    WEIGHTS,
+    load_autoencoder,
+    save_codec,
+)
+from segue.codecs.base import Codec
+from segue.files import write_text
+from segue.metrics.mel import stft_magnitude
+from segue.metrics.spectral import log_mel_l1, log_spectral_distance, si_sdr_db
+from segue.training.codec import STATE, Sound, list_sounds, read_sounds
+
+MEASURES = ("log_mel_l1", "lsd", "convergence", "si_sdr_db")
+
+
+@torch.inference_mode()
+def measure_codec(codec: Codec, source: Path, *, clips: int = 200, noise: float = 0.1) -> dict:
+    """Reconstruction of held-out sounds by kind: split "test" where the kind has one, else "valid", else all of it.
+
+    Waveforms are rounded to 16 bit before they are compared, as they are in a file. By kind: clips, the means of
+    log-mel L1, LSD, spectral convergence (2048/512) and SI-SDR (dB, at most 120; silent clips left out), and the same
+    after noise of standard deviation `noise` was added to standardised latents. A codec that keeps no absolute phase
+    has an SI-SDR far below zero however good it sounds. Beside them: moments of the latents, and decoding speed in
+    seconds of sound per second, at 2 s a call.
+    """
+    generator = torch.Generator().manual_seed(0)
+    report: dict = {"latent_noise": noise, "kinds": {}}
+    latents, decoded_sec, spent_sec = [], 0.0, 0.0
+    for kind, (split, members) in _held_out(list_sounds(source)).items():
+        waves = read_sounds(members[:: max(1, len(members) // clips)][:clips], codec.sample_rate_hz)
+        rows = []
+        for index in range(len(waves)):
+            wave = waves.wave(index)[None, : 2 * codec.sample_rate_hz]
+            z = codec.encode(wave)
+            began = time.perf_counter()
+            estimate = codec.decode(z, wave.shape[-1])
+            spent_sec += time.perf_counter() - began
+            decoded_sec += wave.shape[-1] / codec.sample_rate_hz
+            noisy = codec.decode(z + noise * torch.randn(z.shape, generator=generator).to(z), wave.shape[-1])
+            rows.append([*_distances(estimate, wave, codec), *_distances(noisy, wave, codec)])
+            latents.append(z[0].double().cpu())
+        table = torch.tensor(rows, dtype=torch.float64)
+        means = table[torch.isfinite(table).all(1)].mean(0).tolist()
+        names = (*MEASURES, *(f"noisy_{name}" for name in MEASURES))
+        figures = {name: round(value, 3) for name, value in zip(names, means, strict=True) if math.isfinite(value)}
+        report["kinds"][kind] = {"split": split, "clips": len(rows), **figures}
+    frames = torch.cat(latents, dim=1)
+    report["latents"] = {
+        "mean_abs": round(frames.mean(1).abs().mean().item(), 4),
+        "std_min": round(frames.std(1).min().item(), 3),
+        "std_max": round(frames.std(1).max().item(), 3),
+        "lag1_correlation": round(_lag_correlation(latents), 3),
+    }
+    report["decode_sec_per_sec"] = round(decoded_sec / max(spent_sec, 1e-9), 1)
+    report["threads"] = torch.get_num_threads()
+    return report
+
+
+def _held_out(sounds: list[Sound]) -> dict[str, tuple[str, list[Sound]]]:
+    chosen = {}
+    for kind in sorted({s.kind for s in sounds}):
+        members = [s for s in sounds if s.kind == kind]
+        split = next((x for x in ("test", "valid") if any(s.split == x for s in members)), "all")
+        chosen[kind] = split, [s for s in members if split in ("all", s.split)]
+    return chosen
+
+
+def _distances(estimate: Tensor, wave: Tensor, codec: Codec) -> list[float]:
+    estimate = (estimate.cpu().clamp(-1, 32767 / 32768) * 32768).round() / 32768
+    truth = stft_magnitude(wave, 2048, 512)
+    return [
+        log_mel_l1(estimate, wave, codec.sample_rate_hz).item(),
+        log_spectral_distance(estimate, wave).item(),
+        ((stft_magnitude(estimate, 2048, 512) - truth).norm() / truth.norm()).item(),
+        si_sdr_db(estimate, wave).clamp(max=120).item(),
+    ]
+
+
+def _lag_correlation(latents: list[Tensor]) -> float:
+    """Correlation of standardised latents with themselves one frame later: 1 is smooth, 0 is white."""
+    pairs = [(z[:, :-1], z[:, 1:]) for z in latents if z.shape[1] > 1]
+    product = sum((a * b).sum() for a, b in pairs)
+    energy = sum((a.square().sum() + b.square().sum()) / 2 for a, b in pairs)
+    return float(product / energy)
+
+
+def ship_codec(
+    run: Path, out: Path, measures: dict[str, Path], *, sources: list[dict], command: str, commit: str
+) -> dict:
+    """Write the averaged weights of a run in float16, and card.json beside them, into `out`.
+
+    Args:
+        run: folder that `train_codec` left.
+        measures: name -> folder of sounds to measure on.
+        sources: what it was trained on: {"name", "licence", "hours", ...} each, as the card shall say it.
+        command, commit: how it was trained.
+
+    Returns:
+        The card.
+    """
+    save_codec(load_autoencoder(run).network, out, half=True)
+    codec = load_autoencoder(out)
+    with safe_open(run / STATE, "pt") as file:
+        state = json.loads(file.metadata()["state"])
+    card = {
+        "name": codec.name,
+        "weights_sha256": codec.fingerprint()["weights_sha256"],
+        "bytes": (out / WEIGHTS).stat().st_size,
+        "parameters": sum(p.numel() for p in codec.network.parameters()),
+        "latent_frame_rate_hz": codec.frame_rate_hz,
+        "training": {
+            "command": command,
+            "commit": commit,
+            "steps": state["step"],
+            "hours": round(state["seconds"] / 3600, 2),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread used",
+            "torch": torch.__version__,
+            "config": state["config"],
+            "sources": sources,
+        },
+        "figures": {name: measure_codec(codec, folder, clips=40) for name, folder in measures.items()},
+    }
+    write_text(out / "card.json", json.dumps(card, indent=2) + "\n")
+    return card
