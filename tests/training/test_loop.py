@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import signal
@@ -111,6 +112,35 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(cache,
     with pytest.raises(UserError, match="resume from the last checkpoint"):
         run(hot, cache, tmp_path / "good", resume=True)
     assert list_checkpoints(tmp_path / "good") == before
+
+
+def test_a_run_goes_on_with_its_own_cache_only(cache, config, tmp_path):
+    run(config, cache, tmp_path)
+    other = copy.copy(cache)
+    other.meta = {**cache.meta, "codec": {**cache.meta["codec"], "compression": 0.5}}
+    with pytest.raises(UserError, match="another codec"):
+        run(config, other, tmp_path, resume=True)
+
+
+def test_a_full_disk_keeps_the_older_checkpoint(cache, config, tmp_path, monkeypatch):
+    from segue.training import checkpoint
+
+    real, saved = checkpoint.save_file, []
+
+    def full_after_one(tensors, path):
+        if saved:
+            path.write_bytes(b"half of it")
+            raise OSError(28, "No space left on device")
+        saved.append(path)
+        return real(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full_after_one)
+    with pytest.raises(UserError, match=r"cannot write the checkpoint.*free some disk, then resume"):
+        run(config, cache, tmp_path)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["examples-0000000032"]
+    monkeypatch.undo()
+    result, _ = run(config, cache, tmp_path, resume=True)
+    assert result.finished
 
 
 SCRIPT = """

@@ -103,9 +103,14 @@ def latest_checkpoint(run_dir: Path) -> Path:
 
 
 def load_checkpoint(
-    folder: Path, model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer
+    folder: Path, model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer, cache_meta: dict
 ) -> tuple[RunState, tuple[Tensor, Tensor]]:
     """Restore weights, EMA and optimiser in place.
+
+    Args:
+        folder: the checkpoint.
+        model, ema, optimizer: what is filled.
+        cache_meta: meta of the cache that the run goes on with; it must have been made as the run's own was.
 
     Returns:
         the run's state and the latent statistics (mean, std) it was trained with.
@@ -121,7 +126,13 @@ def load_checkpoint(
         ) from error
     if state.schema_version != SCHEMA_VERSION:
         raise UserError(f"{folder}: checkpoint schema {state.schema_version}, this segue reads {SCHEMA_VERSION}")
-    tensors, _ = read_tensors(folder / "model.safetensors")
+    tensors, metadata = read_tensors(folder / "model.safetensors")
+    card = json.loads(metadata["segue"])
+    other = [part for part in ("codec", "text", "seconds") if card[part] != cache_meta[part]]
+    if other:
+        raise UserError(
+            f"{folder}: trained on a cache of another {' and '.join(other)}; resume with the run's own cache"
+        )
     try:
         model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         for name, value in ema.items():

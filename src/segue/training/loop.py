@@ -93,7 +93,7 @@ def train(
     statistics = cache.statistics
     state, steps, seconds_before = controller.init(total), 0, 0.0
     if resume:
-        saved, statistics = load_checkpoint(latest_checkpoint(run_dir), model, ema, optimizer)
+        saved, statistics = load_checkpoint(latest_checkpoint(run_dir), model, ema, optimizer, cache.meta)
         state, steps, seconds_before = ControllerState.from_json(saved.controller), saved.steps, saved.seconds
         loader.load_state_dict(saved.loader)
     seen = state.examples_seen
