@@ -47,7 +47,7 @@ from segue.types import UserError
 
 BASELINE = "static-uniform"
 SECONDS = 2.048
-REPORT_SEC = 60.0  # decoding, judging and drawing; the generation itself is counted in examples
+REPORT_SEC = 100.0  # decoding, judging and drawing; the generation itself is counted in examples
 # What the page plays: kind -> how many prompts of trained and of held-out pairs. Twelve in all.
 LISTENING = {"note": (4, 3), "drum": (1, 0), "chord": (1, 1), "sequence": (1, 1)}
 
