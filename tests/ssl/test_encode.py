@@ -39,7 +39,8 @@ def encode(*arguments):
     from segue.cli.main import main
 
     with pytest.raises(SystemExit) as stopped:
-        main(["encode", *map(str, arguments), "--sample-rate-hz", "8000", "--seconds", "1", "--dtype", "float32"])
+        settings = ["--codec", "spectral", "--sample-rate-hz", "8000", "--seconds", "1", "--dtype", "float32"]
+        main(["encode", *map(str, arguments), *settings])
     return stopped.value.code or 0
 
 

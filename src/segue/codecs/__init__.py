@@ -32,7 +32,8 @@ def _trained(path: Path, sample_rate_hz: int | None) -> Codec:
     codec = load_autoencoder(path)
     if sample_rate_hz not in (None, codec.sample_rate_hz):
         raise UserError(
-            f"{path}: a codec for {codec.sample_rate_hz} Hz, not {sample_rate_hz}; mend: train one at that rate"
+            f"{'the shipped codec' if path == SHIPPED else path}: for {codec.sample_rate_hz} Hz, not {sample_rate_hz}; "
+            "mend: --codec spectral takes any rate, or train one with segue codec train --rate"
         )
     return codec
 
