@@ -12,14 +12,15 @@ from torch import Tensor
 from segue.codecs.base import Codec
 from segue.types import UserError
 
-WORST = 0.8
+WORST = 0.9
 
 
 @torch.inference_mode()
 def round_trip_error(codec: Codec, waves: Tensor) -> float:
     """Spectral convergence of decode(encode(x)): | |X| - |X'| | / | |X| | over STFT magnitudes (our definition of bad).
 
-    0 is perfect; silence in place of sound gives 1, noise of the same loudness about 0.8 or more.
+    0 is perfect; silence in place of sound gives 1, noise of the same loudness more; a codec that
+    keeps the envelope but not the phases of a noisy sound comes to about 0.65.
 
     Args:
         codec: what is checked.
