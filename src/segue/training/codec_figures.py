@@ -22,7 +22,8 @@ from segue.codecs.base import Codec
 from segue.files import write_text
 from segue.metrics.mel import stft_magnitude
 from segue.metrics.spectral import log_mel_l1, log_spectral_distance, si_sdr_db
-from segue.training.codec import STATE, Sound, list_sounds, read_sounds
+from segue.training.codec import STATE
+from segue.training.sounds import Sound, list_sounds, read_sounds
 
 MEASURES = ("log_mel_l1", "lsd", "convergence", "si_sdr_db")
 
