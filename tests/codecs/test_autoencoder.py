@@ -10,7 +10,14 @@ import torch
 from safetensors.torch import save_file
 
 from segue.codecs import SHIPPED, load_codec
-from segue.codecs.autoencoder import Autoencoder, AutoencoderCodec, AutoencoderConfig, load_autoencoder, save_codec
+from segue.codecs.autoencoder import (
+    DECODER,
+    Autoencoder,
+    AutoencoderCodec,
+    AutoencoderConfig,
+    load_autoencoder,
+    save_codec,
+)
 from segue.types import UserError
 
 TINY = AutoencoderConfig(
@@ -113,9 +120,22 @@ def test_save_and_load_are_inverse(network, tmp_path):
     original = AutoencoderCodec(network)
     assert torch.equal(codec.encode(wave), original.encode(wave))
     assert codec.fingerprint() == original.fingerprint()
-    assert json.loads(json.dumps(codec.fingerprint()))["weights_sha256"]
+    assert json.loads(json.dumps(codec.fingerprint()))["latents_sha256"]
     with pytest.raises(UserError, match="16000 Hz, not 48000"):
         load_codec(str(tmp_path / "codec"), 48000)
+
+
+def test_the_fingerprint_is_of_the_latents(network):
+    codec = AutoencoderCodec(network)
+    before, whole, latents = codec.fingerprint(), codec.weights_sha256(), codec.encode(_wave(1, 640))
+    for name, parameter in network.named_parameters():
+        parameter.data += name.startswith(DECODER)
+    assert codec.fingerprint() == before, "a cache of latents stays good under another decoder"
+    assert codec.weights_sha256() != whole
+    assert torch.equal(codec.encode(_wave(1, 640)), latents)
+    network.to_posterior[1].bias.data[0] += 1
+    assert codec.fingerprint() != before
+    assert not torch.equal(codec.encode(_wave(1, 640)), latents)
 
 
 def test_half_precision_is_half_the_size_and_close(network, tmp_path):
@@ -140,7 +160,17 @@ def test_unusable_files_say_the_mend(network, tmp_path):
         load_codec(str(tmp_path))
     metadata = {"format": "segue-autoencoder-1", "config": json.dumps({**asdict(TINY), "channels": 5})}
     save_file(dict(network.state_dict()), tmp_path / "codec.safetensors", metadata)
-    with pytest.raises(UserError, match="do not fit"):
+    with pytest.raises(UserError, match=r"do not fit \(from_latent.weight is \[12, 4\], not \[12, 5\]\)"):
+        load_codec(str(tmp_path))
+    save_file({"a": torch.zeros(1)}, tmp_path / "codec.safetensors", {**metadata, "format": "segue-autoencoder-0"})
+    with pytest.raises(UserError, match=r"'segue-autoencoder-0', not 'segue-autoencoder-1'.*retrain"):
+        load_codec(str(tmp_path))
+    tensors = {k: v for k, v in network.state_dict().items() if k != "up.bias"}
+    save_file(tensors, tmp_path / "codec.safetensors", {**metadata, "config": json.dumps(asdict(TINY))})
+    with pytest.raises(UserError, match=r"up\.bias is missing"):
+        load_codec(str(tmp_path))
+    save_file(tensors, tmp_path / "codec.safetensors", {**metadata, "config": '{"colour": 3}'})
+    with pytest.raises(UserError, match=r"unreadable configuration.*colour"):
         load_codec(str(tmp_path))
 
 
@@ -151,7 +181,7 @@ def test_the_shipped_codec_loads_or_says_how_to_train_one():
         return
     codec = load_codec("autoencoder")
     card = json.loads((SHIPPED / "card.json").read_text())
-    assert codec.fingerprint()["weights_sha256"] == card["weights_sha256"]
+    assert codec.weights_sha256() == card["weights_sha256"]
     assert (SHIPPED / "codec.safetensors").stat().st_size <= 10_000_000
     time_sec = torch.arange(32768) / 16000
     for hz in (110, 220, 440):  # tones that it never met; their level suffers (docs/log.md), their shape must not

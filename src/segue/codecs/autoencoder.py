@@ -28,6 +28,7 @@ from segue.types import UserError
 
 FORMAT = "segue-autoencoder-1"
 WEIGHTS = "codec.safetensors"
+DECODER = ("from_latent", "decoder_slow", "up", "decoder_fast", "to_spectrum")
 
 
 @dataclass(frozen=True)
@@ -241,11 +242,17 @@ class AutoencoderCodec(Codec):
         return self.network.synthesise(self.network.predict(raw), samples)
 
     def fingerprint(self) -> dict:
-        """Configuration and a hash over the weights' values."""
+        """Configuration and hash of what makes latents, so that a cache outlives a refined decoder."""
+        config = {k: v for k, v in asdict(self.config).items() if k not in ("decoder_blocks", "refinements")}
+        return {"codec": self.name, **config, "latents_sha256": self.weights_sha256(latents_only=True)}
+
+    def weights_sha256(self, *, latents_only: bool = False) -> str:
+        """Hash over the weights' values: of all of them, or of the encoder and the latents' statistics."""
         digest = hashlib.sha256()
         for name, value in sorted(self.network.state_dict().items()):
-            digest.update(name.encode() + value.cpu().float().contiguous().numpy().tobytes())
-        return {"codec": self.name, **asdict(self.config), "weights_sha256": digest.hexdigest()}
+            if not (latents_only and name.startswith(DECODER)):
+                digest.update(name.encode() + value.cpu().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def to(self, device) -> AutoencoderCodec:
         """Move the network; returns itself."""
@@ -287,10 +294,18 @@ def load_autoencoder(path: Path) -> AutoencoderCodec:
         )
     try:
         network = Autoencoder(AutoencoderConfig.from_json(json.loads(metadata["config"])))
-        network.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        line = str(error).splitlines()[0]
-        raise UserError(
-            f"{path}: weights and configuration do not fit ({line}); mend: copy it again or retrain"
-        ) from error
+        raise UserError(f"{path}: unreadable configuration ({error}); mend: copy it again or retrain") from error
+    if misfit := _misfit(tensors, network.state_dict()):
+        raise UserError(f"{path}: weights and configuration do not fit ({misfit}); mend: copy it again or retrain")
+    network.load_state_dict(tensors)
     return AutoencoderCodec(network)
+
+
+def _misfit(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
+    """The first tensor that is missing, unknown or of another shape, in words; empty where all fit."""
+    for name in sorted(found.keys() | wanted.keys()):
+        shapes = [list(tensors[name].shape) if name in tensors else None for tensors in (found, wanted)]
+        if shapes[0] != shapes[1]:
+            return f"{name} is {shapes[0] or 'missing'}, not {shapes[1] or 'known'}"
+    return ""

@@ -119,7 +119,7 @@ def ship_codec(
         state = json.loads(file.metadata()["state"])
     card = {
         "name": codec.name,
-        "weights_sha256": codec.fingerprint()["weights_sha256"],
+        "weights_sha256": codec.weights_sha256(),
         "bytes": (out / WEIGHTS).stat().st_size,
         "parameters": sum(p.numel() for p in codec.network.parameters()),
         "latent_frame_rate_hz": codec.frame_rate_hz,
