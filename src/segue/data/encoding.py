@@ -451,6 +451,8 @@ def _finish(
         "text_tokens": max(shape[1] for shape in text_shapes),
         "teacher_dim": None if parts.teacher is None else parts.teacher.dim,
         "teacher_frame_rate_hz": None if parts.teacher is None else parts.teacher.frame_rate_hz,
+        "teacher_source": None if parts.teacher is None else _findable(parts.teacher.source),
+        "teacher_statistics": None if parts.teacher is None else _teacher_statistics(out, index, parts.teacher),
         "statistics": _statistics(out, index, parts.codec.statistics),
         "counts": {
             "rows": len(index),
@@ -478,17 +480,7 @@ def _statistics(out: Path, index: list[dict], mode: str) -> dict:
     Read back from the shards, so that a resumed build gets the same bits as an uninterrupted one. A set without a
     train split takes all its rows.
     """
-    rows = [row for row in index if row["split"] == "train"] or index
-    by_shard: dict[str, list[dict]] = {}
-    for row in rows:
-        by_shard.setdefault(row["shard"], []).append(row)
-    count, total, square = 0, 0.0, 0.0
-    for name, members in by_shard.items():
-        latents = read_tensors(out / "shards" / name)["latents"]
-        for row in members:
-            valid = latents[row["row"], :, : row["frames"]].double()
-            count += row["frames"]
-            total, square = total + valid.sum(dim=1), square + valid.square().sum(dim=1)
+    count, total, square = _moments(out, index, lambda shard, row: shard["latents"][row["row"], :, : row["frames"]])
     if mode == "global":
         total, square = total.mean().expand_as(total), square.mean().expand_as(square)
     mean = total / count
@@ -497,3 +489,48 @@ def _statistics(out: Path, index: list[dict], mode: str) -> dict:
     # A channel that never moves must not be blown up.
     std = torch.where(std > 1e-4 * std.max(), std, std.max() if std.max() > 0 else torch.ones(()))
     return {"mode": mode, "mean": mean.tolist(), "std": std.tolist(), "frames": count}
+
+
+def _findable(source: dict) -> dict:
+    """A teacher's source that holds from another working directory too."""
+    path = Path(source["name"])
+    return source | {"name": str(path.resolve())} if path.exists() else source
+
+
+def _teacher_statistics(out: Path, index: list[dict], teacher: Teacher) -> dict:
+    """Mean and standard deviation of each feature over the train split's real frames; refuses a collapsed teacher.
+
+    Raises:
+        UserError: hardly any feature moves over the data: such a teacher has nothing to teach.
+    """
+
+    def real_frames(shard: dict[str, Tensor], row: dict) -> Tensor:
+        return shard["teacher"][row["row"], : ceil(row["length_sec"] * teacher.frame_rate_hz)].T
+
+    count, total, square = _moments(out, index, real_frames)
+    mean = total / count
+    std = (square / count - mean.square()).clamp(min=0).sqrt()
+    alive = std > 1e-3 * (square / count).mean().sqrt()
+    if float(alive.double().mean()) < 0.05:
+        raise UserError(
+            f"--teacher {teacher.source}: {int(alive.sum())} of its {teacher.dim} features move over this data: it is "
+            "collapsed, or its weights never loaded; mend: choose another teacher or --teacher-layer"
+        )
+    std = torch.where(alive, std, std.max())
+    return {"mean": mean.tolist(), "std": std.tolist(), "frames": count}
+
+
+def _moments(out: Path, index: list[dict], frames_of: Callable) -> tuple[int, Tensor, Tensor]:
+    """Count, sum and sum of squares over the train split's frames, in float64; frames_of gives a row's [C, frames]."""
+    rows = [row for row in index if row["split"] == "train"] or index
+    by_shard: dict[str, list[dict]] = {}
+    for row in rows:
+        by_shard.setdefault(row["shard"], []).append(row)
+    count, total, square = 0, 0.0, 0.0
+    for name, members in by_shard.items():
+        shard = read_tensors(out / "shards" / name)
+        for row in members:
+            valid = frames_of(shard, row).double()
+            count += valid.shape[1]
+            total, square = total + valid.sum(dim=1), square + valid.square().sum(dim=1)
+    return count, total, square

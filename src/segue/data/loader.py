@@ -20,7 +20,7 @@ class Batch:
         mask: [B, L] bool, True where a frame is real.
         tokens: [B, K, E] float32 text token embeddings.
         tokens_mask: [B, K] bool, True where a token is real.
-        teacher: [B, S, F] features and [B, S] bool mask, or None.
+        teacher: [B, S, F] features and [B, S] bool mask, where the loader is asked for them.
         indices: cache rows of the batch.
     """
 
@@ -55,6 +55,7 @@ class LatentLoader:
         self.cache, self.split, self.batch_size, self.seed = cache, split, batch_size, seed
         self.rank, self.world = rank, world
         self.position = 0
+        self.with_teacher = False  # features are the largest part of a batch; most steps need none
         self._rows = np.asarray(cache.rows(split))
         if len(self._rows) == 0:
             raise UserError(
@@ -73,7 +74,8 @@ class LatentLoader:
         indices, choice = self._at(range(first, first + self.batch_size))
         self.position += self.batch_size * self.world
         latents, mask = self.cache.latents(indices)
-        return Batch(latents, mask, *self.cache.text(indices, choice), self.cache.teacher(indices), indices)
+        teacher = self.cache.teacher(indices) if self.with_teacher else None
+        return Batch(latents, mask, *self.cache.text(indices, choice), teacher, indices)
 
     def state_dict(self) -> dict:
         """JSON-able position, the same on every rank."""

@@ -15,12 +15,19 @@ class Teacher(ABC):
         sample_rate_hz: the rate it hears; above half of it, it is deaf.
         frame_rate_hz: S frames per second.
         dim: F, features of a frame.
+        layer: which hidden layer the features are, or None where it has only one kind.
     """
 
     name: str
     sample_rate_hz: int
     frame_rate_hz: float
     dim: int
+    layer: int | None = None
+
+    @property
+    def source(self) -> dict:
+        """What `load_teacher` takes to make it again."""
+        return {"name": self.name, "layer": self.layer}
 
     @abstractmethod
     def encode(self, wave: Tensor) -> Tensor:
