@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from segue.process.noise import keyed_generator, keyed_noise
 from segue.process.objectives import masked_mean, min_snr_weight, velocity_loss
-from segue.process.path import sample_path, velocity_of
+from segue.process.path import clean_of, sample_path, velocity_of
 from segue.process.timesteps import TimestepLaw
 from segue.types import Condition
 
@@ -24,6 +24,7 @@ class Example:
         t: [B] times.
         condition: captions, with `drop` drawn.
         mask: [B, L] bool, or None where every frame is real.
+        teacher: [B, S, F] features and [B, S] bool of the clean clips, where guidance is on.
     """
 
     x_0: Tensor
@@ -31,11 +32,14 @@ class Example:
     t: Tensor
     condition: Condition
     mask: Tensor | None
+    teacher: tuple[Tensor, Tensor] | None = None
 
     def to(self, device: torch.device | str) -> Example:
         """The same batch on another device."""
         mask = None if self.mask is None else self.mask.to(device)
-        return Example(self.x_0.to(device), self.eps.to(device), self.t.to(device), self.condition.to(device), mask)
+        teacher = None if self.teacher is None else tuple(x.to(device) for x in self.teacher)
+        x_0, eps, t = (x.to(device) for x in (self.x_0, self.eps, self.t))
+        return Example(x_0, eps, t, self.condition.to(device), mask, teacher)
 
     def split(self, parts: int) -> list[Example]:
         """The batch in `parts` pieces, for gradient accumulation."""
@@ -46,7 +50,8 @@ class Example:
             c = self.condition
             condition = Condition(*(None if x is None else x[rows] for x in (c.tokens, c.tokens_mask, c.drop)))
             mask = None if self.mask is None else self.mask[rows]
-            pieces.append(Example(self.x_0[rows], self.eps[rows], self.t[rows], condition, mask))
+            teacher = None if self.teacher is None else tuple(x[rows] for x in self.teacher)
+            pieces.append(Example(self.x_0[rows], self.eps[rows], self.t[rows], condition, mask, teacher))
         return pieces
 
 
@@ -61,6 +66,7 @@ def draw_example(
     rank: int = 0,
     world: int = 1,
     condition_dropout: float = 0.0,
+    teacher: tuple[Tensor, Tensor] | None = None,
 ) -> Example:
     """Draw noise, times and dropped captions for one rank's part of a global batch.
 
@@ -74,6 +80,7 @@ def draw_example(
         position: examples seen before this global batch.
         rank, world: this process and how many there are.
         condition_dropout: share of captions replaced by the null.
+        teacher: features of the same examples and their mask, where guidance is on.
     """
     batch = x_0.shape[0]
     mine = slice(rank * batch, (rank + 1) * batch)
@@ -81,11 +88,33 @@ def draw_example(
     drop = torch.rand(batch * world, generator=keyed_generator(seed, "drop", position))[mine] < condition_dropout
     first = position + rank * batch
     eps = keyed_noise(x_0.shape[1:], seed, "noise", range(first, first + batch))
-    return Example(x_0, eps, t, replace(condition, drop=drop), mask)
+    return Example(x_0, eps, t, replace(condition, drop=drop), mask, teacher)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a forward pass gives.
+
+    Attributes:
+        loss: [B] flow losses.
+        hidden: [B, N, D] tokens after the tapped block, or None.
+        x_0_hat: [B, C, L] one-step prediction of the clean sample.
+    """
+
+    loss: Tensor
+    hidden: Tensor | None
+    x_0_hat: Tensor
 
 
 def losses(model: nn.Module, example: Example, predicts: str, objective: str = "auto") -> Tensor:
-    """Per-example losses [B] of the model on a drawn batch.
+    """Per-example flow losses [B] of the model on a drawn batch; see `run_model`."""
+    return run_model(model, example, predicts, objective).loss
+
+
+def run_model(
+    model: nn.Module, example: Example, predicts: str, objective: str = "auto", tap: int | None = None
+) -> Outcome:
+    """The model on a drawn batch.
 
     A clean-sample error e is a velocity error of e / t, so in velocity a model that predicts clean samples would learn
     little but the lowest noise levels; "auto" measures it in what it predicts.
@@ -94,14 +123,20 @@ def losses(model: nn.Module, example: Example, predicts: str, objective: str = "
         model: called as model(x_t, t, condition, mask).
         example: the batch.
         predicts: what the model returns, "velocity" or "clean".
-        objective: "velocity", "clean", "min-snr" (arXiv 2303.09556), or "auto": as `predicts` says.
+        objective: "velocity", "clean", "min-snr" (arXiv 2303.09556), or "auto" and "uncertainty": as `predicts` says.
+        tap: index of the block whose tokens are wanted.
     """
     x_t = sample_path(example.x_0, example.eps, example.t)
-    prediction = model(x_t, example.t, example.condition, example.mask).prediction.float()
-    objective = predicts if objective == "auto" else objective
-    if predicts == objective == "clean":
-        return masked_mean((prediction - example.x_0).square(), example.mask)
+    # Without a tap the call stays the plain one: a foreign backbone need not know of taps.
+    options = {} if tap is None else {"tap": tap}
+    output = model(x_t, example.t, example.condition, example.mask, **options)
+    prediction = output.prediction.float()
+    objective = predicts if objective in ("auto", "uncertainty") else objective
     velocity = velocity_of(prediction, predicts, x_t, example.t)
-    loss = velocity_loss(velocity, example.x_0, example.eps, example.mask)
-    weights = {"velocity": lambda t: 1.0, "clean": lambda t: t**2, "min-snr": min_snr_weight}
-    return loss * weights[objective](example.t)
+    x_0_hat = prediction if predicts == "clean" else clean_of(x_t, velocity, example.t)
+    if predicts == objective == "clean":
+        loss = masked_mean((prediction - example.x_0).square(), example.mask)
+    else:
+        weights = {"velocity": lambda t: 1.0, "clean": lambda t: t**2, "min-snr": min_snr_weight}
+        loss = velocity_loss(velocity, example.x_0, example.eps, example.mask) * weights[objective](example.t)
+    return Outcome(loss, output.hidden, x_0_hat)
