@@ -1,4 +1,4 @@
-"""`segue codec train`, `segue codec measure` and `segue codec ship`."""
+"""`segue codec train`, `segue codec refine`, `segue codec measure` and `segue codec ship`."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ def train(
     from segue.training.codec_figures import measure_codec
     from segue.types import UserError
 
-    if minutes <= 0 or (steps is not None and steps <= 0):
-        raise UserError("--minutes and --steps must be above 0; mend: give a positive number")
+    _check_budget(minutes, steps)
     if not 1000 <= rate <= 192000:
         raise UserError(f"--rate {rate} Hz is outside 1000..192000; mend: give the rate of your sounds")
     if channels < 1:
@@ -46,6 +45,51 @@ def train(
     codec = train_codec(source, out, config, extra=tuple(extra or ()), resume=resume, device=_device(device))
     typer.echo(json.dumps(measure_codec(codec, source), indent=2))
     typer.echo(f"codec in {out}; next: segue encode SOURCE --out CACHE --codec {out}")
+
+
+def refine(
+    codec: Annotated[str, typer.Argument(help="Folder that `segue codec train` left, or a codec's name.")],
+    source: Annotated[Path, typer.Argument(help="Folder of sounds, or one that holds manifest.jsonl.")],
+    out: Annotated[Path, typer.Option(help="Folder for the refined codec, its training state and its log.")],
+    minutes: Annotated[float, typer.Option(help="Minutes of training, over all resumes.")] = 30.0,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps instead of minutes: then a run is reproducible bit for bit.")
+    ] = None,
+    adversarial_share: Annotated[
+        float, typer.Option(help="Pull of the adversary, as a share of the reconstruction's; 0 leaves it out.")
+    ] = 0.2,
+    extra: Annotated[list[Path] | None, typer.Option(help="Further folder of sounds, mixed in; repeatable.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of discriminators and draws.")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves PyTorch's choice.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or mps; auto takes what there is.")] = "auto",
+) -> None:
+    """Train a codec's decoder on, with an adversary; its latents, and all that was made of them, stay valid."""
+    import torch
+
+    from segue.codecs import load_codec
+    from segue.codecs.autoencoder import AutoencoderCodec
+    from segue.training.codec_adversary import RefineConfig, origin_of, refine_codec
+    from segue.types import UserError
+
+    _check_budget(minutes, steps)
+    before = load_codec(codec)
+    if not isinstance(before, AutoencoderCodec):
+        raise UserError(f"{codec}: not an autoencoder of ours; mend: give a folder that segue codec train left")
+    if threads:
+        torch.set_num_threads(threads)
+    config = RefineConfig(minutes=minutes, steps=steps, adversarial_share=adversarial_share, seed=seed)
+    after = refine_codec(
+        before,
+        source,
+        out,
+        config,
+        origin=origin_of(codec),
+        extra=tuple(extra or ()),
+        resume=resume,
+        device=_device(device),
+    )
+    _report(after, source, out, f"refined from {codec}", before)
 
 
 def measure(
@@ -84,6 +128,19 @@ def ship(
     folders = {name: Path(folder) for name, _, folder in pairs}
     card = ship_codec(run, out, folders, sources=listed, command=command, commit=commit)
     typer.echo(json.dumps(card["figures"], indent=2))
+
+
+def _check_budget(minutes: float, steps: int | None) -> None:
+    from segue.types import UserError
+
+    if minutes <= 0 or (steps is not None and steps <= 0):
+        raise UserError("--minutes and --steps must be above 0; mend: give a positive number")
+
+
+def _report(codec, source: Path, out: Path, words: str, before=None) -> None:
+    from segue.training.codec_figures import measure_codec
+
+    typer.echo(json.dumps(measure_codec(codec, source), indent=2))
 
 
 def _device(name: str) -> str:

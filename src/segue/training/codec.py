@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from segue.codecs.autoencoder import (
     Analysis,
@@ -37,10 +37,11 @@ from segue.codecs.autoencoder import (
 from segue.files import replacing, write_text
 from segue.metrics.mel import mel_edges_hz, triangular_bands
 from segue.training.log import RunLog
-from segue.training.sounds import Sound, Sounds, draw_crops, list_sounds, read_sounds  # noqa: F401
+from segue.training.sounds import Sounds, draw_crops, list_sounds, read_sounds, resampling_note
 from segue.types import UserError
 
 STATE = "state.safetensors"
+MIN_TRAIN_SEC = 60
 
 
 @dataclass(frozen=True)
@@ -162,15 +163,12 @@ def init_state(config: CodecTrainConfig, device: torch.device | str) -> TrainSta
 
 
 def save_state(state: TrainState, config: CodecTrainConfig, folder: Path) -> None:
-    """One safetensors file, its JSON part in the metadata, moved into place: a kill leaves the old one or the new."""
+    """All of it as one file; see `write_state`."""
     tensors = {f"network.{k}": v for k, v in state.network.state_dict().items()}
     tensors |= {f"ema.{k}": v for k, v in state.ema.state_dict().items()}
-    for name, parameter in state.network.named_parameters():
-        tensors |= {f"adam.{name}.{k}": v for k, v in state.optimizer.state.get(parameter, {}).items()}
+    tensors |= adam_tensors(state.optimizer, state.network, "adam.")
     tensors["generator"] = state.generator.get_state()
-    meta = {"step": state.step, "seconds": state.seconds, "config": asdict(config)}
-    with replacing(folder / STATE) as temporary:
-        save_file({k: v.detach().cpu().clone() for k, v in tensors.items()}, temporary, {"state": json.dumps(meta)})
+    write_state(folder, tensors, {"step": state.step, "seconds": state.seconds, "config": asdict(config)})
 
 
 def load_state(config: CodecTrainConfig, folder: Path, device: torch.device | str) -> TrainState:
@@ -179,40 +177,74 @@ def load_state(config: CodecTrainConfig, folder: Path, device: torch.device | st
     Raises:
         UserError: there is none, or it was made with another model, batch, seed or data mixture.
     """
-    path = folder / STATE
-    if not path.is_file():
-        raise UserError(f"{path}: no state to resume from; mend: leave out --resume")
-    with safe_open(path, "pt") as file:
-        meta = json.loads(file.metadata()["state"])
-        tensors = {k: file.get_tensor(k) for k in file.keys()}
-    free = {"minutes", "steps", "save_every_sec", "validate_every_sec"}
-    now, then = json.loads(json.dumps(asdict(config))), meta["config"]
-    changed = [k for k in now if k not in free and now[k] != then.get(k)]
-    if changed:
-        raise UserError(
-            f"{path}: was trained with another {', '.join(changed)}; mend: give the same options, or a new --out"
-        )
+    meta, tensors = read_state(folder, asdict(config))
     state = init_state(config, device)
-    state.network.load_state_dict(_part(tensors, "network."))
-    state.ema.load_state_dict(_part(tensors, "ema."))
-    for name, parameter in state.network.named_parameters():
-        moments = _part(tensors, f"adam.{name}.")
-        state.optimizer.state[parameter] = {k: v if k == "step" else v.to(device) for k, v in moments.items()}
+    state.network.load_state_dict(part(tensors, "network."))
+    state.ema.load_state_dict(part(tensors, "ema."))
+    restore_adam(state.optimizer, state.network, part(tensors, "adam."))
     state.generator.set_state(tensors["generator"])
     state.step, state.seconds = meta["step"], meta["seconds"]
     return state
 
 
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def write_state(folder: Path, tensors: dict[str, Tensor], meta: dict) -> None:
+    """One safetensors file, its JSON part in the metadata, moved into place: a kill leaves the old one or the new."""
+    with replacing(folder / STATE) as temporary:
+        save_file({k: v.detach().cpu().clone() for k, v in tensors.items()}, temporary, {"state": json.dumps(meta)})
+
+
+def read_state(folder: Path, config: dict) -> tuple[dict, dict[str, Tensor]]:
+    """What `write_state` wrote, where its config equals the one given but for its budget.
+
+    Raises:
+        UserError: no state, not one of this sort, or another config.
+    """
+    path = folder / STATE
+    if not path.is_file():
+        raise UserError(f"{path}: no state to resume from; mend: leave out --resume")
+    try:
+        with safe_open(path, "pt") as file:
+            meta = json.loads((file.metadata() or {})["state"])
+            tensors = {k: file.get_tensor(k) for k in file.keys()}
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: not a readable training state ({error}); mend: another --out") from error
+    free = {"minutes", "steps", "save_every_sec", "validate_every_sec"}
+    now, then = json.loads(json.dumps(config)), meta["config"]
+    changed = [k for k in now if k not in free and now[k] != then.get(k)]
+    if changed:
+        raise UserError(
+            f"{path}: was trained with another {', '.join(changed)}; mend: give the same options, or a new --out"
+        )
+    return meta, tensors
+
+
+def adam_tensors(optimizer: torch.optim.Optimizer, module: nn.Module, prefix: str) -> dict[str, Tensor]:
+    """An Adam's moments and step counts, named after the module's parameters."""
+    return {
+        f"{prefix}{name}.{k}": v
+        for name, parameter in module.named_parameters()
+        for k, v in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def restore_adam(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """The inverse of `adam_tensors`, its prefix taken off."""
+    for name, parameter in module.named_parameters():
+        if moments := part(tensors, f"{name}."):
+            optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in moments.items()}
+
+
+def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose name begins with `prefix`, by the rest of it."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def progress_of(state: TrainState, config: CodecTrainConfig) -> float:
+def progress_of(state, config) -> float:
     """Share of the budget that is spent."""
     return state.step / config.steps if config.steps else state.seconds / (60 * config.minutes)
 
 
-def learning_rate_at(step: int, progress: float, config: CodecTrainConfig) -> float:
+def learning_rate_at(step: int, progress: float, config) -> float:
     """Linear warm-up, then a cosine from the peak to a hundredth of it over the whole budget."""
     cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return config.learning_rate * cosine * min(1.0, (step + 1) / config.warmup_steps)
@@ -252,18 +284,55 @@ def _mean_latents(network: Autoencoder, wave: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def validate(state: TrainState, loss: ReconstructionLoss, waves: list[Tensor]) -> dict[str, float]:
-    """Loss terms of the averaged weights on whole sounds, from posterior means, and the posterior's spread."""
+def validate(network: Autoencoder, loss: ReconstructionLoss, waves: list[Tensor]) -> dict[str, float]:
+    """Loss terms on whole sounds, from posterior means, and the posterior's spread."""
     sums: dict[str, float] = {}
     for wave in waves:
-        target = state.ema.analyse(wave[None].to(state.ema.latent_mean.device))
-        mean, log_variance = state.ema.encode(target)
-        terms = {k: v.item() for k, v in loss(state.ema.predict(mean), target).items()}
+        target = network.analyse(wave[None].to(network.latent_mean.device))
+        mean, log_variance = network.encode(target)
+        terms = {k: v.item() for k, v in loss(network.predict(mean), target).items()}
         terms["posterior_std"] = (0.5 * log_variance).exp().mean().item()
         terms["latent_std"] = mean.std().item()
         for name, value in terms.items():
             sums[name] = sums.get(name, 0.0) + value / len(waves)
     return sums
+
+
+@dataclass(frozen=True)
+class Material:
+    """Decoded sounds of a run: split "train" of the source and of the extras, some whole sounds of split "valid"."""
+
+    training: Sounds
+    others: Sounds
+    valid_waves: list[Tensor]
+
+    def hours(self, sample_rate_hz: int) -> dict[str, float]:
+        """For the log."""
+        pairs = {"train_hours": self.training, "extra_hours": self.others}
+        return {k: round(len(s.data) / sample_rate_hz / 3600, 3) for k, s in pairs.items()}
+
+
+def read_material(source: Path, extra: tuple[Path, ...], sample_rate_hz: int) -> Material:
+    """Read what a codec trains on.
+
+    Raises:
+        UserError: unusable sounds, or less than a minute of them.
+    """
+    sounds, extras = list_sounds(source), [s for folder in extra for s in list_sounds(folder)]
+    training = read_sounds([s for s in sounds if s.split == "train"], sample_rate_hz)
+    seconds = len(training.data) / sample_rate_hz
+    if seconds < MIN_TRAIN_SEC:
+        raise UserError(
+            f"{source}: {seconds:.0f} s of sound in split train, too little to train on; "
+            f"mend: add sounds until there are {MIN_TRAIN_SEC} s (hours are better)"
+        )
+    others = read_sounds([s for s in extras if s.split == "train"], sample_rate_hz)
+    held = [s for s in sounds if s.split == "valid"] or [s for s in sounds if s.split == "train"]
+    valid = read_sounds(held[:: max(1, len(held) // 48)], sample_rate_hz)
+    for folder, pool in ((source, training), (extra, others)):
+        if pool.resampled:
+            print(f"note: {resampling_note(folder, pool.resampled, sample_rate_hz)}", file=sys.stderr)
+    return Material(training, others, [valid.wave(i)[: 10 * sample_rate_hz] for i in range(len(valid))])
 
 
 def train_codec(
@@ -283,78 +352,91 @@ def train_codec(
     Raises:
         UserError: unusable sounds, an output folder that holds another run, or a resume under other options.
     """
-    if (out / STATE).exists() and not resume:
-        raise UserError(f"{out}: holds a codec in training; mend: --resume to go on with it, or another --out")
-    rate_hz = config.model.sample_rate_hz
-    sounds, extras = list_sounds(source), [s for folder in extra for s in list_sounds(folder)]
-    training = read_sounds([s for s in sounds if s.split == "train"], rate_hz)
-    if not len(training) or len(training.data) < 60 * rate_hz:
-        raise UserError(f"{source}: less than a minute of sound to train on; mend: add more sounds")
-    others = read_sounds([s for s in extras if s.split == "train"], rate_hz)
-    held = [s for s in sounds if s.split == "valid"] or [s for s in sounds if s.split == "train"]
-    valid = read_sounds(held[:: max(1, len(held) // 48)], rate_hz)
-    valid_waves = [valid.wave(i)[: 10 * rate_hz] for i in range(len(valid))]
+    refuse_used(out, resume)
+    material = read_material(source, extra, config.model.sample_rate_hz)
     state = load_state(config, out, device) if resume else init_state(config, device)
     loss = ReconstructionLoss(config.model, device)
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "config.json", json.dumps(asdict(config), indent=2) + "\n")
-    hours = [round(len(s.data) / rate_hz / 3600, 3) for s in (training, others)]
-    log = RunLog(out, examples_seen=state.step * config.batch_size)
-    log.write(
-        "start",
-        state.step * config.batch_size,
-        train_hours=hours[0],
-        extra_hours=hours[1],
-        parameters=_count(state.network),
+
+    def step() -> dict[str, float]:
+        batch = draw_batch(material.training, material.others, config, state.generator)
+        return train_step(state, loss, batch.to(state.network.latent_mean.device), config)
+
+    run_loop(
+        state,
+        config,
+        out,
+        title="training the codec",
+        facts={**material.hours(config.model.sample_rate_hz), "parameters": _count(state.network)},
+        step=step,
+        measure=lambda: validate(state.ema, loss, material.valid_waves),
+        checkpoint=lambda: _checkpoint(state, config, material.training, out),
     )
-    try:
-        _loop(state, config, loss, training, others, valid_waves, out, log)
-    except KeyboardInterrupt:
-        _checkpoint(state, config, training, out)
-        raise UserError(f"stopped at step {state.step}; mend: the same command with --resume goes on") from None
-    _checkpoint(state, config, training, out)
-    log.write("validation", state.step * config.batch_size, **validate(state, loss, valid_waves))
     return AutoencoderCodec(state.ema)
 
 
-def _loop(state, config, loss, training, others, valid_waves, out, log) -> None:
-    device = state.network.latent_mean.device
+def refuse_used(out: Path, resume: bool) -> None:
+    """Raises UserError where `out` holds a run that this one would write over."""
+    if (out / STATE).exists() and not resume:
+        raise UserError(f"{out}: holds a codec in training; mend: --resume to go on with it, or another --out")
+
+
+def run_loop(
+    state,
+    config,
+    out: Path,
+    *,
+    title: str,
+    facts: dict,
+    step: Callable[[], dict[str, float]],
+    measure: Callable[[], dict[str, float]],
+    checkpoint: Callable[[], None],
+) -> None:
+    """Step until the budget is spent, with log, progress, checkpoints and measures; checkpoint and measure at the end.
+
+    Args:
+        state: its `step` is counted up by `step()`, its `seconds` here.
+        config: batch_size, crop_sec, steps, minutes, save_every_sec, validate_every_sec.
+        facts: for the log's first line.
+
+    Raises:
+        UserError: interrupted; the state is saved first.
+    """
+    write_text(out / "config.json", json.dumps(asdict(config), indent=2) + "\n")
+    log = RunLog(out, examples_seen=state.step * config.batch_size)
+    log.write("start", state.step * config.batch_size, **facts)
+    try:
+        _steps(state, config, log, title, step, measure, checkpoint)
+    except KeyboardInterrupt:
+        checkpoint()
+        raise UserError(f"stopped at step {state.step}; mend: the same command with --resume goes on") from None
+    checkpoint()
+    log.write("validation", state.step * config.batch_size, **measure())
+
+
+def _steps(state, config, log: RunLog, title: str, step, measure, checkpoint) -> None:
     last_save = last_validation = time.monotonic()
     sums: dict[str, float] = {}
     logged_step, logged_sec = state.step, state.seconds
-    with training_progress("training the codec") as report:
+    with training_progress(title) as report:
         while progress_of(state, config) < 1:
             began = time.monotonic()
-            batch = draw_batch(training, others, config, state.generator).to(device)
-            for name, value in train_step(state, loss, batch, config).items():
+            for name, value in step().items():
                 sums[name] = sums.get(name, 0.0) + value
             state.seconds += time.monotonic() - began
-            if state.step - logged_step >= 50:
-                count, seconds = state.step - logged_step, state.seconds - logged_sec
+            seen, count = state.step * config.batch_size, state.step - logged_step
+            if count >= 50:
                 means = {k: round(v / count, 5) for k, v in sums.items()}
-                rate = count * config.batch_size * config.crop_sec / max(seconds, 1e-9)
-                log.write(
-                    "train",
-                    state.step * config.batch_size,
-                    step=state.step,
-                    seconds=round(state.seconds, 1),
-                    audio_sec_per_sec=round(rate, 1),
-                    **means,
-                )
-                report(
-                    progress_of(state, config), f"step {state.step}, loss {means['loss']:.3f}, {rate:.0f}x real time"
-                )
+                rate = count * config.batch_size * config.crop_sec / max(state.seconds - logged_sec, 1e-9)
+                spent = {"step": state.step, "seconds": round(state.seconds, 1), "audio_sec_per_sec": round(rate, 1)}
+                log.write("train", seen, **spent, **means)
+                text = f"step {state.step}, loss {means['loss']:.3f}, {rate:.0f}x real time"
+                report(progress_of(state, config), text)
                 sums, logged_step, logged_sec = {}, state.step, state.seconds
             if time.monotonic() - last_save > config.save_every_sec:
-                _checkpoint(state, config, training, out)
+                checkpoint()
                 last_save = time.monotonic()
             if time.monotonic() - last_validation > config.validate_every_sec:
-                log.write(
-                    "validation",
-                    state.step * config.batch_size,
-                    seconds=round(state.seconds, 1),
-                    **validate(state, loss, valid_waves),
-                )
+                log.write("validation", seen, seconds=round(state.seconds, 1), **measure())
                 last_validation = time.monotonic()
 
 

@@ -29,9 +29,14 @@ class Sound:
 
 
 class Sounds:
-    """Decoded sounds, mono 16-bit in memory: 115 MB an hour at 16 kHz."""
+    """Decoded sounds, mono 16-bit in memory: 115 MB an hour at 16 kHz.
 
-    def __init__(self, waves: list[np.ndarray]) -> None:
+    Attributes:
+        resampled: rate in Hz -> how many of the files came at it, where it is not the rate asked for.
+    """
+
+    def __init__(self, waves: list[np.ndarray], resampled: dict[int, int] | None = None) -> None:
+        self.resampled = resampled or {}
         self.starts = np.cumsum([0] + [len(w) for w in waves])
         self.data = torch.from_numpy(np.concatenate(waves)) if waves else torch.zeros(0, dtype=torch.int16)
 
@@ -104,7 +109,7 @@ def read_sounds(sounds: list[Sound], sample_rate_hz: int) -> Sounds:
     Raises:
         UserError: a file that cannot be decoded, is empty or has non-finite samples.
     """
-    waves = []
+    waves, resampled = [], {}
     for sound in sounds:
         try:
             wave, rate_hz = soundfile.read(sound.path, dtype="float32", always_2d=True)
@@ -115,10 +120,19 @@ def read_sounds(sounds: list[Sound], sample_rate_hz: int) -> Sounds:
         wave = wave.mean(axis=1)
         if rate_hz != sample_rate_hz:
             wave = soxr.resample(wave, rate_hz, sample_rate_hz)
+            resampled[rate_hz] = resampled.get(rate_hz, 0) + 1
         if not len(wave) or not np.isfinite(wave).all():
             raise UserError(f"{sound.path}: empty or non-finite samples; mend: segue data check lists such files")
         waves.append((np.clip(wave, -1, 32767 / 32768) * 32768).round().astype(np.int16))
-    return Sounds(waves)
+    return Sounds(waves, resampled)
+
+
+def resampling_note(source: object, resampled: dict[int, int], sample_rate_hz: int) -> str:
+    """One line on sounds of other rates; slower ones leave the top of the band empty, which a codec learns too."""
+    counts = ", ".join(f"{count:,} at {rate_hz:,} Hz" for rate_hz, count in sorted(resampled.items()))
+    low = min(resampled)
+    empty = f"; those at {low:,} Hz hold nothing above {low // 2:,} Hz" if low < sample_rate_hz else ""
+    return f"{source}: files resampled to {sample_rate_hz:,} Hz: {counts}{empty}"
 
 
 def _uniform(generator: torch.Generator) -> float:
