@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from segue.process.timesteps import LogitNormal, Mixture, Shifted, Truncated, Uniform, law_from_json
+from segue.process.timesteps import LogitNormal, Mixture, Piecewise, Shifted, Truncated, Uniform, law_from_json
 
 LAWS = [
     Uniform(),
@@ -18,6 +18,9 @@ LAWS = [
     Truncated(LogitNormal(-0.5, 1.0), 0.1, 0.95),
     Mixture(0.5, LogitNormal(0.8, 1.0)),
     Mixture(0.25, Truncated(LogitNormal(-1.0, 0.5), 0.05, 0.6)),
+    Piecewise((0.2, 0.6, 0.95), (1.0, 4.0, 0.5)),
+    Piecewise((0.0, 0.7, 1.0), (0.0, 2.0, 0.0)),
+    Mixture(0.5, Piecewise((0.6, 0.7, 0.95), (0.1, 0.1, 1.0))),
 ]
 every_law = pytest.mark.parametrize("law", LAWS, ids=str)
 
@@ -58,6 +61,54 @@ def test_mean_equals_quadrature(law):
 def test_quantile_inverts_the_cdf(law, u):
     u = torch.tensor([u], dtype=torch.float64)
     torch.testing.assert_close(law.cdf(law.quantile(u)), u, atol=1e-9, rtol=0)
+
+
+def bisected(law, u):
+    low, high = torch.zeros_like(u), torch.ones_like(u)
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = law.cdf(middle) < u
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return (low + high) / 2
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    floor=st.floats(0.01, 1.0),
+    mu=st.floats(-3.0, 3.0),
+    sigma=st.floats(0.1, 2.0),
+    low=st.sampled_from([0.0, 0.31]),
+    seed=st.integers(0, 999),
+)
+def test_a_mixture_quantile_equals_bisection(floor, mu, sigma, low, seed):
+    """Peaks, heavy tails and jumps of the density included."""
+    base = LogitNormal(mu, sigma)
+    if low and float(base.cdf(torch.tensor(low, dtype=torch.float64))) > 0.99:
+        return
+    law = Mixture(floor, Truncated(base, low, 1.0) if low else base)
+    u = torch.rand(256, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    torch.testing.assert_close(law.quantile(u), bisected(law, u), atol=1e-9, rtol=0)
+
+
+def test_a_quantile_keeps_the_shape_and_does_not_depend_on_its_neighbours():
+    law = Mixture(0.5, LogitNormal(0.8, 1.0))
+    u = torch.linspace(0.0, 1.0, 12, dtype=torch.float64).reshape(3, 4)
+    together = law.quantile(u)
+    assert together.shape == (3, 4)
+    assert float(together[0, 0]) == pytest.approx(0, abs=1e-9) and float(together[2, 3]) == pytest.approx(1, abs=1e-9)
+    alone = torch.stack([law.quantile(x.reshape(1))[0] for x in u.flatten()]).reshape(3, 4)
+    torch.testing.assert_close(together, alone, atol=1e-12, rtol=0)
+
+
+def test_piecewise_is_scale_free_linear_between_and_constant_beyond():
+    law = Piecewise((0.25, 0.75), (1.0, 3.0))
+    t = torch.tensor([0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5], dtype=torch.float64)
+    # mass 0.25 * 1 + 0.5 * 2 + 0.25 * 3 = 2
+    torch.testing.assert_close(law.density(t), torch.tensor([0.5, 0.5, 0.5, 1.0, 1.5, 1.5, 0.0], dtype=torch.float64))
+    tiny = Piecewise((0.25, 0.75), (1e-310, 3e-310))
+    torch.testing.assert_close(tiny.density(t), law.density(t), atol=1e-6, rtol=1e-6)
+    assert Piecewise((0.5,), (7.0,)).mean() == pytest.approx(0.5)
+    assert Piecewise([0.25, 0.75], [1, 3]) == law and hash(Piecewise([0.25, 0.75], [1, 3])) == hash(law)
 
 
 @every_law
@@ -103,6 +154,12 @@ def test_known_moments():
         lambda: Truncated(Uniform(), 0.6, 0.6),
         lambda: Truncated(LogitNormal(-5.0, 0.3), 0.9, 1.0),
         lambda: Mixture(1.5, Uniform()),
+        lambda: Piecewise((), ()),
+        lambda: Piecewise((0.5,), (1.0, 2.0)),
+        lambda: Piecewise((0.5, 0.4), (1.0, 2.0)),
+        lambda: Piecewise((0.5, 1.2), (1.0, 2.0)),
+        lambda: Piecewise((0.5, 0.6), (0.0, 0.0)),
+        lambda: Piecewise((0.5, 0.6), (1.0, float("nan"))),
     ],
 )
 def test_impossible_laws_are_refused(make):
