@@ -28,6 +28,8 @@ ALLOWED = {
     "training": PARTS,
     "pipeline": {"process", "models", "codecs", "conditioners", "tasks"},
     "recipes": PARTS | {"training"},
+    "study": {"*"},
+    "integrations": {"stage", "process"},
     "cli": {"*"},
 }
 # third party -> the only rooms that may import it
@@ -35,6 +37,8 @@ OWNED = {
     "accelerate": {"training"},
     "tensorboard": {"training"},
     "diffusers": {"integrations", "codecs"},
+    "lightning": {"integrations"},
+    "stable_audio_tools": {"integrations"},
     "matplotlib": {"report"},
     "typer": {"cli"},
     "mido": {"data"},

@@ -1,0 +1,294 @@
+"""What a study is: arms x seeds on one data set, read from a small JSON file, and the hash that names each cell."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from fractions import Fraction
+from functools import reduce
+from math import ceil, gcd, lcm
+from pathlib import Path
+
+from segue.recipes import load_recipe
+from segue.training.config import RunConfig, override, to_json
+from segue.types import UserError
+
+MOST_SNAPSHOTS = 64
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One column of a study: a recipe, perhaps with changes, under a name of its own.
+
+    Attributes:
+        name: how tables call it.
+        recipe: a name of `segue recipes`.
+        set: overrides "section.name=value", applied after the study's own.
+    """
+
+    name: str
+    recipe: str
+    set: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where the latents come from: a rendered demo set, or a cache that is there already.
+
+    Attributes:
+        demo_clips: clips of the demo set, rendered and encoded inside the study's folder; 0 = `cache` is given.
+        cache: path of a finished cache.
+        manifest: with `cache`: the data set it was encoded from; Frechet distances are then taken to real clips rather
+            than to decoded latents.
+        codec: with `demo_clips`: the codec; "" = the shipped one.
+        teacher: with `demo_clips`: a teacher whose features are cached; "" = none.
+    """
+
+    demo_clips: int = 0
+    cache: str = ""
+    manifest: str = ""
+    codec: str = ""
+    teacher: str = ""
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What is measured, when. All arms and seeds get the same prompts and the same noise.
+
+    Attributes:
+        evaluate_at: shares of the run, ending with 1.
+        judge_clips: notes that the judge hears at each moment; 0 = validation losses alone.
+        steps, guidance: of the solver (multistep) and of classifier-free guidance.
+        seed: of the noise.
+    """
+
+    evaluate_at: tuple[float, ...] = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
+    judge_clips: int = 192
+    steps: int = 12
+    guidance: float = 3.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file, read and checked."""
+
+    name: str
+    data: DataSource
+    examples: int
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    set: tuple[str, ...]
+    evaluation: EvaluationSettings
+    baseline: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study.
+
+    Attributes:
+        arm: name of its arm.
+        seed: its seed.
+        key: 12 hex digits of the hash over all that decides its figures; part of its folder's name.
+        config: the run's config as JSON.
+    """
+
+    arm: str
+    seed: int
+    key: str
+    config: dict
+
+    @property
+    def folder(self) -> str:
+        """Its folder below the study's cells/."""
+        return f"{self.arm}-seed{self.seed}-{self.key}"
+
+
+def read_study(path: Path) -> Study:
+    """Read a study file.
+
+    Raises:
+        UserError: no such file, not JSON, an unknown or missing key, a value of the wrong kind, an unknown recipe.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such study file; docs/studies.md says what one holds") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from error
+    return study_from_json(data, str(path))
+
+
+def study_from_json(data: object, where: str) -> Study:
+    """A study from plain JSON; `where` names its file in complaints."""
+    evaluation_keys = [f.name for f in fields(EvaluationSettings) if f.name != "seed"]
+    known = ["name", "data", "examples", "arms", "seeds", "set", "baseline", *evaluation_keys]
+    data = _checked(data, known, where)
+    for key in ("name", "data", "examples", "arms", "seeds"):
+        if key not in data:
+            raise UserError(f"{where}: '{key}' is missing")
+    arms = _arms(data["arms"], where)
+    study = Study(
+        name=_typed(data, "name", str, where),
+        data=_source(data["data"], where),
+        examples=_typed(data, "examples", int, where),
+        arms=arms,
+        seeds=tuple(_list(data, "seeds", int, where)),
+        set=tuple(_list(data, "set", str, where)) if "set" in data else (),
+        evaluation=_evaluation({k: data[k] for k in evaluation_keys if k in data}, where),
+        baseline=_typed(data, "baseline", str, where) if "baseline" in data else arms[0].name,
+    )
+    if study.baseline not in [arm.name for arm in arms]:
+        raise UserError(f"{where}: baseline '{study.baseline}' is none of its arms ({', '.join(a.name for a in arms)})")
+    if not study.seeds or len(set(study.seeds)) < len(study.seeds):
+        raise UserError(f"{where}: give at least one seed, each once")
+    for arm in arms:
+        run_config(study, arm, study.seeds[0])
+    return study
+
+
+def run_config(study: Study, arm: Arm, seed: int) -> RunConfig:
+    """The config of one cell: recipe, the study's overrides, the arm's, then length, seed and snapshots.
+
+    Raises:
+        UserError: an unknown recipe or setting, or moments of evaluation that the batch size cannot meet.
+    """
+    config = override(load_recipe(arm.recipe), [*study.set, *arm.set])
+    every = snapshot_every(study)
+    if every < config.train.batch_size:
+        raise UserError(
+            f"arm {arm.name}: evaluate_at asks for a snapshot every {every} examples, less than a batch "
+            f"({config.train.batch_size}); give fewer or rounder shares"
+        )
+    train = replace(
+        config.train, total_examples=study.examples, seed=seed, checkpoint_every=every,
+        keep_last=MOST_SNAPSHOTS + 1, tensorboard=False,
+    )  # fmt: skip
+    return replace(config, train=train)
+
+
+def snapshot_every(study: Study) -> int:
+    """Examples between checkpoints, so that every share of `evaluate_at` falls on one."""
+    shares = [Fraction(share).limit_denominator(1000) for share in study.evaluation.evaluate_at]
+    denominator = reduce(lcm, (share.denominator for share in shares))
+    step = Fraction(reduce(gcd, (int(share * denominator) for share in shares)), denominator)
+    if 1 / step > MOST_SNAPSHOTS:
+        raise UserError(
+            f"evaluate_at needs {ceil(1 / step)} snapshots a run (every {float(step):g} of it); give rounder shares, "
+            f"for at most {MOST_SNAPSHOTS}"
+        )
+    return int(study.examples * step)
+
+
+def cells_of(study: Study, data_fingerprint: str, judged: str) -> list[Cell]:
+    """All runs, seed by seed, so that a study cut short has whole rows of seeds.
+
+    Args:
+        data_fingerprint: of the cache.
+        judged: of prompts, reference and judge; see `evaluate.Listening`.
+    """
+    cells = []
+    for seed in study.seeds:
+        for arm in study.arms:
+            config = to_json(run_config(study, arm, seed))
+            about = {"config": config, "data": data_fingerprint, "judged": judged, **asdict(study.evaluation)}
+            cells.append(Cell(arm.name, seed, fingerprint(about), config))
+    return cells
+
+
+def fingerprint(data: object) -> str:
+    """12 hex digits of the hash of plain JSON."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _arms(given: object, where: str) -> tuple[Arm, ...]:
+    if not isinstance(given, list) or not given:
+        raise UserError(f'{where}: \'arms\' is a list of recipe names or of {{"recipe", "name", "set"}}')
+    arms = []
+    for entry in given:
+        if isinstance(entry, str):
+            arms.append(Arm(entry, entry))
+            continue
+        entry = _checked(entry, ["recipe", "name", "set"], f"{where}: arms")
+        if "recipe" not in entry:
+            raise UserError(f"{where}: an arm without a recipe")
+        recipe = _typed(entry, "recipe", str, where)
+        name = _typed(entry, "name", str, where) if "name" in entry else recipe
+        arms.append(Arm(name, recipe, tuple(_list(entry, "set", str, where)) if "set" in entry else ()))
+    names = [arm.name for arm in arms]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"{where}: two arms are called '{twice[0]}'; give one a name of its own")
+    odd = [name for name in names if not name or set(name) & set('/\\|"') or name.startswith(".")]
+    if odd:
+        raise UserError(f"{where}: '{odd[0]}' cannot name an arm (it becomes part of a folder's name)")
+    return tuple(arms)
+
+
+def _source(given: object, where: str) -> DataSource:
+    data = _checked(given, [f.name for f in fields(DataSource)], f"{where}: data")
+    clips, cache = data.get("demo_clips", 0), data.get("cache", "")
+    if bool(clips) == bool(cache):
+        raise UserError(f'{where}: data is either {{"demo_clips": 6000}} or {{"cache": PATH}}')
+    if clips and (not isinstance(clips, int) or clips < 200):
+        raise UserError(f"{where}: data.demo_clips is {clips!r}; give at least 200")
+    wrong = [key for key in ("manifest",) if clips and key in data]
+    wrong += [key for key in ("codec", "teacher") if cache and key in data]
+    if wrong:
+        raise UserError(f"{where}: data.{wrong[0]} does not go with {'demo_clips' if clips else 'cache'}")
+    for key, value in data.items():
+        if key != "demo_clips" and not isinstance(value, str):
+            raise UserError(f"{where}: data.{key} is {value!r}; give a string")
+    return DataSource(**data)
+
+
+def _evaluation(given: dict, where: str) -> EvaluationSettings:
+    values = dict(given)
+    if "evaluate_at" in values:
+        shares = values["evaluate_at"]
+        if not isinstance(shares, list) or not shares or not all(_is_number(s) and 0 < s <= 1 for s in shares):
+            raise UserError(f"{where}: evaluate_at is a list of shares of the run, each above 0 and at most 1")
+        values["evaluate_at"] = tuple(sorted({float(s) for s in shares} | {1.0}))
+    for key, lowest in (("judge_clips", 0), ("steps", 1)):
+        if key in values and _typed(values, key, int, where) < lowest:
+            raise UserError(f"{where}: {key} is {values[key]}; give at least {lowest}")
+    if 0 < values.get("judge_clips", 192) < 8:
+        raise UserError(f"{where}: judge_clips is {values['judge_clips']}; give at least 8, or 0 for none")
+    if "guidance" in values:
+        values["guidance"] = float(_typed(values, "guidance", (int, float), where))
+    return EvaluationSettings(**values)
+
+
+def _checked(data: object, known: list[str], where: str) -> Mapping:
+    """A JSON object whose keys are all known."""
+    if not isinstance(data, dict):
+        raise UserError(f"{where}: give an object with {', '.join(known)}")
+    for key in data:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+            raise UserError(f"{where}: unknown key '{key}'; {hint}")
+    return data
+
+
+def _typed(data: Mapping, key: str, kind, where: str):
+    value = data[key]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        kinds = {str: "a string", int: "a whole number"}
+        raise UserError(f"{where}: {key} is {value!r}; give {kinds.get(kind, 'a number')}")
+    return value
+
+
+def _list(data: Mapping, key: str, kind: type, where: str) -> list:
+    values = data[key]
+    if not isinstance(values, list) or not all(isinstance(v, kind) and not isinstance(v, bool) for v in values):
+        raise UserError(f"{where}: {key} is a list of {'strings' if kind is str else 'whole numbers'}")
+    return values
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

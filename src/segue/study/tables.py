@@ -1,0 +1,318 @@
+"""Finished cells to results.json, report.md, report.html and pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from segue.files import write_bytes, write_text
+from segue.report.compare import Line, Table, curve_png, write_comparison_page
+from segue.study.aggregate import Band, CellCurves, Curve, band, compare, wall_clock
+from segue.study.config import Cell, Study
+from segue.study.evaluate import EVALUATIONS, REPLICATES
+from segue.study.run import CELLS, DONE, status_of
+from segue.training.log import read_log
+
+# measure -> (title, whether higher is better, whether it is a share shown in percent)
+MEASURES: dict[str, tuple[str, bool, bool]] = {
+    "family_accuracy": ("family obeyed", True, True),
+    "pitch_accuracy": ("pitch obeyed", True, True),
+    "family_accuracy_held_out": ("family, held-out pairs", True, True),
+    "pitch_accuracy_held_out": ("pitch, held-out pairs", True, True),
+    "frechet_distance": ("Fréchet distance", False, False),
+    "validation_loss": ("validation loss", False, False),
+}
+LOSS_AT = "validation_loss_at_"
+UNSURE = "≈"
+READING = (
+    f"{UNSURE} marks what this study cannot tell from the baseline: the 95 % interval of the difference includes 0, or "
+    "that of the ratio includes 1. Intervals: crossed bootstrap, paired over seeds and clips; between seeds with "
+    "Student's t weights (n - 1 degrees of freedom), so that three seeds give wide intervals; over "
+    "clips with the same prompts and noise in every run. Losses vary over seeds alone."
+)
+TARGET_READING = (
+    "Examples at which the arm's mean curve, linear between its moments, first reaches the baseline's final mean, "
+    "over the examples at which the baseline's own first does. ≤: the arm was there when it was first evaluated."
+)
+COLOURLESS = {"real": "real clips", "codec_round_trip": "codec round trip"}
+
+
+def write_study_report(
+    study: Study, out: Path, cells: Sequence[Cell], origin: Mapping[str, str], markdown: Path | None = None
+) -> str:
+    """Write results.json, report.md, report.html and pictures/ from what is finished; return one line of status.
+
+    Args:
+        cells: those that belong to the study; the others in the folder are left alone.
+        origin: "command", "commit" (of this report) and "machine".
+        markdown: a second place for the tables.
+    """
+    statuses = {(c.arm, c.seed): status_of(out / CELLS / c.folder) for c in cells}
+    runs = read_cells(out, cells)
+    results = results_of(study, runs)
+    results |= {"status": _status(study, statuses), "origin": _origin(out, cells, origin)}
+    listening = out / "listening" / "listening.json"
+    heard = json.loads(listening.read_text()) if listening.exists() else {}
+    results |= {"ceilings": heard.get("ceilings", {}), "frechet_reference": heard.get("reference_kind")}
+    write_text(out / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False))
+    tables = tables_of(study, results)
+    notes = _notes(study, results)
+    pictures = _pictures(study, runs, out / "pictures")
+    text = _markdown(study, results, tables, notes)
+    write_text(out / "report.md", text)
+    if markdown is not None:
+        write_text(markdown, text)
+    chips = [(k, str(v)) for k, v in results["origin"].items() if k != "command"]
+    write_comparison_page(
+        out / "report.html", study.name, results["status"]["line"], chips, tables, pictures, notes,
+        command=str(origin.get("command", "")),
+    )  # fmt: skip
+    return results["status"]["line"]
+
+
+def read_cells(out: Path, cells: Sequence[Cell]) -> dict[str, dict[int, CellCurves]]:
+    """arm -> seed -> curves of finished cells."""
+    runs: dict[str, dict[int, CellCurves]] = {}
+    for cell in cells:
+        folder = out / CELLS / cell.folder
+        if (folder / DONE).exists():
+            first = min(json.loads((folder / "cell.json").read_text())["evaluation"]["evaluate_at"])
+            start = first * cell.config["train"]["total_examples"]
+            seconds = json.loads((folder / DONE).read_text())["seconds"]
+            runs.setdefault(cell.arm, {})[cell.seed] = CellCurves(run_curves(folder, start), seconds)
+    return runs
+
+
+def run_curves(folder: Path, start: float = 0.0) -> dict[str, Curve]:
+    """measure -> curve of one run folder: evaluations, where there are any, and validation losses from `start` on."""
+    curves = {}
+    lines = read_log(folder / EVALUATIONS)
+    arrays = [_arrays(folder, line["examples_seen"]) for line in lines]
+    for measure in MEASURES:
+        having = [k for k, line in enumerate(lines) if isinstance(line.get(measure), (int, float))]
+        if having:
+            key = f"replicates.{measure}"
+            stored = all(key in arrays[k] for k in having)
+            curves[measure] = Curve(
+                np.array([lines[k]["examples_seen"] for k in having], float),
+                np.array([lines[k][measure] for k in having], float),
+                np.stack([arrays[k][key] for k in having], axis=1).astype(float) if stored else None,
+            )
+    losses = [
+        e
+        for e in read_log(folder / "log.jsonl")
+        if e.get("event") == "validation" and e["examples_seen"] >= max(start, 1)
+    ]
+    if losses:
+        x = np.array([e["examples_seen"] for e in losses], float)
+        curves["validation_loss"] = Curve(x, np.array([e["loss"] for e in losses], float))
+        for t in losses[-1]["loss_by_t"]:
+            curves[LOSS_AT + t] = Curve(x, np.array([e["loss_by_t"][t] for e in losses], float))
+    return curves
+
+
+def results_of(study: Study, runs: Mapping[str, Mapping[int, CellCurves]]) -> dict:
+    """Every figure of the tables as plain JSON."""
+    found = [m for cells in runs.values() for cell in cells.values() for m in cell.curves]
+    losses = sorted({m for m in found if m.startswith(LOSS_AT)}, key=lambda m: float(m.removeprefix(LOSS_AT)))
+    names = [m for m in MEASURES if m in found] + losses
+    baseline = runs.get(study.baseline, {})
+    measures = {}
+    for name in names:
+        higher = MEASURES[name][1] if name in MEASURES else False
+        row = {}
+        for arm in runs:
+            # Without a single paired run of the baseline an arm is compared with itself, for its own figures.
+            paired = compare(runs[arm], baseline, name, higher=higher)
+            alone = compare(runs[arm], runs[arm], name, higher=higher)
+            if paired is not None:
+                row[arm] = paired.to_json()
+            elif alone is not None:
+                row[arm] = {key: alone.to_json()[key] for key in ("seeds", "final", "area")}
+        measures[name] = row
+    clocks = {arm: wall_clock(cells, baseline) for arm, cells in runs.items()}
+    return {
+        "schema_version": 1,
+        "name": study.name,
+        "baseline": study.baseline,
+        "examples": study.examples,
+        "arms": [asdict(arm) for arm in study.arms],
+        "seeds": list(study.seeds),
+        "set": list(study.set),
+        "evaluation": asdict(study.evaluation) | {"clip_replicates": REPLICATES},
+        "measures": measures,
+        "seconds": {arm: {str(s): cell.seconds for s, cell in cells.items()} for arm, cells in runs.items()},
+        "wall_clock": {arm: figure.to_json() for arm, figure in clocks.items() if figure is not None},
+    }
+
+
+def tables_of(study: Study, results: Mapping) -> list[Table]:
+    """The tables of a report, as text cells."""
+    measures, arms = results["measures"], [arm.name for arm in study.arms]
+    shown = [m for m in MEASURES if measures.get(m)]
+    losses = [m for m in measures if m.startswith(LOSS_AT)]
+    seeds = {arm: f"{len(results['seconds'].get(arm, {}))} of {len(study.seeds)}" for arm in arms}
+
+    def rows(names: Sequence[str], cell) -> list[tuple[str, list[str]]]:
+        return [(arm, [seeds[arm], *(cell(measures[m].get(arm), m, arm) for m in names)]) for arm in arms]
+
+    def final(entry: Mapping | None, measure: str, arm: str) -> str:
+        return _value(entry, "final", measure, mark=arm != study.baseline)
+
+    def target(entry: Mapping | None, measure: str, arm: str) -> str:
+        if arm == study.baseline:
+            return "1"
+        if not entry or "to_target" not in entry:
+            return "–"
+        return ("≤ " if entry["at_first_moment"] else "") + _ratio(entry["to_target"])
+
+    def area(entry: Mapping | None, measure: str, arm: str) -> str:
+        if arm == study.baseline:
+            return _value(entry, "area", measure, mark=False)
+        return _value(entry, "area_difference", measure, signed=True)
+
+    ceilings = [
+        (title, ["", *(_number(results["ceilings"][name].get(m), m) for m in shown)])
+        for name, title in COLOURLESS.items()
+        if name in results["ceilings"]
+    ]
+    clocks = results["wall_clock"]
+
+    def clock(arm: str) -> list[str]:
+        ratio = "1" if arm == study.baseline else _ratio(clocks[arm]) if arm in clocks else "–"
+        return [ratio, _seconds(results["seconds"].get(arm, {}))]
+
+    time_rows = [(arm, [*cells, *clock(arm)]) for arm, cells in rows(shown, target)]
+    titles = [_title(m) for m in shown]
+    tables = [Table("Final values", ("", "seeds", *titles), [*ceilings, *rows(shown, final)], len(ceilings))]
+    heading = ("", "seeds", *titles, "wall-clock ratio", "seconds a run")
+    tables.append(Table(f"Examples to the final value of {study.baseline}, as a ratio", heading, time_rows))
+    tables.append(Table(f"Mean height of the curves, minus that of {study.baseline}", ("", "seeds", *titles),
+                        rows(shown, area)))  # fmt: skip
+    if losses:
+        heading = ("", "seeds", *(f"t = {m.removeprefix(LOSS_AT)}" for m in losses))
+        tables.append(Table("Final validation loss at fixed t", heading, rows(losses, final)))
+    return tables
+
+
+def _pictures(study: Study, runs: Mapping, folder: Path) -> list[tuple[str, bytes]]:
+    """(title, PNG) of each measure over examples and over seconds; written to `folder`, too."""
+    pictures = []
+    for measure, (title, _, percent) in MEASURES.items():
+        bands = {arm.name: band(runs[arm.name], measure) for arm in study.arms if arm.name in runs}
+        bands = {name: b for name, b in bands.items() if b is not None}
+        if not bands:
+            continue
+        scale = 100.0 if percent else 1.0
+        for axis, label in (("examples", "examples seen"), ("seconds", "seconds of training")):
+            lines = {name: _line(b, axis, scale) for name, b in bands.items()}
+            heading = f"{title}{' (%)' if percent else ''}"
+            png = curve_png(lines, label, heading)
+            write_bytes(folder / f"{measure}-{axis}.png", png)
+            pictures.append((f"{heading} over {label}", png))
+    return pictures
+
+
+def _line(found: Band, axis: str, scale: float) -> Line:
+    edges = [None if edge is None else edge * scale for edge in (found.low, found.high)]
+    return Line(getattr(found, axis), found.mean * scale, *edges)
+
+
+def _status(study: Study, statuses: Mapping[tuple[str, int], tuple[str, str]]) -> dict:
+    done = [key for key, (state, _) in statuses.items() if state == "done"]
+    wanted = [(arm.name, seed) for arm in study.arms for seed in study.seeds]
+    missing = [f"{arm} seed {seed}: {_why(*statuses.get((arm, seed), ('missing', '')))}"
+               for arm, seed in wanted if (arm, seed) not in done]  # fmt: skip
+    line = f"{len(done)} of {len(wanted)} runs done" + ("; PARTIAL" if missing else "")
+    return {"done": len(done), "of": len(wanted), "missing": missing, "line": line}
+
+
+def _why(state: str, line: str) -> str:
+    return f"failed ({line})" if state == "failed" else {"missing": "not run yet"}.get(state, state)
+
+
+def _origin(out: Path, cells: Sequence[Cell], origin: Mapping[str, str]) -> dict:
+    done = [out / CELLS / c.folder / DONE for c in cells]
+    commits = sorted({json.loads(path.read_text())["commit"] for path in done if path.exists()})
+    return {"command": origin.get("command", ""), "machine": origin.get("machine", ""),
+            "runs made at commit": ", ".join(commits), "tables made at commit": origin.get("commit", "")}  # fmt: skip
+
+
+def _notes(study: Study, results: Mapping) -> list[str]:
+    evaluation = results["evaluation"]
+    missing = results["status"]["missing"]
+    notes = [f"Partial study. Missing: {'; '.join(missing)}."] if missing else []
+    notes.append(f"{study.examples:,} examples a run, seeds {', '.join(map(str, study.seeds))}. {READING}")
+    if results.get("frechet_reference"):
+        notes.append(
+            f"Judged at {', '.join(f'{s:g}' for s in evaluation['evaluate_at'])} of the run: "
+            f"{evaluation['judge_clips']} notes, averaged weights, {evaluation['steps']} multistep steps, guidance "
+            f"scale {evaluation['guidance']:g}; "
+            f"Fréchet distance to {results['frechet_reference']} in the judge's space."
+        )
+    notes.append(TARGET_READING)
+    return notes
+
+
+def _markdown(study: Study, results: Mapping, tables: Sequence[Table], notes: Sequence[str]) -> str:
+    origin = results["origin"]
+    parts = [f"## {study.name}", f"{results['status']['line']}, on {origin['machine']}; runs made at commit "
+             f"{origin['runs made at commit'] or '–'}, tables at {origin['tables made at commit'] or '–'}:",
+             f"```\n{origin['command']}\n```", *notes]  # fmt: skip
+    for table in tables:
+        head = "| " + " | ".join(table.head) + " |\n|" + "---|" * len(table.head)
+        lines = ["| " + " | ".join([name, *cells]) + " |" for name, cells in table.rows]
+        parts += [f"### {table.title}", "\n".join([head, *lines])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _arrays(folder: Path, seen: int) -> dict[str, np.ndarray]:
+    path = folder / "evaluation" / f"examples-{seen:010d}.safetensors"
+    return load_file(path) if path.exists() else {}
+
+
+def _title(measure: str) -> str:
+    title, higher, percent = MEASURES[measure]
+    return f"{title}{' %' if percent else ''} {'↑' if higher else '↓'}"
+
+
+def _value(entry: Mapping | None, key: str, measure: str, *, mark: bool = True, signed: bool = False) -> str:
+    if not entry or key not in entry:
+        return "–"
+    figure = entry[key]
+    words = _number(figure["value"], measure, signed)
+    if "interval" in figure:
+        ends = figure["interval"]
+        if MEASURES.get(measure, ("", False, False))[2] and not signed:
+            ends = [min(1.0, max(0.0, x)) for x in ends]  # a t interval does not know that shares end
+        words += f" [{', '.join(_number(x, measure, signed) for x in ends)}]"
+    against = figure if signed else entry.get(f"{key}_difference", {})
+    return words + (f" {UNSURE}" if mark and against.get("includes_null") else "")
+
+
+def _ratio(figure: Mapping) -> str:
+    words = _number(figure["value"], "")
+    if "interval" in figure:
+        words += f" [{', '.join(_number(x, '') for x in figure['interval'])}]"
+    return words + (f" {UNSURE}" if figure.get("includes_null") else "")
+
+
+def _number(value: float | str | None, measure: str, signed: bool = False) -> str:
+    if value is None or isinstance(value, str):
+        return value or "–"
+    percent = measure in MEASURES and MEASURES[measure][2]
+    if percent:
+        return f"{100 * value:+.1f}" if signed else f"{100 * value:.1f}"
+    digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 2
+    text = f"{value:.{min(digits, 4)}f}"
+    return f"+{text}" if signed and value > 0 else text
+
+
+def _seconds(by_seed: Mapping[str, float]) -> str:
+    return f"{np.mean(list(by_seed.values())):.0f}" if by_seed else "–"
