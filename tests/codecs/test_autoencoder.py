@@ -78,7 +78,17 @@ def test_synthesis_of_a_true_analysis_keeps_tones_and_attacks():
     estimate = network.synthesise(network.analyse(wave[None]), 24576)[0]
     before, after = (_spectrogram(x) for x in (wave, estimate))
     assert (after - before).norm() / before.norm() < 0.1
-    assert estimate[:2400].abs().max() < 0.1 * estimate.abs().max(), "no sound well before the attack"
+    assert estimate[:2400].abs().max() < 1e-3 * estimate.abs().max(), "no sound well before the attack"
+
+
+def test_the_gate_lowers_only_what_was_not_predicted(network):
+    wave = _wave(2, 640)
+    magnitude = network._stft(wave).abs()
+    torch.testing.assert_close(network._gate(wave, magnitude), wave)
+    magnitude[:, 8:] = 0
+    gated = network._gate(wave, magnitude)
+    assert torch.equal(gated[:, : 6 * 32], wave[:, : 6 * 32])
+    assert gated[:, 8 * 32 :].abs().max() < 1e-4
 
 
 def test_standardisation_is_undone_by_decode(network):

@@ -182,7 +182,18 @@ class Autoencoder(nn.Module):
             pushed = consistent + 0.9 * (consistent - last)
             last = consistent
             estimate = magnitude * pushed / pushed.abs().clamp_min(1e-12)
-        return self._istft(estimate)[:, :samples]
+        return self._gate(self._istft(estimate), magnitude)[:, :samples]
+
+    def _gate(self, wave: Tensor, magnitude: Tensor) -> Tensor:
+        """Take out what was smeared before an attack or after an end: our definition.
+
+        No stretch of sound [B, frames * stft_hop] may be louder than twice what the frames on it and beside it were
+        predicted to hold [B, frames, bins]; gains run linearly from one frame's middle to the next.
+        """
+        wanted, found = (x.square().sum(-1).sqrt() for x in (magnitude, self._stft(wave).abs()))
+        gain = (2 * (wanted + 1e-7) / (found + 1e-7)).clamp(max=1)
+        gain = -F.max_pool1d(-F.pad(gain, (1, 1), value=1.0)[:, None], 3, 1)
+        return wave * F.interpolate(gain, scale_factor=self.stft_hop, mode="linear")[:, 0]
 
     def _stft(self, wave: Tensor) -> Tensor:
         """[B, frames * stft_hop] -> [B, frames, bins], each frame centred on its hop; a full-scale sine reads 1."""
