@@ -4,10 +4,11 @@ Public names, imported when they are first used:
 
     Pipeline, Sampling                     a trained run and captions in, waveforms out
     DiT, DiTConfig, preset                 the backbone and its sizes
-    StageController, StaticPolicy, Observation, Decision
+    StageController, Policy, Observation, Decision
     load_codec, load_conditioner           waveform <-> latent; captions -> embeddings
     load_manifest, build_cache, LatentCache, LatentLoader
     RunConfig, load_recipe, train          a run and its loop
+    attach                                 tap and signatures of anybody's stack of blocks
     Condition, ModelOutput, UserError
 """
 
@@ -29,7 +30,7 @@ _HOMES = {
     "StageController": "segue.stage.controller",
     "Observation": "segue.stage.controller",
     "Decision": "segue.stage.controller",
-    "StaticPolicy": "segue.stage.policy",
+    "Policy": "segue.stage.policy",
     "load_codec": "segue.codecs",
     "load_conditioner": "segue.conditioners",
     "load_manifest": "segue.data.manifest",
@@ -39,6 +40,7 @@ _HOMES = {
     "RunConfig": "segue.training.config",
     "load_recipe": "segue.recipes",
     "train": "segue.training.loop",
+    "attach": "segue.integrations.attach",
 }
 __all__ = ["__version__", *_HOMES]
 

@@ -1,0 +1,1 @@
+"""The method in other people's training loops: docs/foreign-loops.md."""
