@@ -14,7 +14,8 @@ from segue.codecs import load_codec
 from segue.codecs.autoencoder import AutoencoderConfig
 from segue.codecs.spectral import SpectralCodec
 from segue.training import codec as training
-from segue.training import codec_figures
+from segue.training import codec_figures, codec_loop
+from segue.training import sounds as sound_files
 from segue.types import UserError
 
 MODEL = AutoencoderConfig(
@@ -44,10 +45,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tones, tmp_path):
     training.train_codec(tones, tmp_path / "whole", CONFIG)
     # The learning rate depends on the planned total, so the interruption must not change the plan: stop it half way.
     half = training.init_state(CONFIG, "cpu")
-    sounds = training.read_sounds([s for s in training.list_sounds(tones) if s.split == "train"], 16000)
+    sounds = sound_files.read_sounds([s for s in sound_files.list_sounds(tones) if s.split == "train"], 16000)
     loss = training.ReconstructionLoss(MODEL, "cpu")
     for _ in range(3):
-        batch = training.draw_batch(sounds, training.Sounds([]), CONFIG, half.generator)
+        batch = training.draw_batch(sounds, sound_files.Sounds([]), CONFIG, half.generator)
         training.train_step(half, loss, batch, CONFIG)
     training.save_state(half, CONFIG, tmp_path / "parts")
     training.train_codec(tones, tmp_path / "parts", CONFIG, resume=True)
@@ -104,9 +105,9 @@ def test_a_run_is_not_overwritten_nor_resumed_under_other_options(tones, tmp_pat
 
 def test_unusable_sounds_say_the_mend(tones, tmp_path):
     with pytest.raises(UserError, match="no such folder"):
-        training.list_sounds(tmp_path / "none")
+        sound_files.list_sounds(tmp_path / "none")
     with pytest.raises(UserError, match="no audio files"):
-        training.list_sounds(tmp_path)
+        sound_files.list_sounds(tmp_path)
     (tmp_path / "a.wav").write_text("these are words")
     with pytest.raises(UserError, match=r"a\.wav: cannot be decoded"):
         training.train_codec(tmp_path, tmp_path / "out", CONFIG)
@@ -118,10 +119,10 @@ def test_unusable_sounds_say_the_mend(tones, tmp_path):
         training.train_codec(tmp_path, tmp_path / "out", CONFIG)
     (tmp_path / "manifest.jsonl").write_text('{"path": "../a.wav"}\n')
     with pytest.raises(UserError, match=r"line 1.*outside"):
-        training.list_sounds(tmp_path)
+        sound_files.list_sounds(tmp_path)
     (tmp_path / "manifest.jsonl").write_text('{"path": "a.wav"}\nno json\n')
     with pytest.raises(UserError, match="line 2"):
-        training.list_sounds(tmp_path)
+        sound_files.list_sounds(tmp_path)
     assert not (tmp_path / "out").exists()
 
 
@@ -129,15 +130,15 @@ def test_a_folder_without_manifest_is_split_by_name(tmp_path):
     (tmp_path / "drums").mkdir()
     for index in range(200):
         (tmp_path / "drums" / f"{index}.wav").touch()
-    sounds = training.list_sounds(tmp_path)
+    sounds = sound_files.list_sounds(tmp_path)
     assert {s.kind for s in sounds} == {"drums"}
     assert 2 <= sum(s.split == "valid" for s in sounds) <= 25
-    assert sounds == training.list_sounds(tmp_path)
+    assert sounds == sound_files.list_sounds(tmp_path)
 
 
 def test_crops_stay_within_their_sound():
     waves = [np.full(1000, value, dtype=np.int16) for value in (1, 2, 3)]
-    sounds = training.Sounds(waves)
+    sounds = sound_files.Sounds(waves)
     generator = torch.Generator().manual_seed(0)
     starts = 0
     for _ in range(200):
@@ -180,7 +181,7 @@ def test_kl_term_is_the_closed_form():
 
 def test_learning_rate_warms_up_and_falls():
     config = replace(CONFIG, learning_rate=1.0, warmup_steps=10)
-    assert training.learning_rate_at(0, 0.0, config) == pytest.approx(0.1)
-    assert training.learning_rate_at(10, 0.0, config) == pytest.approx(1.0)
-    assert training.learning_rate_at(99, 0.5, config) == pytest.approx(0.505)
-    assert training.learning_rate_at(99, 1.2, config) == pytest.approx(0.01)
+    assert codec_loop.learning_rate_at(0, 0.0, config) == pytest.approx(0.1)
+    assert codec_loop.learning_rate_at(10, 0.0, config) == pytest.approx(1.0)
+    assert codec_loop.learning_rate_at(99, 0.5, config) == pytest.approx(0.505)
+    assert codec_loop.learning_rate_at(99, 1.2, config) == pytest.approx(0.01)

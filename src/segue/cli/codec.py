@@ -30,7 +30,6 @@ def train(
 
     from segue.codecs.autoencoder import AutoencoderConfig
     from segue.training.codec import CodecTrainConfig, train_codec
-    from segue.training.codec_figures import measure_codec
     from segue.types import UserError
 
     _check_budget(minutes, steps)
@@ -43,7 +42,7 @@ def train(
     model = AutoencoderConfig.for_rate(rate, channels=channels)
     config = CodecTrainConfig(model=model, minutes=minutes, steps=steps, kl_weight=kl_weight, seed=seed)
     codec = train_codec(source, out, config, extra=tuple(extra or ()), resume=resume, device=_device(device))
-    typer.echo(json.dumps(measure_codec(codec, source), indent=2))
+    _report(out / "report.html", "A trained codec", {"codec": codec}, source)
     typer.echo(f"codec in {out}; next: segue encode SOURCE --out CACHE --codec {out}")
 
 
@@ -89,19 +88,20 @@ def refine(
         resume=resume,
         device=_device(device),
     )
-    _report(after, source, out, f"refined from {codec}", before)
+    _report(out / "report.html", "A refined codec", {"before": before, "refined": after}, source)
+    typer.echo(f"codec in {out}; its latents are those of {codec}: caches and models made with that stay valid")
 
 
 def measure(
     codec: Annotated[str, typer.Argument(help="Codec name, or the folder of a trained one.")],
     source: Annotated[Path, typer.Argument(help="Folder of sounds; their test split, else valid, else all.")],
     clips: Annotated[int, typer.Option(help="Clips of each kind at most.")] = 200,
+    report: Annotated[Path | None, typer.Option(help="Write a page with spectrograms and players here, too.")] = None,
 ) -> None:
     """Reconstruction on held-out sounds by kind, robustness to latent noise, and decoding speed, as JSON."""
     from segue.codecs import load_codec
-    from segue.training.codec_figures import measure_codec
 
-    typer.echo(json.dumps(measure_codec(load_codec(codec), source, clips=clips), indent=2))
+    _report(report, f"Codec {codec}", {"codec": load_codec(codec)}, source, clips=clips)
 
 
 def ship(
@@ -137,10 +137,19 @@ def _check_budget(minutes: float, steps: int | None) -> None:
         raise UserError("--minutes and --steps must be above 0; mend: give a positive number")
 
 
-def _report(codec, source: Path, out: Path, words: str, before=None) -> None:
-    from segue.training.codec_figures import measure_codec
+def _report(page: Path | None, title: str, codecs: dict, source: Path, clips: int = 200) -> None:
+    """Print figures on held-out sounds of the last of the codecs as JSON; write a page on all of them, where asked."""
+    from segue.report.codec import RoundTrip, write_codec_report
+    from segue.training.codec_figures import measure_codec, round_trips
 
-    typer.echo(json.dumps(measure_codec(codec, source), indent=2))
+    figures = {label: measure_codec(codec, source, clips=clips) for label, codec in codecs.items()}
+    typer.echo(json.dumps(list(figures.values())[-1], indent=2))
+    if page is None:
+        return
+    rate_hz = next(iter(codecs.values())).sample_rate_hz
+    trips = [RoundTrip(*trip, rate_hz) for trip in round_trips(codecs, source)]
+    write_codec_report(page, title, f"What comes back of held-out sounds of {source}", figures, trips)
+    typer.echo(f"report: {page}")
 
 
 def _device(name: str) -> str:

@@ -25,22 +25,20 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from segue.codecs import SHIPPED
 from segue.codecs.autoencoder import DECODER, Analysis, Autoencoder, AutoencoderCodec, save_codec
-from segue.training.codec import (
+from segue.training.codec import ReconstructionLoss, validate
+from segue.training.codec_loop import (
     STATE,
-    ReconstructionLoss,
     adam_tensors,
     learning_rate_at,
     part,
     progress_of,
-    read_material,
     read_state,
     refuse_used,
     restore_adam,
     run_loop,
-    validate,
     write_state,
 )
-from segue.training.sounds import draw_crops
+from segue.training.sounds import draw_crops, read_material
 from segue.types import UserError
 
 
@@ -68,7 +66,7 @@ class RefineConfig:
     minutes: float = 30.0
     batch_size: int = 8
     crop_sec: float = 1.024
-    learning_rate: float = 4e-4
+    learning_rate: float = 2e-4
     discriminator_rate: float = 3e-4
     warmup_steps: int = 100
     adversary_steps: int = 500
@@ -77,7 +75,7 @@ class RefineConfig:
     extra_share: float = 0.15
     ema_decay: float = 0.999
     guard_steps: int = 500
-    guard_ratio: float = 1.05
+    guard_ratio: float = 1.3
     seed: int = 0
     save_every_sec: float = 120.0
     validate_every_sec: float = 240.0

@@ -22,10 +22,10 @@ from segue.codecs.base import Codec
 from segue.files import write_text
 from segue.metrics.mel import stft_magnitude
 from segue.metrics.spectral import log_mel_l1, log_spectral_distance, si_sdr_db
-from segue.training.codec import STATE
+from segue.training.codec_loop import STATE
 from segue.training.sounds import Sound, list_sounds, read_sounds
 
-MEASURES = ("log_mel_l1", "lsd", "convergence", "si_sdr_db")
+MEASURES = ("log_mel_l1", "lsd", "convergence", "si_sdr_db", "high_band_db", "flatness_db")
 
 
 @torch.inference_mode()
@@ -33,15 +33,16 @@ def measure_codec(codec: Codec, source: Path, *, clips: int = 200, noise: float 
     """Reconstruction of held-out sounds by kind: split "test" where the kind has one, else "valid", else all of it.
 
     Waveforms are rounded to 16 bit before they are compared, as they are in a file. By kind: clips, the means of
-    log-mel L1, LSD, spectral convergence (2048/512) and SI-SDR (dB, at most 120; silent clips left out), and the same
-    after noise of standard deviation `noise` was added to standardised latents. A codec that keeps no absolute phase
-    has an SI-SDR far below zero however good it sounds. Beside them: moments of the latents, and decoding speed in
-    seconds of sound per second, at 2 s a call.
+    log-mel L1, LSD, spectral convergence (2048/512), SI-SDR (dB, at most 120; silent clips left out), level above a
+    quarter of the sample rate and spectral flatness, both in dB against the original (our definitions: below 0 is dull,
+    above 0 is blurred), and the same after noise of standard deviation `noise` was added to standardised latents. A
+    codec that keeps no absolute phase has an SI-SDR far below zero however good it sounds. Beside them: moments of the
+    latents, and decoding speed in seconds of sound per second, at 2 s a call.
     """
     generator = torch.Generator().manual_seed(0)
     report: dict = {"latent_noise": noise, "kinds": {}}
     latents, decoded_sec, spent_sec = [], 0.0, 0.0
-    for kind, (split, members) in _held_out(list_sounds(source)).items():
+    for kind, (split, members) in held_out(list_sounds(source)).items():
         waves = read_sounds(members[:: max(1, len(members) // clips)][:clips], codec.sample_rate_hz)
         rows = []
         for index in range(len(waves)):
@@ -71,7 +72,22 @@ def measure_codec(codec: Codec, source: Path, *, clips: int = 200, noise: float 
     return report
 
 
-def _held_out(sounds: list[Sound]) -> dict[str, tuple[str, list[Sound]]]:
+@torch.inference_mode()
+def round_trips(codecs: dict[str, Codec], source: Path, *, per_kind: int = 3) -> list[tuple[str, str, dict]]:
+    """A few held-out sounds of each kind, at most 4 s: (kind, file name, label -> wave [T]), the original first."""
+    trips = []
+    rate_hz = next(iter(codecs.values())).sample_rate_hz
+    for kind, (_, members) in held_out(list_sounds(source)).items():
+        members = members[:: max(1, len(members) // per_kind)][:per_kind]
+        waves = read_sounds(members, rate_hz)
+        for index, sound in enumerate(members):
+            wave = waves.wave(index)[None, : 4 * rate_hz]
+            heard = {k: c.decode(c.encode(wave), wave.shape[-1])[0].cpu().numpy() for k, c in codecs.items()}
+            trips.append((kind, sound.path.name, {"original": wave[0].numpy(), **heard}))
+    return trips
+
+
+def held_out(sounds: list[Sound]) -> dict[str, tuple[str, list[Sound]]]:
     chosen = {}
     for kind in sorted({s.kind for s in sounds}):
         members = [s for s in sounds if s.kind == kind]
@@ -82,13 +98,28 @@ def _held_out(sounds: list[Sound]) -> dict[str, tuple[str, list[Sound]]]:
 
 def _distances(estimate: Tensor, wave: Tensor, codec: Codec) -> list[float]:
     estimate = (estimate.cpu().clamp(-1, 32767 / 32768) * 32768).round() / 32768
-    truth = stft_magnitude(wave, 2048, 512)
+    found, truth = (stft_magnitude(x, 2048, 512) for x in (estimate, wave))
     return [
         log_mel_l1(estimate, wave, codec.sample_rate_hz).item(),
         log_spectral_distance(estimate, wave).item(),
-        ((stft_magnitude(estimate, 2048, 512) - truth).norm() / truth.norm()).item(),
+        ((found - truth).norm() / truth.norm()).item(),
         si_sdr_db(estimate, wave).clamp(max=120).item(),
+        _high_band_db(found) - _high_band_db(truth),
+        _flatness_db(found, truth) - _flatness_db(truth, truth),
     ]
+
+
+def _high_band_db(magnitude: Tensor) -> float:
+    """Level of the upper half of the bins [B, bins, frames]; the floor is about that of 16-bit silence."""
+    return 10 * (magnitude[:, magnitude.shape[1] // 2 :].double().square().mean() + 1e-7).log10().item()
+
+
+def _flatness_db(magnitude: Tensor, truth: Tensor) -> float:
+    """Geometric over arithmetic mean of the bins' power, over frames where the truth sounds: 0 is white."""
+    power = magnitude.double().square() + 1e-7
+    level = truth.square().sum(1)
+    flatness = 10 * (power.log10().mean(1) - power.mean(1).log10())
+    return flatness[level > 1e-4 * level.max()].mean().item()
 
 
 def _lag_correlation(latents: list[Tensor]) -> float:
@@ -117,22 +148,26 @@ def ship_codec(
     codec = load_autoencoder(out)
     with safe_open(run / STATE, "pt") as file:
         state = json.loads(file.metadata()["state"])
+    training = {
+        "command": command,
+        "commit": commit,
+        "steps": state["step"],
+        "hours": round(state["seconds"] / 3600, 2),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread used",
+        "torch": torch.__version__,
+        "config": state["config"],
+        "sources": sources,
+    }
+    # A refined codec was trained before; its card tells of both.
+    stages = {"training": state["origin"], "refinement": training} if "origin" in state else {"training": training}
     card = {
         "name": codec.name,
         "weights_sha256": codec.weights_sha256(),
+        "latents_sha256": codec.weights_sha256(latents_only=True),
         "bytes": (out / WEIGHTS).stat().st_size,
         "parameters": sum(p.numel() for p in codec.network.parameters()),
         "latent_frame_rate_hz": codec.frame_rate_hz,
-        "training": {
-            "command": command,
-            "commit": commit,
-            "steps": state["step"],
-            "hours": round(state["seconds"] / 3600, 2),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread used",
-            "torch": torch.__version__,
-            "config": state["config"],
-            "sources": sources,
-        },
+        **stages,
         "figures": {name: measure_codec(codec, folder, clips=40) for name, folder in measures.items()},
     }
     write_text(out / "card.json", json.dumps(card, indent=2) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from segue.types import UserError
 
+MIN_TRAIN_SEC = 60
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"}
 
 
@@ -154,3 +156,40 @@ def _draw(notes: Sounds, extra: Sounds, extra_share: float, samples: int, genera
         sign = 1 if _uniform(generator) < 0.5 else -1
         wave += sign * gain * pool.crop(int(_uniform(generator) * len(pool)), samples, generator)
     return wave / wave.abs().max().clamp_min(1)
+
+
+@dataclass(frozen=True)
+class Material:
+    """Decoded sounds of a run: split "train" of the source and of the extras, some whole sounds of split "valid"."""
+
+    training: Sounds
+    others: Sounds
+    valid_waves: list[Tensor]
+
+    def hours(self, sample_rate_hz: int) -> dict[str, float]:
+        """For the log."""
+        pairs = {"train_hours": self.training, "extra_hours": self.others}
+        return {k: round(len(s.data) / sample_rate_hz / 3600, 3) for k, s in pairs.items()}
+
+
+def read_material(source: Path, extra: tuple[Path, ...], sample_rate_hz: int) -> Material:
+    """Read what a codec or a teacher trains on.
+
+    Raises:
+        UserError: unusable sounds, or less than a minute of them.
+    """
+    sounds, extras = list_sounds(source), [s for folder in extra for s in list_sounds(folder)]
+    training = read_sounds([s for s in sounds if s.split == "train"], sample_rate_hz)
+    seconds = len(training.data) / sample_rate_hz
+    if seconds < MIN_TRAIN_SEC:
+        raise UserError(
+            f"{source}: {seconds:.0f} s of sound in split train, too little to train on; "
+            f"mend: add sounds until there are {MIN_TRAIN_SEC} s (hours are better)"
+        )
+    others = read_sounds([s for s in extras if s.split == "train"], sample_rate_hz)
+    held = [s for s in sounds if s.split == "valid"] or [s for s in sounds if s.split == "train"]
+    valid = read_sounds(held[:: max(1, len(held) // 48)], sample_rate_hz)
+    for folder, pool in ((source, training), (extra, others)):
+        if pool.resampled:
+            print(f"note: {resampling_note(folder, pool.resampled, sample_rate_hz)}", file=sys.stderr)
+    return Material(training, others, [valid.wave(i)[: 10 * sample_rate_hz] for i in range(len(valid))])
