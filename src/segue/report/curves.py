@@ -40,10 +40,13 @@ def read_events(run_dir: Path) -> list[dict]:
 
 
 def curve_figures(runs: Mapping[str, Sequence[dict]]) -> list[str]:
-    """Panels as HTML figures for `runs`: name -> events. Several runs share each panel; empty panels are left out."""
+    """Panels as HTML figures for `runs`: name -> events. Several runs share each panel; empty panels are left out.
+
+    The stages of one run have pictures of their own (report/stages.py).
+    """
     panels = _validation_panels(runs)
-    train = _TRAIN if len(runs) > 1 else _TRAIN | _TRAIN_ALONE
-    for event, titles in (("train", train), ("stage", _STAGE)):
+    alone = len(runs) == 1
+    for event, titles in (("train", _TRAIN | _TRAIN_ALONE if alone else _TRAIN), ("stage", {} if alone else _STAGE)):
         for key, title in titles.items():
             panels.append((title, {name: _points(events, event, key) for name, events in runs.items()}))
     return [_panel(title, series) for title, series in panels if any(x for x, _ in series.values())]

@@ -26,6 +26,7 @@ from segue.report.page import (
     write_page,
 )
 from segue.report.pictures import SPECTROGRAM_RANGE_DB, spectrogram_png
+from segue.report.stages import stage_figures
 from segue.types import UserError
 
 
@@ -109,10 +110,15 @@ def write_demo_report(
         "<h2>Listen</h2>",
         *_listening(arms, real),
     ]
-    curves = curve_figures({name: read_events(Path(arm.run_dir)) for name, arm in arms.items()})
+    logs = {name: read_events(Path(arm.run_dir)) for name, arm in arms.items()}
+    curves = curve_figures(logs)
     if curves:
         body += ["<h2>Curves</h2>", f'<div class="card grid">{"".join(curves)}</div>']
         body.append(f'<p class="note">{_COMPARING}</p>')
+    for name, events in logs.items():
+        stages = stage_figures(events, name)
+        if stages:
+            body += [f"<h2>Stages of {escape(name)}</h2>", f'<div class="card grid">{"".join(stages)}</div>']
     body += _origin(summary)
     return write_page(Path(demo_dir) / "report.html", page("segue demo", body))
 

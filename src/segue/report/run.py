@@ -9,6 +9,7 @@ from pathlib import Path
 from segue.report.curves import curve_figures, read_events
 from segue.report.page import duration, facts, figure, heading, image, number, page, player, write_page
 from segue.report.pictures import spectrogram_png
+from segue.report.stages import stage_figures
 from segue.types import UserError
 
 MOST_SAMPLES = 32  # each carries its sound inside the page
@@ -32,6 +33,9 @@ def write_run_report(run_dir: Path) -> Path:
         body += ["<h2>Curves</h2>", f'<div class="card grid">{"".join(curves)}</div>']
         body.append('<p class="note">Only the validation losses at fixed t compare between runs: the training loss '
                     "follows whatever times were drawn.</p>")  # fmt: skip
+    stages = stage_figures(events)
+    if stages:
+        body += ["<h2>Stages</h2>", f'<div class="card grid">{"".join(stages)}</div>']
     samples = _samples(run_dir / "samples")
     if samples:
         body += ["<h2>Samples</h2>", *samples]
