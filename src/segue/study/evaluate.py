@@ -37,6 +37,7 @@ from segue.training.log import read_log
 from segue.types import UserError
 
 REPLICATES = 200
+PHASE_ITERATIONS = 2
 REFERENCE_NOTES = 4  # reference notes for every judged one
 EVALUATIONS = "evaluation.jsonl"
 Measures = dict[str, float]
@@ -208,11 +209,11 @@ def measures(
 
 
 def quick(codec: Codec) -> Codec:
-    """The codec with one phase iteration in place of eight: the judge hears magnitudes alone (docs/studies.md)."""
-    if codec.name != "autoencoder" or codec.config.refinements <= 1:
+    """The codec with 2 phase iterations in place of 8: the judge hears magnitudes alone (figures in docs/studies.md)."""
+    if codec.name != "autoencoder" or codec.config.refinements <= PHASE_ITERATIONS:
         return codec
     network = copy.copy(codec.network)
-    network.config = replace(network.config, refinements=1)
+    network.config = replace(network.config, refinements=PHASE_ITERATIONS)
     fast = type(codec)(network)
     fast.source = codec.source
     return fast
