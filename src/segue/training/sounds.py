@@ -1,4 +1,4 @@
-"""Sounds to train a codec or a teacher on: which files a folder holds, decoded in memory, and crops drawn from them."""
+"""Sounds to train a codec or a teacher on: which files a folder holds, decoded into memory, and crops drawn of them."""
 
 from __future__ import annotations
 
