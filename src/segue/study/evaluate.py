@@ -209,7 +209,7 @@ def measures(
 
 
 def quick(codec: Codec) -> Codec:
-    """The codec with 2 phase iterations in place of 8: the judge hears magnitudes alone (figures in docs/studies.md)."""
+    """The codec with 2 phase iterations in place of 8: the judge hears magnitudes alone (see docs/studies.md)."""
     if codec.name != "autoencoder" or codec.config.refinements <= PHASE_ITERATIONS:
         return codec
     network = copy.copy(codec.network)

@@ -9,26 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from segue.files import write_bytes, write_text
 from segue.report.compare import Line, Table, curve_png, write_comparison_page
-from segue.study.aggregate import Band, CellCurves, Curve, band, compare, wall_clock
+from segue.study.aggregate import Band, CellCurves, band, compare, wall_clock
 from segue.study.config import Cell, Study
-from segue.study.evaluate import EVALUATIONS, REPLICATES
+from segue.study.evaluate import REPLICATES
 from segue.study.run import CELLS, DONE, status_of
-from segue.training.log import read_log
+from segue.study.runs import LOSS_AT, MEASURES, run_curves
 
-# measure -> (title, whether higher is better, whether it is a share shown in percent)
-MEASURES: dict[str, tuple[str, bool, bool]] = {
-    "family_accuracy": ("family obeyed", True, True),
-    "pitch_accuracy": ("pitch obeyed", True, True),
-    "family_accuracy_held_out": ("family, held-out pairs", True, True),
-    "pitch_accuracy_held_out": ("pitch, held-out pairs", True, True),
-    "frechet_distance": ("Fréchet distance", False, False),
-    "validation_loss": ("validation loss", False, False),
-}
-LOSS_AT = "validation_loss_at_"
 UNSURE = "≈"
 READING = (
     f"{UNSURE} marks what this study cannot tell from the baseline: the 95 % interval of the difference includes 0, or "
@@ -87,34 +76,6 @@ def read_cells(out: Path, cells: Sequence[Cell]) -> dict[str, dict[int, CellCurv
             seconds = json.loads((folder / DONE).read_text())["seconds"]
             runs.setdefault(cell.arm, {})[cell.seed] = CellCurves(run_curves(folder, start), seconds)
     return runs
-
-
-def run_curves(folder: Path, start: float = 0.0) -> dict[str, Curve]:
-    """measure -> curve of one run folder: evaluations, where there are any, and validation losses from `start` on."""
-    curves = {}
-    lines = read_log(folder / EVALUATIONS)
-    arrays = [_arrays(folder, line["examples_seen"]) for line in lines]
-    for measure in MEASURES:
-        having = [k for k, line in enumerate(lines) if isinstance(line.get(measure), (int, float))]
-        if having:
-            key = f"replicates.{measure}"
-            stored = all(key in arrays[k] for k in having)
-            curves[measure] = Curve(
-                np.array([lines[k]["examples_seen"] for k in having], float),
-                np.array([lines[k][measure] for k in having], float),
-                np.stack([arrays[k][key] for k in having], axis=1).astype(float) if stored else None,
-            )
-    losses = [
-        e
-        for e in read_log(folder / "log.jsonl")
-        if e.get("event") == "validation" and e["examples_seen"] >= max(start, 1)
-    ]
-    if losses:
-        x = np.array([e["examples_seen"] for e in losses], float)
-        curves["validation_loss"] = Curve(x, np.array([e["loss"] for e in losses], float))
-        for t in losses[-1]["loss_by_t"]:
-            curves[LOSS_AT + t] = Curve(x, np.array([e["loss_by_t"][t] for e in losses], float))
-    return curves
 
 
 def results_of(study: Study, runs: Mapping[str, Mapping[int, CellCurves]]) -> dict:
@@ -270,11 +231,6 @@ def _markdown(study: Study, results: Mapping, tables: Sequence[Table], notes: Se
         lines = ["| " + " | ".join([name, *cells]) + " |" for name, cells in table.rows]
         parts += [f"### {table.title}", "\n".join([head, *lines])]
     return "\n\n".join(parts) + "\n"
-
-
-def _arrays(folder: Path, seen: int) -> dict[str, np.ndarray]:
-    path = folder / "evaluation" / f"examples-{seen:010d}.safetensors"
-    return load_file(path) if path.exists() else {}
 
 
 def _title(measure: str) -> str:
