@@ -5,12 +5,12 @@ import pytest
 from segue.process.timesteps import LogitNormal, Mixture
 from segue.stage.adaptive_timesteps import stage_law
 from segue.stage.controller import ControllerState, Observation, StageController
-from segue.stage.policy import StaticPolicy
+from segue.stage.policy import Policy
 from segue.types import UserError
 
 
 def test_a_static_policy_decides_the_same_throughout():
-    controller = StageController(StaticPolicy(LogitNormal(0.5, 1.0)))
+    controller = StageController(Policy(law=LogitNormal(0.5, 1.0)))
     state = controller.init(1000)
     laws, reasons = set(), set()
     for seen in range(0, 1000, 100):
@@ -22,17 +22,17 @@ def test_a_static_policy_decides_the_same_throughout():
 
 
 def test_state_survives_json_and_the_controller_keeps_nothing():
-    controller = StageController(StaticPolicy())
+    controller = StageController(Policy())
     state, _ = controller.update(controller.init(500), Observation(120))
     back = ControllerState.from_json(json.loads(json.dumps(state.to_json())))
     assert back == state
-    fresh = StageController(StaticPolicy())
+    fresh = StageController(Policy())
     assert fresh.update(back, Observation(200)) == controller.update(state, Observation(200))
 
 
 def test_a_run_without_length_is_refused():
     with pytest.raises(UserError, match="total_examples"):
-        StageController(StaticPolicy()).init(0)
+        StageController(Policy()).init(0)
 
 
 def test_stage_law_leans_from_noise_to_data_as_the_regime_moves():

@@ -12,6 +12,7 @@ from segue.conditioners.base import TextConditioner
 from segue.data.encoding import build_cache
 from segue.data.manifest import load_manifest
 from segue.recipes import load_recipe
+from segue.ssl.base import Teacher
 from segue.training.config import override
 
 RATE_HZ, SECONDS = 2000, 0.512
@@ -36,10 +37,34 @@ class Letters(TextConditioner):
         return {"name": self.name, "max_tokens": self.max_tokens}
 
 
+class Bands(Teacher):
+    """Log energies of eight bands in frames of 32 ms: deterministic, and different for each pitch."""
+
+    name, sample_rate_hz, frame_rate_hz, dim = "bands", RATE_HZ, 31.25, 8
+
+    def encode(self, wave):
+        frames = torch.nn.functional.pad(wave, (0, -wave.shape[1] % 64)).unflatten(1, (-1, 64))
+        power = torch.fft.rfft(frames)[..., :32].abs().square().unflatten(-1, (8, 4)).sum(-1)
+        return (power + 1e-4).log()
+
+    def fingerprint(self):
+        return {"name": self.name}
+
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
+    """The tones without a teacher."""
+    return tones(tmp_path_factory.mktemp("tones"), None)
+
+
+@pytest.fixture(scope="session")
+def taught(tmp_path_factory):
+    """The tones with a teacher's features."""
+    return tones(tmp_path_factory.mktemp("taught"), Bands())
+
+
+def tones(folder, teacher):
     """48 clips of two lengths, 40 to train on: captions name the pitch."""
-    folder = tmp_path_factory.mktemp("tones")
     for index in range(48):
         samples = round(RATE_HZ * SECONDS * (1.0 if index % 3 else 0.6))
         wave = 0.3 * np.sin(2 * np.pi * 110 * 2 ** (index % 5 / 5) * np.arange(samples) / RATE_HZ)
@@ -50,12 +75,26 @@ def cache(tmp_path_factory):
     ]
     (folder / "manifest.jsonl").write_text("".join(rows))
     clips = load_manifest(folder)
-    return build_cache(clips, load_codec("spectral", RATE_HZ), Letters(), out=folder / "cache", seconds=SECONDS)
+    codec = load_codec("spectral", RATE_HZ)
+    return build_cache(clips, codec, Letters(), teacher, out=folder / "cache", seconds=SECONDS)
+
+
+SHORT = ["model.preset=dit-tiny", "model.patch_frames=2", "train.total_examples=80", "train.batch_size=8",
+         "train.checkpoint_every=32", "train.validation_clips=4", "train.tensorboard=false"]  # fmt: skip
 
 
 @pytest.fixture
 def config():
     """Ten steps of a tiny model; a checkpoint every four."""
-    changes = ["model.preset=dit-tiny", "model.patch_frames=2", "train.total_examples=80", "train.batch_size=8",
-               "train.checkpoint_every=32", "train.validation_clips=4", "train.tensorboard=false"]  # fmt: skip
-    return override(load_recipe("static-semantic"), changes)
+    return override(load_recipe("semantic-law"), SHORT)
+
+
+@pytest.fixture
+def recipe():
+    """The same ten steps of any recipe, probed by ears on latents."""
+    probe = ["probe.clips=8", "probe.space=latent", "probe.spacing=1.3", "probe.first=0.1"]
+
+    def make(name, *changes):
+        return override(load_recipe(name), [*SHORT, *probe, *changes])
+
+    return make

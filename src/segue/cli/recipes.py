@@ -10,6 +10,7 @@ from rich.table import Table
 
 from segue.models.presets import PRESETS, memory_need, parameters_of
 from segue.recipes import DEFAULT_RECIPE, RECIPES
+from segue.stage.policy import Policy
 
 
 def recipes(
@@ -19,11 +20,11 @@ def recipes(
 ) -> None:
     """List the recipes that `segue train` takes."""
     console = Console(highlight=False)
-    table = Table("recipe", "times drawn from", "what it is", box=None, pad_edge=False)
+    table = Table("recipe", "regime", "times", "guidance", "what it is", box=None, pad_edge=False)
     for name, make in RECIPES.items():
         config = make()
         words = " ".join((make.__doc__ or "").split())
-        table.add_row(name + (" (default)" if name == DEFAULT_RECIPE else ""), str(config.policy.timesteps), words)
+        table.add_row(name + (" (default)" if name == DEFAULT_RECIPE else ""), *in_brief(config.policy), words)
     console.print(table)
     if presets:
         console.print("\nMemory of one training step, float32, batch 32 of 64 latent frames:")
@@ -40,3 +41,13 @@ def recipes(
                 f"{need.activations / 2**30:.2f} GiB",
             )
         console.print(table)
+
+
+def in_brief(policy: Policy) -> tuple[str, str, str]:
+    """Where the regime comes from, how times are drawn, how the teacher is followed."""
+    regime, timesteps, guidance = policy.regime, policy.timesteps, policy.guidance
+    read = f"r = {regime.constant:g}" if regime.signal == "constant" else regime.signal
+    driven = timesteps.law != "static" or (guidance.weight > 0 and guidance.law == "decay")
+    times = str(policy.law) if timesteps.law == "static" else timesteps.law
+    teacher = f"{guidance.weight:g} {guidance.law}" if guidance.weight else "-"
+    return read if driven or policy.structure.enabled else "-", times, teacher

@@ -38,6 +38,9 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder, as its config.json says.")] = None,
     device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
     samples: Annotated[int, typer.Option(help="Sounds to generate at the end, from held-out captions.")] = 4,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the code that comes with the probe's teacher.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the settings, the memory need and the checks; train nothing.")
     ] = False,
@@ -72,7 +75,15 @@ def train(
         for line in check_before_training(config, LatentCache.open(data)):
             print(line)
         return 0
-    result = run_training(config, data, out, resume=resume is not None, device=device, samples=samples)
+    result = run_training(
+        config,
+        data,
+        out,
+        resume=resume is not None,
+        device=device,
+        samples=samples,
+        trust_remote_code=trust_remote_code,
+    )
     if not result.finished:
         print(
             f"stopped at {result.examples_seen:,} examples, saved; go on with: segue train --resume {out}",
@@ -92,6 +103,7 @@ def run_training(
     device: str = "auto",
     samples: int = 4,
     quiet: bool = False,
+    trust_remote_code: bool = False,
 ) -> TrainResult:
     """Check, train, generate a few held-out captions, write the run's report.
 
@@ -108,7 +120,16 @@ def run_training(
     if not resume:
         write_config(run_dir, config, cache_path)
     controller = StageController(config.policy)
-    result = train_loop(config, controller, cache, run_dir, resume=resume, device=device, quiet=quiet)
+    result = train_loop(
+        config,
+        controller,
+        cache,
+        run_dir,
+        resume=resume,
+        device=device,
+        quiet=quiet,
+        trust_remote_code=trust_remote_code,
+    )
     if result.finished and samples > 0:
         write_samples(run_dir, cache, samples)
     write_run_report(run_dir)

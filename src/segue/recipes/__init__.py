@@ -1,7 +1,7 @@
 """A recipe is a named function that returns a run's config; an ablation changes its parent in a few lines.
 
-Every recipe here is static: one timestep law, one objective, from the first example to the last. They are the baselines
-that stage-adaptive training has to beat, and they share data, model, optimiser, seed and budget.
+Recipes share data, model, optimiser, seed and budget, and differ in their policy: where the regime comes from, and what
+it drives. `stage` is the method whole; the static ones are what it has to beat.
 """
 
 from __future__ import annotations
@@ -10,11 +10,19 @@ import difflib
 from collections.abc import Callable
 from dataclasses import replace
 
-from segue.process.timesteps import LogitNormal, Shifted
-from segue.stage.adaptive_timesteps import stage_law
-from segue.stage.policy import StaticPolicy
+from segue.process.timesteps import LogitNormal, Shifted, TimestepLaw
+from segue.stage.adaptive_timesteps import TimestepsConfig, stage_law
+from segue.stage.block_structure import StructureConfig
+from segue.stage.regime import RegimeConfig
+from segue.stage.ssl_guidance import GuidanceConfig
 from segue.training.config import RunConfig
 from segue.types import UserError
+
+LAMBDA_0 = 0.5  # REPA's weight of the alignment (arXiv 2410.06940)
+BLOCK_STRENGTH = 0.015  # of the update's norm
+
+
+# --- static recipes: no regime --------------------------------------------------------------------------------------
 
 
 def static_uniform() -> RunConfig:
@@ -24,39 +32,160 @@ def static_uniform() -> RunConfig:
 
 def static_logit_normal() -> RunConfig:
     """Logit-normal(0, 1) times, as Stable Diffusion 3 (arXiv 2403.03206) draws them."""
-    return replace(static_uniform(), recipe="static-logit-normal", policy=StaticPolicy(LogitNormal(0.0, 1.0)))
+    return _static("static-logit-normal", LogitNormal(0.0, 1.0))
 
 
 def static_shifted() -> RunConfig:
     """Logit-normal(0, 1) times shifted by 3 toward noise, as ACE-Step draws them."""
-    return replace(static_uniform(), recipe="static-shifted", policy=StaticPolicy(Shifted(LogitNormal(0.0, 1.0), 3.0)))
+    return _static("static-shifted", Shifted(LogitNormal(0.0, 1.0), 3.0))
+
+
+def static_average() -> RunConfig:
+    """The stage law at its middle, r = 0.5: the mean of what an adaptive run draws if it crosses evenly. A control."""
+    return _static("static-average", stage_law(0.5))
+
+
+def semantic_law() -> RunConfig:
+    """The semantic end of the stage law throughout, without a teacher: half uniform, half leaning to high noise."""
+    return _static("semantic-law", stage_law(0.0))
 
 
 def min_snr() -> RunConfig:
     """Uniform times, losses under min-SNR-5 weights (arXiv 2303.09556)."""
-    parent = static_uniform()
-    return replace(parent, recipe="min-snr", train=replace(parent.train, objective="min-snr"))
+    return _objective("min-snr", "min-snr")
+
+
+def uncertainty() -> RunConfig:
+    """Uniform times, each noise level weighed by a learned uncertainty (EDM2, arXiv 2312.02696)."""
+    return _objective("uncertainty", "uncertainty")
+
+
+def curriculum() -> RunConfig:
+    """From high noise to all of it, cumulatively, by the share of the run (arXiv 2403.10348)."""
+    return _policy("curriculum", static_uniform(), timesteps=TimestepsConfig(law="curriculum"))
+
+
+def repa() -> RunConfig:
+    """Uniform times, constant alignment with the teacher (REPA, arXiv 2410.06940)."""
+    return _policy("repa", static_uniform(), guidance=GuidanceConfig(weight=LAMBDA_0, law="constant"))
+
+
+def haste() -> RunConfig:
+    """REPA, cut at a fixed share of the run (HASTE, arXiv 2505.16792)."""
+    return _policy("haste", static_uniform(), guidance=GuidanceConfig(weight=LAMBDA_0, law="cut"))
+
+
+# --- the method -----------------------------------------------------------------------------------------------------
+
+
+def stage() -> RunConfig:
+    """The method whole: the regime, read off the discrepancy, drives guidance, times and the block term."""
+    return _policy(
+        "stage",
+        static_uniform(),
+        regime=RegimeConfig(signal="discrepancy"),
+        timesteps=TimestepsConfig(law="stage"),
+        guidance=GuidanceConfig(weight=LAMBDA_0, law="decay"),
+        structure=StructureConfig(enabled=True, strength=BLOCK_STRENGTH),
+    )
+
+
+def time_ramp() -> RunConfig:
+    """The same policy with r = n / N: the control that tells whether reading the regime is worth anything."""
+    return _policy("time-ramp", stage(), regime=RegimeConfig(signal="time"))
 
 
 def static_semantic() -> RunConfig:
-    """The semantic end of the stage law throughout: half uniform, half leaning to high noise."""
-    return replace(static_uniform(), recipe="static-semantic", policy=StaticPolicy(stage_law(0.0)))
+    """The same policy with r = 0 throughout: its semantic end. A control."""
+    return _policy("static-semantic", stage(), regime=RegimeConfig(signal="constant", constant=0.0))
 
 
 def static_refine() -> RunConfig:
-    """The refinement end of the stage law throughout: half uniform, half leaning to low noise. A control."""
-    return replace(static_uniform(), recipe="static-refine", policy=StaticPolicy(stage_law(1.0)))
+    """The same policy with r = 1 throughout: its refinement end, so no guidance. A control."""
+    return _policy("static-refine", stage(), regime=RegimeConfig(signal="constant", constant=1.0))
+
+
+def stage_no_guidance() -> RunConfig:
+    """`stage` without a teacher in the loss; the probe still hears with it."""
+    return _policy("stage-no-guidance", stage(), guidance=GuidanceConfig())
+
+
+def stage_no_timesteps() -> RunConfig:
+    """`stage` with uniform times throughout."""
+    return _policy("stage-no-timesteps", stage(), timesteps=TimestepsConfig())
+
+
+def stage_no_structure() -> RunConfig:
+    """`stage` without the block term."""
+    return _policy("stage-no-structure", stage(), structure=StructureConfig())
+
+
+def stage_only_guidance() -> RunConfig:
+    """Of the three mechanisms, guidance alone."""
+    return _policy("stage-only-guidance", stage_no_timesteps(), structure=StructureConfig())
+
+
+def stage_only_timesteps() -> RunConfig:
+    """Of the three mechanisms, the law of times alone."""
+    return _policy("stage-only-timesteps", stage_no_guidance(), structure=StructureConfig())
+
+
+def stage_only_structure() -> RunConfig:
+    """Of the three mechanisms, the block term alone."""
+    return _policy("stage-only-structure", stage_no_guidance(), timesteps=TimestepsConfig())
+
+
+def stage_per_time() -> RunConfig:
+    """`stage` with the second law: each probe time drawn by what its own curve has left to gain."""
+    return _policy("stage-per-time", stage(), timesteps=TimestepsConfig(law="per-time"))
+
+
+def stage_corrected() -> RunConfig:
+    """`stage` with losses weighed back to uniform times: the law then changes the variance alone."""
+    return _policy("stage-corrected", stage(), timesteps=TimestepsConfig(law="stage", corrected=True))
+
+
+def _policy(recipe: str, parent: RunConfig, **changes) -> RunConfig:
+    return replace(parent, recipe=recipe, policy=replace(parent.policy, **changes))
+
+
+def _static(recipe: str, law: TimestepLaw) -> RunConfig:
+    return _policy(recipe, static_uniform(), law=law)
+
+
+def _objective(recipe: str, objective: str) -> RunConfig:
+    parent = static_uniform()
+    return replace(parent, recipe=recipe, train=replace(parent.train, objective=objective))
 
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
-    "static-uniform": static_uniform,
-    "static-logit-normal": static_logit_normal,
-    "static-shifted": static_shifted,
-    "min-snr": min_snr,
-    "static-semantic": static_semantic,
-    "static-refine": static_refine,
+    make().recipe: make
+    for make in (
+        stage,
+        stage_no_guidance,
+        stage_no_timesteps,
+        stage_no_structure,
+        stage_only_guidance,
+        stage_only_timesteps,
+        stage_only_structure,
+        stage_per_time,
+        stage_corrected,
+        time_ramp,
+        static_semantic,
+        static_refine,
+        static_average,
+        static_uniform,
+        static_logit_normal,
+        static_shifted,
+        semantic_law,
+        min_snr,
+        uncertainty,
+        curriculum,
+        repa,
+        haste,
+    )
 }
-DEFAULT_RECIPE = "static-semantic"
+DEFAULT_RECIPE = "stage"
 
 
 def load_recipe(name: str) -> RunConfig:

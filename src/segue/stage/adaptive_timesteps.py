@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -92,6 +93,7 @@ def choose_law(
     return static_law
 
 
+@lru_cache(maxsize=16)  # a law's quantile table lives on it; between probes it is asked for at every step
 def stage_law(regime: float, floor: float = 0.5, mu_0: float = 0.8) -> Mixture:
     """p_r(t) = f U(0, 1) + (1 - f) LogitNormal(mu_0 (1 - 2 r), 1). Our definition.
 
@@ -111,6 +113,7 @@ def stage_law(regime: float, floor: float = 0.5, mu_0: float = 0.8) -> Mixture:
     return Mixture(floor, LogitNormal(mu_0 * (1.0 - 2.0 * regime), 1.0))
 
 
+@lru_cache(maxsize=16)
 def per_time_law(remaining_by_time: tuple[tuple[float, float], ...], floor: float = 0.5) -> Mixture:
     """f U(0, 1) + (1 - f) p(t), p proportional to what each probe time has still to gain. Our definition.
 

@@ -33,7 +33,7 @@ class ProbeConfig:
         spacing: probes stand at examples n, spacing * n, spacing^2 * n ...; the slope is read against ln n.
         first: the first probe after the one at n = 0, as a share of the run.
         space: what the encoder hears. "waveform": decoded predictions, through the teacher itself. "latent": a
-            regression from latents to the teacher's cached features, fitted before the first step: blunter, and 10 times
+            regression from latents to the teacher's cached features, fitted before the first step: blunter, and much
             cheaper where the model is as small as its codec.
     """
 

@@ -1,7 +1,7 @@
 """Checkpoints: a folder a moment, moved into place whole, the last few kept.
 
     checkpoints/examples-00012800/model.safetensors      weights, EMA, statistics, card: all that inference needs
-                                  optimizer.safetensors  Adam's moments
+                                  optimizer.safetensors  Adam's moments, and the heads that train beside the model
                                   state.json             counters, loader position, controller state; written last
 
 Random draws are keyed by position (process/noise.py), so there are no generator states to keep.
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from segue.files import sync, write_text
 from segue.models.files import ModelCard, read_tensors, save_model
+from segue.training.terms import Terms
 from segue.types import UserError
 
 SCHEMA_VERSION = 1
@@ -52,6 +53,7 @@ def save_checkpoint(
     model: nn.Module,
     ema: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
+    terms: Terms,
     statistics: tuple[Tensor, Tensor],
     card: ModelCard,
     keep_last: int,
@@ -68,7 +70,7 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         save_model(temporary / "model.safetensors", model.state_dict(), ema, *statistics, card)
-        save_file(_optimizer_tensors(optimizer), temporary / "optimizer.safetensors")
+        save_file(_optimizer_tensors(optimizer) | terms.tensors(), temporary / "optimizer.safetensors")
         for file in temporary.iterdir():
             sync(file)
         write_text(temporary / "state.json", json.dumps(asdict(state), indent=1))
@@ -103,13 +105,18 @@ def latest_checkpoint(run_dir: Path) -> Path:
 
 
 def load_checkpoint(
-    folder: Path, model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer, cache_meta: dict
+    folder: Path,
+    model: nn.Module,
+    ema: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    terms: Terms,
+    cache_meta: dict,
 ) -> tuple[RunState, tuple[Tensor, Tensor]]:
     """Restore weights, EMA and optimiser in place.
 
     Args:
         folder: the checkpoint.
-        model, ema, optimizer: what is filled.
+        model, ema, optimizer, terms: what is filled.
         cache_meta: meta of the cache that the run goes on with; it must have been made as the run's own was.
 
     Returns:
@@ -137,7 +144,9 @@ def load_checkpoint(
         model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         for name, value in ema.items():
             value.copy_(tensors[f"ema.{name}"])
-        _restore_optimizer(optimizer, read_tensors(folder / "optimizer.safetensors")[0])
+        kept = read_tensors(folder / "optimizer.safetensors")[0]
+        _restore_optimizer(optimizer, {k: v for k, v in kept.items() if not k.startswith("head.")})
+        terms.load(kept)
     except (KeyError, RuntimeError) as error:
         line = str(error).splitlines()[0]
         raise UserError(

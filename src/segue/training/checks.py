@@ -11,6 +11,7 @@ from segue.models.presets import memory_need, parameters_of
 from segue.tasks.generation import standardise
 from segue.training.build import dit_config
 from segue.training.config import RunConfig
+from segue.training.guidance import teacher_statistics
 from segue.types import UserError
 
 
@@ -30,7 +31,8 @@ def check_before_training(config: RunConfig, cache: LatentCache) -> list[str]:
         raise UserError(
             f"{cache.path}: no clip has split 'valid'; give some in the manifest, or encode a larger folder"
         )
-    return [_check_latents(cache, train), _check_text(cache, train), *_check_model(config, cache)]
+    lines = [_check_latents(cache, train), _check_text(cache, train), *_check_model(config, cache)]
+    return lines + ([_check_teacher(cache)] if config.policy.needs_teacher else [])
 
 
 def _check_latents(cache: LatentCache, rows: list[int]) -> str:
@@ -63,6 +65,14 @@ def _check_text(cache: LatentCache, rows: list[int]) -> str:
     if len(some) > 1 and spread == 0.0:
         return "captions: all the same; the model will not follow prompts"
     return f"captions: up to {tokens.shape[1]} tokens of {tokens.shape[2]} features, spread {spread:.3f} over clips"
+
+
+def _check_teacher(cache: LatentCache) -> str:
+    """A recipe that follows or hears with a teacher needs its features in the cache, and that they move."""
+    _, std = teacher_statistics(cache)
+    source, rate_hz = cache.meta["teacher_source"], cache.meta["teacher_frame_rate_hz"]
+    alive = int((std > 1e-3 * std.max()).sum())
+    return f"teacher: {source['name']}, {len(std)} features ({alive} of them move) at {rate_hz:g} frames a second"
 
 
 def _check_model(config: RunConfig, cache: LatentCache) -> list[str]:

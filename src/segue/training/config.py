@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from segue.process.timesteps import law_from_json
-from segue.stage.policy import StaticPolicy
+from segue.stage.policy import Policy
 from segue.types import UserError
+
+OBJECTIVES = ("auto", "velocity", "clean", "min-snr", "uncertainty")
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ class TrainConfig:
         precision: "fp32" or "bf16" (autocast).
         seed: of weights, order, noise, times and dropped captions.
         objective: what the squared error is measured in: "velocity", "clean" (t^2 times that), "min-snr" (clean, under
-            min-SNR-5 weights), or "auto": as the model predicts.
+            min-SNR-5 weights), "uncertainty" (EDM2's learned weight of each noise level), or "auto": as the model
+            predicts.
         condition_dropout: share of captions replaced by the null, for classifier-free guidance.
         log_every, validate_every, checkpoint_every: in examples; 0 = a share of the run (1/100, 1/10, 1/4).
         validation_clips: held-out clips of the fixed-t validation.
@@ -98,8 +101,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "bf16"):
             raise UserError(f"train.precision is '{self.precision}'; use 'fp32' or 'bf16'")
-        if self.objective not in ("auto", "velocity", "clean", "min-snr"):
-            raise UserError(f"train.objective is '{self.objective}'; use 'auto', 'velocity', 'clean' or 'min-snr'")
+        if self.objective not in OBJECTIVES:
+            raise UserError(f"train.objective is '{self.objective}'; use one of {', '.join(OBJECTIVES)}")
         for name in ("total_examples", "batch_size", "accumulation", "keep_last", "validation_clips"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} is {getattr(self, name)}; give at least 1")
@@ -115,7 +118,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    policy: StaticPolicy = field(default_factory=StaticPolicy)
+    policy: Policy = field(default_factory=Policy)
 
 
 def to_json(config: Any) -> dict:
@@ -139,12 +142,18 @@ def from_json(data: dict) -> RunConfig:
             model=ModelConfig(**data["model"]),
             optim=OptimConfig(**data["optim"]),
             train=TrainConfig(**data["train"]),
-            policy=StaticPolicy(law_from_json(data["policy"]["timesteps"])),
+            policy=_policy_from_json(data["policy"]),
         )
     except (KeyError, TypeError) as error:
         raise UserError(
             f"this run's config was written by another version of segue ({error}); train it anew"
         ) from error
+
+
+def _policy_from_json(data: dict) -> Policy:
+    kinds = get_type_hints(Policy)
+    parts = {name: kinds[name](**value) for name, value in data.items() if name != "law"}
+    return Policy(law=law_from_json(data["law"]), **parts)
 
 
 def override(config: RunConfig, changes: Sequence[str]) -> RunConfig:
@@ -157,27 +166,38 @@ def override(config: RunConfig, changes: Sequence[str]) -> RunConfig:
         name, equals, text = change.partition("=")
         if not equals:
             raise UserError(f"--set {change}: write it as section.name=value, for example optim.learning_rate=3e-4")
-        known = {f"{s}.{f.name}": (s, f.name) for s in ("model", "optim", "train") for f in fields(getattr(config, s))}
+        known = {f"{s}.{f.name}": (s, f.name) for s, part in _sections(config).items() for f in fields(part)}
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             raise UserError(f"--set {name}: no such setting" + (f"; did you mean {near[0]}?" if near else ""))
         section, key = known[name]
-        part = getattr(config, section)
-        value = _parse(name, text, get_type_hints(type(part))[key])
-        config = replace(config, **{section: replace(part, **{key: value})})
+        part = _sections(config)[section]
+        changed = replace(part, **{key: _parse(name, text, get_type_hints(type(part))[key])})
+        if hasattr(config, section):
+            config = replace(config, **{section: changed})
+        else:
+            config = replace(config, policy=replace(config.policy, **{section: changed}))
     return config
+
+
+def _sections(config: RunConfig) -> dict[str, Any]:
+    """What `--set section.name` reaches: the run's parts, and the policy's by their own names."""
+    policy = {f.name: getattr(config.policy, f.name) for f in fields(config.policy) if f.name != "law"}
+    return {"model": config.model, "optim": config.optim, "train": config.train, **policy}
 
 
 def _parse(name: str, text: str, kind: type) -> Any:
     """Text to the type of a field."""
     try:
+        if kind == tuple[float, ...]:
+            return tuple(float(part) for part in text.split(","))
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
         if kind is int:
             return int(float(text)) if float(text).is_integer() else int(text)
         return kind(text)
     except (ValueError, KeyError, OverflowError) as error:
-        wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+        wanted = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "numbers with commas")
         raise UserError(f"--set {name}={text}: give {wanted}") from error
 
 

@@ -1,9 +1,11 @@
 """The training loop: one function, read from top to bottom.
 
-    cached latents -> task -> (x_0, Condition) -> decision.timesteps -> step.losses -> optimiser -> EMA
-    every step:  the controller is asked, and what it decides is done
+    probe -> reduce over ranks -> controller -> decision: law of times, guidance weight, block strength
+    cached latents -> task -> (x_0, Condition) -> decision.timesteps -> model -> flow loss + lambda alignment
+    -> optimiser -> block step -> EMA
 
-The controller is an explicit argument. With a static policy this is the plain baseline.
+Every step the controller is asked, and what it decides is done. It is an explicit argument: with a static policy this
+is the plain baseline, bit for bit.
 """
 
 from __future__ import annotations
@@ -19,16 +21,20 @@ from torch import Tensor, nn
 
 from segue.data.cache import LatentCache
 from segue.data.loader import LatentLoader
-from segue.stage.controller import ControllerState, Observation, StageController
+from segue.stage.controller import ControllerState, StageController
 from segue.tasks import generation
+from segue.training.blocks import block_step
 from segue.training.build import build_model, make_accelerator, model_card, peak_learning_rate
 from segue.training.checkpoint import RunState, latest_checkpoint, load_checkpoint, save_checkpoint
 from segue.training.config import RunConfig
+from segue.training.ears import make_ears
+from segue.training.instruments import Instruments
 from segue.training.interrupt import Interrupt
 from segue.training.log import RunLog
 from segue.training.optim import learning_rate, make_optimizer, update_ema
 from segue.training.progress import Meter
-from segue.training.step import draw_example, losses
+from segue.training.step import draw_example, run_model
+from segue.training.terms import make_terms
 from segue.training.validation import make_validation_set, validate
 from segue.types import UserError
 
@@ -61,6 +67,7 @@ def train(
     resume: bool = False,
     device: str = "auto",
     quiet: bool = False,
+    trust_remote_code: bool = False,
 ) -> TrainResult:
     """Train a model on a latent cache as `config` and `controller` say.
 
@@ -72,6 +79,7 @@ def train(
         resume: go on from the newest checkpoint; the run then equals an uninterrupted one bit for bit (CPU).
         device: "auto" (accelerate chooses), or "cpu".
         quiet: no progress.
+        trust_remote_code: run the code that comes with the teacher, where the probe needs it.
 
     Raises:
         UserError: settings that do not fit the data or the machine, a loss that is not finite, or a full disk.
@@ -92,18 +100,23 @@ def train(
     loader = LatentLoader(cache, "train", batch_size // world, seed, rank, world)
     statistics = cache.statistics
     state, steps, seconds_before = controller.init(total), 0, 0.0
+    ears = make_ears(config.policy, cache, statistics, accelerator.device, trust_remote_code)
+    terms = make_terms(config, cache, model.config, optim, accelerator, ears)
     if resume:
-        saved, statistics = load_checkpoint(latest_checkpoint(run_dir), model, ema, optimizer, cache.meta)
+        saved, statistics = load_checkpoint(latest_checkpoint(run_dir), model, ema, optimizer, terms, cache.meta)
         state, steps, seconds_before = ControllerState.from_json(saved.controller), saved.steps, saved.seconds
         loader.load_state_dict(saved.loader)
-    seen = state.examples_seen
+    seen, plain = state.examples_seen, model
     model, optimizer = accelerator.prepare(model, optimizer)
     validation_set = make_validation_set(cache, statistics, config, accelerator.device)
-
     autocast = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.train.precision == "bf16")
     log_every, validate_every, checkpoint_every = intervals(config)
+    instruments = Instruments(
+        config, cache, statistics, plain, terms.guidance, validation_set, accelerator, autocast, ears
+    )
+    state = instruments.check(state)
     main = accelerator.is_main_process
-    started, first_seen, reason = time.monotonic(), seen, ""
+    started, first_seen, said = time.monotonic(), seen, ""
     validation: dict[str, float] = {}
     recent: list[Tensor] = []
 
@@ -112,8 +125,7 @@ def train(
             seconds = seconds_before + time.monotonic() - started
             now = RunState(seen, steps, seconds, loader.state_dict(), state.to_json())
             card = model_card(config, cache, averaged, seen)
-            plain = accelerator.unwrap_model(model)
-            save_checkpoint(run_dir, now, plain, ema, optimizer, statistics, card, config.train.keep_last)
+            save_checkpoint(run_dir, now, plain, ema, optimizer, terms, statistics, card, config.train.keep_last)
         accelerator.wait_for_everyone()
 
     with (
@@ -121,18 +133,25 @@ def train(
         Meter(config.recipe, total, seen, quiet or not main) as meter,
         Interrupt() as interrupt,
     ):
+        if cost := instruments.describe(total):
+            meter.say(cost)
         while seen < total and not on_any_rank(accelerator, interrupt.requested):
-            state, decision = controller.update(state, Observation(seen))
-            if decision.reason != reason:
-                reason = decision.reason
-                meter.say(f"stage at {seen:,} examples: {reason}")
-            if crossed(seen, seen - batch_size, validate_every):
+            due = controller.due(state, seen)
+            state, decision = controller.update(state, instruments.observe(due, state, seen))
+            if due.probe or due.structure:
+                log.write("stage", seen, **instruments.line(decision))
+            validation_due = crossed(seen, seen - batch_size, validate_every)
+            if decision.headline != said or (validation_due and due.probe):
+                said = decision.headline
+                meter.say(f"{seen:,} examples: {decision.reason}")
+            if validation_due:
                 validation = validate(averaged, validation_set)
                 log.write("validation", seen, loss_by_t=validation, loss=sum(validation.values()) / len(validation))
 
             rate = learning_rate(optim, seen / total)
             for group in optimizer.param_groups:
                 group["lr"] = rate
+            loader.with_teacher = terms.follows(decision)
             batch = loader.next_batch()
             x_0, condition, mask = generation.prepare(
                 batch.latents, batch.mask, batch.tokens, batch.tokens_mask, statistics
@@ -140,48 +159,53 @@ def train(
             example = draw_example(
                 x_0, condition, mask, decision.timesteps,
                 seed=seed, position=seen, rank=rank, world=world,
-                condition_dropout=config.train.condition_dropout,
+                condition_dropout=config.train.condition_dropout, teacher=batch.teacher,
             ).to(accelerator.device)  # fmt: skip
 
             model.train()
-            step_loss = torch.zeros((), device=accelerator.device)
+            sums = torch.zeros(2, device=accelerator.device)
             pieces = example.split(config.train.accumulation)
             for index, piece in enumerate(pieces):
                 last = index == len(pieces) - 1
                 with autocast, sync_only(accelerator, model, last):
-                    per_example = losses(model, piece, averaged.predicts, config.train.objective)
-                    loss = per_example.sum() / len(example.t)
-                    accelerator.backward(loss)
-                step_loss += loss.detach()
+                    outcome = run_model(model, piece, plain.predicts, config.train.objective, terms.tap(decision))
+                    per_example, to_log = terms.loss(outcome, piece, decision)
+                    accelerator.backward(per_example.sum() / len(example.t))
+                sums += to_log / len(example.t)
             norm = accelerator.clip_grad_norm_(model.parameters(), config.optim.grad_clip or math.inf)
-            if not bool(torch.isfinite(step_loss + norm)):
+            if not bool(torch.isfinite(sums.sum() + norm)):
                 raise UserError(
                     f"{run_dir}: the loss or its gradient is not finite at {seen:,} examples; resume from the last "
                     f"checkpoint with a lower optim.learning_rate (it is {optim.learning_rate:g}) or in fp32"
                 )
-            optimizer.step()
+            with block_step(config.policy.structure, decision, plain, steps):
+                optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            terms.step(rate, decision)
             seen, steps = seen + batch_size, steps + 1
-            update_ema(ema, accelerator.unwrap_model(model), config.optim.ema_decay, steps)
-            recent.append(accelerator.reduce(step_loss, "mean"))
+            update_ema(ema, plain, config.optim.ema_decay, steps)
+            recent.append(accelerator.reduce(sums, "mean"))
 
             checkpoint_due = crossed(seen, seen - batch_size, checkpoint_every) and seen < total
             if crossed(seen, seen - batch_size, log_every) or checkpoint_due or seen >= total:
-                mean_loss = float(torch.stack(recent).mean())
+                mean_loss, alignment = torch.stack(recent).mean(0).tolist()
                 recent.clear()
                 log.write(
-                    "train", seen, loss=mean_loss, learning_rate=rate, grad_norm=float(norm),
-                    timestep_mean=float(decision.timesteps.mean()),
+                    "train", seen, loss=mean_loss, alignment=alignment if terms.follows(decision) else None,
+                    learning_rate=rate, grad_norm=float(norm), timestep_mean=float(decision.timesteps.mean()),
                     examples_per_sec=(seen - first_seen) / (time.monotonic() - started),
                 )  # fmt: skip
                 meter.update(seen, f"loss {mean_loss:.3f}")
             if checkpoint_due:
-                state, _ = controller.update(state, Observation(seen))
+                state = replace(state, examples_seen=seen)
                 checkpoint()
 
-        state, _ = controller.update(state, Observation(seen))
-        finished = seen >= total
+        state, finished = replace(state, examples_seen=seen), seen >= total
         if finished:
+            due = controller.due(state, seen)
+            state, decision = controller.update(state, instruments.observe(due, state, seen))
+            if due.probe:
+                log.write("stage", seen, **instruments.line(decision))
             validation = validate(averaged, validation_set)
             log.write("validation", seen, loss_by_t=validation, loss=sum(validation.values()) / len(validation))
         checkpoint()

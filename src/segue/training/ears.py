@@ -1,0 +1,148 @@
+"""What a probe hears predictions with: latents in, the teacher's features out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from math import ceil
+
+import soxr
+import torch
+from torch import Tensor
+
+from segue.codecs import load_codec
+from segue.data.cache import LatentCache
+from segue.process.noise import keyed_generator
+from segue.ssl import load_teacher
+from segue.stage.policy import Policy
+from segue.stage.ssl_guidance import standardise
+from segue.tasks.generation import standardise as standardise_latents
+from segue.tasks.generation import unstandardise
+from segue.training.guidance import teacher_statistics
+from segue.types import UserError
+
+Ears = Callable[[Tensor], Tensor]
+
+FIT_CLIPS, CONTEXT_FRAMES, HIDDEN = 512, 7, 1024
+RIDGE = 1e-2  # of the mean square of a hidden unit
+
+
+def make_ears(
+    policy: Policy,
+    cache: LatentCache,
+    statistics: tuple[Tensor, Tensor],
+    device: torch.device | str,
+    trust_remote_code: bool = False,
+) -> Ears | None:
+    """What this policy hears with, or None where it needs no ears.
+
+    Raises:
+        UserError: no teacher in the cache, or one that does not fit the codec.
+    """
+    if not policy.probes and not (policy.guidance.weight > 0 and policy.guidance.space == "output"):
+        return None
+    if policy.probe.space == "latent":
+        return latent_ears(cache, statistics, device)
+    return waveform_ears(cache, statistics, device, trust_remote_code)
+
+
+def waveform_ears(
+    cache: LatentCache,
+    statistics: tuple[Tensor, Tensor],
+    device: torch.device | str,
+    trust_remote_code: bool = False,
+) -> Ears:
+    """Standardised latents [B, C, L] -> standardised teacher features [B, S, F], through the codec and the teacher.
+
+    Raises:
+        UserError: no teacher in the cache, another one under its name now, or one whose rate the codec cannot meet.
+    """
+    mean, std = (x.to(device) for x in teacher_statistics(cache))
+    source, rate_hz = cache.meta["teacher_source"], cache.meta["sample_rate_hz"]
+    teacher = load_teacher(source["name"], source["layer"], trust_remote_code).to(device)
+    if teacher.sample_rate_hz > rate_hz:
+        raise UserError(
+            f"{cache.path}: the teacher {source['name']} hears at {teacher.sample_rate_hz:,} Hz, the codec speaks at "
+            f"{rate_hz:,} Hz; probe with --set probe.space=latent, or take a codec of that rate"
+        )
+    if cache.meta["teacher"] != _plain(teacher.fingerprint()):
+        raise UserError(f"{cache.path}: made with another teacher than {source['name']} is now; encode again")
+    codec = load_codec(cache.meta["codec_source"], rate_hz).to(device)
+    latent_mean, latent_std = (x.to(device) for x in statistics)
+    samples = round(cache.meta["seconds"] * rate_hz)
+
+    def listen(x_0: Tensor) -> Tensor:
+        wave = codec.decode(unstandardise(x_0, latent_mean, latent_std), samples)
+        if teacher.sample_rate_hz != rate_hz:
+            wave = _resample(wave, rate_hz, teacher.sample_rate_hz)
+        return standardise(teacher.encode(wave.to(device)), mean, std)
+
+    return listen
+
+
+def latent_ears(cache: LatentCache, statistics: tuple[Tensor, Tensor], device: torch.device | str) -> Ears:
+    """Standardised latents [B, C, L] -> standardised teacher features [B, S, F], by a regression (our definition).
+
+    Random features of each frame and its neighbours (rectified, as extreme learning machines have them) and the frames
+    themselves, then ridge regression onto the cached features, in closed form: half a second, no training run, the
+    same on every machine up to rounding. It hears what latents say of the teacher's space, and needs neither codec nor
+    teacher; how much that is, `explained` says.
+    """
+    mean, std = teacher_statistics(cache)
+    rows = cache.rows("train")
+    rows = rows[:: max(1, len(rows) // FIT_CLIPS)][:FIT_CLIPS]
+    latents, mask = cache.latents(rows)
+    features, real = cache.teacher(rows)
+    x_0 = standardise_latents(latents, *statistics, mask)
+    frames = features.shape[1]
+    generator = keyed_generator(0, "latent ears")
+    inputs = x_0.shape[1] * CONTEXT_FRAMES
+    weight = torch.randn(inputs, HIDDEN, generator=generator) / inputs**0.5
+    bias = torch.randn(HIDDEN, generator=generator) * 0.5
+    # A teacher frame is heard at the latent frame under its middle.
+    span = (frames / cache.meta["teacher_frame_rate_hz"]) / cache.meta["seconds"]
+    under = ((torch.arange(frames) + 0.5) * (span * x_0.shape[2] / frames)).long().clamp(max=x_0.shape[2] - 1)
+
+    def hidden(x: Tensor, weight: Tensor, bias: Tensor, under: Tensor) -> Tensor:
+        side = CONTEXT_FRAMES // 2
+        windows = torch.nn.functional.pad(x, (side, side)).unfold(-1, CONTEXT_FRAMES, 1)  # [B, C, L, context]
+        flat = windows.permute(0, 2, 1, 3).flatten(2)[:, under]
+        ones = torch.ones_like(flat[..., :1])
+        return torch.cat([torch.relu(flat @ weight + bias), flat, ones], dim=-1)
+
+    design = hidden(x_0, weight, bias, under)[real].double()
+    target = standardise(features, mean, std)[real].double()
+    gram = design.T @ design
+    gram.diagonal().add_(RIDGE * gram.diagonal().mean())
+    solution = torch.linalg.solve(gram, design.T @ target).float().to(device)
+    weight, bias, under = weight.to(device), bias.to(device), under.to(device)
+
+    def listen(x_0: Tensor) -> Tensor:
+        return hidden(x_0, weight, bias, under) @ solution
+
+    return listen
+
+
+@torch.no_grad()
+def explained(ears: Ears, cache: LatentCache, statistics: tuple[Tensor, Tensor], rows: list[int]) -> float:
+    """Share of the teacher's variance that `ears` hear in clean latents of these rows (R^2 over all features)."""
+    latents, mask = cache.latents(rows)
+    features, real = cache.teacher(rows)
+    target = standardise(features, *teacher_statistics(cache))[real]
+    heard = ears(standardise_latents(latents, *statistics, mask)).cpu()[real]
+    return 1 - float((heard - target).square().sum() / (target - target.mean(0)).square().sum())
+
+
+def teacher_mask(cache: LatentCache, rows: list[int]) -> Tensor:
+    """[M, S] bool: which teacher frames of these rows are real."""
+    rate_hz = cache.meta["teacher_frame_rate_hz"]
+    frames = torch.tensor([ceil(cache.row(i)["length_sec"] * rate_hz) for i in rows])
+    return torch.arange(ceil(cache.meta["seconds"] * rate_hz)) < frames[:, None]
+
+
+def _resample(wave: Tensor, rate_hz: int, wanted_hz: int) -> Tensor:
+    return torch.from_numpy(soxr.resample(wave.cpu().numpy().T, rate_hz, wanted_hz).T.copy())
+
+
+def _plain(fingerprint: dict) -> dict:
+    return json.loads(json.dumps(fingerprint))

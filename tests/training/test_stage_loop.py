@@ -1,0 +1,142 @@
+"""What the stage machinery must not change, and what it must: in the whole loop, on a cache with a teacher."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_loop import assert_same, run, start, timeless
+
+from segue.process.timesteps import Uniform
+from segue.recipes import RECIPES
+from segue.training.checkpoint import list_checkpoints
+from segue.training.log import read_log
+from segue.types import UserError
+
+
+def stages(folder: Path) -> list[dict]:
+    return [e for e in read_log(folder / "log.jsonl") if e["event"] == "stage"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_takes_three_steps(taught, recipe, tmp_path, name):
+    result, tensors = run(recipe(name, "train.total_examples=24"), taught, tmp_path)
+    assert result.finished and all(bool(torch.isfinite(v).all()) for v in tensors.values())
+
+
+def test_probing_changes_no_weight_where_nobody_reads_it(taught, recipe, tmp_path):
+    _, without = run(recipe("repa"), taught, tmp_path / "without")
+    _, probed = run(recipe("repa", "probe.run=always"), taught, tmp_path / "probed")
+    assert_same(without, probed)
+    assert stages(tmp_path / "probed") and not stages(tmp_path / "without")
+
+
+@pytest.mark.parametrize("change", ["guidance.weight=0", "guidance.cut_at=0"])
+def test_guidance_of_no_weight_is_no_guidance(taught, recipe, tmp_path, change):
+    _, baseline = run(recipe("static-uniform"), taught, tmp_path / "baseline")
+    _, without = run(recipe("haste", change), taught, tmp_path / "without")
+    assert_same(baseline, without)
+    _, guided = run(recipe("haste"), taught, tmp_path / "guided")
+    assert any(not torch.equal(v, guided[n]) for n, v in baseline.items())
+
+
+def test_a_controller_that_is_off_is_the_baseline(taught, recipe, tmp_path):
+    _, baseline = run(recipe("static-uniform"), taught, tmp_path / "baseline")
+    off = recipe(
+        "stage", "regime.signal=constant", "timesteps.law=static", "guidance.weight=0", "structure.enabled=false"
+    )
+    assert off.policy.law == Uniform()
+    _, stage = run(off, taught, tmp_path / "stage")
+    assert_same(baseline, stage)
+
+
+def test_guidance_aligns(taught, recipe, tmp_path):
+    run(recipe("repa", "train.total_examples=640", "optim.learning_rate=3e-3"), taught, tmp_path)
+    aligned = [e["alignment"] for e in read_log(tmp_path / "log.jsonl") if e["event"] == "train"]
+    assert aligned[-1] < 0.75 * aligned[0]
+
+
+def test_the_time_ramp_walks_through_all_stages(taught, recipe, tmp_path):
+    run(recipe("time-ramp", "train.total_examples=800"), taught, tmp_path)
+    log = stages(tmp_path)
+    regimes = [e["regime"] for e in log]
+    assert regimes[0] == 0 and regimes == sorted(regimes) and regimes[-1] == 1
+    assert log[0]["guidance_weight"] == 0.5 and log[-1]["guidance_weight"] == 0
+    assert log[0]["timestep_mean"] > 0.55 and log[-1]["timestep_mean"] < 0.45
+    keys = {"examples_seen", "discrepancy", "discrepancy_by_t", "slope", "regime", "regime_monotone", "guidance_weight",
+            "timestep_mean", "structure_active", "groups", "signal", "reason"}  # fmt: skip
+    assert keys <= log[0].keys()
+    assert re.search(r"semantic stage .* guidance 0\.\d\d, .*next probe at \d+ examples", log[0]["reason"])
+
+
+def test_the_discrepancy_falls_as_the_model_learns(taught, recipe, tmp_path):
+    run(recipe("stage", "train.total_examples=1600", "optim.learning_rate=3e-3", "probe.spacing=1.6"), taught, tmp_path)
+    log = stages(tmp_path)
+    assert log[-1]["discrepancy"] < 0.9 * log[0]["discrepancy"]
+    assert list(log[0]["discrepancy_by_t"]) == ["0.5", "0.7", "0.85", "0.95"]
+
+
+@pytest.mark.parametrize("name", ["stage", "time-ramp", "haste", "uncertainty", "stage-per-time"])
+def test_resumed_equals_uninterrupted_across_every_latch(taught, recipe, tmp_path, name):
+    """Cut at each checkpoint in turn: guidance goes off, probes fall due, heads have moments."""
+    config = recipe(name, "train.total_examples=96", "train.checkpoint_every=16", "train.keep_last=9")
+    _, whole = run(config, taught, tmp_path / "whole")
+    for cut in (1, 4):
+        folder = tmp_path / f"cut{cut}"
+        run(config, taught, folder)
+        for later in list_checkpoints(folder)[cut:]:
+            for file in later.iterdir():
+                file.unlink()
+            later.rmdir()
+        _, resumed = run(config, taught, folder, resume=True)
+        assert_same(whole, resumed)
+        assert timeless(folder / "log.jsonl") == timeless(tmp_path / "whole" / "log.jsonl")
+
+
+def test_two_ranks_decide_what_one_decides(taught, recipe, tmp_path):
+    config = recipe("time-ramp", "train.total_examples=64", "probe.run=always")
+    out, err = start(tmp_path / "one", config, taught).communicate(timeout=120)
+    assert "finished 64" in out, err
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+                "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29633")  # fmt: skip
+    out, err = start(tmp_path / "two", config, taught, *launcher).communicate(timeout=180)
+    assert "finished 64" in out, err
+    one, two = (load_file(list_checkpoints(tmp_path / n)[-1] / "model.safetensors") for n in ("one", "two"))
+    assert_same(one, two, atol=2e-4, rtol=1e-3)
+    first, second = stages(tmp_path / "one"), stages(tmp_path / "two")
+    assert len(first) == len(second) > 4
+    for a, b in zip(first, second):
+        assert a["discrepancy"] == pytest.approx(b["discrepancy"], abs=2e-3)
+        same = ("examples_seen", "regime", "guidance_weight", "timestep_mean", "signal")
+        assert {k: a[k] for k in same} == {k: b[k] for k in same}
+
+
+def test_a_replaced_probe_is_refused(taught, recipe, tmp_path):
+    config = recipe("stage")
+    run(config, taught, tmp_path)
+    state = list_checkpoints(tmp_path)[-1] / "state.json"
+    stored = json.loads(state.read_text())
+    stored["controller"]["probe_print"][0] += 1
+    state.write_text(json.dumps(stored))
+    longer = replace(config, train=replace(config.train, total_examples=160))
+    with pytest.raises(UserError, match="probe's targets are not those"):
+        run(longer, taught, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "named"),
+    [("stage", "regime.signal=loudness", "regime.signal"), ("repa", "guidance.tap=99", "guidance.tap"),
+     ("stage", "probe.clips=4", "probe.clips"), ("stage", "guidance.law=never", "guidance.law"),
+     ("stage", "timesteps.law=late", "timesteps.law"), ("stage-no-guidance", "regime.signal=gradient-cosine", "guidance.weight")],
+)  # fmt: skip
+def test_a_policy_that_cannot_work_is_refused(taught, recipe, tmp_path, name, change, named):
+    with pytest.raises(UserError, match=named):
+        run(recipe(name, change), taught, tmp_path)
+
+
+def test_a_recipe_that_follows_a_teacher_needs_one_in_the_cache(cache, recipe, tmp_path):
+    with pytest.raises(UserError, match="--teacher compact"):
+        run(recipe("stage"), cache, tmp_path)
