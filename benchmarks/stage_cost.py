@@ -1,0 +1,164 @@
+"""What the stage machinery costs: python benchmarks/stage_cost.py CACHE [--examples 50000] [--rounds 5] [--steps 12]
+
+Steps of the static recipe and of the guided one are timed in turns, so that a machine that slows down slows both; probe
+and block check are timed by themselves and counted as a run of `--examples` would take them. `--whole N` also trains
+both arms of N examples each, in turns, and compares their wall-clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import tempfile
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from segue.cli.demo import DEMO_PROBE
+from segue.cli.origin import commit, machine
+from segue.data.cache import LatentCache
+from segue.data.loader import LatentLoader
+from segue.recipes import load_recipe
+from segue.stage.block_structure import measure_structure, structure_step
+from segue.stage.controller import Observation, StageController
+from segue.tasks import generation
+from segue.training.build import build_model, make_accelerator, peak_learning_rate
+from segue.training.config import RunConfig, override
+from segue.training.ears import make_ears
+from segue.training.loop import train
+from segue.training.optim import make_optimizer
+from segue.training.probe import Probe
+from segue.training.step import draw_example, run_model
+from segue.training.terms import make_terms
+
+
+class Stepper:
+    """One arm: a model that takes steps of its recipe, as the loop does."""
+
+    def __init__(self, config: RunConfig, cache: LatentCache, accelerator) -> None:
+        self.config, self.cache = config, cache
+        self.model = build_model(config, cache, 0)
+        self.optim = replace(config.optim, learning_rate=peak_learning_rate(config, self.model.config.width))
+        self.optimizer = make_optimizer(self.model, self.optim)
+        self.terms = make_terms(config, cache, self.model.config, self.optim, accelerator, None)
+        controller = StageController(config.policy)
+        _, self.decision = controller.update(controller.init(config.train.total_examples), Observation(0))
+        self.loader = LatentLoader(cache, "train", config.train.batch_size, 0)
+        self.loader.with_teacher = self.terms.follows(self.decision)
+        self.position = 0
+
+    def steps(self, count: int) -> float:
+        """Seconds a step, over `count` of them."""
+        started = time.perf_counter()
+        for _ in range(count):
+            batch = self.loader.next_batch()
+            prepared = generation.prepare(
+                batch.latents, batch.mask, batch.tokens, batch.tokens_mask, self.cache.statistics
+            )
+            law = self.decision.timesteps
+            example = draw_example(*prepared, law, seed=0, position=self.position, teacher=batch.teacher)
+            outcome = run_model(
+                self.model, example, self.model.predicts, self.config.train.objective, self.terms.tap(self.decision)
+            )
+            losses, _ = self.terms.loss(outcome, example, self.decision)
+            losses.mean().backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.terms.step(1e-3, self.decision)
+            self.position += self.config.train.batch_size
+        return (time.perf_counter() - started) / count
+
+
+def median_sec(call, rounds: int) -> float:
+    """Median seconds of a call, after one that warms up."""
+    call()
+    seconds = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def parts(cache: LatentCache, examples: int, rounds: int, steps: int) -> dict:
+    """Seconds of each part, and their share of a run of `examples`."""
+    accelerator = make_accelerator("cpu")
+    static = override(load_recipe("static-uniform"), [f"train.total_examples={examples}"])
+    stage = override(load_recipe("stage"), [f"train.total_examples={examples}", *DEMO_PROBE])
+    arms = {"static": Stepper(static, cache, accelerator), "guided": Stepper(stage, cache, accelerator)}
+    times = {name: [] for name in arms}
+    for arm in arms.values():
+        arm.steps(2)
+    for _ in range(rounds):
+        for name, arm in arms.items():
+            times[name].append(arm.steps(steps))
+    step = {name: statistics.median(values) for name, values in times.items()}
+    ratios = [g / s for g, s in zip(times["guided"], times["static"])]
+
+    model, policy = arms["guided"].model, stage.policy
+    ears = make_ears(policy, cache, cache.statistics, accelerator.device)
+    probe = Probe(policy.probe, cache, cache.statistics, ears, accelerator.device)
+    probe_sec = median_sec(lambda: probe.measure(model, accelerator, nullcontext()), rounds)
+    state = StageController(policy).init(examples).structure
+    check_sec = median_sec(lambda: measure_structure(policy.structure, state, model.blocks), rounds)
+    measured = measure_structure(policy.structure, state, model.blocks)
+    active = replace(state, active_at=1, labels=measured.labels, margin=0.0)
+    block_sec = median_sec(lambda: structure_step(model.blocks, active, 1e-6), rounds) / policy.structure.every
+
+    batch = stage.train.batch_size
+    whole_sec = examples / batch * step["static"]
+    probes = 2 + int(math.log(1 / policy.probe.first) / math.log(policy.probe.spacing))
+    checks = 1 + int(math.log(1 / policy.structure.first_check) / math.log(policy.structure.spacing))
+    shares = {
+        "guidance, while on": statistics.median(ratios) - 1,
+        f"{probes} probes": probes * probe_sec / whole_sec,
+        f"{checks} block checks": checks * check_sec / whole_sec,
+        "block term, once on": block_sec / step["static"],
+    }
+    return {
+        "examples": examples,
+        "step_sec": step,
+        "guided_over_static": ratios,
+        "probe_sec": probe_sec,
+        "check_sec": check_sec,
+        "block_sec_per_step": block_sec,
+        "share_of_static_run": shares,
+        "most": sum(shares.values()),
+    }
+
+
+def whole(cache: LatentCache, examples: int, rounds: int) -> dict:
+    """Wall-clock of whole runs, in turns."""
+    seconds = {"static-uniform": [], "stage": []}
+    for _ in range(rounds):
+        for name, kept in seconds.items():
+            changes = [f"train.total_examples={examples}", "train.tensorboard=false", *DEMO_PROBE]
+            config = override(load_recipe(name), changes)
+            with tempfile.TemporaryDirectory() as folder:
+                started = time.perf_counter()
+                train(config, StageController(config.policy), cache, Path(folder), device="cpu", quiet=True)
+                kept.append(time.perf_counter() - started)
+    ratios = [b / a for a, b in zip(*seconds.values())]
+    return {"examples": examples, "seconds": seconds, "stage_over_static": ratios}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("--examples", type=int, default=50_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--whole", type=int, default=0)
+    given = parser.parse_args()
+    opened = LatentCache.open(given.cache)
+    report = {"commit": commit(), "machine": machine(), "threads": torch.get_num_threads()}
+    report["parts"] = parts(opened, given.examples, given.rounds, given.steps)
+    if given.whole:
+        report["whole"] = whole(opened, given.whole, given.rounds)
+    print(json.dumps(report, indent=1))
