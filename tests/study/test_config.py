@@ -1,0 +1,95 @@
+"""Study files: what they may hold, and one line for what they may not."""
+
+import json
+
+import pytest
+
+from segue.study.config import cells_of, read_study, snapshot_every, study_from_json
+from segue.types import UserError
+
+
+def test_a_study_names_its_cells_seed_by_seed(description):
+    study = study_from_json(description, "s.json")
+    cells = cells_of(study, "data", "judged")
+    assert [(c.arm, c.seed) for c in cells] == [
+        ("static-uniform", 0),
+        ("decayed", 0),
+        ("static-uniform", 1),
+        ("decayed", 1),
+    ]
+    assert len({c.key for c in cells}) == 4 and len({c.folder for c in cells}) == 4
+    config = cells[1].config
+    assert config["optim"]["weight_decay"] == 0.1 and config["train"]["total_examples"] == 64
+    assert config["train"]["checkpoint_every"] == 32 and not config["train"]["tensorboard"]
+    assert study.baseline == "static-uniform"
+
+
+def test_the_key_knows_all_that_decides_the_figures(description):
+    def keys(data="data", judged="judged", **changes):
+        return [c.key for c in cells_of(study_from_json(description | changes, "s.json"), data, judged)]
+
+    same = keys()
+    assert keys() == same and keys(name="other") == same and keys(baseline="decayed") == same
+    assert keys(seeds=[0, 1, 2])[:4] == same  # more seeds leave what is done alone
+    for changes in (
+        {"examples": 128},
+        {"steps": 3},
+        {"guidance": 1.0},
+        {"evaluate_at": [1.0]},
+        {"set": []},
+        {"judge_clips": 12},
+    ):
+        assert not set(keys(**changes)) & set(same), changes
+    assert not set(keys(data="x")) & set(same) and not set(keys(judged="x")) & set(same)
+
+
+@pytest.mark.parametrize(
+    ("shares", "every"),
+    [([0.5, 1.0], 8000), ([0.25, 0.375, 1.0], 2000), ([1.0], 16000), ([0.3, 1.0], 1600), ([0.2, 0.5], 1600)],
+)
+def test_snapshots_fall_on_every_share(description, shares, every):
+    study = study_from_json(description | {"examples": 16000, "evaluate_at": shares}, "s.json")
+    assert snapshot_every(study) == every and study.evaluation.evaluate_at[-1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"armz": []}, "unknown key 'armz'; did you mean 'arms'?"),
+        ({"arms": ["static-unifrm"]}, "did you mean static-uniform"),
+        ({"arms": []}, "'arms' is a list"),
+        ({"arms": ["static-uniform", "static-uniform"]}, "two arms are called 'static-uniform'"),
+        ({"arms": [{"recipe": "static-uniform", "nme": "x"}]}, "did you mean 'name'"),
+        ({"arms": [{"name": "x"}]}, "an arm without a recipe"),
+        ({"arms": [{"recipe": "static-uniform", "name": "a/b"}]}, "cannot name an arm"),
+        ({"arms": [{"recipe": "static-uniform", "set": ["optim.lr=1"]}]}, "did you mean"),
+        ({"seeds": []}, "at least one seed"),
+        ({"seeds": [0, 0]}, "each once"),
+        ({"seeds": ["0"]}, "list of whole numbers"),
+        ({"examples": "many"}, "examples is 'many'"),
+        ({"baseline": "static-refine"}, "baseline 'static-refine'"),
+        ({"data": {}}, "data is either"),
+        ({"data": {"demo_clips": 6000, "cache": "x"}}, "data is either"),
+        ({"data": {"demo_clips": 6000, "manifest": "x"}}, "data.manifest does not go with demo_clips"),
+        ({"data": {"demo_clips": 20}}, "at least 200"),
+        ({"evaluate_at": [0.5, 1.2]}, "shares of the run"),
+        ({"evaluate_at": [0.501, 1.0]}, "rounder shares"),
+        ({"evaluate_at": [0.05, 1.0]}, "less than a batch"),
+        ({"judge_clips": 3}, "at least 8"),
+        ({"steps": 0}, "at least 1"),
+        ({"guidance": "x"}, "give a number"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_mistake_is_named(description, changes, says):
+    with pytest.raises(UserError, match="(?s)" + says.replace("?", r"\?").replace("(", r"\(")):
+        study_from_json(description | changes, "s.json")
+
+
+def test_files_that_are_no_studies(tmp_path, description):
+    with pytest.raises(UserError, match="no such study file"):
+        read_study(tmp_path / "none.json")
+    for text in ("{", "[]", json.dumps({k: v for k, v in description.items() if k != "seeds"})):
+        (tmp_path / "s.json").write_text(text)
+        with pytest.raises(UserError, match=r"s\.json"):
+            read_study(tmp_path / "s.json")
