@@ -93,6 +93,46 @@ def test_measures_of_an_exact_codec_are_perfect(tones):
         assert row["si_sdr_db"] > 100
 
 
+def test_an_exact_codec_changes_nothing_that_the_judge_hears(tones, tmp_path):
+    rows = []
+    for index in range(4):
+        (tmp_path / f"{index}.flac").write_bytes((tones / f"{index}.flac").read_bytes())
+        label = {"kind": "note", "family": "guitar", "instrument": "nylon guitar", "pitch": 48 + index}
+        row = {"id": str(index), "path": f"{index}.flac", "caption": "a note", "split": "test"}
+        rows.append(json.dumps({**row, **label}) + "\n")
+    (tmp_path / "manifest.jsonl").write_text("".join(rows))
+    heard = codec_figures.judge_round_trip(SpectralCodec(16000), tmp_path)
+    assert heard["clips"] == 4
+    assert {k: heard[k] for k in ("family", "instrument", "pitch")} == heard["real_clips"]
+    (tmp_path / "manifest.jsonl").write_text("".join(rows).replace('"test"', '"train"'))
+    with pytest.raises(UserError, match="no test notes"):
+        codec_figures.judge_round_trip(SpectralCodec(16000), tmp_path)
+
+
+def test_round_trips_to_listen_to_hold_original_and_decoded(tones):
+    trips = codec_figures.round_trips({"codec": SpectralCodec(16000)}, tones, per_kind=2)
+    assert [kind for kind, _, _ in trips] == ["chord"] * 2 + ["note"] * 2
+    for _, name, waves in trips:
+        assert name.endswith(".flac")
+        np.testing.assert_allclose(waves["codec"], waves["original"], atol=1e-4)
+        assert waves["original"].shape == (48000,)
+
+
+def test_other_rates_are_resampled_and_said(tones, tmp_path, capsys):
+    for index, rate_hz in enumerate((8000, 8000, 44100)):
+        time_sec = np.arange(30 * rate_hz) / rate_hz
+        soundfile.write(tmp_path / f"{index}.wav", 0.1 * np.sin(2 * np.pi * 440 * time_sec), rate_hz)
+    rows = [json.dumps({"path": f"{index}.wav", "split": "train"}) + "\n" for index in range(3)]
+    (tmp_path / "manifest.jsonl").write_text("".join(rows))
+    material = sound_files.read_material(tmp_path, (), 16000)
+    assert len(material.training.data) == 90 * 16000
+    note = capsys.readouterr().err.strip()
+    assert "2 at 8,000 Hz, 1 at 44,100 Hz" in note
+    assert "nothing above 4,000 Hz" in note
+    sound_files.read_material(tones, (), 16000)
+    assert not capsys.readouterr().err
+
+
 def test_a_run_is_not_overwritten_nor_resumed_under_other_options(tones, tmp_path):
     with pytest.raises(UserError, match="leave out --resume"):
         training.train_codec(tones, tmp_path, CONFIG, resume=True)

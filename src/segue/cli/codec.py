@@ -113,6 +113,7 @@ def ship(
     sources: Annotated[Path, typer.Option(help="JSON list of what it was trained on, with licences.")],
     command: Annotated[str, typer.Option(help="The command that trained it.")],
     commit: Annotated[str, typer.Option(help="The commit that it was trained at.")],
+    judge_on: Annotated[Path | None, typer.Option(help="A demo set: what the judge hears after the codec.")] = None,
 ) -> None:
     """Halve a trained codec's weights, measure it, and write its card."""
     from segue.training.codec_figures import ship_codec
@@ -126,7 +127,7 @@ def ship(
     except (OSError, ValueError) as error:
         raise UserError(f"{sources}: not a readable JSON file ({error}); mend: a list of objects") from error
     folders = {name: Path(folder) for name, _, folder in pairs}
-    card = ship_codec(run, out, folders, sources=listed, command=command, commit=commit)
+    card = ship_codec(run, out, folders, sources=listed, command=command, commit=commit, judge_on=judge_on)
     typer.echo(json.dumps(card["figures"], indent=2))
 
 
