@@ -11,9 +11,9 @@
 A measure is plain numbers: one rank may take it and hand it to the others, and all then decide alike.
 
 What to expect: on demo models of 8 blocks the similarity of blocks fell smoothly with their distance in depth. Such a
-stack beats the null of turned bases with z near 30, because any blocks on one residual stream share directions, yet its
-groups are an arbitrary cut of a gradient: the drift null (`drift`, logged at each check, asked for by `max_drift_p`)
-says so with p of 0.8 to 1. No public result shows that the term improves quality.
+stack beats the null of turned bases with z of 24 to 28, because blocks on one residual stream share directions, yet
+its groups are an arbitrary cut of a gradient: the drift null (`drift_p` of each check; `max_drift_p` asks for it) says
+so with p of 0.8 to 1. No public result shows that the term improves quality.
 """
 
 from __future__ import annotations
