@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from segue.codecs.base import Codec
 from segue.files import sha256_of
+from segue.hub import model_folder
 from segue.types import UserError, first_line, import_extra
 
 KINDS = ("dac", "encodec", "oobleck")
@@ -176,11 +177,11 @@ def load_pretrained_codec(name_or_path: str) -> PretrainedCodec:
     """
     name = name_or_path
     # The configuration first: a repository may hold gigabytes beside the codec.
-    folder = _fetch(name, ("config.json", "vae/config.json"))
+    folder = model_folder("--codec", name, ("config.json", "vae/config.json"))
     within = "vae/" if (folder / "vae" / "config.json").is_file() else ""
     folder = folder / within
     kind = _kind(name, folder)
-    _fetch(name, tuple(within + pattern for pattern in _WEIGHTS))
+    model_folder("--codec", name, tuple(within + pattern for pattern in _WEIGHTS))
     weights = [path for pattern in _WEIGHTS for path in sorted(folder.glob(pattern))]
     if not weights:
         raise UserError(
@@ -195,23 +196,6 @@ def load_pretrained_codec(name_or_path: str) -> PretrainedCodec:
         raise UserError(f"--codec {name}: cannot load it ({first_line(error)}); save or fetch it anew") from error
     codec = {"dac": DacCodec, "encodec": EncodecCodec, "oobleck": OobleckCodec}[kind]
     return codec(name, network, sha256_of([folder / "config.json", *weights]))
-
-
-def _fetch(name: str, patterns: tuple[str, ...]) -> Path:
-    """The folder of a model; of one on the hub, these files are fetched where they are not there yet."""
-    path = Path(name)
-    if path.exists():
-        return path
-    from huggingface_hub import snapshot_download
-
-    repository, _, revision = name.partition("@")
-    try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(patterns)))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--codec {name}: no such folder, and not to be had from the hub ({first_line(error)}); "
-            "give a codec's name, a hub name or a local folder"
-        ) from error
 
 
 def _kind(name: str, folder: Path) -> str:

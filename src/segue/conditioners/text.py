@@ -14,6 +14,7 @@ from torch import Tensor
 
 from segue.conditioners.base import TextConditioner
 from segue.files import sha256_of
+from segue.hub import model_folder
 from segue.types import UserError, first_line
 
 # What is fetched of a hub model: no pickled weights, no code.
@@ -82,21 +83,7 @@ def load_transformers(name_or_path: str, max_tokens: int = 48) -> TransformersTe
     Raises:
         UserError: a folder that lacks a part, a model that is no text encoder, or a name that cannot be fetched.
     """
-    path = Path(name_or_path)
-    return _load(name_or_path, path if path.exists() else _fetch(name_or_path), max_tokens)
-
-
-def _fetch(name: str) -> Path:
-    """The local folder of a hub model, fetched where it is not there yet."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--text {name}: no such folder, and not to be had from the hub ({first_line(error)}); "
-            "give 'minilm', a hub name or a local folder"
-        ) from error
+    return _load(name_or_path, model_folder("--text", name_or_path, _HUB_FILES), max_tokens)
 
 
 def _load(name: str, folder: Path, max_tokens: int) -> TransformersTextConditioner:

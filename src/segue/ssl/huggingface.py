@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.files import sha256_of
+from segue.hub import model_folder
 from segue.ssl.base import Teacher
 from segue.types import UserError, first_line
 
@@ -137,14 +138,14 @@ def load_transformers_teacher(
             name that cannot be fetched, no such layer.
     """
     name = name_or_path
-    folder = _folder(name, ("*.json",))
+    folder = model_folder("--teacher", name, ("*.json",))
     kind, remote = _kind(name, folder, trust_remote_code)
     if not (folder / "preprocessor_config.json").is_file():
         raise UserError(
             f"--teacher {name}: no preprocessor_config.json there; save the feature extractor beside the model "
             "with save_pretrained"
         )
-    _folder(name, (*_WEIGHTS, *(("*.py",) if remote else ())))
+    model_folder("--teacher", name, (*_WEIGHTS, *(("*.py",) if remote else ())))
     weights = _weights(name, folder)
     from safetensors import SafetensorError
     from transformers import AutoFeatureExtractor
@@ -157,23 +158,6 @@ def load_transformers_teacher(
         return TransformersTeacher(name, kind, model, extractor, layer, sha256)
     except (OSError, ValueError, KeyError, AttributeError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(f"--teacher {name}: cannot load it ({first_line(error)}); save or fetch it anew") from error
-
-
-def _folder(name: str, patterns: tuple[str, ...]) -> Path:
-    """The folder of a model; of one on the hub, these files are fetched where they are not there yet."""
-    path = Path(name)
-    if path.exists():
-        return path
-    from huggingface_hub import snapshot_download
-
-    repository, _, revision = name.partition("@")
-    try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(patterns)))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--teacher {name}: no such folder, and not to be had from the hub ({first_line(error)}); "
-            "give a hub name or a local folder"
-        ) from error
 
 
 def _kind(name: str, folder: Path, trust_remote_code: bool) -> tuple[str, bool]:
