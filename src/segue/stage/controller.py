@@ -217,8 +217,8 @@ class StageController:
             warmup_end=observation.warmup_end,
             held=observation.decaying,
         )
-        # The first probe after the one at 0 stands at a share of the run; then they keep their distance in ln n, and the
-        # last stands at the end.
+        # The first probe after the one at 0 stands at a share of the run; then they keep their distance in ln n, and
+        # the last stands at the end.
         first = math.ceil(self.policy.probe.first * state.total_examples)
         following = max(first, seen + 1, math.ceil(seen * self.policy.probe.spacing))
         following = min(following, state.total_examples) if seen < state.total_examples else following

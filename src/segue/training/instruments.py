@@ -147,7 +147,7 @@ class Instruments:
         probe = self.policy.probe
         count = 2 + int(math.log(1 / probe.first) / math.log(probe.spacing))
         return (
-            f"probe: {self.probe.clips} clips at t = {', '.join(f'{t:g}' for t in probe.times)} heard as {probe.space}; "
+            f"probe: {self.probe.clips} clips at t = {', '.join(f'{t:g}' for t in probe.times)}, as {probe.space}; "
             f"{self.probe.seconds:.2f} s each, {count} times in {total_examples:,} examples: "
             f"{count * self.probe.seconds:.0f} s in all"
         )
