@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from segue.cli import codec, data, demo, encode, generate, judge, recipes, study, train
+from segue.cli import codec, compare, data, demo, encode, generate, judge, recipes, study, teacher, train
 from segue.types import UserError
 
 # The class behind every complaint about the command line. typer has carried a click of its own since 0.20; this finds
@@ -25,11 +25,16 @@ def make_app() -> typer.Typer:
     app.command("generate")(generate.generate)
     app.command("recipes")(recipes.recipes)
     app.command("study")(study.study)
+    app.command("compare")(compare.compare)
     groups = {
         "data": ("Look at a data set, or render the demo set.", {"check": data.check, "render-demo": data.render_demo}),
         "codec": (
             "Train the codec on your own sounds.",
             {"train": codec.train, "measure": codec.measure, "ship": codec.ship},
+        ),
+        "teacher": (
+            "Train the self-supervised teacher on your own sounds.",
+            {"train": teacher.train, "measure": teacher.measure, "ship": teacher.ship},
         ),
         "judge": ("The classifier that listens to notes.", {"train": judge.train, "card": judge.card}),
     }

@@ -1,22 +1,32 @@
-"""Teachers: frozen self-supervised encoders, by hub name or local folder."""
+"""Teachers: frozen self-supervised encoders: the shipped one, one of your own, or by hub name or local folder."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from segue.ssl.base import Teacher
 
 
 def load_teacher(name_or_path: str, layer: int | None = None, trust_remote_code: bool = False) -> Teacher:
-    """A teacher of the transformers library, giving the hidden states of one layer.
+    """A teacher, giving the hidden states of one layer.
 
     Args:
-        name_or_path: hub name (NAME@REVISION for another revision) or local folder of a WavLM, HuBERT, wav2vec2,
-            w2v-BERT 2.0, data2vec-audio, AST, Whisper, CLAP or, with its own code, MERT model.
-        layer: 1 to the number of blocks (stages for CLAP); None takes the middle one.
+        name_or_path: "compact", the one that comes with this package; a folder that `segue teacher train` left; or, of
+            the transformers library, a hub name (NAME@REVISION for another revision) or local folder of a WavLM,
+            HuBERT, wav2vec2, w2v-BERT 2.0, data2vec-audio, AST, Whisper, CLAP or, with its own code, MERT model.
+        layer: 1 to the number of blocks (stages for CLAP); None takes the middle one, or what our own was shipped with.
         trust_remote_code: run the Python code that comes with the model; MERT needs it.
 
     Raises:
         UserError: it cannot be loaded, hears nothing, or has no such layer.
     """
+    from segue.ssl import compact
+
+    if name_or_path == "compact":
+        return compact.shipped_teacher(layer)
+    path = Path(name_or_path)
+    if path.name == compact.WEIGHTS or (path / compact.WEIGHTS).is_file():
+        return compact.load_compact(path, layer)
     from segue.ssl.huggingface import load_transformers_teacher
 
     return load_transformers_teacher(name_or_path, layer, trust_remote_code)

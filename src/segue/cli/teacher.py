@@ -1,0 +1,94 @@
+"""`segue teacher train`, `segue teacher measure` and `segue teacher ship`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    source: Annotated[Path, typer.Argument(help="Folder of sounds, or one that holds manifest.jsonl.")],
+    out: Annotated[Path, typer.Option(help="Folder for the teacher, its training state and its log.")],
+    minutes: Annotated[float, typer.Option(help="Minutes of training, over all resumes.")] = 60.0,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps instead of minutes: then a run is reproducible bit for bit.")
+    ] = None,
+    rate: Annotated[int, typer.Option(help="Sample rate in Hz; sounds are resampled to it.")] = 16000,
+    extra: Annotated[list[Path] | None, typer.Option(help="Further folder of sounds, mixed in; repeatable.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of weights and draws.")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves PyTorch's choice.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or mps; auto takes what there is.")] = "auto",
+) -> None:
+    """Train a teacher on your own sounds, without labels; the folder is then a teacher by name: --teacher DIR."""
+    import torch
+
+    from segue.ssl.compact import CompactConfig
+    from segue.training.teacher import TeacherTrainConfig, train_teacher
+    from segue.training.teacher_figures import measure_teacher
+    from segue.types import UserError
+
+    if minutes <= 0 or (steps is not None and steps <= 0):
+        raise UserError("--minutes and --steps must be above 0; mend: give a positive number")
+    if not 1000 <= rate <= 192000:
+        raise UserError(f"--rate {rate} Hz is outside 1000..192000; mend: give the rate of your sounds")
+    if threads:
+        torch.set_num_threads(threads)
+    device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    config = TeacherTrainConfig(model=CompactConfig.for_rate(rate), minutes=minutes, steps=steps, seed=seed)
+    teacher = train_teacher(source, out, config, extra=tuple(extra or ()), resume=resume, device=device)
+    typer.echo(json.dumps(measure_teacher(teacher.to("cpu"), source), indent=2))
+    typer.echo(f"teacher in {out}; next: segue encode SOURCE --out CACHE --teacher {out}")
+
+
+def measure(
+    teacher: Annotated[str, typer.Argument(help="Teacher name, or the folder of a trained one.")],
+    source: Annotated[Path, typer.Argument(help="Folder of sounds; labels of its manifest are probed for.")],
+    layers: Annotated[bool, typer.Option("--layers", help="Probe every layer of one of our own.")] = False,
+    clips: Annotated[int, typer.Option(help="Clips at most that a probe trains on.")] = 4000,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves PyTorch's choice.")] = 0,
+) -> None:
+    """Linear probes against log-mel statistics (and random weights), and collapse figures, as JSON."""
+    import torch
+
+    from segue.ssl import load_teacher
+    from segue.training.teacher_figures import measure_teacher
+
+    if threads:
+        torch.set_num_threads(threads)
+    report = measure_teacher(load_teacher(teacher), source, layers=layers, clips=clips)
+    typer.echo(json.dumps(report, indent=2))
+
+
+def ship(
+    run: Annotated[Path, typer.Argument(help="Folder that `segue teacher train` left.")],
+    out: Annotated[Path, typer.Option(help="Folder for teacher.safetensors (float16) and card.json.")],
+    measure_on: Annotated[
+        list[str], typer.Option("--measure", help="NAME=FOLDER of sounds to measure on; repeatable.")
+    ],
+    sources: Annotated[Path, typer.Option(help="JSON list of what it was trained on, with licences.")],
+    command: Annotated[str, typer.Option(help="The command that trained it.")],
+    commit: Annotated[str, typer.Option(help="The commit that it was trained at.")],
+    layer: Annotated[
+        list[int] | None, typer.Option("--layer", help="Layer that is given by default; repeatable: their mean.")
+    ] = None,
+) -> None:
+    """Halve a trained teacher's weights, measure it, and write its card."""
+    from segue.training.teacher_figures import ship_teacher
+    from segue.types import UserError
+
+    pairs = [text.partition("=") for text in measure_on]
+    if any(not name or not folder for name, _, folder in pairs):
+        raise UserError("--measure wants NAME=FOLDER; mend: for example --measure notes=runs/demo-set")
+    try:
+        listed = json.loads(sources.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{sources}: not a readable JSON file ({error}); mend: a list of objects") from error
+    folders = {name: Path(folder) for name, _, folder in pairs}
+    card = ship_teacher(
+        run, out, folders, sources=listed, command=command, commit=commit, layers=tuple(layer or ()) or None
+    )
+    typer.echo(json.dumps(card["figures"], indent=2))

@@ -1,0 +1,452 @@
+"""Training the compact teacher on a folder of sounds, without labels: one visible loop, seeded and resumable.
+
+Two crops of each sound are played at slightly different speeds and levels. An averaged copy of the encoder (the target)
+hears them whole; the encoder itself hears two fifths of their frames. It learns from two losses:
+
+    masked: a small predictor guesses the target's features in the frames that were masked. The encoder sees visible
+        frames only (M2D, Niizumi et al. 2210.14648); targets are means of normalised upper layers (data2vec, Baevski et
+        al. 2202.03555). They are standardised by dimension over the batch, so that a constant is the worst guess.
+    clip: the time mean of one crop names the other crop of its sound among those of the batch (InfoNCE with an averaged
+        copy, He et al. 1911.05722; crops of one sound as positives, COLA, Saeed et al. 2010.10915).
+
+Sample-based instruments play a recording faster for a higher note: changing the speed between crops (Ko et al. 2015)
+makes the clip loss look past the pitch, which the masked loss keeps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.ssl.compact import (
+    Block,
+    CompactConfig,
+    CompactEncoder,
+    CompactTeacher,
+    normalise,
+    rotations,
+    save_teacher,
+)
+from segue.training.codec import (
+    Material,
+    adam_tensors,
+    learning_rate_at,
+    part,
+    progress_of,
+    read_material,
+    read_state,
+    refuse_used,
+    restore_adam,
+    run_loop,
+    write_state,
+)
+from segue.training.sounds import Sounds
+from segue.types import UserError
+
+COLLAPSED_STD, COLLAPSED_RANK = 0.05, 4.0
+
+
+@dataclass(frozen=True)
+class TeacherTrainConfig:
+    """How a teacher is trained.
+
+    Attributes:
+        model: shapes of the encoder.
+        steps: optimiser steps in all; None to be bounded by `minutes`. Only a run bounded by steps repeats bit for bit.
+        minutes: time spent in training, over all resumes; it drives the schedules where `steps` is None.
+        batch_size: crops a step, two of each sound. crop_sec: seconds a crop.
+        learning_rate: peak of AdamW's, reached after `warmup_steps`, then a cosine down to a hundredth.
+        mask_share, span_frames: share of frames masked, in spans of so many.
+        clip_weight: weight of the clip loss; the masked loss has 1. temperature: of its softmax.
+        target_layers: upper layers averaged to make a target.
+        speed_semitones: crops are played up to so much faster or slower.
+        mix_gain: another crop of the batch is mixed in at up to this gain.
+        predictor_width, predictor_depth: of the masked loss's predictor.
+        extra_share: share of sounds drawn from the extra folders, where any are given.
+        ema_decay: decay of the averaged copy at the start; it rises to 1 along a cosine.
+        seed: of the weights and of every draw.
+        save_every_sec, validate_every_sec: seconds between checkpoints, and between measures on the valid split.
+    """
+
+    model: CompactConfig = field(default_factory=CompactConfig)
+    steps: int | None = None
+    minutes: float = 60.0
+    batch_size: int = 96
+    crop_sec: float = 0.96
+    learning_rate: float = 8e-4
+    warmup_steps: int = 150
+    mask_share: float = 0.6
+    span_frames: int = 4
+    clip_weight: float = 1.0
+    temperature: float = 0.2
+    target_layers: int = 3
+    speed_semitones: float = 4.0
+    mix_gain: float = 0.2
+    predictor_width: int = 128
+    predictor_depth: int = 1
+    extra_share: float = 0.3
+    ema_decay: float = 0.996
+    seed: int = 0
+    save_every_sec: float = 120.0
+    validate_every_sec: float = 240.0
+
+
+# --- crops ----------------------------------------------------------------------------------------------------------
+
+
+def draw_views(material: Material, config: TeacherTrainConfig, generator: torch.Generator) -> Tensor:
+    """[B, T]: rows k and B/2 + k are two crops of one sound, near each other, each with its own speed and level."""
+    count = config.batch_size // 2
+    extras = torch.rand(count, generator=generator) < (config.extra_share if len(material.others) else 0.0)
+    first = int(extras.sum())
+    views = [_views(material.others, first, config, generator)] if first else []
+    views += [_views(material.training, count - first, config, generator)] if first < count else []
+    wave = torch.cat(views, dim=1).flatten(0, 1)
+    gain_db = -24 + 24 * torch.rand(len(wave), 1, generator=generator)
+    other = wave[torch.randperm(len(wave), generator=generator)]
+    wave = wave + config.mix_gain * torch.rand(len(wave), 1, generator=generator).square() * other
+    return wave * 10 ** (gain_db / 20)
+
+
+def _views(sounds: Sounds, count: int, config: TeacherTrainConfig, generator: torch.Generator) -> Tensor:
+    """[2, count, T]; half of the crops straddle the sound's start, where attacks are."""
+    samples = round(config.crop_sec * config.model.sample_rate_hz)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator)
+
+    starts = torch.from_numpy(sounds.starts)
+    chosen = torch.randint(len(sounds), (count,), generator=generator)
+    begin, length = starts[chosen], starts[chosen + 1] - starts[chosen]
+    speed = 2 ** ((2 * uniform(2, count) - 1) * config.speed_semitones / 12)
+    room = (length - samples * speed).clamp_min(0)
+    at_start = (uniform(count) < 0.5) * torch.ones(2, 1) > 0.5
+    # The second crop lies within half a crop of the first: what is said then is partly the same.
+    anywhere = (room * uniform(count) + samples / 2 * (uniform(2, count) - 0.5)).clamp_min(0).minimum(room)
+    offset = torch.where(at_start, samples * (-0.25 + 0.3125 * uniform(2, count)), anywhere)
+    place = offset[..., None] + torch.arange(samples) * speed[..., None]
+    inside = (place >= 0) & (place < (length - 1)[:, None])
+    low = place.floor().long().clamp_min(0).minimum((length - 1)[:, None])
+    high = (low + 1).minimum((length - 1)[:, None])
+    fraction = place - place.floor()
+    a, b = (sounds.data[begin[:, None] + index].float() / 32768 for index in (low, high))
+    return torch.where(inside, a + fraction * (b - a), torch.zeros(()))
+
+
+def draw_visible(batch: int, frames: int, config: TeacherTrainConfig, generator: torch.Generator) -> Tensor:
+    """[B, V] sorted indices of the frames that stay visible; the others are masked in spans, somewhere in every row."""
+    visible = max(1, frames - round(config.mask_share * frames))
+    span = config.span_frames
+    spans = torch.rand(batch, frames // span + 2, generator=generator).repeat_interleave(span, dim=1)
+    shift = torch.randint(span, (batch, 1), generator=generator)
+    score = spans.gather(1, shift + torch.arange(frames))
+    return score.argsort(dim=1, stable=True)[:, :visible].sort(dim=1).values
+
+
+# --- losses ---------------------------------------------------------------------------------------------------------
+
+
+class Predictor(nn.Module):
+    """Visible frames -> the target's features of all frames."""
+
+    def __init__(self, width: int, inner: int, depth: int) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.mask = nn.Parameter(0.02 * torch.randn(inner))
+        self.blocks = nn.ModuleList(Block(inner, 4, 2) for _ in range(depth))
+        self.norm = nn.LayerNorm(inner)
+
+    def forward(self, x: Tensor, visible: Tensor, frames: int) -> Tensor:
+        """[B, V, F] -> [B, S, F]."""
+        inner = self.mask.shape[0]
+        y = self.mask.expand(len(x), frames, inner).scatter(1, visible[..., None].expand(-1, -1, inner), self.enter(x))
+        turns = rotations(torch.arange(frames, device=x.device)[None], inner // 4)
+        for block in self.blocks:
+            y = block(y, turns)
+        return self.leave(self.norm(y))
+
+
+class Listener(nn.Module):
+    """An encoder and the head of the clip loss: what has an averaged copy."""
+
+    def __init__(self, config: CompactConfig) -> None:
+        super().__init__()
+        self.encoder = CompactEncoder(config)
+        width = config.width
+        self.head = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def clip(self, outputs: list[Tensor]) -> Tensor:
+        """[B, F]: a name for the whole crop."""
+        return self.head(outputs[-1].mean(1))
+
+
+@torch.no_grad()
+def make_targets(target: Listener, patches: Tensor, layers: int) -> tuple[Tensor, Tensor]:
+    """Features [B, S, F], standardised by dimension over the batch, and names [B, F]."""
+    outputs = target.encoder(patches)
+    mean = sum(normalise(x) for x in outputs[-layers:]) / layers
+    flat = mean.flatten(0, 1)
+    return (mean - flat.mean(0)) / (flat.std(0) + 1e-3), target.clip(outputs)
+
+
+def masked_loss(predicted: Tensor, wanted: Tensor, visible: Tensor) -> Tensor:
+    """Mean squared error over the masked frames; 1 is what a constant reaches."""
+    hidden = torch.ones(predicted.shape[:2], device=predicted.device).scatter(1, visible, 0.0)
+    return ((predicted - wanted).square().mean(2) * hidden).sum() / hidden.sum()
+
+
+def clip_loss(names: Tensor, wanted: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of finding the other crop of each sound, and how often it is found.
+
+    Rows k and B/2 + k of both [B, F] belong to one sound. A crop's own target is no candidate.
+    """
+    count = len(names) // 2
+    scores = F.normalize(names, dim=1) @ F.normalize(wanted, dim=1).T / temperature
+    scores = scores.masked_fill(torch.eye(len(names), dtype=torch.bool, device=names.device), -math.inf)
+    right = torch.arange(len(names), device=names.device).roll(count)
+    return F.cross_entropy(scores, right), (scores.argmax(1) == right).float().mean()
+
+
+# --- the loop -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class TeacherState:
+    """All that a resumed run needs, saved as one file. `online`: the listener, and the predictors of both losses."""
+
+    online: nn.ModuleDict
+    target: Listener
+    optimizer: torch.optim.AdamW
+    generator: torch.Generator
+    step: int = 0
+    seconds: float = 0.0
+
+
+def init_state(config: TeacherTrainConfig, device: torch.device | str) -> TeacherState:
+    """Fresh weights and generator of the configured seed."""
+    width = config.model.width
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        online = nn.ModuleDict(
+            {
+                "listener": Listener(config.model),
+                "predictor": Predictor(width, config.predictor_width, config.predictor_depth),
+                "clip": nn.Sequential(nn.GELU(), nn.Linear(width, width)),
+            }
+        )
+        target = Listener(config.model)
+    target.load_state_dict(online["listener"].state_dict())
+    online, target = online.to(device), target.to(device).requires_grad_(False)
+    decayed = [p for p in online.parameters() if p.dim() > 1]
+    plain = [p for p in online.parameters() if p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+    return TeacherState(online, target, optimizer, torch.Generator().manual_seed(config.seed))
+
+
+def save_state(state: TeacherState, config: TeacherTrainConfig, folder: Path) -> None:
+    """All of it as one file."""
+    tensors = {f"online.{k}": v for k, v in state.online.state_dict().items()}
+    tensors |= {f"target.{k}": v for k, v in state.target.state_dict().items()}
+    tensors |= adam_tensors(state.optimizer, state.online, "adam.")
+    tensors["generator"] = state.generator.get_state()
+    write_state(folder, tensors, {"step": state.step, "seconds": state.seconds, "config": asdict(config)})
+
+
+def load_state(config: TeacherTrainConfig, folder: Path, device: torch.device | str) -> TeacherState:
+    """Go on from a saved state.
+
+    Raises:
+        UserError: there is none, or it was made with other options.
+    """
+    meta, tensors = read_state(folder, asdict(config))
+    state = init_state(config, device)
+    state.online.load_state_dict(part(tensors, "online."))
+    state.target.load_state_dict(part(tensors, "target."))
+    restore_adam(state.optimizer, state.online, part(tensors, "adam."))
+    state.generator.set_state(tensors["generator"])
+    state.step, state.seconds = meta["step"], meta["seconds"]
+    return state
+
+
+def train_step(state: TeacherState, wave: Tensor, config: TeacherTrainConfig) -> dict[str, float]:
+    """One optimiser step on [B, T] crops; returns the loss and its terms."""
+    progress = min(1.0, progress_of(state, config))
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate_at(state.step, progress, config)
+    value, terms = total_loss(state, wave, config)
+    state.optimizer.zero_grad(set_to_none=True)
+    value.backward()
+    norm = torch.nn.utils.clip_grad_norm_(state.online.parameters(), 3.0)
+    if torch.isfinite(norm):
+        state.optimizer.step()
+    decay = 1 - (1 - config.ema_decay) * (1 + math.cos(math.pi * progress)) / 2
+    decay = min(decay, (1 + state.step) / (10 + state.step))
+    with torch.no_grad():
+        torch._foreach_lerp_(list(state.target.parameters()), list(state.online["listener"].parameters()), 1 - decay)
+    state.step += 1
+    return {"loss": value.item(), "grad_norm": norm.item(), **{k: v.item() for k, v in terms.items()}}
+
+
+def total_loss(state: TeacherState, wave: Tensor, config: TeacherTrainConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """The training loss of [B, T] crops, and its terms."""
+    listener = state.online["listener"]
+    with torch.no_grad():
+        patches = state.target.encoder.mel.patches(state.target.encoder.mel(wave))
+    frames = patches.shape[1]
+    visible = draw_visible(len(wave), frames, config, state.generator).to(wave.device)
+    wanted, wanted_names = make_targets(state.target, patches, config.target_layers)
+    outputs = listener.encoder(patches, visible)
+    predicted = state.online["predictor"](outputs[-1], visible, frames)
+    masked = masked_loss(predicted, wanted, visible)
+    terms = {"masked": masked}
+    if not config.clip_weight:
+        return masked, terms
+    names = state.online["clip"](listener.clip(outputs))
+    terms["clip"], terms["found"] = clip_loss(names, wanted_names, config.temperature)
+    return masked + config.clip_weight * terms["clip"], terms
+
+
+# --- statistics -----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def fit_mel(encoder: CompactEncoder, waves: list[Tensor]) -> None:
+    """Store mean and deviation of the log-mel bands over these sounds."""
+    device = encoder.mel.mean.device
+    columns = torch.cat([encoder.mel(w[None].to(device))[0] for w in waves]).double()
+    encoder.mel.mean.copy_(columns.mean(0))
+    encoder.mel.std.copy_(columns.std(0).clamp_min(0.1))
+
+
+@torch.no_grad()
+def fit_statistics(encoder: CompactEncoder, waves: list[Tensor]) -> None:
+    """Store mean and deviation of every layer's features, and of the default mixture's, over these sounds."""
+    device = encoder.mel.mean.device
+    depth, chosen = encoder.config.depth, [i - 1 for i in encoder.config.layers]
+    rows: list[list[Tensor]] = [[] for _ in range(depth + 1)]
+    for wave in waves:
+        outputs = [normalise(x)[0] for x in encoder(encoder.mel.patches(encoder.mel(wave[None].to(device))))]
+        rows[0].append(sum(outputs[i] for i in chosen) / len(chosen))
+        for row, x in zip(rows[1:], outputs, strict=True):
+            row.append(x)
+    frames = [torch.cat(row).double() for row in rows]
+    mean, std = torch.stack([x.mean(0) for x in frames]), torch.stack([x.std(0) for x in frames])
+    encoder.statistics.copy_(torch.stack([mean, std.clamp_min(1e-3)]))
+
+
+def some_waves(sounds: Sounds, count: int, samples: int) -> list[Tensor]:
+    """The starts of some sounds, the same ones every time."""
+    chosen = torch.randperm(len(sounds), generator=torch.Generator().manual_seed(0))[:count]
+    return [sounds.wave(i)[:samples] for i in chosen.tolist()]
+
+
+@torch.no_grad()
+def collapse_figures(encode: Callable[[Tensor], Tensor], waves: list[Tensor]) -> dict[str, float]:
+    """Has a space collapsed? Of the frames [1, S, F] that `encode` gives of every [1, T], not yet standardised:
+
+    feature_std: mean over dimensions of the deviation over frames (each frame of our own has unit variance itself).
+    effective_rank: exp of the entropy of the covariance's normalised eigenvalues (Roy & Vetterli 2007), 1 to F.
+    clip_cosine: mean cosine between the time means of two sounds; near 1 all sounds are one.
+    """
+    clips = [encode(w[None])[0].double().cpu() for w in waves]
+    frames = torch.cat(clips)
+    share = torch.linalg.eigvalsh(torch.cov(frames.T)).clamp_min(0)
+    share = share / share.sum().clamp_min(1e-12)
+    means = F.normalize(torch.stack([x.mean(0) for x in clips]), dim=1)
+    cosines = means @ means.T
+    count = max(1, len(clips) * (len(clips) - 1))
+    return {
+        "feature_std": round(frames.std(0).mean().item(), 4),
+        "effective_rank": round(torch.special.entr(share).sum().exp().item(), 2),
+        "clip_cosine": round(((cosines.sum() - cosines.diagonal().sum()) / count).item(), 4),
+    }
+
+
+def _raw(state: TeacherState) -> Callable[[Tensor], Tensor]:
+    encoder = state.target.encoder
+    return lambda wave: encoder.features(wave.to(encoder.mel.mean.device))
+
+
+def refuse_collapsed(figures: dict[str, float], where: Path | str) -> None:
+    """Raises UserError where these figures are those of a collapsed space."""
+    if figures["feature_std"] < COLLAPSED_STD or figures["effective_rank"] < COLLAPSED_RANK:
+        raise UserError(
+            f"{where}: this teacher has collapsed (feature std {figures['feature_std']}, effective rank "
+            f"{figures['effective_rank']}): it says the same of every sound; "
+            "mend: train longer, or on more varied sounds"
+        )
+
+
+@torch.no_grad()
+def validate(state: TeacherState, config: TeacherTrainConfig, waves: list[Tensor]) -> dict[str, float]:
+    """Losses on crops of held-out sounds, under fixed masks, and the collapse figures of the averaged copy."""
+    samples = round(config.crop_sec * config.model.sample_rate_hz)
+    batch = torch.stack([F.pad(w[:samples], (0, max(0, samples - len(w)))) for w in waves])
+    keep = state.generator
+    state.generator = torch.Generator().manual_seed(0)
+    try:
+        _, terms = total_loss(state, torch.cat([batch, 0.5 * batch]).to(state.target.encoder.mel.mean.device), config)
+    finally:
+        state.generator = keep
+    return {**{k: round(v.item(), 4) for k, v in terms.items()}, **collapse_figures(_raw(state), waves)}
+
+
+def train_teacher(
+    source: Path,
+    out: Path,
+    config: TeacherTrainConfig,
+    *,
+    extra: tuple[Path, ...] = (),
+    resume: bool = False,
+    device: torch.device | str = "cpu",
+) -> CompactTeacher:
+    """Train, and leave in `out`: teacher.safetensors (the averaged copy), state.safetensors (to resume), log, config.
+
+    Trains on split "train" of `source` (and of every folder in `extra`), measures on "valid", never reads "test", and
+    reads no label of any. The teacher is written beside every checkpoint.
+
+    Raises:
+        UserError: unusable sounds, an output folder that holds another run, a resume under other options, or a teacher
+            that has collapsed.
+    """
+    refuse_used(out, resume)
+    material = read_material(source, extra, config.model.sample_rate_hz)
+    waves = some_waves(material.training, 384, 4 * config.model.sample_rate_hz)
+    waves += some_waves(material.others, 128, 4 * config.model.sample_rate_hz)
+    state = load_state(config, out, device) if resume else init_state(config, device)
+    if not resume:
+        for encoder in (state.target.encoder, state.online["listener"].encoder):
+            fit_mel(encoder, waves)
+
+    def step() -> dict[str, float]:
+        return train_step(state, draw_views(material, config, state.generator).to(device), config)
+
+    def checkpoint() -> None:
+        fit_statistics(state.target.encoder, waves)
+        save_state(state, config, out)
+        save_teacher(state.target.encoder, out)
+
+    run_loop(
+        state,
+        config,
+        out,
+        title="training the teacher",
+        facts={
+            **material.hours(config.model.sample_rate_hz),
+            "parameters": sum(p.numel() for p in state.target.encoder.parameters()),
+        },
+        step=step,
+        measure=lambda: validate(state, config, material.valid_waves),
+        checkpoint=checkpoint,
+    )
+    refuse_collapsed(collapse_figures(_raw(state), material.valid_waves), out)
+    return CompactTeacher(state.target.encoder, str(out))
