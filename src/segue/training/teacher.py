@@ -33,20 +33,18 @@ from segue.ssl.compact import (
     rotations,
     save_teacher,
 )
-from segue.training.codec import (
-    Material,
+from segue.training.codec_loop import (
     adam_tensors,
     learning_rate_at,
     part,
     progress_of,
-    read_material,
     read_state,
     refuse_used,
     restore_adam,
     run_loop,
     write_state,
 )
-from segue.training.sounds import Sounds
+from segue.training.sounds import Material, Sounds, read_material
 from segue.types import UserError
 
 COLLAPSED_STD, COLLAPSED_RANK = 0.05, 4.0
@@ -193,8 +191,19 @@ def make_targets(target: Listener, patches: Tensor, layers: int) -> tuple[Tensor
     """Features [B, S, F], standardised by dimension over the batch, and names [B, F]."""
     outputs = target.encoder(patches)
     mean = sum(normalise(x) for x in outputs[-layers:]) / layers
-    flat = mean.flatten(0, 1)
-    return (mean - flat.mean(0)) / (flat.std(0) + 1e-3), target.clip(outputs)
+    return whiten(mean), target.clip(outputs)
+
+
+def whiten(x: Tensor, shrink: float = 0.02) -> Tensor:
+    """Decorrelate the dimensions of [B, S, F] over the batch (ZCA), without turning them; then to unit variance.
+
+    `shrink` times the mean eigenvalue is added to each, lest noise be raised to the level of what can be predicted.
+    """
+    flat = x.flatten(0, 1) - x.mean((0, 1))
+    values, axes = torch.linalg.eigh(flat.T @ flat / len(flat))
+    scale = (values.clamp_min(0) + shrink * values.mean()).rsqrt()
+    flat = flat @ (axes * scale) @ axes.T
+    return (flat / flat.std(0)).view_as(x)
 
 
 def masked_loss(predicted: Tensor, wanted: Tensor, visible: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from segue.files import sha256_of, write_text
 from segue.metrics.mel import mel_magnitude
 from segue.ssl.base import Teacher
 from segue.ssl.compact import WEIGHTS, CompactEncoder, CompactTeacher, load_compact, save_teacher
-from segue.training.codec import STATE
+from segue.training.codec_loop import STATE
 from segue.training.sounds import Sounds, list_sounds, read_sounds
 from segue.training.teacher import collapse_figures, fit_mel, fit_statistics, refuse_collapsed, some_waves
 from segue.types import UserError, import_extra
