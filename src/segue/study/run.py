@@ -90,39 +90,38 @@ def run_cells(
     Raises:
         UserError: this study is running already.
     """
-    folders = {cell.key: out / CELLS / cell.folder for cell in prepared.cells}
-    pending = [cell for cell in prepared.cells if not (folders[cell.key] / DONE).exists()]
+    cells_dir = out / CELLS
+    pending = [cell for cell in prepared.cells if not (cells_dir / cell.folder / DONE).exists()]
     total = study.examples * len(prepared.cells)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     running: dict[str, tuple[Cell, subprocess.Popen]] = {}
     failed = 0
 
     def seen() -> int:
-        rest = {cell.key for cell in pending} | set(running)
-        behind = study.examples * sum(cell.key not in rest for cell in prepared.cells)
-        return behind + sum(min(study.examples, _position(folders[key])) for key in running)
+        behind = study.examples * (len(prepared.cells) - len(pending) - len(running))
+        return behind + sum(min(study.examples, _position(cells_dir / folder)) for folder in running)
 
     with locked(out / "study.lock"), Interrupt() as interrupt, Meter(study.name, total, seen(), quiet) as meter:
         while (pending or running) and not interrupt.requested:
             while pending and len(running) < slots:
                 cell = pending.pop(0)
-                _write_cell(folders[cell.key], cell, prepared, study, device)
-                running[cell.key] = cell, _start(worker, folders[cell.key], environment)
+                _write_cell(cells_dir / cell.folder, cell, prepared, study, device)
+                running[cell.folder] = cell, _start(worker, cells_dir / cell.folder, environment)
             time.sleep(0.2)
-            for key, (cell, process) in list(running.items()):
+            for folder, (cell, process) in list(running.items()):
                 if process.poll() is None:
                     continue
-                del running[key]
+                del running[folder]
                 left = f"{len(pending) + len(running)} of {len(prepared.cells)} cells left"
-                if (folders[key] / DONE).exists():
+                if (cells_dir / folder / DONE).exists():
                     meter.say(f"{cell.arm} seed {cell.seed}: done; {left}")
                 else:
                     failed += 1
-                    line = _record_failure(folders[key], process.returncode)
+                    line = _record_failure(cells_dir / folder, process.returncode)
                     meter.say(f"{cell.arm} seed {cell.seed}: failed ({line}); {left}")
             cells_left = len(pending) + len(running)
-            words = ", ".join(f"{c.arm}/{c.seed} {_position(folders[k]) / study.examples:.0%}"
-                              for k, (c, _) in running.items())  # fmt: skip
+            words = ", ".join(f"{c.arm}/{c.seed} {_position(cells_dir / folder) / study.examples:.0%}"
+                              for folder, (c, _) in running.items())  # fmt: skip
             bad = f", {failed} failed" if failed else ""
             meter.update(seen(), f"{len(prepared.cells) - cells_left}/{len(prepared.cells)} cells{bad}; {words}")
         _stop([process for _, process in running.values()])

@@ -1,0 +1,220 @@
+"""Cells: run once, in order, a few at once; killed, they go on; failed, they stop no other; partial, they make tables."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from segue.cli.study import work
+from segue.study.config import cells_of, study_from_json
+from segue.study.evaluate import make_listening
+from segue.study.run import CELLS, DONE, FAILED, planned_cells, prepare, run_cells, status_of
+from segue.study.tables import write_study_report
+from segue.training.log import read_log
+from segue.types import UserError
+
+ORIGIN = {"command": "segue study s.json", "commit": "abc", "machine": "a machine"}
+
+# A worker that writes what a cell leaves, without training: it fails where the arm's name says so.
+FAKE = """
+import json, pathlib, sys, time
+folder = pathlib.Path(sys.argv[-1])
+cell = json.loads((folder / "cell.json").read_text())
+with open(folder.parent / "order", "a") as order:
+    order.write(f"{cell['arm']} {cell['seed']}\\n")
+if cell["arm"] == "bad":
+    sys.exit("ValueError: it went wrong")
+total = cell["config"]["train"]["total_examples"]
+with open(folder / "log.jsonl", "w") as log:
+    for k in range(5):
+        loss = 2.0 - 0.2 * k + 0.01 * cell["seed"] - 0.1 * (cell["arm"] == "good")
+        line = {"event": "validation", "examples_seen": k * total // 4, "loss": loss, "loss_by_t": {"0.5": loss}}
+        log.write(json.dumps(line) + "\\n")
+(folder / "done.json").write_text(json.dumps({"seconds": 10.0, "examples_seen": total, "commit": "abc"}))
+"""
+
+
+@pytest.fixture
+def fake(tmp_path):
+    path = tmp_path / "fake.py"
+    path.write_text(FAKE)
+    return [sys.executable, str(path)]
+
+
+def study_of(description, *arms, **changes):
+    arms = [{"recipe": "static-uniform", "name": name} for name in arms]
+    return study_from_json(description | {"arms": arms, "judge_clips": 0} | changes, "s.json")
+
+
+def test_cells_run_once_seed_by_seed_and_a_failure_stops_no_other(description, fake, tmp_path):
+    study, out = study_of(description, "base", "bad", "good"), tmp_path / "out"
+    prepared = prepare(study, out)
+    assert run_cells(prepared, study, out, fake, slots=1, quiet=True)
+    order = (out / CELLS / "order").read_text().splitlines()
+    assert order == ["base 0", "bad 0", "good 0", "base 1", "bad 1", "good 1"]
+    states = [status_of(out / CELLS / c.folder) for c in prepared.cells]
+    assert [s for s, _ in states] == ["done", "failed", "done"] * 2
+    assert states[1][1] == "ValueError: it went wrong"
+
+    line = write_study_report(study, out, prepared.cells, ORIGIN, tmp_path / "docs.md")
+    assert line == "4 of 6 runs done; PARTIAL"
+    text = (out / "report.md").read_text()
+    assert text == (tmp_path / "docs.md").read_text()
+    for words in ("bad seed 0: failed (ValueError: it went wrong)", "segue study s.json", "abc", "a machine", "0 of 2"):
+        assert words in text, words
+    results = json.loads((out / "results.json").read_text())
+    good = results["measures"]["validation_loss"]["good"]
+    assert good["final_difference"]["value"] == pytest.approx(-0.1) and not good["final_difference"]["includes_null"]
+    # The baseline falls by 0.2 a quarter: 0.1 better means half a quarter earlier.
+    assert good["to_target"]["value"] == pytest.approx(0.875)
+    assert "bad" not in results["measures"]["validation_loss"] and results["wall_clock"]["good"]["value"] == 1.0
+    assert {p.name for p in (out / "pictures").iterdir()} == {
+        "validation_loss-examples.png",
+        "validation_loss-seconds.png",
+    }
+    assert "PARTIAL" in (out / "report.html").read_text()
+
+    assert run_cells(prepared, study, out, fake, slots=2, quiet=True)  # what failed is tried again, and nothing else
+    assert (out / CELLS / "order").read_text().splitlines()[6:] in (["bad 0", "bad 1"], ["bad 1", "bad 0"])
+
+
+def test_changed_settings_make_new_cells_and_leave_the_old(description, fake, tmp_path):
+    out = tmp_path / "out"
+    for examples in (64, 128, 64):
+        study = study_of(description, "base", seeds=[0], examples=examples)
+        prepared = prepare(study, out)
+        assert run_cells(prepared, study, out, fake, quiet=True)
+    assert (out / CELLS / "order").read_text().splitlines() == ["base 0"] * 2
+    assert len(list((out / CELLS).glob("base-*"))) == 2
+    assert [c.key for c in planned_cells(out)] == [c.key for c in prepared.cells]
+
+
+def test_a_study_without_a_finished_baseline_still_makes_tables(description, fake, tmp_path):
+    study, out = study_of(description, "bad", "good"), tmp_path / "out"
+    prepared = prepare(study, out)
+    run_cells(prepared, study, out, fake, quiet=True)
+    assert "2 of 4" in write_study_report(study, out, prepared.cells, ORIGIN)
+    entry = json.loads((out / "results.json").read_text())["measures"]["validation_loss"]["good"]
+    assert "final" in entry and "to_target" not in entry
+
+
+def test_nothing_finished_is_a_report_as_well(description, tmp_path):
+    study = study_of(description, "base")
+    assert write_study_report(study, tmp_path, cells_of(study, "", ""), ORIGIN) == "0 of 2 runs done; PARTIAL"
+    with pytest.raises(UserError, match="no study was run here"):
+        planned_cells(tmp_path)
+
+
+def test_two_studies_in_one_folder_are_refused(description, fake, tmp_path):
+    from segue.study.run import locked
+
+    study = study_of(description, "base", seeds=[0])
+    prepared = prepare(study, tmp_path)
+    with locked(tmp_path / "study.lock"), pytest.raises(UserError, match="running already"):
+        run_cells(prepared, study, tmp_path, fake, quiet=True)
+
+
+def cell_folder(study, out):
+    """A cell as `run_cells` hands it to a worker."""
+    from segue.study.run import _write_cell
+
+    prepared = prepare(study, out)
+    folder = out / CELLS / prepared.cells[0].folder
+    _write_cell(folder, prepared.cells[0], prepared, study, "cpu")
+    return folder
+
+
+def test_a_killed_cell_goes_on_and_equals_an_unbroken_one(description, tmp_path, monkeypatch):
+    """Killed in training, then between two evaluations: the figures are those of a cell that was left alone."""
+    import segue.study.evaluate as evaluate
+    from segue.data.loader import LatentLoader
+
+    study = study_from_json(description | {"seeds": [0], "arms": ["static-uniform"]}, "s.json")
+    whole, broken = (cell_folder(study, tmp_path / name) for name in ("whole", "broken"))
+    assert work(whole) == 0
+
+    next_batch, calls = LatentLoader.next_batch, []
+
+    def killed(loader):
+        calls.append(1)
+        if len(calls) > 6:
+            raise KeyboardInterrupt
+        return next_batch(loader)
+
+    monkeypatch.setattr(LatentLoader, "next_batch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        work(broken)
+    assert status_of(broken) == ("unfinished", "") and len(list((broken / "checkpoints").iterdir())) == 1
+    monkeypatch.setattr(LatentLoader, "next_batch", next_batch)
+
+    append = evaluate._append
+
+    def killed_after_one(path, line):
+        append(path, line)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "_append", killed_after_one)
+    with pytest.raises(KeyboardInterrupt):
+        work(broken)
+    monkeypatch.setattr(evaluate, "_append", append)
+    assert work(broken) == 0
+
+    def figures(folder):
+        return [{k: v for k, v in line.items() if k != "seconds"} for line in read_log(folder / "evaluation.jsonl")]
+
+    assert figures(whole) == figures(broken) and [line["share"] for line in figures(whole)] == [0.5, 1.0]
+    assert [line["examples_seen"] for line in figures(whole)] == [32, 64]
+    for folder in (whole, broken):
+        assert (folder / DONE).exists() and not (folder / FAILED).exists()
+        assert len(list((folder / "checkpoints").iterdir())) == 1  # the others are deleted once evaluated
+    weights = [load_file(next(f.glob("checkpoints/*/model.safetensors"))) for f in (whole, broken)]
+    assert all((weights[0][k] == weights[1][k]).all() for k in weights[0])
+
+
+def test_the_question_to_the_judge_is_asked_once(notes, tmp_path):
+    from segue.data.manifest import load_manifest
+
+    cache, manifest = notes
+    real = make_listening(cache, load_manifest(manifest), 9, tmp_path / "real")
+    assert [p["held_out"] for p in real.prompts] == [False] * 6 + [True] * 3
+    assert real.reference.shape[1] == 64 and set(real.ceilings) == {"real", "codec_round_trip"}
+    again = make_listening(cache, load_manifest(manifest), 9, tmp_path / "real")
+    assert again.key == real.key and (again.reference == real.reference).all()
+    decoded = make_listening(cache, [], 9, tmp_path / "decoded")
+    assert decoded.reference_kind == "decoded latents" and set(decoded.ceilings) == {"codec_round_trip"}
+    assert decoded.key != real.key and make_listening(cache, [], 0, tmp_path / "none") is None
+
+
+def test_replicates_resample_clips_within_kinds_and_pair_between_runs():
+    from segue.metrics.judge import Judge, JudgeOutput
+    from segue.study.evaluate import REPLICATES, measures
+
+    judge, generator = Judge.load(), np.random.default_rng(0)
+    prompts = [{"caption": "", "family": judge.families[0], "pitch": 60, "held_out": k >= 20} for k in range(30)]
+    family = np.array([0] * 20 + [1] * 10)  # right on every trained pair, on no held-out one
+    pitch = np.full(30, judge.pitch_index(60))
+    heard = JudgeOutput(family, family, pitch, None, None, None, generator.normal(size=(30, 64)).astype(np.float32))
+    values, arrays = measures(heard, judge, prompts, generator.normal(size=(80, 64)))
+    assert values["family_accuracy_trained"] == 1 and values["family_accuracy_held_out"] == 0
+    assert values["family_accuracy"] == pytest.approx(2 / 3) and values["pitch_accuracy"] == 1
+    # Within kinds: the mix of trained and held-out pairs never varies.
+    assert (
+        arrays["replicates.family_accuracy"].shape == (REPLICATES,)
+        and np.ptp(arrays["replicates.family_accuracy"]) == 0
+    )
+    again = measures(heard, judge, prompts, generator.normal(size=(80, 64)))[1]
+    assert (again["replicates.family_accuracy"] == arrays["replicates.family_accuracy"]).all()
+    broken = measures(heard, judge, prompts, generator.normal(size=(80, 64)), np.arange(30) >= 10)[0]
+    assert broken["family_accuracy"] == pytest.approx(1 / 3) and broken["frechet_distance"] > 0
+
+
+def test_the_clock_of_a_run_goes_on_over_sessions():
+    from segue.study.runs import clock_of
+
+    log = [{"event": "train", "examples_seen": n, "examples_per_sec": 10.0} for n in (10, 20, 30)]
+    log += [{"event": "train", "examples_seen": n, "examples_per_sec": (n - 30) / ((n - 30) / 20)} for n in (40, 50)]
+    clock = clock_of(log)
+    assert clock[3].tolist() == [30, 3.0] and clock[-1].tolist() == [50, 4.0]
+    assert clock_of([]).tolist() == [[0, 0]]
