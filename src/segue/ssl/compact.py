@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from math import ceil, log2
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from segue.types import UserError
 
 FORMAT = "segue-teacher-1"
 WEIGHTS = "teacher.safetensors"
+SHIPPED = Path(__file__).parent.parent / "weights" / "teacher"
 FLOOR = 1e-7  # power, where a full-scale sine reads about 1: what lies 70 dB below it is silence
 
 
@@ -296,10 +296,9 @@ def shipped_teacher(layer: int | None = None) -> CompactTeacher:
     Raises:
         UserError: this installation holds none, or no such layer.
     """
-    folder = Path(str(files("segue"))) / "weights" / "teacher"
-    if not (folder / WEIGHTS).is_file():
+    if not (SHIPPED / WEIGHTS).is_file():
         raise UserError(
             "--teacher compact: this installation holds no weights for it; mend: install segue-audio anew, or train "
             "one: segue teacher train SOURCE --out DIR"
         )
-    return load_compact(folder, layer, "compact")
+    return load_compact(SHIPPED, layer, "compact")
