@@ -55,3 +55,55 @@ def test_no_noise_level_starves_at_either_end():
 def test_a_regime_outside_its_range_is_an_error(regime):
     with pytest.raises(ValueError, match="regime"):
         stage_law(regime)
+
+
+def test_a_recipe_explains_itself_in_words():
+    from segue.recipes import load_recipe
+    from segue.stage.discrepancy import Discrepancy
+
+    controller = StageController(load_recipe("stage").policy)
+    state = controller.init(10_000)
+    assert controller.due(state, 0).probe and not controller.due(state, 0).structure
+    state, decision = controller.update(state, Observation(0, discrepancy=Discrepancy(1.0, ((0.5, 1.0),))))
+    assert (
+        decision.reason
+        == "semantic stage by discrepancy (r 0.00), guidance 0.50, block term off, next probe at 100 examples"
+    )
+    assert decision.headline == "semantic stage by discrepancy, guidance on, block term off"
+    assert not controller.due(state, 99).probe and controller.due(state, 100).probe
+
+
+def test_a_falling_then_flat_discrepancy_moves_everything_at_once():
+    """The whole controller on an exponential curve: guidance latches to zero, times turn to low noise, JSON all along."""
+    import math
+
+    from segue.recipes import load_recipe
+    from segue.stage.discrepancy import Discrepancy
+
+    controller = StageController(load_recipe("stage-no-structure").policy)
+    state, total = controller.init(100_000), 100_000
+    weights, means = [], []
+    for seen in range(0, total + 1, 100):
+        state = ControllerState.from_json(json.loads(json.dumps(state.to_json())))
+        value = 0.2 + 0.8 * math.exp(-seen / 8_000)
+        probe = Discrepancy(value, ((0.5, value), (0.9, value))) if controller.due(state, seen).probe else None
+        state, decision = controller.update(state, Observation(seen, discrepancy=probe))
+        weights.append(decision.guidance_weight)
+        means.append(decision.timesteps.mean())
+    assert weights == sorted(weights, reverse=True) and weights[0] == 0.5 and weights[-1] == 0.0
+    assert means[0] > 0.55 and means[-1] < 0.45
+    assert "refinement stage" in decision.reason and "guidance off" in decision.reason
+
+
+def test_the_last_probe_stands_at_the_end():
+    from segue.recipes import load_recipe
+
+    controller = StageController(load_recipe("time-ramp").policy)
+    state, total = controller.init(1000), 1000
+    probed = []
+    for seen in range(0, total + 1, 8):
+        if controller.due(state, seen).probe:
+            probed.append(seen)
+        state, decision = controller.update(state, Observation(seen))
+    assert probed[0] == 0 and probed[-1] == total
+    assert decision.regime.regime == 1.0

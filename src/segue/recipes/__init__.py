@@ -65,6 +65,11 @@ def curriculum() -> RunConfig:
     return _policy("curriculum", static_uniform(), timesteps=TimestepsConfig(law="curriculum"))
 
 
+def adaptive_timesteps() -> RunConfig:
+    """Times drawn more often where a step at them lowered the loss more (arXiv 2411.09998, simplified)."""
+    return _policy("adaptive-timesteps", static_uniform(), timesteps=TimestepsConfig(law="learned"))
+
+
 def repa() -> RunConfig:
     """Uniform times, constant alignment with the teacher (REPA, arXiv 2410.06940)."""
     return _policy("repa", static_uniform(), guidance=GuidanceConfig(weight=LAMBDA_0, law="constant"))
@@ -86,7 +91,8 @@ def stage() -> RunConfig:
         regime=RegimeConfig(signal="discrepancy"),
         timesteps=TimestepsConfig(law="stage"),
         guidance=GuidanceConfig(weight=LAMBDA_0, law="decay"),
-        structure=StructureConfig(enabled=True, strength=BLOCK_STRENGTH),
+        # Beyond METHOD's null of rotations: a smooth drift with depth, which any cut divides well, is no grouping.
+        structure=StructureConfig(enabled=True, strength=BLOCK_STRENGTH, max_drift_p=0.05),
     )
 
 
@@ -181,6 +187,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
         min_snr,
         uncertainty,
         curriculum,
+        adaptive_timesteps,
         repa,
         haste,
     )

@@ -19,7 +19,7 @@ from torch import Tensor
 from segue.process.timesteps import LogitNormal, Mixture, Piecewise, TimestepLaw, Truncated
 from segue.types import UserError
 
-LAWS = ("static", "stage", "per-time", "curriculum")
+LAWS = ("static", "stage", "per-time", "curriculum", "learned")
 _FLOORED = ("stage", "per-time")
 # The per-time law leans on differences between times; below this all have next to nothing to gain and it fades to
 # uniform, instead of following the noise of what is left.
@@ -32,13 +32,15 @@ class TimestepsConfig:
 
     Attributes:
         law: `static` (the policy's own law throughout); `stage` (`stage_law` of r_s); `per-time` (`per_time_law` of
-            what each probe time has still to gain); `curriculum` (`curriculum_law`).
+            what each probe time has still to gain); `curriculum` (`curriculum_law`); `learned`
+            (`segue.stage.learned_timesteps`: by what a step gained).
         floor: f, share of the uniform law under `stage` and `per-time`: P(t > 0.8) >= 0.2 f whatever r is.
         mu_0: lean of the stage law at r = 0; -mu_0 at r = 1.
         corrected: weight each example by 1 / density, so that the expected loss is that of uniform times and only its
             variance follows the law. Off by default: moving the emphasis is the intent.
         clusters: of the curriculum, levels of noise that open one after the other.
         open_at: of the curriculum, share of the run at which all are open.
+        learn_every: of the learned law, examples between its updates.
     """
 
     law: str = "static"
@@ -47,6 +49,7 @@ class TimestepsConfig:
     corrected: bool = False
     clusters: int = 10
     open_at: float = 0.5
+    learn_every: int = 1280
 
     def __post_init__(self) -> None:
         if self.law not in LAWS:
@@ -59,6 +62,8 @@ class TimestepsConfig:
             raise UserError(f"timesteps.clusters is {self.clusters}; give at least 1")
         if not 0.0 < self.open_at <= 1.0:
             raise UserError(f"timesteps.open_at is {self.open_at}; give a share above 0, at most 1")
+        if self.learn_every < 1:
+            raise UserError(f"timesteps.learn_every is {self.learn_every}; give a number of examples")
         if self.corrected and not (self.law in _FLOORED and self.floor > 0):
             raise UserError(
                 f"timesteps.corrected needs a law with a uniform floor, or its weights have no bound; "

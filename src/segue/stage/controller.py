@@ -15,7 +15,7 @@ law of times follows the share of the run. With a static policy it never changes
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from segue.process.timesteps import TimestepLaw
 from segue.stage.adaptive_timesteps import choose_law
@@ -29,6 +29,7 @@ from segue.stage.block_structure import (
     update_structure,
 )
 from segue.stage.discrepancy import Discrepancy
+from segue.stage.learned_timesteps import LearnedState, update_learned
 from segue.stage.policy import PROBED, Policy
 from segue.stage.regime import RegimeReading, RegimeState, remaining_by_time, start_regime, update_regime
 from segue.stage.ssl_guidance import guidance_weight
@@ -71,10 +72,12 @@ class Due:
     Attributes:
         probe: the discrepancy, or whatever the signal is read from.
         structure: the block weights.
+        gains: what the coming step gains, for `learn`.
     """
 
     probe: bool
     structure: bool
+    gains: bool
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ class ControllerState:
         regime: history, references and latches of the regime.
         reading: the regime as read last.
         structure: of the block term.
+        learned: of the learned law of times.
         probe_print: numbers that tell the probe's targets apart; a resumed run must have the same.
     """
 
@@ -124,6 +128,7 @@ class ControllerState:
     regime: RegimeState
     reading: RegimeReading
     structure: StructureState
+    learned: LearnedState = field(default_factory=LearnedState)
     examples_seen: int = 0
     next_probe: int = 0
     probe_print: tuple[float, ...] = ()
@@ -138,6 +143,7 @@ class ControllerState:
             "regime": self.regime.to_json(),
             "reading": asdict(self.reading),
             "structure": self.structure.to_json(),
+            "learned": self.learned.to_json(),
         }
 
     @classmethod
@@ -152,6 +158,7 @@ class ControllerState:
                 "regime": RegimeState.from_json(data["regime"]),
                 "reading": RegimeReading(**data["reading"]),
                 "structure": StructureState.from_json(data["structure"]),
+                "learned": LearnedState.from_json(data["learned"]),
                 "probe_print": tuple(data["probe_print"]),
             }
             return cls(**data | parts)
@@ -184,7 +191,15 @@ class StageController:
         probing = self.policy.probes or self.policy.reads_regime
         structure = self.policy.structure
         checking = structure.enabled and check_due(structure, state.structure, examples_seen, state.total_examples)
-        return Due(probing and examples_seen >= state.next_probe, checking)
+        learning = self.policy.timesteps.law == "learned"
+        gains = learning and examples_seen >= state.learned.last + self.policy.timesteps.learn_every
+        return Due(probing and examples_seen >= state.next_probe, checking, gains)
+
+    def learn(self, state: ControllerState, gains: list[tuple[float, float]], examples_seen: int) -> ControllerState:
+        """The state after (time, gain) of each example of a batch, where `due` asked for them."""
+        if not gains:
+            return state
+        return replace(state, learned=update_learned(state.learned, *zip(*gains), examples_seen))
 
     def update(self, state: ControllerState, observation: Observation) -> tuple[ControllerState, Decision]:
         """The next state and what to do until the next update."""
@@ -230,8 +245,9 @@ class StageController:
         remaining = ()
         if policy.timesteps.law == "per-time":
             remaining = remaining_by_time(policy.regime, state.regime, policy.probe.times)
+        static = state.learned.law if policy.timesteps.law == "learned" else policy.law
         law = choose_law(
-            policy.timesteps, policy.law, regime_slow=reading.regime_slow, remaining_by_time=remaining, share=share
+            policy.timesteps, static, regime_slow=reading.regime_slow, remaining_by_time=remaining, share=share
         )
         weight = guidance_weight(policy.guidance, reading.regime_monotone, share)
         strength = structure_strength(policy.structure, state.structure, state.examples_seen, state.total_examples)

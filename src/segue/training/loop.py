@@ -28,6 +28,7 @@ from segue.training.build import build_model, make_accelerator, model_card, peak
 from segue.training.checkpoint import RunState, latest_checkpoint, load_checkpoint, save_checkpoint
 from segue.training.config import RunConfig
 from segue.training.ears import make_ears
+from segue.training.gains import measured_gains
 from segue.training.instruments import Instruments
 from segue.training.interrupt import Interrupt
 from segue.training.log import RunLog
@@ -178,8 +179,12 @@ def train(
                     f"{run_dir}: the loss or its gradient is not finite at {seen:,} examples; resume from the last "
                     f"checkpoint with a lower optim.learning_rate (it is {optim.learning_rate:g}) or in fp32"
                 )
-            with block_step(config.policy.structure, decision, plain, steps):
+            with (
+                block_step(config.policy.structure, decision, plain, steps),
+                measured_gains(due.gains, plain, example, accelerator) as gains,
+            ):
                 optimizer.step()
+            state = controller.learn(state, gains, seen)
             optimizer.zero_grad(set_to_none=True)
             terms.step(rate, decision)
             seen, steps = seen + batch_size, steps + 1
