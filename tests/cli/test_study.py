@@ -74,6 +74,11 @@ def test_killed_and_called_again_it_goes_on_and_then_takes_seconds(segue, file, 
         (("study", "{tmp}/none.json", "--out", "{tmp}/o"), "no such study file"),
         (("study", "{file}", "--out", "{tmp}/o", "--report-only"), "no study was run here"),
         (("study", "{file}", "--out", "{tmp}/o", "--slots", "0"), "--slots 0"),
+        (
+            ("study", "{file}", "--out", "{tmp}/o", "--report-only", "--baseline", "stage"),
+            "names an arm: static-uniform",
+        ),
+        (("study", "{file}", "--out", "{tmp}/o", "--baseline", "static-uniform"), "goes with --report-only"),
     ],
     ids=str,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -40,11 +41,19 @@ def study(
         bool, typer.Option("--report-only", help="Train nothing: remake tables and pictures from finished runs.")
     ] = False,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables there, too, ready for the docs.")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="With --report-only: compare with this arm instead, in OUT/against-NAME.")
+    ] = None,
 ) -> int:
     """Run every arm with every seed, evaluate each at fixed moments, and make tables. The same command goes on."""
     if slots < 1 or threads < 1:
         raise UserError(f"--slots {slots}, --threads {threads}: give at least 1")
     plan = read_study(file)
+    if baseline is not None:
+        names = [arm.name for arm in plan.arms]
+        if not report_only or baseline not in names:
+            raise UserError(f"--baseline goes with --report-only and names an arm: {', '.join(names)}")
+        plan = replace(plan, baseline=baseline)
     finished = True
     if report_only:
         cells = [c for c in planned_cells(out) if c.arm in {a.name for a in plan.arms} and c.seed in plan.seeds]
@@ -55,8 +64,9 @@ def study(
         worker = [sys.executable, "-m", "segue.cli.study"]
         finished = run_cells(prepared, plan, out, worker, slots=slots, threads=threads, device=device)
     origin = {"command": command(), "commit": commit(), "machine": machine()}
-    summary = write_study_report(plan, out, cells, origin, markdown)
-    print(f"{out}/report.html   {out}/report.md   {out}/results.json   ({summary})")
+    place = out if baseline is None else out / f"against-{baseline}"
+    summary = write_study_report(plan, out, cells, origin, markdown, place)
+    print(f"{place}/report.html   {place}/report.md   {place}/results.json   ({summary})")
     if not finished:
         print("stopped and saved; the same command goes on", file=sys.stderr)
         return 130

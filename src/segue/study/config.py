@@ -44,7 +44,7 @@ class DataSource:
         manifest: with `cache`: the data set it was encoded from; Frechet distances are then taken to real clips rather
             than to decoded latents.
         codec: with `demo_clips`: the codec; "" = the shipped one.
-        teacher: with `demo_clips`: a teacher whose features are cached; "" = none.
+        teacher: with `demo_clips`: the teacher whose features are cached; "" = the shipped one, "none" = none.
     """
 
     demo_clips: int = 0

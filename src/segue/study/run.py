@@ -22,8 +22,9 @@ from segue.data.encoding import build_cache
 from segue.data.manifest import Clip, load_manifest
 from segue.files import sha256_of, write_text
 from segue.ssl import load_teacher
-from segue.study.config import Cell, DataSource, Study, cells_of
+from segue.study.config import Cell, DataSource, Study, cells_of, run_config
 from segue.study.evaluate import Listening, make_listening
+from segue.training.checks import check_before_training
 from segue.training.interrupt import Interrupt
 from segue.training.log import read_log
 from segue.training.progress import Meter
@@ -46,9 +47,14 @@ def prepare(study: Study, out: Path) -> Prepared:
     """Render and encode, or open, the data; choose prompts; write OUT/plan.json, which names every cell.
 
     Raises:
-        UserError: the data cannot be had.
+        UserError: the data cannot be had, or an arm cannot train on them.
     """
     cache, clips = _data(study.data, out)
+    for arm in study.arms:
+        try:
+            check_before_training(run_config(study, arm, study.seeds[0]), cache)
+        except UserError as error:
+            raise UserError(f"arm {arm.name}: {error}") from error
     listening = make_listening(cache, clips, study.evaluation.judge_clips, out / "listening")
     cells = cells_of(study, sha256_of([cache.path / "meta.json"]), listening.key if listening else "")
     plan = {"study": asdict(study), "cache": str(cache.path.resolve()), "cells": [asdict(cell) for cell in cells]}
@@ -173,7 +179,7 @@ def _data(source: DataSource, out: Path) -> tuple[LatentCache, list[Clip]]:
         return LatentCache.open(Path(source.cache)), clips
     clips = load_manifest(render_demo_set(out / "data", clips=source.demo_clips, seed=0))
     codec = load_codec(source.codec or default_codec())
-    teacher = load_teacher(source.teacher) if source.teacher else None
+    teacher = None if source.teacher == "none" else load_teacher(source.teacher or "compact")
     text = load_conditioner("minilm")
     return build_cache(clips, codec, text, teacher, out=out / "cache", seconds=DEMO_SECONDS), clips
 

@@ -33,7 +33,12 @@ COLOURLESS = {"real": "real clips", "codec_round_trip": "codec round trip"}
 
 
 def write_study_report(
-    study: Study, out: Path, cells: Sequence[Cell], origin: Mapping[str, str], markdown: Path | None = None
+    study: Study,
+    out: Path,
+    cells: Sequence[Cell],
+    origin: Mapping[str, str],
+    markdown: Path | None = None,
+    place: Path | None = None,
 ) -> str:
     """Write results.json, report.md, report.html and pictures/ from what is finished; return one line of status.
 
@@ -41,7 +46,9 @@ def write_study_report(
         cells: those that belong to the study; the others in the folder are left alone.
         origin: "command", "commit" (of this report) and "machine".
         markdown: a second place for the tables.
+        place: folder for what is written; the study's own by default.
     """
+    place = place or out
     statuses = {(c.arm, c.seed): status_of(out / CELLS / c.folder) for c in cells}
     runs = read_cells(out, cells)
     results = results_of(study, runs)
@@ -49,17 +56,17 @@ def write_study_report(
     listening = out / "listening" / "listening.json"
     heard = json.loads(listening.read_text()) if listening.exists() else {}
     results |= {"ceilings": heard.get("ceilings", {}), "frechet_reference": heard.get("reference_kind")}
-    write_text(out / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False))
+    write_text(place / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False))
     tables = tables_of(study, results)
     notes = _notes(study, results)
-    pictures = _pictures(study, runs, out / "pictures")
+    pictures = _pictures(study, runs, place / "pictures")
     text = _markdown(study, results, tables, notes)
-    write_text(out / "report.md", text)
+    write_text(place / "report.md", text)
     if markdown is not None:
         write_text(markdown, text)
     chips = [(k, str(v)) for k, v in results["origin"].items() if k != "command"]
     write_comparison_page(
-        out / "report.html", study.name, results["status"]["line"], chips, tables, pictures, notes,
+        place / "report.html", study.name, results["status"]["line"], chips, tables, pictures, notes,
         command=str(origin.get("command", "")),
     )  # fmt: skip
     return results["status"]["line"]
@@ -265,7 +272,8 @@ def _number(value: float | str | None, measure: str, signed: bool = False) -> st
     percent = measure in MEASURES and MEASURES[measure][2]
     if percent:
         return f"{100 * value:+.1f}" if signed else f"{100 * value:.1f}"
-    digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 2
+    significant = 4 if measure.startswith("validation_loss") and not signed else 3
+    digits = max(0, significant - 1 - math.floor(math.log10(abs(value)))) if value else 2
     text = f"{value:.{min(digits, 4)}f}"
     return f"+{text}" if signed and value > 0 else text
 
