@@ -6,6 +6,7 @@ Public names, imported when they are first used:
     DiT, DiTConfig, preset                 the backbone and its sizes
     StageController, Policy, Observation, Decision
     load_codec, load_conditioner           waveform <-> latent; captions -> embeddings
+    load_teacher                           waveform -> frozen self-supervised features
     load_manifest, build_cache, LatentCache, LatentLoader
     RunConfig, load_recipe, train          a run and its loop
     attach                                 tap and signatures of anybody's stack of blocks
@@ -33,6 +34,7 @@ _HOMES = {
     "Policy": "segue.stage.policy",
     "load_codec": "segue.codecs",
     "load_conditioner": "segue.conditioners",
+    "load_teacher": "segue.ssl",
     "load_manifest": "segue.data.manifest",
     "build_cache": "segue.data.encoding",
     "LatentCache": "segue.data.cache",

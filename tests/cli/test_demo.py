@@ -20,7 +20,7 @@ def made(tmp_path_factory):
 def test_the_summary_holds_what_the_page_shows(made):
     out, _ = made
     summary = json.loads((out / "summary.json").read_text())
-    assert set(summary["arms"]) == {"static-uniform", "static-semantic"}
+    assert set(summary["arms"]) == {"static-uniform", "stage"}
     for arm in summary["arms"].values():
         for key in ("family_accuracy", "pitch_accuracy"):
             assert 0 <= arm[key] <= 1 and 0 <= arm[f"{key}_chance"] <= 1 and len(arm[f"{key}_interval"]) == 2

@@ -43,7 +43,7 @@ def test_the_six_lines(recordings, tmp_path, monkeypatch):
         "from segue.training.config import override\n"
         "config = override(config, ['model.preset=dit-tiny', 'train.total_examples=16', 'train.batch_size=8'])\n"
     )
-    marker = 'config = segue.load_recipe("static-semantic")\n'
+    marker = 'config = segue.load_recipe("stage")\n'
     assert marker in code
     scope: dict = {}
     exec(code.replace(marker, marker + short), scope)

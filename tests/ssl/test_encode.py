@@ -75,6 +75,6 @@ def test_another_layer_is_refused(sounds, teacher_folder, tmp_path, capsys):
 
 
 def test_a_layer_without_a_teacher_is_refused(sounds, tmp_path, capsys):
-    assert encode(sounds, "--out", tmp_path / "cache", "--teacher-layer", 3) == 2
+    assert encode(sounds, "--out", tmp_path / "cache", "--teacher", "none", "--teacher-layer", 3) == 2
     assert "--teacher-layer needs a --teacher" in capsys.readouterr().err
     assert not (tmp_path / "cache").exists()

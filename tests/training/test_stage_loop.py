@@ -140,3 +140,21 @@ def test_a_policy_that_cannot_work_is_refused(taught, recipe, tmp_path, name, ch
 def test_a_recipe_that_follows_a_teacher_needs_one_in_the_cache(cache, recipe, tmp_path):
     with pytest.raises(UserError, match="--teacher compact"):
         run(recipe("stage"), cache, tmp_path)
+
+
+def test_a_small_sets_probe_is_filled_up_from_its_training_clips(taught):
+    from segue.training.probe import probe_rows
+
+    class Few:
+        path = "few"
+
+        def __init__(self, valid, train):
+            self.split = {"valid": list(range(valid)), "train": list(range(valid, valid + train))}
+
+        def rows(self, split):
+            return self.split[split]
+
+    assert probe_rows(Few(3, 9), 64) == list(range(8))
+    assert probe_rows(Few(40, 9), 10) == list(range(0, 40, 4))
+    with pytest.raises(UserError, match="7 clips, a probe needs 8"):
+        probe_rows(Few(3, 4), 64)

@@ -37,9 +37,10 @@ from segue.models.presets import parameters_of
 from segue.pipeline import Pipeline, Sampling
 from segue.recipes import DEFAULT_RECIPE, load_recipe
 from segue.report import ArmPage, PromptClip, write_demo_report, write_summary
+from segue.ssl import load_teacher
 from segue.stage.controller import StageController
 from segue.training.build import dit_config
-from segue.training.config import RunConfig
+from segue.training.config import RunConfig, override
 from segue.training.log import read_log
 from segue.training.loop import TrainResult
 from segue.training.rate import measure_rate
@@ -48,6 +49,8 @@ from segue.types import UserError
 BASELINE = "static-uniform"
 SECONDS = 2.048
 REPORT_SEC = 100.0  # decoding, judging and drawing; the generation itself is counted in examples
+# A model as small as its codec cannot afford to decode every probe: it is heard in latents, on fewer clips.
+DEMO_PROBE = ("probe.space=latent", "probe.clips=16", "probe.spacing=1.08")
 # What the page plays: kind -> how many prompts of trained and of held-out pairs. Twelve in all.
 LISTENING = {"note": (4, 3), "drum": (1, 0), "chord": (1, 1), "sequence": (1, 1)}
 
@@ -86,9 +89,10 @@ def demo(
     manifest = render_demo_set(out / "data", clips=clips, seed=0)
     everything = load_manifest(manifest)
 
-    say("2/6 encoding latents and captions")
+    say("2/6 encoding latents, captions and the teacher's features")
     voice = load_codec(codec or default_codec())
-    cache = build_cache(everything, voice, load_conditioner("minilm"), out=out / "cache", seconds=SECONDS)
+    ears = load_teacher("compact")
+    cache = build_cache(everything, voice, load_conditioner("minilm"), ears, out=out / "cache", seconds=SECONDS)
 
     say("3/6 fitting the budget to this machine")
     plan = _plan(out, cache, voice, minutes - (time.monotonic() - started) / 60, minutes, clips, seed, judged, fresh)
@@ -97,7 +101,7 @@ def demo(
     results: dict[str, TrainResult] = {}
     for number, name in enumerate((BASELINE, DEFAULT_RECIPE), start=4):
         say(f"{number}/6 training {name}: {plan.examples:,} examples")
-        results[name] = _train_arm(replace(load_recipe(name), train=total), out, cache.path)
+        results[name] = _train_arm(replace(override(load_recipe(name), DEMO_PROBE), train=total), out, cache.path)
         if not results[name].finished:
             say(f"stopped and saved; the same command goes on: {command()}")
             return 130

@@ -27,8 +27,12 @@ def encode(
     seconds: Annotated[float, typer.Option(help="Length of a row; longer files are cut, shorter ones padded.")] = 2.048,
     text: Annotated[str, typer.Option(help="A text encoder's name or local path.")] = "minilm",
     teacher: Annotated[
-        str | None, typer.Option(help="Cache this teacher's features too: a hub name (WavLM, MERT...) or local folder.")
-    ] = None,
+        str,
+        typer.Option(
+            help="Whose features are cached beside the latents: compact (shipped), a trained one's folder, a hub name "
+            "(WavLM, MERT...), or none: recipes such as static-uniform need none."
+        ),
+    ] = "compact",
     teacher_layer: Annotated[int | None, typer.Option(help="Which hidden layer; default: the middle one.")] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that comes with the teacher; MERT needs it.")
@@ -43,11 +47,11 @@ def encode(
     device: Annotated[str, typer.Option(help="Where codec and teacher run: cpu, cuda or mps.")] = "cpu",
 ) -> None:
     """Encode latents, captions and a teacher's features once, into OUT: what `segue train` reads."""
-    if teacher is None and teacher_layer is not None:
+    if teacher == "none" and teacher_layer is not None:
         raise UserError("--teacher-layer needs a --teacher")
     clips = load_manifest(source, captions)
     voice = load_codec(codec or default_codec(), sample_rate_hz)
-    ears = None if teacher is None else load_teacher(teacher, teacher_layer, trust_remote_code).to(device)
+    ears = None if teacher == "none" else load_teacher(teacher, teacher_layer, trust_remote_code).to(device)
     _describe(voice, ears)
     cache = build_cache(
         clips,

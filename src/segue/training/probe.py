@@ -51,16 +51,10 @@ class Probe:
     ) -> None:
         """
         Raises:
-            UserError: fewer held-out clips than a probe needs.
+            UserError: fewer clips than a probe needs.
         """
-        valid = cache.rows("valid")
-        if len(valid) < SMALLEST_PROBE:
-            raise UserError(
-                f"{cache.path}: {len(valid)} clips have split 'valid', a probe needs {SMALLEST_PROBE}; mark more, "
-                "or take a recipe that reads no discrepancy, such as time-ramp"
-            )
-        count = min(config.clips, len(valid))
-        rows = [valid[i * len(valid) // count] for i in range(count)]
+        rows = probe_rows(cache, config.clips)
+        count = len(rows)
         self.config, self._ears, self._device = config, ears, device
         self.clips, self._mine = count, list(range(rank, count, world))
         latents, mask = cache.latents(rows)
@@ -108,6 +102,24 @@ class Probe:
             heard.append(self._ears(clean).clone())
         frames = self._real.shape[1]
         return standardise(torch.cat(heard)[:, :frames].float(), self._mean, self._std)
+
+
+def probe_rows(cache: LatentCache, clips: int) -> list[int]:
+    """Rows of the probe: of split "valid", evenly spaced; a small set's probe is filled up from its training clips.
+
+    Raises:
+        UserError: fewer clips in all than a probe needs.
+    """
+    valid, train = cache.rows("valid"), cache.rows("train")
+    if len(valid) < SMALLEST_PROBE:
+        valid = valid + train[: SMALLEST_PROBE - len(valid)]
+    if len(valid) < SMALLEST_PROBE:
+        raise UserError(
+            f"{cache.path}: {len(valid)} clips, a probe needs {SMALLEST_PROBE}; add sounds, or take a recipe that reads no "
+            "discrepancy, such as time-ramp"
+        )
+    count = min(clips, len(valid))
+    return [valid[i * len(valid) // count] for i in range(count)]
 
 
 def _print_of(heard: Tensor) -> tuple[float, ...]:
