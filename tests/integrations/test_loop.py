@@ -220,6 +220,8 @@ def test_a_corrected_law_is_weighed_back():
     "wrong, words",
     [
         ({"teacher": FEATURES}, "nothing measures"),
+        ({"policy": Policy(timesteps=TimestepsConfig("per-time"))}, "nothing measures"),
+        ({"policy": Policy(timesteps=TimestepsConfig("learned"))}, "own loop only"),
         ({"probe": lambda: 0.5}, "needs teacher"),
         ({"policy": RAMP}, "needs teacher"),
         ({"policy": STATIC, "world": 2}, "reduce="),
@@ -230,6 +232,16 @@ def test_a_corrected_law_is_weighed_back():
 def test_what_is_missing_is_one_clear_line(wrong, words):
     with pytest.raises(UserError, match=words):
         Stage(TOTAL, tiny_dit().blocks, **wrong)
+
+
+def test_the_law_by_time_needs_the_probes_own_times():
+    policy = Policy(timesteps=TimestepsConfig("per-time"))
+    stage = Stage(TOTAL, tiny_dit().blocks, policy=policy, probe=lambda: 0.5, log=quiet)
+    with pytest.raises(UserError, match=r"policy\.probe\.times"):
+        stage.timesteps(4)
+    model = tiny_dit()
+    fits = Stage(TOTAL, model.blocks, policy=policy, probe=probe_of(model), log=quiet)
+    assert fits.timesteps(4).shape == (4,)
 
 
 def test_the_state_of_another_run_is_refused():

@@ -163,11 +163,14 @@ class Stage:
             UserError: the policy needs a probe or a teacher that is not there, or a tap outside the stack.
         """
         self._policy = policy or stage_policy()
-        if self._policy.reads_regime and self._policy.regime.signal != "time" and probe is None:
+        signal = self._policy.regime.signal
+        if probe is None and (self._policy.probes or signal in ("validation", "gradient-cosine")):
             raise UserError(
-                f"Stage: regime.signal is '{self._policy.regime.signal}', which nothing measures; "
+                f"Stage: nothing measures the probe (regime.signal '{signal}'); "
                 "give probe=, or a policy with regime.signal 'time' or 'constant'"
             )
+        if self._policy.timesteps.law == "learned":
+            raise UserError("Stage: timesteps.law 'learned' looks into the step and runs in segue's own loop only")
         guidance = self._policy.guidance
         if guidance.space == "output":
             raise UserError(
@@ -317,6 +320,8 @@ class Stage:
             found = self._probe()
         if not isinstance(found, Discrepancy):
             found = Discrepancy(float(found), ())
+        if self._policy.timesteps.law == "per-time" and tuple(t for t, _ in found.by_time) != self._policy.probe.times:
+            raise UserError("Stage: timesteps.law 'per-time' needs a Probe with times=policy.probe.times")
         if self._reduce is None:
             return found
         numbers = torch.tensor([found.value, *(d for _, d in found.by_time)], dtype=torch.float64, device=device)
