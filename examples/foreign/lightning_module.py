@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from segue.integrations.lightning import Probe, SegueCallback, Stage
 
-TOTAL, BATCH, WIDTH = int(sys.argv[1]) if len(sys.argv) > 1 else 6_400, 32, 48
+TOTAL, BATCH, WIDTH = int(sys.argv[1]) if len(sys.argv) > 1 else 4_800, 32, 48
 
 
 class Flow(pl.LightningModule):

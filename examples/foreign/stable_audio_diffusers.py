@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from segue.integrations.loop import Probe, Stage
 
-TOTAL, BATCH = int(sys.argv[1]) if len(sys.argv) > 1 else 6_400, 32
+TOTAL, BATCH = int(sys.argv[1]) if len(sys.argv) > 1 else 4_800, 32
 
 torch.manual_seed(0)
 data, classes = clips(2048, seed=1)
