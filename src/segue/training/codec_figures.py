@@ -145,7 +145,8 @@ def judge_round_trip(codec: Codec, source: Path, *, clips: int = 300) -> dict:
     """
     judge = Judge.load()
     wanted = ("family", "instrument", "pitch")
-    notes = [c for c in load_manifest(source) if c.split == "test" and all(c.fields.get(k) is not None for k in wanted)]
+    notes = [c for c in load_manifest(source) if c.split == "test" and c.fields.get("kind") == "note"]
+    notes = [c for c in notes if all(c.fields.get(k) is not None for k in wanted)]
     if not notes:
         raise UserError(f"{source}: no test notes with {', '.join(wanted)} in its manifest; mend: name a demo set")
     notes = notes[:: max(1, len(notes) // clips)][:clips]
