@@ -115,7 +115,7 @@ def probe_rows(cache: LatentCache, clips: int) -> list[int]:
         valid = valid + train[: SMALLEST_PROBE - len(valid)]
     if len(valid) < SMALLEST_PROBE:
         raise UserError(
-            f"{cache.path}: {len(valid)} clips, a probe needs {SMALLEST_PROBE}; add sounds, or take a recipe that reads no "
+            f"{cache.path}: {len(valid)} clips, a probe needs {SMALLEST_PROBE}; add sounds, or take a recipe without "
             "discrepancy, such as time-ramp"
         )
     count = min(clips, len(valid))
