@@ -250,7 +250,7 @@ def clip_loss(names: Tensor, wanted: Tensor, temperature: float) -> tuple[Tensor
 
 
 def pitch_loss(readings: Tensor, semitones: Tensor, width: float) -> Tensor:
-    """Huber distance of the difference of readings [B] within each pair from that of the speeds, in units of `width`."""
+    """Huber distance of what readings [B] of two crops differ by from what their speeds do, in units of `width`."""
     difference, wanted = (x[: len(x) // 2] - x[len(x) // 2 :] for x in (readings, semitones / width))
     return F.huber_loss(difference, wanted, delta=0.25)
 
