@@ -30,7 +30,7 @@ def make_app() -> typer.Typer:
         "data": ("Look at a data set, or render the demo set.", {"check": data.check, "render-demo": data.render_demo}),
         "codec": (
             "Train the codec on your own sounds.",
-            {"train": codec.train, "measure": codec.measure, "ship": codec.ship},
+            {"train": codec.train, "refine": codec.refine, "measure": codec.measure, "ship": codec.ship},
         ),
         "teacher": (
             "Train the self-supervised teacher on your own sounds.",

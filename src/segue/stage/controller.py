@@ -31,7 +31,7 @@ from segue.stage.block_structure import (
 from segue.stage.discrepancy import Discrepancy
 from segue.stage.learned_timesteps import LearnedState, update_learned
 from segue.stage.policy import PROBED, Policy
-from segue.stage.regime import RegimeReading, RegimeState, remaining_by_time, start_regime, update_regime
+from segue.stage.regime import RegimeReading, RegimeState, remaining_by_time, stage_name, start_regime, update_regime
 from segue.stage.ssl_guidance import guidance_weight
 from segue.types import UserError
 
@@ -251,7 +251,7 @@ class StageController:
         )
         weight = guidance_weight(policy.guidance, reading.regime_monotone, share)
         strength = structure_strength(policy.structure, state.structure, state.examples_seen, state.total_examples)
-        probing = policy.probes or policy.reads_regime
+        probing = (policy.probes or policy.reads_regime) and state.next_probe <= state.total_examples
         decision = Decision(
             law,
             weight,
@@ -271,8 +271,7 @@ def in_words(policy: Policy, decision: Decision) -> tuple[str, str]:
     reading, brief, whole = decision.regime, [], []
     if policy.reads_regime:
         r = reading.regime_slow
-        stage = "semantic stage" if r < 0.33 else "transition" if r < 0.67 else "refinement stage"
-        stage += f" by {reading.signal}"
+        stage = f"{stage_name(r)} by {reading.signal}"
         brief.append(stage)
         whole.append(f"{stage} (r {r:.2f})")
     else:

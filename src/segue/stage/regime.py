@@ -237,7 +237,7 @@ def update_regime(
             average = state.r + (target - state.r) * (1 - 0.5 ** (doublings / config.smoothing))
             r = _approach(state.r, average, config.max_move * doublings)
         r_s = max(r, state.r_s - config.max_fall * doublings)
-        stage = "" if words.startswith(("holding", "no gain by")) else f"{_stage(r)}: "
+        stage = "" if words.startswith(("holding", "no gain by")) else f"{stage_name(r)}: "
         reason = f"{stage}{words} (r {r:.2f})"
     if config.guard and (forced := min(1.0, max(0.0, (share - 0.5) / 0.3))) > r:
         r, r_s, reason = forced, max(r_s, forced), f"forced by the budget guard (r {forced:.2f})"
@@ -380,5 +380,6 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _stage(r: float) -> str:
-    return "semantic stage" if r < 0.5 else "refinement stage"
+def stage_name(r: float) -> str:
+    """The stage that a regime is called by, in lines for people."""
+    return "semantic stage" if r < 1 / 3 else "transition" if r < 2 / 3 else "refinement stage"

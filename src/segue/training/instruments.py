@@ -136,6 +136,7 @@ class Instruments:
                 line[name] = _number(getattr(seen, name))
         if check is not None:
             line["similarity"] = seen.structure.similarity
+            line["structure_reason"] = check.reason
             line["blocks"] = {n: getattr(check, n) for n in ("ari", "moved", "contrast", "z", "p", "drift_p")}
         return line
 
