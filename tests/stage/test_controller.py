@@ -67,10 +67,10 @@ def test_a_recipe_explains_itself_in_words():
     state, decision = controller.update(state, Observation(0, discrepancy=Discrepancy(1.0, ((0.5, 1.0),))))
     assert (
         decision.reason
-        == "semantic stage by discrepancy (r 0.00), guidance 0.50, block term off, next probe at 100 examples"
+        == "semantic stage by discrepancy (r 0.00), guidance 0.50, block term off, next probe at 200 examples"
     )
     assert decision.headline == "semantic stage by discrepancy, guidance on, block term off"
-    assert not controller.due(state, 99).probe and controller.due(state, 100).probe
+    assert not controller.due(state, 199).probe and controller.due(state, 200).probe
 
 
 def test_a_falling_then_flat_discrepancy_moves_everything_at_once():

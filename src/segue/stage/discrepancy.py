@@ -41,7 +41,7 @@ class ProbeConfig:
     clips: int = 64
     times: tuple[float, ...] = (0.5, 0.7, 0.85, 0.95)
     spacing: float = 1.06
-    first: float = 0.01
+    first: float = 0.02
     space: str = "waveform"
 
     def __post_init__(self) -> None:
