@@ -202,3 +202,14 @@ def test_the_shipped_codec_loads_or_says_how_to_train_one():
         spectra = [torch.stft(x, 512, 128, window=window, return_complex=True).abs() for x in (note, estimate)]
         shapes = torch.stack([(spectrum + 1e-3).log().flatten() for spectrum in spectra])
         assert torch.corrcoef(shapes)[0, 1] > 0.9, f"a plain decaying note at {hz} Hz must come back recognisably"
+
+
+def test_a_gradient_passes_to_latents_that_ask_for_one():
+    from segue.codecs.autoencoder import Autoencoder, AutoencoderCodec, AutoencoderConfig
+
+    codec = AutoencoderCodec(Autoencoder(AutoencoderConfig(encoder_width=16, decoder_width=16, channels=4)))
+    latents = torch.randn(1, 4, 6, generator=torch.Generator().manual_seed(0))
+    assert not codec.decode(latents, 3000).requires_grad
+    latents.requires_grad_(True)
+    codec.decode(latents, 3000).square().mean().backward()
+    assert bool(torch.isfinite(latents.grad).all()) and float(latents.grad.abs().sum()) > 0

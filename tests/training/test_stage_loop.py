@@ -158,3 +158,13 @@ def test_a_small_sets_probe_is_filled_up_from_its_training_clips(taught):
     assert probe_rows(Few(40, 9), 10) == list(range(0, 40, 4))
     with pytest.raises(UserError, match="7 clips, a probe needs 8"):
         probe_rows(Few(3, 4), 64)
+
+
+def test_guidance_in_output_space_reaches_the_model_through_the_ears(taught, recipe, tmp_path):
+    """Without a tap and without a projector."""
+    changes = ("guidance.space=output", "train.total_examples=640", "optim.learning_rate=3e-3")
+    _, guided = run(recipe("repa", *changes), taught, tmp_path / "guided")
+    _, plain = run(recipe("static-uniform", *changes[1:]), taught, tmp_path / "plain")
+    assert any(not torch.equal(v, plain[n]) for n, v in guided.items())
+    aligned = [e["alignment"] for e in read_log(tmp_path / "guided" / "log.jsonl") if e["event"] == "train"]
+    assert aligned[-1] < 0.9 * aligned[0]

@@ -245,9 +245,8 @@ class AutoencoderCodec(Codec):
         mean, _ = self.network.encode(self.network.analyse(wave))
         return (mean - self.network.latent_mean[:, None]) / self.network.latent_std[:, None]
 
-    @torch.inference_mode()
     def decode(self, latents: Tensor, samples: int) -> Tensor:
-        """[B, C, L] -> [B, samples]."""
+        """[B, C, L] -> [B, samples]. Weights are frozen; a gradient passes to the latents where they ask for one."""
         latents = latents.to(self.network.latent_mean.device, torch.float32)
         raw = latents * self.network.latent_std[:, None] + self.network.latent_mean[:, None]
         return self.network.synthesise(self.network.predict(raw), samples)
