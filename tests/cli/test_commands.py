@@ -33,7 +33,7 @@ def trained(cache, tmp_path_factory):
         main(
             [
                 "train",
-                "static-semantic",
+                "semantic-law",
                 "--data",
                 str(cache),
                 "--out",
@@ -99,6 +99,13 @@ def test_dry_run_prints_and_writes_nothing(segue, cache, tmp_path):
     assert ran.code == 0 and not (tmp_path / "r").exists()
     assert json.loads(ran.out[: ran.out.rindex("}") + 1])["recipe"] == "static-uniform"
     assert "GiB" in ran.out and "parameters" in ran.out
+
+
+def test_taps_tell_which_block_drives_the_prediction(segue, trained, cache):
+    ran = segue("taps", trained, "--data", cache, "--clips", 2)
+    assert ran.code == 0, ran.err
+    assert "strongest inner block" in ran.out and "--set guidance.tap=" in ran.out
+    assert "noise level" in segue("taps", trained, "--data", cache, "--t", 2).line
 
 
 def test_recipes_and_sizes_are_printed(segue):

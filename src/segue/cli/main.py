@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from segue.cli import codec, compare, data, demo, encode, generate, judge, recipes, study, teacher, train
+from segue.cli import codec, compare, data, demo, encode, generate, judge, recipes, study, taps, teacher, train
 from segue.types import UserError
 
 # The class behind every complaint about the command line. typer has carried a click of its own since 0.20; this finds
@@ -24,6 +24,7 @@ def make_app() -> typer.Typer:
     app.command("train")(train.train)
     app.command("generate")(generate.generate)
     app.command("recipes")(recipes.recipes)
+    app.command("taps")(taps.taps)
     app.command("study")(study.study)
     app.command("compare")(compare.compare)
     groups = {
