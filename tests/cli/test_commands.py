@@ -172,6 +172,8 @@ def test_a_cache_of_other_settings_is_refused(segue, cache, recordings):
         "spectral",
         "--sample-rate-hz",
         8000,
+        "--teacher",
+        "none",
     )
     assert ran.code == 2 and "seconds 0.5 there, 1.0 here" in ran.line
 
