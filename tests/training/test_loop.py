@@ -1,43 +1,18 @@
 import copy
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from running import assert_same, run, start, timeless
 from safetensors.torch import load_file
 
-from segue.cli.train import write_config
-from segue.stage.controller import StageController
 from segue.training.checkpoint import list_checkpoints
 from segue.training.config import override
 from segue.training.log import read_log
-from segue.training.loop import train
 from segue.types import UserError
-
-
-def run(config, cache, folder, **options):
-    folder.mkdir(parents=True, exist_ok=True)
-    result = train(config, StageController(config.policy), cache, folder, device="cpu", quiet=True, **options)
-    return result, load_file(list_checkpoints(folder)[-1] / "model.safetensors")
-
-
-def assert_same(first, second, **tolerance):
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        if tolerance:
-            torch.testing.assert_close(value, second[name], **tolerance, msg=lambda m, n=name: f"{n}: {m}")
-        else:
-            assert torch.equal(value, second[name]), name
-
-
-def timeless(log: Path) -> list[dict]:
-    return [{k: v for k, v in e.items() if k not in ("examples_per_sec", "probe_sec")} for e in read_log(log)]
 
 
 def test_a_run_learns_and_leaves_what_it_promises(cache, config, tmp_path):
@@ -141,34 +116,6 @@ def test_a_full_disk_keeps_the_older_checkpoint(cache, config, tmp_path, monkeyp
     monkeypatch.undo()
     result, _ = run(config, cache, tmp_path, resume=True)
     assert result.finished
-
-
-SCRIPT = """
-import sys
-from pathlib import Path
-from segue.data.cache import LatentCache
-from segue.stage.controller import StageController
-from segue.training.config import from_json
-from segue.training.loop import train
-import json, torch
-torch.set_num_threads(1)
-run_dir = Path(sys.argv[1])
-stored = json.loads((run_dir / "config.json").read_text())
-config = from_json(stored["run"])
-resume = any((run_dir / "checkpoints").glob("examples-*/state.json"))
-result = train(config, StageController(config.policy), LatentCache.open(stored["cache"]), run_dir, resume=resume, device="cpu")
-print("finished" if result.finished else "stopped", result.examples_seen)
-"""
-
-
-def start(folder, config, cache, *launcher):
-    folder.mkdir(parents=True, exist_ok=True)
-    write_config(folder, config, cache.path)
-    script = folder / "script.py"
-    script.write_text(SCRIPT)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
-    return subprocess.Popen([sys.executable, *launcher, str(script), str(folder)], **pipes)
 
 
 def test_two_ranks_give_what_one_gives(cache, config, tmp_path):

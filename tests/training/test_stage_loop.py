@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from running import assert_same, run, start, timeless
 from safetensors.torch import load_file
-from test_loop import assert_same, run, start, timeless
 
 from segue.process.timesteps import Uniform
 from segue.recipes import RECIPES

@@ -142,7 +142,7 @@ def train(
             if due.probe or due.structure:
                 log.write("stage", seen, **instruments.line(decision))
             validation_due = crossed(seen, seen - batch_size, validate_every)
-            if decision.headline != said or (validation_due and due.probe):
+            if decision.headline != said or (validation_due and decision.next_probe is not None):
                 said = decision.headline
                 meter.say(f"{seen:,} examples: {decision.reason}")
             if validation_due:
