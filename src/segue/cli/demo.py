@@ -49,6 +49,7 @@ from segue.types import UserError
 BASELINE = "static-uniform"
 SECONDS = 2.048
 REPORT_SEC = 100.0  # decoding, judging and drawing; the generation itself is counted in examples
+STAGE_COST = 0.06  # of a static run: projector and probe, on the slow side
 # A model as small as its codec cannot afford to decode every probe: it is heard in latents, on fewer clips.
 DEMO_PROBE = ("probe.space=latent", "probe.clips=16", "probe.spacing=1.08")
 # What the page plays: kind -> how many prompts of trained and of held-out pairs. Twelve in all.
@@ -147,7 +148,7 @@ def _plan(
     # A generated clip costs steps x 2 evaluations, each a third of a training example; validation likewise.
     beside = (judged + 12) * Sampling().steps * 2 / 3 + config.train.validation_clips * 5 * 11 / 3
     batch = config.train.batch_size
-    examples = int(((minutes_left * 60 - REPORT_SEC) * rate / 2 - beside) // batch) * batch
+    examples = int(((minutes_left * 60 - REPORT_SEC) * rate / (2 + STAGE_COST) - beside) // batch) * batch
     if examples < 20 * batch:
         say(f"the time left is short for {rate:.0f} examples/s; training 20 steps all the same")
         examples = 20 * batch
