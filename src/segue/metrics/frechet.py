@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
+from segue.metrics.bootstrap import in_fixed_order, two_sample_interval
+from segue.metrics.card import Measure, bootstrap_words, make_measure
 from segue.types import UserError
+
+_DEFINITION = "|mean difference|^2 + tr A + tr B - 2 tr (A^1/2 B A^1/2)^1/2, unbiased covariances, float64, eigvalsh"
+_INTERVAL = "bootstrap over clips of both sets, shifted to the value (repeats inflate every draw)"
 
 
 def frechet_distance(generated: np.ndarray, reference: np.ndarray, *, allow_few: bool = False) -> float:
@@ -23,6 +30,112 @@ def frechet_distance(generated: np.ndarray, reference: np.ndarray, *, allow_few:
     if first.shape[1] != second.shape[1]:
         raise UserError(f"embeddings differ in dimension: generated {first.shape[1]}, reference {second.shape[1]}")
     return frechet_between_gaussians(*gaussian_of(first), *gaussian_of(second))
+
+
+def frechet_measure(
+    generated: np.ndarray,
+    reference: np.ndarray,
+    *,
+    draws: int = 100,
+    level: float = 0.95,
+    seed: int = 0,
+    embedding: Mapping | None = None,
+) -> Measure:
+    """`frechet_distance` with its interval and card; lower is better. Compare figures of equal N alone.
+
+    Raises:
+        UserError: as `frechet_distance`; fewer clips than dimensions are refused, `kernel_audio_distance` needs two.
+    """
+    x, y = (
+        in_fixed_order(_checked(generated, "generated", False)),
+        in_fixed_order(_checked(reference, "reference", False)),
+    )
+    value = frechet_distance(x, y)
+    interval = two_sample_interval(
+        lambda i, j: frechet_between_gaussians(*gaussian_of(x[i]), *gaussian_of(y[j])),
+        len(x), len(y), draws=draws, level=level, seed=seed, about=value,
+    )  # fmt: skip
+    about = {
+        "definition": _DEFINITION,
+        "n_generated": len(x),
+        "n_reference": len(y),
+        "dimension": x.shape[1],
+        "interval": bootstrap_words(draws, level, seed, _INTERVAL),
+    }
+    interval = (max(interval[0], 0.0), interval[1])
+    return make_measure(
+        "Frechet distance", value, interval, len(x), better="lower", parameters=about, embedding=embedding
+    )
+
+
+def fad_infinity(
+    generated: np.ndarray,
+    reference: np.ndarray,
+    *,
+    steps: int = 12,
+    draws: int = 50,
+    level: float = 0.95,
+    seed: int = 0,
+    embedding: Mapping | None = None,
+) -> Measure:
+    """The Frechet distance extrapolated to endless generated clips (Chong & Forsyth 2020; Gui et al. 2024, section 3).
+
+    Distances of random subsets of n generated clips (without replacement) to the whole reference are fitted by
+    a + b / n, `steps` sizes equally spaced in 1 / n from twice the dimension (or N / 5, if that is more) to N; the
+    value is a, and may be below zero. The card holds b, the sizes and the fit's R^2: where that is low, quote it not.
+
+    Raises:
+        UserError: fewer generated clips than three times the dimension, or as `frechet_distance`.
+    """
+    x, y = (
+        in_fixed_order(_checked(generated, "generated", False)),
+        in_fixed_order(_checked(reference, "reference", False)),
+    )
+    if x.shape[1] != y.shape[1]:
+        raise UserError(f"embeddings differ in dimension: generated {x.shape[1]}, reference {y.shape[1]}")
+    if len(x) < 3 * x.shape[1] or steps < 3:
+        raise UserError(
+            f"FAD-infinity needs at least 3 x {x.shape[1]} generated clips and 3 steps; got {len(x)} and {steps}"
+        )
+    smallest = max(2 * x.shape[1], len(x) // 5)
+    sizes = np.unique(np.round(1.0 / np.linspace(1.0 / smallest, 1.0 / len(x), steps)).astype(int))
+
+    def fit(some: np.ndarray, real: np.ndarray) -> tuple[float, float, float]:
+        generator, gaussian = np.random.default_rng(seed), gaussian_of(real)
+        distances = [
+            frechet_between_gaussians(*gaussian_of(some[generator.permutation(len(some))[:n]]), *gaussian)
+            for n in sizes
+        ]
+        return line_fit(1.0 / sizes, np.array(distances))
+
+    value, slope, r2 = fit(x, y)
+    interval = two_sample_interval(
+        lambda i, j: fit(x[i], y[j])[0], len(x), len(y), draws=draws, level=level, seed=seed, about=value
+    )
+    about = {
+        "definition": f"intercept over 1/n of: {_DEFINITION}",
+        "sizes": sizes.tolist(),
+        "seed": seed,
+        "slope": slope,
+        "r2": r2,
+        "n_generated": len(x),
+        "n_reference": len(y),
+        "dimension": x.shape[1],
+        "interval": bootstrap_words(draws, level, seed, _INTERVAL),
+    }
+    return make_measure("FAD-infinity", value, interval, len(x), better="lower", parameters=about, embedding=embedding)
+
+
+def line_fit(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
+    """Least squares of y = a + b x: (a, b, R^2).
+
+    Raises:
+        UserError: fewer than three different x, or y is constant.
+    """
+    if len(np.unique(x)) < 3 or np.ptp(y) == 0.0:
+        raise UserError("a line needs three different places and values that vary; give more clips")
+    b, a = np.polyfit(x, y, 1)
+    return float(a), float(b), float(1.0 - np.square(y - a - b * x).sum() / np.square(y - y.mean()).sum())
 
 
 def gaussian_of(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -59,7 +172,7 @@ def _checked(embeddings: np.ndarray, name: str, allow_few: bool) -> np.ndarray:
     if n < dimension and not allow_few:
         raise UserError(
             f"{n} {name} clips are too few for a Frechet distance in {dimension} dimensions; "
-            f"mend: give at least {dimension}, or allow_few=True"
+            f"mend: give at least {dimension}, read KAD instead, or allow_few=True"
         )
     if not np.isfinite(embeddings).all():
         raise UserError(f"the {name} embeddings hold values that are not finite; look for NaN in those clips")

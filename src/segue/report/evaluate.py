@@ -1,0 +1,62 @@
+"""Spectrograms of the clips that a measure finds worst and best, each beside its reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from segue.metrics.mel import mel_magnitude
+from segue.report.pictures import _GREY, SPECTROGRAM_RANGE_DB, _png
+from segue.types import UserError, import_extra
+
+_N_FFT, _BANDS = 1024, 96
+
+
+@dataclass(frozen=True)
+class ClipPair:
+    """One row of the picture.
+
+    Attributes:
+        title: which clip, and its figure.
+        clips: (label, waveform [T]) from left to right.
+        sample_rate_hz: of the clips.
+    """
+
+    title: str
+    clips: Sequence[tuple[str, np.ndarray]]
+    sample_rate_hz: int
+
+
+def worst_and_best_png(rows: Sequence[ClipPair]) -> bytes:
+    """One row a pair of clips: log-mel spectrograms (96 HTK bands, dB below a full-scale sine, one fixed range).
+
+    Raises:
+        UserError: no rows, or matplotlib is not installed.
+    """
+    if not rows:
+        raise UserError("a picture of the worst and best clips needs clips")
+    figure = import_extra("matplotlib.figure", "demo").Figure(figsize=(8.0, 1.75 * len(rows)), dpi=110)
+    import_extra("matplotlib.backends.backend_agg", "demo").FigureCanvasAgg(figure)
+    figure.patch.set_alpha(0.0)
+    columns = max(len(row.clips) for row in rows)
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for row, places in zip(rows, grid):
+        for (label, wave), axes in zip(row.clips, places):
+            _draw(axes, np.asarray(wave, dtype=np.float32), row.sample_rate_hz)
+            axes.set_title(f"{row.title}: {label}", color=_GREY, fontsize=7.5, loc="left")
+    top = 1.0 - 0.3 / (1.75 * len(rows))
+    figure.subplots_adjust(left=0.02, right=0.98, bottom=0.03, top=top, hspace=0.3, wspace=0.05)
+    return _png(figure)
+
+
+def _draw(axes, wave: np.ndarray, sample_rate_hz: int) -> None:
+    hop_samples = max(64, wave.size // 512)
+    clip = torch.from_numpy(wave)[None]
+    mel = mel_magnitude(clip, sample_rate_hz, n_fft=_N_FFT, hop_samples=hop_samples, bands=_BANDS)
+    decibels = 20.0 * torch.log10((mel[0] / (_N_FFT / 4.0)).clamp(min=1e-8))
+    low, high = SPECTROGRAM_RANGE_DB
+    axes.imshow(decibels.numpy(), origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high)
+    axes.set_axis_off()
