@@ -54,7 +54,7 @@ class Embedding(ABC):
 
     @abstractmethod
     def card(self) -> dict:
-    XX
+        """Plain JSON: model, hash of its weights, layer, pooling, rate, crop; keys the cache, with the content."""
 
     @abstractmethod
     def embed(self, wave: np.ndarray) -> dict[str, np.ndarray]:
