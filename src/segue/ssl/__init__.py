@@ -25,7 +25,7 @@ def load_teacher(name_or_path: str, layer: int | None = None, trust_remote_code:
     if name_or_path == "compact":
         return compact.shipped_teacher(layer)
     path = Path(name_or_path)
-    if path.name == compact.WEIGHTS or (path / compact.WEIGHTS).is_file():
+    if path.suffix == ".safetensors" or (path / compact.WEIGHTS).is_file():
         return compact.load_compact(path, layer)
     from segue.ssl.huggingface import load_transformers_teacher
 
