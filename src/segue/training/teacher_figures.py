@@ -28,7 +28,7 @@ from segue.training.sounds import Sound, Sounds, list_sounds, read_sounds
 from segue.training.teacher import collapse_figures, fit_mel, fit_statistics, refuse_collapsed, some_waves
 from segue.types import UserError, import_extra
 
-LABELS = ("family", "instrument", "pitch", "word", "language")
+LABELS = ("family", "instrument", "pitch", "word")
 HEARD_SEC, FEW = 4, 8
 
 
@@ -54,7 +54,7 @@ def measure_teacher(teacher: Teacher, source: Path, *, layers: bool = False, cli
 
     Features are pooled over a clip's first 4 s (mean and deviation over frames) and standardised; probes are logistic
     regressions on split "train" of the source, asked on "test" (or "valid" where the labelled clips have no test).
-    Probed are family, instrument, pitch, word and language, where manifest.jsonl names at least two of one, each on the
+    Probed are family, instrument, pitch and word, where manifest.jsonl names at least two of one, each on the
     clips of kind "note" where there are any. Beside the teacher: the same pooling of its log-mel spectrogram (128
     bands), and for one of our own the same network with random weights. A source without such labels gets the collapse
     figures alone.
