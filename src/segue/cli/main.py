@@ -7,7 +7,21 @@ import sys
 
 import typer
 
-from segue.cli import codec, compare, data, demo, encode, generate, judge, recipes, study, taps, teacher, train
+from segue.cli import (
+    codec,
+    compare,
+    data,
+    demo,
+    encode,
+    evaluate,
+    generate,
+    judge,
+    recipes,
+    study,
+    taps,
+    teacher,
+    train,
+)
 from segue.types import UserError
 
 # The class behind every complaint about the command line. typer has carried a click of its own since 0.20; this finds
@@ -36,6 +50,14 @@ def make_app() -> typer.Typer:
         "teacher": (
             "Train the self-supervised teacher on your own sounds.",
             {"train": teacher.train, "measure": teacher.measure, "ship": teacher.ship},
+        ),
+        "evaluate": (
+            "Measure sounds: every figure with its interval, N and metric card.",
+            {
+                "generation": evaluate.generation,
+                "super-resolution": evaluate.super_resolution,
+                "files": evaluate.files,
+            },
         ),
         "judge": ("The classifier that listens to notes.", {"train": judge.train, "card": judge.card}),
     }
