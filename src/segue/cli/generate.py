@@ -28,7 +28,7 @@ def generate(
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
     steps: Annotated[int, typer.Option(help="Solver steps.")] = 24,
     solver: Annotated[str, typer.Option(help="euler, heun or multistep.")] = "multistep",
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 = none.")] = 3.0,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 = none.")] = Sampling.guidance_scale,
     rescale: Annotated[float, typer.Option(help="Guidance rescaling, 0 to 1.")] = 0.0,
     batch_size: Annotated[int, typer.Option(help="Prompts computed together.")] = 16,
     weights: Annotated[str, typer.Option(help="ema (averaged) or model (as trained).")] = "ema",

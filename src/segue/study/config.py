@@ -68,7 +68,7 @@ class EvaluationSettings:
     evaluate_at: tuple[float, ...] = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
     judge_clips: int = 192
     steps: int = 12
-    guidance: float = 3.0
+    guidance: float = 2.0
     seed: int = 0
 
 
