@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from segue.metrics.frechet import frechet_between_gaussians, frechet_distance, gaussian_of
+from segue.metrics.frechet import (
+    fad_infinity,
+    frechet_between_gaussians,
+    frechet_distance,
+    frechet_measure,
+    gaussian_of,
+    line_fit,
+)
 from segue.types import UserError
 
 
@@ -74,3 +81,41 @@ def test_moments_are_unbiased():
 def test_refuses(generated, reference, words):
     with pytest.raises(UserError, match=words):
         frechet_distance(generated, reference)
+
+
+def test_agrees_with_sqrtm_of_fitted_covariances():
+    rng = np.random.default_rng(5)
+    x, y = rng.standard_normal((60, 10)), 1.0 + 1.5 * rng.standard_normal((70, 10))
+    cross = np.trace(scipy.linalg.sqrtm(np.cov(x.T) @ np.cov(y.T)).real)
+    expected = np.square(x.mean(0) - y.mean(0)).sum() + np.trace(np.cov(x.T)) + np.trace(np.cov(y.T)) - 2 * cross
+    found = frechet_measure(x, y, draws=40)
+    assert found.value == pytest.approx(expected, abs=1e-3)
+    assert found.interval[0] < found.value < found.interval[1] and found.n == 60 and found.card["dimension"] == 10
+    again = frechet_measure(x[::-1], y[::-1], draws=40)
+    assert again.value == pytest.approx(found.value) and again.interval == pytest.approx(found.interval)
+
+
+def test_infinity_takes_out_most_of_what_few_clips_add():
+    """Of one law the distance is zero; of N clips it is not."""
+    rng = np.random.default_rng(6)
+    x, y = rng.standard_normal((300, 8)), rng.standard_normal((20000, 8))
+    plain, found = frechet_distance(x, y), fad_infinity(x, y, draws=5)
+    assert plain > 0.05 and abs(found.value) < 0.5 * plain
+    assert found.card["r2"] > 0.7 and found.card["slope"] > 0 and found.card["seed"] == 0
+    again = fad_infinity(x[::-1], y[rng.permutation(20000)], draws=5)
+    assert again.value == pytest.approx(found.value) and again.interval == pytest.approx(found.interval)
+
+
+def test_line_fit_of_a_line():
+    x = np.linspace(0.1, 1.0, 7)
+    assert line_fit(x, 2.0 + 3.0 * x) == pytest.approx((2.0, 3.0, 1.0))
+    with pytest.raises(UserError, match="three different places"):
+        line_fit(x[:2], x[:2])
+
+
+def test_few_clips_are_refused_and_kad_is_offered():
+    rng = np.random.default_rng(7)
+    with pytest.raises(UserError, match="read KAD"):
+        frechet_measure(rng.standard_normal((9, 10)), rng.standard_normal((30, 10)))
+    with pytest.raises(UserError, match="at least 3 x 10"):
+        fad_infinity(rng.standard_normal((20, 10)), rng.standard_normal((30, 10)))

@@ -1,12 +1,24 @@
 """Signal distances against closed forms; band filters against their definition."""
 
 import math
+import sys
 
+import numpy as np
 import pytest
 import torch
 
 from segue.metrics.mel import mel_edges_hz, mel_magnitude, stft_magnitude, triangular_bands
-from segue.metrics.spectral import log_mel_l1, log_spectral_distance, si_sdr_db, snr_db
+from segue.metrics.spectral import (
+    LSD_PRESETS,
+    log_mel_l1,
+    log_spectral_distance,
+    lsd,
+    match_loudness,
+    multi_resolution_stft,
+    si_sdr_db,
+    snr_db,
+    visqol_mos,
+)
 from segue.types import UserError
 
 
@@ -85,3 +97,99 @@ def test_a_sine_lands_in_its_band():
     centres = mel_edges_hz(80, 0.0, 8000.0)[1:-1]
     assert abs(centres[mel.argmax()].item() - 1000) < 40
     assert stft_magnitude(wave, 1024, 256)[0, 64, 20].item() == pytest.approx(256.0, rel=1e-3)
+
+
+def numpy_lsd(estimate, reference, n_fft, hop, logs, inside=slice(None)):
+    """LSD of one pair by numpy alone: `logs` maps magnitudes (E, R) of a frame to the log power ratio of its bins."""
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)
+    padded = [np.pad(x, n_fft // 2) for x in (estimate, reference)]
+    frames = []
+    for start in range(0, len(padded[0]) - n_fft + 1, hop):
+        e, r = (np.abs(np.fft.rfft(window * x[start : start + n_fft])) for x in padded)
+        frames.append(np.sqrt(np.mean(logs(e, r)[inside] ** 2)))
+    return np.mean(frames)
+
+
+LOGS = {
+    "ssr_eval": lambda e, r: np.log10(r**2 / (e + 1e-12) ** 2 + 1e-12),
+    "nuwave2": lambda e, r: np.log10(np.maximum(r**2, 1e-8) / np.maximum(e**2, 1e-8)),
+    "universr": lambda e, r: np.log10(np.maximum(r**2, 1e-6) / np.maximum(e**2, 1e-6)),
+}
+
+
+@pytest.mark.parametrize("preset", LSD_PRESETS)
+def test_presets_agree_with_numpy_in_every_band(preset, noise):
+    rate_hz, cutoff_hz = 48000, 8000.0
+    sizes = {"ssr_eval": (int(2048 * 48000 / 44100), 480), "nuwave2": (2048, 512), "universr": (1024, 256)}
+    n_fft, hop = sizes[preset]
+    estimate, reference = noise[:1].double() * 0.3, noise[1:2].double()
+    bins_hz = np.arange(n_fft // 2 + 1) * rate_hz / n_fft
+    for band, inside in (("full", bins_hz >= 0), ("low", bins_hz <= cutoff_hz), ("high", bins_hz > cutoff_hz)):
+        expected = numpy_lsd(estimate[0].numpy(), reference[0].numpy(), n_fft, hop, LOGS[preset], inside)
+        found = lsd(estimate, reference, rate_hz, preset, band=band, cutoff_hz=cutoff_hz)
+        assert found.item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("preset", LSD_PRESETS)
+def test_a_gain_is_its_power_in_decades_and_matching_takes_it_out(preset, noise):
+    assert lsd(10.0 * noise, noise, 16000, preset).tolist() == pytest.approx([2.0] * 3, abs=1e-6)
+    exact = noise.double()  # ten times a float32 is rounded
+    assert lsd(10.0 * exact, exact, 16000, preset, loudness_matched=True).max() < 1e-9
+    matched = match_loudness(0.01 * noise + 1.0, noise)
+    torch.testing.assert_close(matched.square().mean(-1), noise.square().mean(-1))
+
+
+def test_si_sdr_ignores_gains_of_either_and_snr_does_not(noise):
+    estimate, reference = noise[:2] + 0.3 * noise[1:], noise[:2]
+    first = si_sdr_db(estimate, reference)
+    torch.testing.assert_close(si_sdr_db(-3.0 * estimate, reference), first, atol=1e-5, rtol=0)
+    torch.testing.assert_close(si_sdr_db(estimate, 0.2 * reference), first, atol=1e-5, rtol=0)
+    assert (snr_db(3.0 * estimate, reference) - snr_db(estimate, reference)).abs().min() > 1
+    e, r = estimate.double().numpy(), reference.double().numpy()
+    expected = []
+    for x, y in zip(e, r):
+        projected = y * (x @ y) / (y @ y)
+        expected.append(10 * np.log10(projected @ projected / ((x - projected) @ (x - projected))))
+    assert first.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_multi_resolution_stft_of_a_gain_and_against_numpy(noise):
+    reference = noise[:1].double()
+    gain = multi_resolution_stft(2.0 * reference, reference)
+    assert gain.item() == pytest.approx(1.0 + math.log(2.0), abs=1e-3)  # convergence |1 - 2|, ln 2
+    assert multi_resolution_stft(reference, reference).item() == 0.0
+    estimate, expected = noise[1:2].double(), 0.0
+    for n_fft, hop, length in ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240)):
+        window = np.zeros(n_fft)
+        left = (n_fft - length) // 2
+        window[left : left + length] = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)
+        spectra = []
+        for x in (estimate, reference):
+            padded = np.pad(x[0].numpy(), n_fft // 2)
+            starts = range(0, len(padded) - n_fft + 1, hop)
+            spectra.append(np.array([np.abs(np.fft.rfft(window * padded[s : s + n_fft])) for s in starts]))
+        e, r = spectra
+        logs = np.abs(np.log(np.maximum(e, 1e-5)) - np.log(np.maximum(r, 1e-5))).mean()
+        expected += np.linalg.norm(r - e) / np.linalg.norm(r) + logs
+    assert multi_resolution_stft(estimate, reference).item() == pytest.approx(expected / 3, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda x: lsd(x, x, 16000, "mine"), "presets"),
+        (lambda x: lsd(x, x, 16000, "nuwave2", band="low"), "cutoff None"),
+        (lambda x: lsd(x, x, 16000, "nuwave2", band="high", cutoff_hz=8000.0), "empty"),
+        (lambda x: lsd(0 * x, x, 16000, "nuwave2", loudness_matched=True), "no loudness"),
+        (lambda x: multi_resolution_stft(x, 0 * x), "silent reference"),
+    ],
+)
+def test_refuses_what_has_no_figure(make, words, noise):
+    with pytest.raises(UserError, match=words):
+        make(noise)
+
+
+def test_visqol_is_measured_or_refused(noise, monkeypatch):
+    monkeypatch.setitem(sys.modules, "visqol", None)
+    with pytest.raises(UserError, match="pip install visqol-python"):
+        visqol_mos(noise, noise, 48000)

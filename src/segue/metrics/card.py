@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 
@@ -91,17 +91,12 @@ def mean_over_clips(
         raise UserError(
             f"{name} is not finite for {len(broken)} of {len(by_clip)} clips (equal to their reference, or silent)"
         )
-    interval = mean_interval(by_clip, draws=draws, level=level, seed=seed)
+    by_clip = np.sort(by_clip)  # the order of the clips then changes nothing, not even the last digit
+    interval = bootstrap_interval(lambda i: by_clip[i].mean(), len(by_clip), draws=draws, level=level, seed=seed)
     about = {"aggregation": "mean over clips", "interval": bootstrap_words(draws, level, seed), **(parameters or {})}
     return make_measure(
         name, by_clip.mean(), interval, len(by_clip), better=better, unit=unit, parameters=about, embedding=embedding
     )
-
-
-def mean_interval(by_clip: np.ndarray, *, draws: int, level: float, seed: int) -> tuple[float, float]:
-    """Bootstrap interval of a mean; of sorted values, so that the order of the clips changes nothing."""
-    by_clip = np.sort(np.asarray(by_clip, dtype=np.float64))
-    return bootstrap_interval(lambda i: by_clip[i].mean(), len(by_clip), draws=draws, level=level, seed=seed)
 
 
 def bootstrap_words(draws: int, level: float, seed: int, how: str = "percentile bootstrap over clips") -> str:
@@ -118,11 +113,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def refusal(function: Callable[[], Measure]) -> Measure | str:
-    """A measure, or the line that says why there is none."""
-    try:
-        return function()
-    except UserError as error:
-        return str(error)
