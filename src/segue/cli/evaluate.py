@@ -136,11 +136,11 @@ def generation(
     ranked = [names[i] for i in np.argsort(-distances, kind="stable")]
     found.warnings.append(f"clips are ranked by the distance to the nearest reference clip in the space of {ears.name}")
     rows = []
-    for name in _ends(ranked):
+    for end, name in _ends(ranked):
         near = found.by_file[name]["nearest_reference"]
         files = ((name, sounds["GEN"][name]), (f"nearest: {near}", sounds["REF"][near]))
-        clips = [(label, _wave(clip.path, ears.sample_rate_hz, ears.name)) for label, clip in files]
-        rows.append(ClipPair(f"{found.by_file[name]['nearest_distance']:.3g}", clips, ears.sample_rate_hz))
+        clips = [(label, _read(clip.path, ears.sample_rate_hz)) for label, clip in files]
+        rows.append(ClipPair(f"{end}, {found.by_file[name]['nearest_distance']:.3g}", clips, ears.sample_rate_hz))
     _finish(found, out, rows, {"GEN": len(x), "REF": len(y)})
 
 
@@ -254,18 +254,18 @@ def _header(path: Path) -> Header:
         raise UserError(f"{path}: {error.reason}; mend the file, or leave it out and count it as failed") from error
 
 
-def _wave(path: Path, rate_hz: int, listener: str) -> np.ndarray:
-    """A file at a listener's rate.
+def _refuse_low_rate(path: Path, ears: Embedding) -> None:
+    """Upsampled, a file would hold nothing of what the embedding listens for above its own band.
 
     Raises:
-        UserError: unusable, silent, or of a lower rate.
+        UserError: the file's rate is below the embedding's.
     """
     has_hz = _header(path).sample_rate_hz
-    if has_hz < rate_hz:
+    if has_hz < ears.sample_rate_hz:
         raise UserError(
-            f"{path}: {has_hz:,} Hz, but {listener} hears at {rate_hz:,} Hz; take an --embedding of a lower rate"
+            f"{path}: {has_hz:,} Hz, but {ears.name} hears at {ears.sample_rate_hz:,} Hz; "
+            "take an embedding of a lower rate"
         )
-    return _read(path, rate_hz)
 
 
 def _read(path: Path, rate_hz: int) -> np.ndarray:
@@ -295,16 +295,11 @@ def _load_embedding(name: str, layer: int | None, crop_sec: float, trust_remote_
 
 def _embed(clips: dict[str, Clip], ears: Embedding, folder: Path, what: str) -> dict[str, dict[str, np.ndarray]]:
     for clip in clips.values():  # all of them before the long work
-        has_hz = _header(clip.path).sample_rate_hz
-        if has_hz < ears.sample_rate_hz:
-            raise UserError(
-                f"{clip.path}: {has_hz:,} Hz, but {ears.name} hears at {ears.sample_rate_hz:,} Hz; take an --embedding "
-                "of a lower rate"
-            )
+        _refuse_low_rate(clip.path, ears)
     heard = {}
     for name, clip in track(clips.items(), len(clips), f"{what} by {ears.name}", "clips"):
         content = sha256_of([clip.path])
-        heard[name] = cached(folder, content, ears, lambda path=clip.path: _wave(path, ears.sample_rate_hz, ears.name))
+        heard[name] = cached(folder, content, ears, lambda path=clip.path: _read(path, ears.sample_rate_hz))
     return heard
 
 
@@ -583,12 +578,10 @@ def _low_passed(wave: np.ndarray, rate_hz: int, cutoff_hz: float) -> np.ndarray:
 
 def _finish_pairs(found: _Findings, pairs: _Pairs, out: Path, by: str, labels: tuple[str, str]) -> None:
     ranked = sorted(pairs.waves, key=lambda i: -found.by_file[i][by])
-    rows = [
-        ClipPair(
-            f"{found.by_file[i][by]:.3g}", list(zip((f"{i}, {labels[0]}", labels[1]), pairs.waves[i])), pairs.rate_hz
-        )
-        for i in _ends(ranked)
-    ]
+    rows = []
+    for end, i in _ends(ranked):
+        clips = list(zip((f"{i}, {labels[0]}", labels[1]), pairs.waves[i]))
+        rows.append(ClipPair(f"{end}, {found.by_file[i][by]:.3g}", clips, pairs.rate_hz))
     found.warnings.append(f"clips are ranked by {by}")
     _finish(found, out, rows, {"pairs": len(pairs.waves)})
 
@@ -596,9 +589,10 @@ def _finish_pairs(found: _Findings, pairs: _Pairs, out: Path, by: str, labels: t
 # --- what is shown and written ---------------------------------------------------------------------------------------
 
 
-def _ends(ranked: list[str]) -> list[str]:
-    """The worst and the best, worst first; all of them where there are few."""
-    return ranked if len(ranked) <= 2 * _SHOWN else ranked[:_SHOWN] + ranked[-_SHOWN:]
+def _ends(ranked: list[str]) -> list[tuple[str, str]]:
+    """("worst" or "best", id) of both ends, worst first; each id once."""
+    shown = min(_SHOWN, len(ranked) // 2)
+    return [("worst", i) for i in ranked[:shown]] + [("best", i) for i in ranked[-shown:]]
 
 
 def _finish(found: _Findings, out: Path, rows: list[ClipPair], counts: dict) -> None:
