@@ -137,7 +137,8 @@ def test_collapse_is_seen_and_refused():
 def test_views_are_crops_of_one_sound():
     waves = [np.full(40000, value, dtype=np.int16) for value in range(1000, 9000, 1000)]
     config = replace(CONFIG, mix_gain=0.0, batch_size=32)
-    wave = training.draw_views(Material(Sounds(waves), Sounds([]), []), config, torch.Generator().manual_seed(0))
+    views = training.draw_views(Material(Sounds(waves), Sounds([]), []), config, torch.Generator().manual_seed(0))
+    wave = views.wave
     assert wave.shape == (32, round(0.48 * 16000))
     for row in wave:
         # A constant sound at any speed and level: silence before its start, one value after.
@@ -146,15 +147,19 @@ def test_views_are_crops_of_one_sound():
     assert 3 <= starts.any(0).sum() <= 15, "about half straddle the start"
 
 
-def test_views_are_played_at_speeds_of_their_own():
+def test_views_are_played_at_the_speed_that_they_say():
     time_sec = np.arange(64000) / 16000
     tone = (8000 * np.sin(2 * np.pi * 440 * time_sec)).astype(np.int16)
     config = replace(CONFIG, mix_gain=0.0, batch_size=64, speed_semitones=4.0, model=replace(MODEL, hop_samples=160))
-    wave = training.draw_views(Material(Sounds([tone]), Sounds([]), []), config, torch.Generator().manual_seed(1))
+    views = training.draw_views(Material(Sounds([tone]), Sounds([]), []), config, torch.Generator().manual_seed(1))
+    wave, semitones = views.wave, views.semitones
     crossings = ((wave[:, 4000:-1] < 0) & (wave[:, 4001:] >= 0)).sum(1)
     hz = crossings / ((wave.shape[1] - 4001) / 16000)
-    assert hz.min() > 440 * 2 ** (-4 / 12) - 8 and hz.max() < 440 * 2 ** (4 / 12) + 8
-    assert hz.std() > 30
+    torch.testing.assert_close(hz, 440 * 2 ** (semitones / 12), atol=8, rtol=0)
+    assert semitones.abs().max() <= 4 and semitones.std() > 1.5
+    first, second = semitones.reshape(2, 32)
+    assert torch.equal(first[::2], second[::2]), "both crops of every second sound alike"
+    assert (first[1::2] != second[1::2]).all()
 
 
 @pytest.mark.parametrize("frames", [3, 12, 24, 50])
@@ -204,16 +209,20 @@ def test_clip_loss_is_the_closed_form():
     assert turned > loss and lost == 0
 
 
-def test_the_predictor_guesses_masked_frames_from_visible_ones():
-    predictor = training.Predictor(32, 40, 16, 1)
-    visible = torch.tensor([[0, 2], [1, 3]])
-    x = torch.randn(2, 2, 32, generator=torch.Generator().manual_seed(0))
-    features, spectrum = predictor(x, visible, 4)
-    assert features.shape == (2, 4, 32) and spectrum.shape == (2, 4, 40)
-    swapped, _ = predictor(x[:, [1, 0]], visible[:, [1, 0]], 4)
-    torch.testing.assert_close(swapped, features)
-    changed, _ = predictor(x + 1, visible, 4)
-    assert (changed - features)[0, 1].abs().max() > 1e-3, "a masked frame is guessed from the visible ones"
+def test_pitch_loss_asks_for_the_difference_of_the_speeds():
+    semitones = torch.tensor([0.0, 4.0, 1.0, -2.0])
+    assert training.pitch_loss(7 + semitones / 4, semitones, 4.0) == 0
+    # Far off, the Huber distance grows linearly: delta (|error| - delta / 2), here for errors of 0.25 and 1.5.
+    assert training.pitch_loss(torch.zeros(4), semitones, 4.0).item() == pytest.approx((0.25**2 / 2 + 0.25 * 1.375) / 2)
+
+
+def test_names_of_equal_speeds_and_of_others_have_heads_of_their_own():
+    listener = training.Listener(MODEL)
+    outputs = [torch.randn(8, 5, 32, generator=torch.Generator().manual_seed(0))]
+    equal, faster = listener.names(outputs)
+    pooled = outputs[-1].mean(1)
+    torch.testing.assert_close(equal, listener.heads[0](pooled[[0, 2, 4, 6]]))
+    torch.testing.assert_close(faster, listener.heads[1](pooled[[1, 3, 5, 7]]))
 
 
 def test_the_target_follows_the_online_encoder():

@@ -7,12 +7,12 @@ whole; the encoder itself hears two fifths of their frames. It learns from three
         frames only (M2D, Niizumi et al. 2210.14648); targets are means of normalised upper layers (data2vec, Baevski et
         al. 2202.03555), whitened over the batch: a constant is the worst guess, and no few directions (loudness)
         outweigh the rest.
-    mel: it guesses their log-mel spectrum too, likewise whitened (masked autoencoders, Huang et al. 2207.06405): the
-        other losses would let the pitch go.
     clip: the time mean of one crop names the other crop of its sound among those of the batch (InfoNCE with an averaged
-        copy, He et al. 1911.05722; crops of one sound as positives, COLA, Saeed et al. 2010.10915). Sample-based
-        instruments play a recording faster for a higher note: other speeds (Ko et al. 2015) make this loss look past
-        the pitch, to the instrument.
+        copy, He et al. 1911.05722; crops of one sound as positives, COLA, Saeed et al. 2010.10915). One head compares
+        crops of equal speed, another crops of different speeds: sample-based instruments play a recording faster for a
+        higher note, so the first may go by the pitch and the second must look past it, to the instrument.
+    pitch: a linear reading of the time mean rises by as many semitones as one crop is played faster than the other
+        (SPICE, Gfeller et al. 1910.11664): it keeps the pitch in the space, which the second head would let go.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class TeacherTrainConfig:
         batch_size: crops a step, two of each sound. crop_sec: seconds a crop.
         learning_rate: peak of AdamW's, reached after `warmup_steps`, then a cosine down to a hundredth.
         mask_share, span_frames: share of frames masked, in spans of so many.
-        mel_weight, clip_weight: of these losses; the masked loss has 1. temperature: of the clip loss's softmax.
+        clip_weight, pitch_weight: of these losses; the masked loss has 1. temperature: of the clip loss's softmax.
         target_layers: upper layers averaged to make a target.
-        speed_semitones: crops are played up to so much faster or slower.
+        speed_semitones: crops are played up to so much faster or slower; both crops of every second sound alike.
         mix_gain: another crop of the batch is mixed in at up to this gain.
         predictor_width, predictor_depth: of the masked loss's predictor.
         extra_share: share of sounds drawn from the extra folders, where any are given.
@@ -84,8 +84,8 @@ class TeacherTrainConfig:
     warmup_steps: int = 150
     mask_share: float = 0.6
     span_frames: int = 4
-    mel_weight: float = 1.0
     clip_weight: float = 1.0
+    pitch_weight: float = 4.0
     temperature: float = 0.2
     target_layers: int = 3
     speed_semitones: float = 4.0
@@ -102,23 +102,42 @@ class TeacherTrainConfig:
 # --- crops ----------------------------------------------------------------------------------------------------------
 
 
-def draw_views(material: Material, config: TeacherTrainConfig, generator: torch.Generator) -> Tensor:
-    """[B, T]: rows k and B/2 + k are two crops of one sound, near each other, each with its own speed and level."""
+@dataclass(frozen=True)
+class Views:
+    """Crops to train on.
+
+    Attributes:
+        wave: [B, T]; rows k and B/2 + k are two crops of one sound, near each other.
+        semitones: [B] by how much each is played faster; equal in both crops of every second sound.
+    """
+
+    wave: Tensor
+    semitones: Tensor
+
+    def to(self, device: torch.device | str) -> Views:
+        """The same on another device."""
+        return Views(self.wave.to(device), self.semitones.to(device))
+
+
+def draw_views(material: Material, config: TeacherTrainConfig, generator: torch.Generator) -> Views:
+    """Crops with speeds and levels of their own, a soft other one mixed in."""
     count = config.batch_size // 2
     extras = torch.rand(count, generator=generator) < (config.extra_share if len(material.others) else 0.0)
     first = int(extras.sum())
-    views = [_views(material.others, first, config, generator)] if first else []
-    views += [_views(material.training, count - first, config, generator)] if first < count else []
+    semitones = (2 * torch.rand(2, count, generator=generator) - 1) * config.speed_semitones
+    semitones[1, ::2] = semitones[0, ::2]
+    views = [_views(material.others, semitones[:, :first], config, generator)] if first else []
+    views += [_views(material.training, semitones[:, first:], config, generator)] if first < count else []
     wave = torch.cat(views, dim=1).flatten(0, 1)
     gain_db = -24 + 24 * torch.rand(len(wave), 1, generator=generator)
     other = wave[torch.randperm(len(wave), generator=generator)]
     wave = wave + config.mix_gain * torch.rand(len(wave), 1, generator=generator).square() * other
-    return wave * 10 ** (gain_db / 20)
+    return Views(wave * 10 ** (gain_db / 20), semitones.flatten())
 
 
-def _views(sounds: Sounds, count: int, config: TeacherTrainConfig, generator: torch.Generator) -> Tensor:
-    """[2, count, T]; half of the crops straddle the sound's start, where attacks are."""
-    samples = round(config.crop_sec * config.model.sample_rate_hz)
+def _views(sounds: Sounds, semitones: Tensor, config: TeacherTrainConfig, generator: torch.Generator) -> Tensor:
+    """[2, count, T] for semitones [2, count]; half of the crops straddle the sound's start, where attacks are."""
+    samples, count = round(config.crop_sec * config.model.sample_rate_hz), semitones.shape[1]
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator)
@@ -126,7 +145,7 @@ def _views(sounds: Sounds, count: int, config: TeacherTrainConfig, generator: to
     starts = torch.from_numpy(sounds.starts)
     chosen = torch.randint(len(sounds), (count,), generator=generator)
     begin, length = starts[chosen], starts[chosen + 1] - starts[chosen]
-    speed = 2 ** ((2 * uniform(2, count) - 1) * config.speed_semitones / 12)
+    speed = 2 ** (semitones / 12)
     room = (length - samples * speed).clamp_min(0)
     at_start = (uniform(count) < 0.5) * torch.ones(2, 1) > 0.5
     # The second crop lies within half a crop of the first: what is said then is partly the same.
@@ -155,48 +174,49 @@ def draw_visible(batch: int, frames: int, config: TeacherTrainConfig, generator:
 
 
 class Predictor(nn.Module):
-    """Visible frames -> the target's features, and the mean log-mel spectrum, of all frames."""
+    """Visible frames -> the target's features of all frames."""
 
-    def __init__(self, width: int, bands: int, inner: int, depth: int) -> None:
+    def __init__(self, width: int, inner: int, depth: int) -> None:
         super().__init__()
-        self.enter, self.leave, self.to_mel = nn.Linear(width, inner), nn.Linear(inner, width), nn.Linear(inner, bands)
+        self.enter, self.leave = nn.Linear(width, inner), nn.Linear(inner, width)
         self.mask = nn.Parameter(0.02 * torch.randn(inner))
         self.blocks = nn.ModuleList(Block(inner, 4, 2) for _ in range(depth))
         self.norm = nn.LayerNorm(inner)
 
-    def forward(self, x: Tensor, visible: Tensor, frames: int) -> tuple[Tensor, Tensor]:
-        """[B, V, F] -> [B, S, F] and [B, S, bands]."""
+    def forward(self, x: Tensor, visible: Tensor, frames: int) -> Tensor:
+        """[B, V, F] -> [B, S, F]."""
         inner = self.mask.shape[0]
         y = self.mask.expand(len(x), frames, inner).scatter(1, visible[..., None].expand(-1, -1, inner), self.enter(x))
         turns = rotations(torch.arange(frames, device=x.device)[None], inner // 4)
         for block in self.blocks:
             y = block(y, turns)
-        y = self.norm(y)
-        return self.leave(y), self.to_mel(y)
+        return self.leave(self.norm(y))
 
 
 class Listener(nn.Module):
-    """An encoder and the head of the clip loss: what has an averaged copy."""
+    """An encoder and the heads of the clip loss (for equal and for different speeds): what has an averaged copy."""
 
     def __init__(self, config: CompactConfig) -> None:
         super().__init__()
         self.encoder = CompactEncoder(config)
         width = config.width
-        self.head = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+            for _ in range(2)
         )
 
-    def clip(self, outputs: list[Tensor]) -> Tensor:
-        """[B, F]: a name for the whole crop."""
-        return self.head(outputs[-1].mean(1))
+    def names(self, outputs: list[Tensor]) -> list[Tensor]:
+        """Names [B/2, F] of the crops of every second sound, then of the others: what tells them from other crops."""
+        pairs = outputs[-1].mean(1).unflatten(0, (2, -1))
+        return [head(pairs[:, k::2].flatten(0, 1)) for k, head in enumerate(self.heads)]
 
 
 @torch.no_grad()
-def make_targets(target: Listener, patches: Tensor, layers: int) -> tuple[Tensor, Tensor]:
-    """Features [B, S, F], whitened over the batch, and names [B, F]."""
+def make_targets(target: Listener, patches: Tensor, layers: int) -> tuple[Tensor, list[Tensor]]:
+    """Features [B, S, F], whitened over the batch, and names."""
     outputs = target.encoder(patches)
     mean = sum(normalise(x) for x in outputs[-layers:]) / layers
-    return whiten(mean), target.clip(outputs)
+    return whiten(mean), target.names(outputs)
 
 
 def whiten(x: Tensor, shrink: float = 0.02) -> Tensor:
@@ -229,6 +249,12 @@ def clip_loss(names: Tensor, wanted: Tensor, temperature: float) -> tuple[Tensor
     return F.cross_entropy(scores, right), (scores.argmax(1) == right).float().mean()
 
 
+def pitch_loss(readings: Tensor, semitones: Tensor, width: float) -> Tensor:
+    """Huber distance of what readings [B] of two crops differ by from what their speeds do, in units of `width`."""
+    difference, wanted = (x[: len(x) // 2] - x[len(x) // 2 :] for x in (readings, semitones / width))
+    return F.huber_loss(difference, wanted, delta=0.25)
+
+
 # --- the loop -------------------------------------------------------------------------------------------------------
 
 
@@ -252,8 +278,9 @@ def init_state(config: TeacherTrainConfig, device: torch.device | str) -> Teache
         online = nn.ModuleDict(
             {
                 "listener": Listener(config.model),
-                "predictor": Predictor(width, config.model.bands, config.predictor_width, config.predictor_depth),
-                "clip": nn.Sequential(nn.GELU(), nn.Linear(width, width)),
+                "predictor": Predictor(width, config.predictor_width, config.predictor_depth),
+                "names": nn.ModuleList(nn.Sequential(nn.GELU(), nn.Linear(width, width)) for _ in range(2)),
+                "pitch": nn.Linear(width, 1),
             }
         )
         target = Listener(config.model)
@@ -291,12 +318,12 @@ def load_state(config: TeacherTrainConfig, folder: Path, device: torch.device | 
     return state
 
 
-def train_step(state: TeacherState, wave: Tensor, config: TeacherTrainConfig) -> dict[str, float]:
-    """One optimiser step on [B, T] crops; returns the loss and its terms."""
+def train_step(state: TeacherState, views: Views, config: TeacherTrainConfig) -> dict[str, float]:
+    """One optimiser step; returns the loss and its terms."""
     progress = min(1.0, progress_of(state, config))
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate_at(state.step, progress, config)
-    value, terms = total_loss(state, wave, config)
+    value, terms = total_loss(state, views, config)
     state.optimizer.zero_grad(set_to_none=True)
     value.backward()
     norm = torch.nn.utils.clip_grad_norm_(state.online.parameters(), 3.0)
@@ -310,21 +337,27 @@ def train_step(state: TeacherState, wave: Tensor, config: TeacherTrainConfig) ->
     return {"loss": value.item(), "grad_norm": norm.item(), **{k: v.item() for k, v in terms.items()}}
 
 
-def total_loss(state: TeacherState, wave: Tensor, config: TeacherTrainConfig) -> tuple[Tensor, dict[str, Tensor]]:
-    """The training loss of [B, T] crops, and its terms."""
+def total_loss(state: TeacherState, views: Views, config: TeacherTrainConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """The training loss, and its terms: `found` and `found_faster` say how often each head names the other crop."""
     listener = state.online["listener"]
     with torch.no_grad():
-        patches = state.target.encoder.mel.patches(state.target.encoder.mel(wave))
+        patches = state.target.encoder.mel.patches(state.target.encoder.mel(views.wave))
     frames = patches.shape[1]
-    visible = draw_visible(len(wave), frames, config, state.generator).to(wave.device)
+    visible = draw_visible(len(patches), frames, config, state.generator).to(patches.device)
     wanted, wanted_names = make_targets(state.target, patches, config.target_layers)
     outputs = listener.encoder(patches, visible)
-    predicted, spectrum = state.online["predictor"](outputs[-1], visible, frames)
-    mel = whiten(patches.unflatten(2, (-1, config.model.bands)).mean(2))
-    terms = {"masked": masked_loss(predicted, wanted, visible), "mel": masked_loss(spectrum, mel, visible)}
-    names = state.online["clip"](listener.clip(outputs))
-    terms["clip"], terms["found"] = clip_loss(names, wanted_names, config.temperature)
-    return terms["masked"] + config.mel_weight * terms["mel"] + config.clip_weight * terms["clip"], terms
+    predicted = state.online["predictor"](outputs[-1], visible, frames)
+    names = [predict(x) for predict, x in zip(state.online["names"], listener.names(outputs), strict=True)]
+    clips = [clip_loss(x, y, config.temperature) for x, y in zip(names, wanted_names, strict=True)]
+    readings = state.online["pitch"](outputs[-1].mean(1))[:, 0]
+    terms = {
+        "masked": masked_loss(predicted, wanted, visible),
+        "clip": (clips[0][0] + clips[1][0]) / 2,
+        "pitch": pitch_loss(readings, views.semitones, max(config.speed_semitones, 1.0)),
+        "found": clips[0][1],
+        "found_faster": clips[1][1],
+    }
+    return terms["masked"] + config.clip_weight * terms["clip"] + config.pitch_weight * terms["pitch"], terms
 
 
 # --- statistics -----------------------------------------------------------------------------------------------------
@@ -406,7 +439,8 @@ def validate(state: TeacherState, config: TeacherTrainConfig, waves: list[Tensor
     keep = state.generator
     state.generator = torch.Generator().manual_seed(0)
     try:
-        _, terms = total_loss(state, torch.cat([batch, 0.5 * batch]).to(state.target.encoder.mel.mean.device), config)
+        views = Views(torch.cat([batch, 0.5 * batch]), torch.zeros(2 * len(batch)))
+        _, terms = total_loss(state, views.to(state.target.encoder.mel.mean.device), config)
     finally:
         state.generator = keep
     return {**{k: round(v.item(), 4) for k, v in terms.items()}, **collapse_figures(_raw(state), waves)}
