@@ -48,7 +48,8 @@ from segue.types import UserError
 
 BASELINE = "static-uniform"
 SECONDS = 2.048
-REPORT_SEC = 100.0  # decoding, judging and drawing; the generation itself is counted in examples
+REPORT_SEC = 45.0  # decoding, judging and drawing; the generation itself is counted in examples
+STEPS = 16  # of the solver, where a page has to be made in minutes
 STAGE_COST = 0.06  # of a static run: projector and probe, on the slow side
 # A model as small as its codec cannot afford to decode every probe: it is heard in latents, on fewer clips.
 DEMO_PROBE = ("probe.space=latent", "probe.clips=16", "probe.spacing=1.08")
@@ -146,7 +147,7 @@ def _plan(
     config = load_recipe(BASELINE)
     rate = measure_rate(config, StageController(config.policy), cache)
     # A generated clip costs steps x 2 evaluations, each a third of a training example; validation likewise.
-    beside = (judged + 12) * Sampling().steps * 2 / 3 + config.train.validation_clips * 5 * 11 / 3
+    beside = (judged + 12) * STEPS * 2 / 3 + config.train.validation_clips * 5 * 11 / 3
     batch = config.train.batch_size
     examples = int(((minutes_left * 60 - REPORT_SEC) * rate / (2 + STAGE_COST) - beside) // batch) * batch
     if examples < 20 * batch:
@@ -194,11 +195,14 @@ def _report(
         "codec_round_trip": measure_notes(judge, round_trip, rate, labels, reference),
     }
     prompts = listening_prompts(everything)
+    sampling = Sampling(steps=STEPS)
     arms, pages = {}, {}
     for name, result in results.items():
         say(f"    generating with {name}")
         pipeline = Pipeline.load(result.run_dir)
-        measures = measure_notes(judge, pipeline.generate([c.captions[0] for c in asked]), rate, labels, reference)
+        measures = measure_notes(
+            judge, pipeline.generate([c.captions[0] for c in asked], sampling=sampling), rate, labels, reference
+        )
         log = read_log(result.run_dir / "log.jsonl")
         first = next(e for e in log if e["event"] == "validation")
         arms[name] = measures | {
@@ -209,7 +213,7 @@ def _report(
             "validation_loss": result.validation,
             "validation_loss_first": first["loss_by_t"],
         }
-        waves = pipeline.generate([c.captions[0] for c in prompts])
+        waves = pipeline.generate([c.captions[0] for c in prompts], sampling=sampling)
         pages[name] = ArmPage(result.run_dir, [_prompt_clip(judge, c, w, rate) for c, w in zip(prompts, waves)])
         _write_samples(result.run_dir, prompts, waves, rate)
 
@@ -227,7 +231,7 @@ def _report(
         "model": {
             "preset": config.model.preset,
             "parameters": parameters_of(dit_config(config, cache)),
-            "sampling": asdict(Sampling()),
+            "sampling": asdict(sampling),
         },
         "judge": {"sha256": judge.sha256, "card": judge.card.get("figures", {})},
         "references": references,
