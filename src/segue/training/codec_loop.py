@@ -94,7 +94,7 @@ def learning_rate_at(step: int, progress: float, config) -> float:
 def refuse_used(out: Path, resume: bool) -> None:
     """Raises UserError where `out` holds a run that this one would write over."""
     if (out / STATE).exists() and not resume:
-        raise UserError(f"{out}: holds a codec in training; mend: --resume to go on with it, or another --out")
+        raise UserError(f"{out}: holds a training run already; mend: --resume to go on with it, or another --out")
 
 
 def run_loop(
