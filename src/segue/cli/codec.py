@@ -116,17 +116,10 @@ def ship(
     judge_on: Annotated[Path | None, typer.Option(help="A demo set: what the judge hears after the codec.")] = None,
 ) -> None:
     """Halve a trained codec's weights, measure it, and write its card."""
+    from segue.cli.shipping import measured_and_listed
     from segue.training.codec_figures import ship_codec
-    from segue.types import UserError
 
-    pairs = [text.partition("=") for text in measure_on]
-    if any(not name or not folder for name, _, folder in pairs):
-        raise UserError("--measure wants NAME=FOLDER; mend: for example --measure notes=runs/demo-set")
-    try:
-        listed = json.loads(sources.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{sources}: not a readable JSON file ({error}); mend: a list of objects") from error
-    folders = {name: Path(folder) for name, _, folder in pairs}
+    folders, listed = measured_and_listed(measure_on, sources)
     card = ship_codec(run, out, folders, sources=listed, command=command, commit=commit, judge_on=judge_on)
     typer.echo(json.dumps(card["figures"], indent=2))
 

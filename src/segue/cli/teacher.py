@@ -77,17 +77,10 @@ def ship(
     ] = None,
 ) -> None:
     """Halve a trained teacher's weights, measure it, and write its card."""
+    from segue.cli.shipping import measured_and_listed
     from segue.training.teacher_figures import ship_teacher
-    from segue.types import UserError
 
-    pairs = [text.partition("=") for text in measure_on]
-    if any(not name or not folder for name, _, folder in pairs):
-        raise UserError("--measure wants NAME=FOLDER; mend: for example --measure notes=runs/demo-set")
-    try:
-        listed = json.loads(sources.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{sources}: not a readable JSON file ({error}); mend: a list of objects") from error
-    folders = {name: Path(folder) for name, _, folder in pairs}
+    folders, listed = measured_and_listed(measure_on, sources)
     card = ship_teacher(
         run, out, folders, sources=listed, command=command, commit=commit, layers=tuple(layer or ()) or None
     )
