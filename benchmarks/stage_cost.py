@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from segue.cli.demo import DEMO_PROBE
+from segue.cli.demo import DEMO_SETTINGS
 from segue.cli.origin import commit, machine
 from segue.data.cache import LatentCache
 from segue.data.loader import LatentLoader
@@ -90,7 +90,7 @@ def parts(cache: LatentCache, examples: int, rounds: int, steps: int) -> dict:
     """Seconds of each part, and their share of a run of `examples`."""
     accelerator = make_accelerator("cpu")
     static = override(load_recipe("static-uniform"), [f"train.total_examples={examples}"])
-    stage = override(load_recipe("stage"), [f"train.total_examples={examples}", *DEMO_PROBE])
+    stage = override(load_recipe("stage"), [f"train.total_examples={examples}", *DEMO_SETTINGS])
     arms = {"static": Stepper(static, cache, accelerator), "guided": Stepper(stage, cache, accelerator)}
     times = {name: [] for name in arms}
     for arm in arms.values():
@@ -138,7 +138,7 @@ def whole(cache: LatentCache, examples: int, rounds: int) -> dict:
     seconds = {"static-uniform": [], "stage": []}
     for _ in range(rounds):
         for name, kept in seconds.items():
-            changes = [f"train.total_examples={examples}", "train.tensorboard=false", *DEMO_PROBE]
+            changes = [f"train.total_examples={examples}", "train.tensorboard=false", *DEMO_SETTINGS]
             config = override(load_recipe(name), changes)
             with tempfile.TemporaryDirectory() as folder:
                 started = time.perf_counter()

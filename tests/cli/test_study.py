@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from segue.study.run import CELLS, DONE, locked
+from segue.study.processes import locked
+from segue.study.run import CELLS, DONE
 
 
 @pytest.fixture(scope="module")

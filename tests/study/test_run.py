@@ -108,7 +108,7 @@ def test_nothing_finished_is_a_report_as_well(description, tmp_path):
 
 
 def test_two_studies_in_one_folder_are_refused(description, fake, tmp_path):
-    from segue.study.run import locked
+    from segue.study.processes import locked
 
     study = study_of(description, "base", seeds=[0])
     prepared = prepare(study, tmp_path)

@@ -20,7 +20,7 @@ from torch import Tensor
 from segue._version import __version__
 from segue.cli.generate import write_wav
 from segue.cli.origin import command, commit, machine
-from segue.cli.train import run_training
+from segue.cli.side_by_side import Arm, lanes, threads_of, train_arms
 from segue.codecs import default_codec, load_codec
 from segue.codecs.base import Codec
 from segue.conditioners import load_conditioner
@@ -40,7 +40,7 @@ from segue.report import ArmPage, PromptClip, write_demo_report, write_summary
 from segue.ssl import load_teacher
 from segue.stage.controller import StageController
 from segue.training.build import dit_config
-from segue.training.config import RunConfig, override
+from segue.training.config import override
 from segue.training.log import read_log
 from segue.training.loop import TrainResult
 from segue.training.rate import measure_rate
@@ -50,9 +50,11 @@ BASELINE = "static-uniform"
 SECONDS = 2.048
 REPORT_SEC = 45.0  # decoding, judging and drawing; the generation itself is counted in examples
 STEPS = 16  # of the solver, where a page has to be made in minutes
-STAGE_COST = 0.06  # of a static run: projector and probe, on the slow side
-# A model as small as its codec cannot afford to decode every probe: it is heard in latents, on fewer clips.
-DEMO_PROBE = ("probe.space=latent", "probe.clips=16", "probe.spacing=1.08")
+STAGE_COST = 0.12  # of a static run: projector and probe, on the slow side
+LANE_SHARE = 0.85  # of its rate alone, where another run computes beside it
+# A small model learns more in a few CPU minutes than one of 3 M parameters (docs/log.md). As it is as small as its
+# codec, it cannot afford to decode every probe: it is heard in latents, on fewer clips.
+DEMO_SETTINGS = ("model.preset=dit-1m", "probe.space=latent", "probe.clips=16", "probe.spacing=1.08")
 # What the page plays: kind -> how many prompts of trained and of held-out pairs. Twelve in all.
 LISTENING = {"note": (4, 3), "drum": (1, 0), "chord": (1, 1), "sequence": (1, 1)}
 
@@ -87,28 +89,29 @@ def demo(
     if minutes <= 0 or clips < 200 or judged < 8:
         raise UserError("--minutes must be positive, --clips at least 200, --judged at least 8")
 
-    say("1/6 rendering notes from a General-MIDI sound font")
+    say("1/5 rendering notes from a General-MIDI sound font")
     manifest = render_demo_set(out / "data", clips=clips, seed=0)
     everything = load_manifest(manifest)
 
-    say("2/6 encoding latents, captions and the teacher's features")
+    say("2/5 encoding latents, captions and the teacher's features")
     voice = load_codec(codec or default_codec())
     ears = load_teacher("compact")
     cache = build_cache(everything, voice, load_conditioner("minilm"), ears, out=out / "cache", seconds=SECONDS)
 
-    say("3/6 fitting the budget to this machine")
+    say("3/5 fitting the budget to this machine")
     plan = _plan(out, cache, voice, minutes - (time.monotonic() - started) / 60, minutes, clips, seed, judged, fresh)
-    parent = load_recipe(BASELINE)
-    total = replace(parent.train, total_examples=plan.examples, seed=seed)
-    results: dict[str, TrainResult] = {}
-    for number, name in enumerate((BASELINE, DEFAULT_RECIPE), start=4):
-        say(f"{number}/6 training {name}: {plan.examples:,} examples")
-        results[name] = _train_arm(replace(override(load_recipe(name), DEMO_PROBE), train=total), out, cache.path)
-        if not results[name].finished:
-            say(f"stopped and saved; the same command goes on: {command()}")
-            return 130
+    arms = []
+    for name in (BASELINE, DEFAULT_RECIPE):
+        config = override(load_recipe(name), DEMO_SETTINGS)
+        config = replace(config, train=replace(config.train, total_examples=plan.examples, seed=seed))
+        arms.append(Arm(config, cache.path, out / "arms" / name))
+    say(f"4/5 training {BASELINE} and {DEFAULT_RECIPE}: {plan.examples:,} examples each")
+    results = train_arms(arms)
+    if results is None:
+        say(f"stopped and saved; the same command goes on: {command()}")
+        return 130
 
-    say("6/6 generating, listening, writing the page")
+    say("5/5 generating, listening, writing the page")
     _report(out, plan, everything, voice, cache, results, started)
     print(f"{out}/report.html   {out}/summary.json   ({(time.monotonic() - started) / 60:.1f} minutes)")
     return 0
@@ -144,28 +147,22 @@ def _plan(
                 f"{out} holds a demo of other settings ({'; '.join(changed)}); choose another --out, or add --fresh"
             )
         return Plan(**stored)
-    config = load_recipe(BASELINE)
-    rate = measure_rate(config, StageController(config.policy), cache)
+    config = override(load_recipe(BASELINE), DEMO_SETTINGS)
+    runs = lanes(2)
+    with threads_of(runs):
+        rate = measure_rate(config, StageController(config.policy), cache) * (LANE_SHARE * runs if runs > 1 else 1)
     # A generated clip costs steps x 2 evaluations, each a third of a training example; validation likewise.
     beside = (judged + 12) * STEPS * 2 / 3 + config.train.validation_clips * 5 * 11 / 3
     batch = config.train.batch_size
-    examples = int(((minutes_left * 60 - REPORT_SEC) * rate / (2 + STAGE_COST) - beside) // batch) * batch
+    examples = int(((minutes_left * 60 - REPORT_SEC) * rate / (2 + 2 * STAGE_COST) - beside) // batch) * batch
     if examples < 20 * batch:
         say(f"the time left is short for {rate:.0f} examples/s; training 20 steps all the same")
         examples = 20 * batch
     plan = Plan(examples=examples, **wanted)
     write_text(path, json.dumps(asdict(plan), indent=1))
-    say(f"    {rate:.0f} examples/s here: {examples:,} examples for each of two arms")
+    together = "side by side" if runs > 1 else "one after the other"
+    say(f"    {rate:.0f} examples/s here: {examples:,} examples for each of two arms, {together}")
     return plan
-
-
-def _train_arm(config: RunConfig, out: Path, cache_path: Path) -> TrainResult:
-    """Train an arm, go on with it, or take it as it stands when it is finished."""
-    run_dir = out / "arms" / config.recipe
-    resume = (run_dir / "config.json").exists() and any((run_dir / "checkpoints").glob("examples-*/state.json"))
-    if not resume:
-        shutil.rmtree(run_dir, ignore_errors=True)
-    return run_training(config, cache_path, run_dir, resume=resume, samples=0)
 
 
 def _report(
@@ -217,7 +214,7 @@ def _report(
         pages[name] = ArmPage(result.run_dir, [_prompt_clip(judge, c, w, rate) for c, w in zip(prompts, waves)])
         _write_samples(result.run_dir, prompts, waves, rate)
 
-    config = load_recipe(BASELINE)
+    config = override(load_recipe(BASELINE), DEMO_SETTINGS)
     summary = {
         "schema_version": 1,
         "command": command(),

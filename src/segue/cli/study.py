@@ -15,16 +15,8 @@ from segue.cli.origin import command, commit, machine
 from segue.cli.train import run_training
 from segue.study.config import EvaluationSettings, read_study
 from segue.study.evaluate import evaluate_run, load_listening
-from segue.study.run import (
-    CELL,
-    clear_cell,
-    finish_cell,
-    locked,
-    planned_cells,
-    prepare,
-    run_cells,
-    stop_with_parent,
-)
+from segue.study.processes import locked, stop_with_parent
+from segue.study.run import CELL, clear_cell, finish_cell, planned_cells, prepare, run_cells
 from segue.study.tables import write_study_report
 from segue.training.checkpoint import latest_checkpoint, list_checkpoints
 from segue.training.config import from_json

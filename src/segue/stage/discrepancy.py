@@ -35,6 +35,8 @@ class ProbeConfig:
         space: what the encoder hears. "waveform": decoded predictions, through the teacher itself. "latent": a
             regression from latents to the teacher's cached features, fitted before the first step: blunter, and much
             cheaper where the model is as small as its codec.
+        weights: "averaged" (the moving average, whose window is a fixed share of a young run and so moves the curve by
+            a constant in ln n), or "online" (as they train: noisier, and moved by the learning-rate schedule).
     """
 
     run: str = "auto"
@@ -43,10 +45,12 @@ class ProbeConfig:
     spacing: float = 1.06
     first: float = 0.02
     space: str = "waveform"
+    weights: str = "averaged"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "times", tuple(self.times))
-        for name, allowed in (("run", ("auto", "always", "never")), ("space", ("waveform", "latent"))):
+        spaces, weights = ("waveform", "latent"), ("averaged", "online")
+        for name, allowed in (("run", ("auto", "always", "never")), ("space", spaces), ("weights", weights)):
             if getattr(self, name) not in allowed:
                 raise UserError(f"probe.{name} is '{getattr(self, name)}'; use {' or '.join(allowed)}")
         if self.clips < SMALLEST_PROBE:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import signal
 import subprocess
-import threading
 import time
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +20,7 @@ from segue.files import sha256_of, write_text
 from segue.ssl import load_teacher
 from segue.study.config import Cell, DataSource, Study, cells_of, run_config
 from segue.study.evaluate import Listening, make_listening
+from segue.study.processes import examples_logged, last_words, locked, start_worker, stop_workers
 from segue.training.checks import check_before_training
 from segue.training.interrupt import Interrupt
 from segue.training.log import read_log
@@ -31,7 +28,7 @@ from segue.training.progress import Meter
 from segue.types import UserError
 
 DEMO_SECONDS = 2.048
-CELLS, CELL, DONE, FAILED, OUTPUT = "cells", "cell.json", "done.json", "failed.json", "output.log"
+CELLS, CELL, DONE, FAILED = "cells", "cell.json", "done.json", "failed.json"
 
 
 @dataclass(frozen=True)
@@ -105,14 +102,14 @@ def run_cells(
 
     def seen() -> int:
         behind = study.examples * (len(prepared.cells) - len(pending) - len(running))
-        return behind + sum(min(study.examples, _position(cells_dir / folder)) for folder in running)
+        return behind + sum(min(study.examples, examples_logged(cells_dir / folder)) for folder in running)
 
     with locked(out / "study.lock"), Interrupt() as interrupt, Meter(study.name, total, seen(), quiet) as meter:
         while (pending or running) and not interrupt.requested:
             while pending and len(running) < slots:
                 cell = pending.pop(0)
                 _write_cell(cells_dir / cell.folder, cell, prepared, study, device)
-                running[cell.folder] = cell, _start(worker, cells_dir / cell.folder, environment)
+                running[cell.folder] = cell, start_worker(worker, cells_dir / cell.folder, environment)
             time.sleep(0.2)
             for folder, (cell, process) in list(running.items()):
                 if process.poll() is None:
@@ -123,45 +120,16 @@ def run_cells(
                     meter.say(f"{cell.arm} seed {cell.seed}: done; {left}")
                 else:
                     failed += 1
-                    line = _record_failure(cells_dir / folder, process.returncode)
+                    line = last_words(cells_dir / folder, process.returncode)
+                    write_text(cells_dir / folder / FAILED, json.dumps({"code": process.returncode, "line": line}))
                     meter.say(f"{cell.arm} seed {cell.seed}: failed ({line}); {left}")
             cells_left = len(pending) + len(running)
-            words = ", ".join(f"{c.arm}/{c.seed} {_position(cells_dir / folder) / study.examples:.0%}"
+            words = ", ".join(f"{c.arm}/{c.seed} {examples_logged(cells_dir / folder) / study.examples:.0%}"
                               for folder, (c, _) in running.items())  # fmt: skip
             bad = f", {failed} failed" if failed else ""
             meter.update(seen(), f"{len(prepared.cells) - cells_left}/{len(prepared.cells)} cells{bad}; {words}")
-        _stop([process for _, process in running.values()])
+        stop_workers([process for _, process in running.values()])
         return not interrupt.requested
-
-
-@contextmanager
-def locked(path: Path, wait: bool = False):
-    """Hold a file's lock; the system lets go of it when this process ends, however it ends.
-
-    Raises:
-        UserError: another process holds it (without `wait`).
-    """
-    import fcntl  # Unix alone has it, and segue's other commands run elsewhere, too
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise UserError(f"{path.parent}: this study is running already; wait for it or stop it") from error
-        yield
-
-
-def stop_with_parent() -> None:
-    """Watch the parent: when it is gone, ask this process to save and stop, as Ctrl-C would."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def status_of(folder: Path) -> tuple[str, str]:
@@ -193,48 +161,6 @@ def _write_cell(folder: Path, cell: Cell, prepared: Prepared, study: Study, devi
     }
     (folder / FAILED).unlink(missing_ok=True)
     write_text(folder / CELL, json.dumps(about, indent=1))
-
-
-def _start(worker: Sequence[str], folder: Path, environment: dict) -> subprocess.Popen:
-    with (folder / OUTPUT).open("a") as output:
-        # A session of its own: Ctrl-C reaches this process alone, which then asks its workers to save.
-        return subprocess.Popen(
-            [*worker, str(folder)], stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment,
-            start_new_session=True,
-        )  # fmt: skip
-
-
-def _stop(processes: list[subprocess.Popen], patience_sec: float = 120.0) -> None:
-    for process in processes:
-        process.terminate()
-    deadline = time.monotonic() + patience_sec
-    for process in processes:
-        try:
-            process.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
-def _record_failure(folder: Path, code: int) -> str:
-    """Write failed.json; return its line: the last one that the worker printed."""
-    text = (folder / OUTPUT).read_text(encoding="utf-8", errors="replace")
-    lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).strip() for line in text.splitlines()]
-    line = next((line for line in reversed(lines) if line), "no output")
-    if code < 0:
-        line = f"killed by signal {-code}; its last line: {line}"
-    write_text(folder / FAILED, json.dumps({"code": code, "line": line}))
-    return line
-
-
-def _position(folder: Path) -> int:
-    """Examples that a running cell has logged; only the end of its log is read."""
-    path = folder / "log.jsonl"
-    if not path.exists():
-        return 0
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 4096))
-        found = re.findall(rb'"examples_seen": (\d+)', file.read())
-    return int(found[-1]) if found else 0
 
 
 def clear_cell(folder: Path) -> None:

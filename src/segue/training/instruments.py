@@ -40,6 +40,7 @@ class Instruments:
         cache: LatentCache,
         statistics: tuple,
         model: nn.Module,
+        averaged: nn.Module,
         guidance: Guidance | None,
         validation_set: list[Example],
         accelerator,
@@ -49,6 +50,7 @@ class Instruments:
         """
         Args:
             model: not wrapped.
+            averaged: the same with averaged weights.
             ears: what the probe hears with.
 
         Raises:
@@ -56,6 +58,7 @@ class Instruments:
         """
         self.config, self.policy = config, config.policy
         self._model, self._guidance, self._validation_set = model, guidance, validation_set
+        self._probed = averaged if self.policy.probe.weights == "averaged" else model
         self._accelerator, self._autocast = accelerator, autocast
         rank, world = accelerator.process_index, accelerator.num_processes
         self.probe, self.seconds = None, 0.0
@@ -93,9 +96,9 @@ class Instruments:
         discrepancy = validation = cosine = structure = None
         if due.probe:
             if self.probe is not None:
-                discrepancy = self.probe.measure(self._model, self._accelerator, self._autocast)
+                discrepancy = self.probe.measure(self._probed, self._accelerator, self._autocast)
             if signal == "validation":
-                losses = validate(self._model, self._validation_set).values()
+                losses = validate(self._probed, self._validation_set).values()
                 validation = sum(losses) / len(losses)
             if signal == "gradient-cosine":
                 cosine = gradient_cosine(self._model, self._guidance, self._cosine_example)
@@ -144,7 +147,7 @@ class Instruments:
         """What the probe costs, in a line, measured on the untrained model."""
         if self.probe is None:
             return None
-        self.probe.measure(self._model, self._accelerator, self._autocast)
+        self.probe.measure(self._probed, self._accelerator, self._autocast)
         probe = self.policy.probe
         count = 2 + int(math.log(1 / probe.first) / math.log(probe.spacing))
         return (

@@ -113,7 +113,7 @@ def train(
     autocast = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.train.precision == "bf16")
     log_every, validate_every, checkpoint_every = intervals(config)
     instruments = Instruments(
-        config, cache, statistics, plain, terms.guidance, validation_set, accelerator, autocast, ears
+        config, cache, statistics, plain, averaged, terms.guidance, validation_set, accelerator, autocast, ears
     )
     state = instruments.check(state)
     main = accelerator.is_main_process
