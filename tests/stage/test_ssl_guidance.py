@@ -200,9 +200,9 @@ def test_a_projector_shifts_no_other_draw(kind):
     assert not torch.equal(first.layers[0].weight, other.layers[0].weight)
 
 
-def test_hidden_zero_is_the_models_width():
-    assert [layer.out_features for layer in Projector(6, 4).layers] == [6, 6, 4]
-    assert [layer.out_features for layer in Projector(6, 4, hidden=3).layers] == [3, 3, 4]
+def test_hidden_zero_is_half_the_models_width():
+    assert [layer.out_features for layer in Projector(6, 4).layers] == [3, 3, 4]
+    assert [layer.out_features for layer in Projector(6, 4, hidden=5).layers] == [5, 5, 4]
 
 
 # --- the loss ---

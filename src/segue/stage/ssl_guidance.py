@@ -37,7 +37,7 @@ class GuidanceConfig:
         latch: lambda below this share of lambda_0 is exactly 0.
         tap: which block's tokens are aligned: a share of the depth below 1, or a block index from 1 upwards.
         projector: "mlp" (three layers, SiLU; REPA) or "conv" (one convolution of width 3; iREPA, arXiv 2512.10794).
-        hidden: hidden width of the MLP; 0 = the model's width. REPA's 2048 would cost half of dit-3m's step.
+        hidden: hidden width of the MLP; 0 = half the model's width. REPA's 2048 would cost half of dit-3m's step.
         space: "hidden" (the tap) or "output" (the decoded one-step prediction through the teacher).
     """
 
@@ -63,7 +63,7 @@ class GuidanceConfig:
         if not (math.isfinite(self.tap) and self.tap >= 0) or (self.tap >= 1 and self.tap != int(self.tap)):
             raise UserError(f"guidance.tap is {self.tap}; give a share of the depth below 1 or a block index")
         if self.hidden < 0:
-            raise UserError(f"guidance.hidden is {self.hidden}; give a width, or 0 for the model's own")
+            raise UserError(f"guidance.hidden is {self.hidden}; give a width, or 0 for half the model's")
 
 
 def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
@@ -175,7 +175,7 @@ class Projector(nn.Module):
         super().__init__()
         _one_of("guidance.projector", kind, ("mlp", "conv"))
         self.kind = kind
-        hidden = hidden or width
+        hidden = hidden or width // 2
         if kind == "conv":
             layers = [nn.utils.skip_init(nn.Conv1d, width, features, 3, padding=1)]
         else:

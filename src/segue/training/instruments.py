@@ -112,7 +112,10 @@ class Instruments:
             gradient_cosine=cosine,
             structure=structure,
             warmup_end=round(optim.warmup_fraction * total),
-            decaying=optim.decay == "linear" and seen >= (1 - optim.decay_fraction) * total,
+            # An average over a tenth of the run hardly notices the schedule (docs/method.md); weights as they train do.
+            decaying=self.policy.probe.weights == "online"
+            and optim.decay == "linear"
+            and seen >= (1 - optim.decay_fraction) * total,
         )
         return self._last
 
