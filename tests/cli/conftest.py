@@ -51,3 +51,16 @@ def recordings(tmp_path_factory):
         suffix = ("wav", "flac", "ogg", "mp3")[index % 4] if rate_hz != 8000 else "wav"
         soundfile.write(folder / f"{NAMES[index % 6]}_{index:02d}.{suffix}", wave, rate_hz)
     return folder
+
+
+@pytest.fixture(scope="session")
+def cache(recordings, tmp_path_factory):
+    """The recordings, encoded."""
+    from segue.codecs import load_codec
+    from segue.conditioners import load_conditioner
+    from segue.data.encoding import build_cache
+    from segue.data.manifest import load_manifest
+
+    out = tmp_path_factory.mktemp("encoded") / "cache"
+    clips = load_manifest(recordings, "filename")
+    return build_cache(clips, load_codec("spectral", 8000), load_conditioner("minilm"), out=out, seconds=0.5).path

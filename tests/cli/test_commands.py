@@ -13,18 +13,6 @@ TINY = ("--set", "model.preset=dit-tiny", "--set", "train.batch_size=4", "--set"
 
 
 @pytest.fixture(scope="module")
-def cache(recordings, tmp_path_factory):
-    from segue.codecs import load_codec
-    from segue.conditioners import load_conditioner
-    from segue.data.encoding import build_cache
-    from segue.data.manifest import load_manifest
-
-    out = tmp_path_factory.mktemp("encoded") / "cache"
-    clips = load_manifest(recordings, "filename")
-    return build_cache(clips, load_codec("spectral", 8000), load_conditioner("minilm"), out=out, seconds=0.5).path
-
-
-@pytest.fixture(scope="module")
 def trained(cache, tmp_path_factory):
     from segue.cli.main import main
 

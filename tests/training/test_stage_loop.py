@@ -72,6 +72,18 @@ def test_the_time_ramp_walks_through_all_stages(taught, recipe, tmp_path):
     assert re.search(r"semantic stage .* guidance 0\.\d\d, .*next probe at \d+ examples", log[0]["reason"])
 
 
+def test_the_probe_hears_the_weights_that_it_is_told_to(taught, recipe, tmp_path):
+    def readings(name, *changes):
+        run(recipe("stage", *changes), taught, tmp_path / name)
+        lines = [e for e in read_log(tmp_path / name / "log.jsonl") if e["event"] == "stage"]
+        return [e["discrepancy"] for e in lines if e["discrepancy"] is not None]
+
+    averaged, online = readings("averaged"), readings("online", "probe.weights=online")
+    assert averaged[0] == online[0] and averaged[1:] != online[1:]
+    alike = [readings(w, f"probe.weights={w}", "optim.ema_decay=0") for w in ("averaged", "online")]
+    assert alike[0] == alike[1]  # an average without memory is the online weights
+
+
 def test_the_discrepancy_falls_as_the_model_learns(taught, recipe, tmp_path):
     run(recipe("stage", "train.total_examples=1600", "optim.learning_rate=3e-3", "probe.spacing=1.6"), taught, tmp_path)
     log = stages(tmp_path)
