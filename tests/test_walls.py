@@ -28,6 +28,7 @@ ALLOWED = {
     "report": {"metrics"},
     "training": PARTS,
     "pipeline": {"process", "models", "codecs", "conditioners", "tasks"},
+    "upsampling": {"data.audio"},
     "recipes": PARTS | {"training"},
     "study": {"*"},
     "integrations": {"stage", "process"},

@@ -21,6 +21,7 @@ from segue.cli import (
     taps,
     teacher,
     train,
+    upsample,
 )
 from segue.types import UserError
 
@@ -37,6 +38,7 @@ def make_app() -> typer.Typer:
     app.command("encode")(encode.encode)
     app.command("train")(train.train)
     app.command("generate")(generate.generate)
+    app.command("upsample")(upsample.upsample)
     app.command("recipes")(recipes.recipes)
     app.command("taps")(taps.taps)
     app.command("study")(study.study)

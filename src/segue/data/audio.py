@@ -99,6 +99,23 @@ def examine(path: Path) -> tuple[Header, Levels]:
     return header, Levels(peak, clipped / decoded)
 
 
+def read_blocks(path: Path, header: Header, block_frames: int = _BLOCK_FRAMES) -> Iterator[np.ndarray]:
+    """A whole file, piece by piece, as float32 [n, channels].
+
+    Raises:
+        BadAudio: damaged, truncated or non-finite.
+    """
+    decoded = 0
+    with _opened(path) as file:
+        for block in _blocks(path, file, block_frames):
+            if not np.isfinite(block).all():
+                raise BadAudio(path, "non-finite: NaN or infinite samples")
+            decoded += len(block)
+            yield block
+    if decoded < header.frames:
+        raise BadAudio(path, f"truncated: {decoded} of {header.frames} samples")
+
+
 def read_wave(path: Path, sample_rate_hz: int) -> np.ndarray:
     """A whole file as float32 [T], the mean of its channels, at `sample_rate_hz`.
 
@@ -156,9 +173,9 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
         yield file
 
 
-def _blocks(path: Path, file: soundfile.SoundFile) -> Iterator[np.ndarray]:
+def _blocks(path: Path, file: soundfile.SoundFile, block_frames: int = _BLOCK_FRAMES) -> Iterator[np.ndarray]:
     try:
-        yield from file.blocks(_BLOCK_FRAMES, dtype="float32", always_2d=True)
+        yield from file.blocks(block_frames, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise BadAudio(path, f"truncated or damaged: {_words(error)}") from error
 

@@ -1,0 +1,189 @@
+"""`segue upsample`: narrow sound files in, wide ones out."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from segue.data.audio import BadAudio, read_header
+from segue.types import UserError, first_line
+from segue.upsampling.enhance import Resolver
+from segue.upsampling.form import SUBTYPES, SUFFIXES
+from segue.upsampling.jobs import Job, find_jobs
+from segue.upsampling.memory import parse_memory, peak_bytes
+from segue.upsampling.upsample import Settings, carry_out, describe, prepare
+
+_MOST_FAILURES = 125  # what an exit code can count; the shell takes the ones above
+
+
+def upsample(
+    places: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[RUN] IN OUT",
+            help="RUN: run folder, checkpoint or model.safetensors; left out or 'default': the shipped model. "
+            "IN: a sound file, a folder, or a .txt list of files. OUT: a .wav or .flac file, or a folder.",
+        ),
+    ],
+    rate: Annotated[int | None, typer.Option(help="Of the output in Hz; default and most: the model's.")] = None,
+    cutoff: Annotated[
+        float | None, typer.Option(help="Where the inputs' band ends in Hz; default: detected in each file.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Solver steps; default: the model's.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    max_memory: Annotated[str | None, typer.Option(help="Of the whole process, such as 1.5GB.")] = None,
+    chunk_seconds: Annotated[float | None, typer.Option(help="Computed at once; 0: each file in one piece.")] = None,
+    container: Annotated[str | None, typer.Option("--format", help="wav or flac; default: as the input.")] = None,
+    subtype: Annotated[str | None, typer.Option(help="Sample encoding, such as PCM_24; default: as the input.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
+    skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave outputs that exist.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Detect and report; write nothing.")] = False,
+    weights: Annotated[str, typer.Option(help="ema (averaged) or model (as trained).")] = "ema",
+    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
+) -> int:
+    """Add the missing upper band. Keeps loudness, length, channels and tags.
+
+    One line of JSON a file on standard output; the exit code counts the files that failed.
+    """
+    if len(places) not in (2, 3):
+        raise UserError("give IN and OUT, or RUN, IN and OUT; for example: segue upsample default old new")
+    run, source, out = ("default", *places)[-3:]
+    jobs = find_jobs(Path(source), Path(out))
+    settings = _settings(rate, cutoff, steps, seed, max_memory, chunk_seconds, container, subtype, overwrite,
+                         skip_existing)  # fmt: skip
+    resolver = load_resolver(run, weights, device)
+    settings = _fitted(settings, resolver)
+    failures, taken = 0, set()
+    with _progress(sum(_seconds(job) for job in jobs)) as advance:
+        for job in jobs:
+            line = _one(job, resolver, settings, dry_run, taken, advance)
+            failures += line["status"] == "failed"
+            print(json.dumps(line, ensure_ascii=False, allow_nan=False), flush=True)
+    if failures and len(jobs) > 1:
+        print(f"{failures} of {len(jobs)} files failed", file=sys.stderr)
+    return min(failures, _MOST_FAILURES)
+
+
+def load_resolver(run: str, weights: str, device: str) -> Resolver:
+    """The model; 'default' is the one that comes with the package."""
+    try:
+        from segue.pipeline import SuperResolver
+    except ImportError as error:
+        raise UserError("this version of segue has no model of super-resolution yet") from error
+    return SuperResolver.load(None if run == "default" else run, weights, device)
+
+
+def _settings(rate, cutoff, steps, seed, max_memory, chunk_seconds, container, subtype, overwrite, skip) -> Settings:
+    if cutoff is not None and cutoff <= 0:
+        raise UserError(f"--cutoff {cutoff:g}: give the frequency in Hz where the inputs' band ends")
+    if container is not None and container.lower() not in SUFFIXES:
+        raise UserError(f"--format {container}: use one of {', '.join(SUFFIXES)}")
+    if subtype is not None and subtype.upper() not in SUBTYPES:
+        raise UserError(f"--subtype {subtype}: use one of {', '.join(SUBTYPES)}")
+    if chunk_seconds is not None and chunk_seconds < 0:
+        raise UserError(f"--chunk-seconds {chunk_seconds:g}: give a length, or 0 for each file in one piece")
+    return Settings(
+        rate_hz=rate or 0,
+        cutoff_hz=cutoff,
+        steps=steps,
+        seed=seed,
+        chunk_sec=math.inf if chunk_seconds == 0 else chunk_seconds,
+        max_memory=None if max_memory is None else parse_memory(max_memory),
+        container=container and container.lower(),
+        subtype=subtype and subtype.upper(),
+        overwrite=overwrite,
+        skip_existing=skip,
+    )
+
+
+def _fitted(settings: Settings, resolver: Resolver) -> Settings:
+    """The settings for this model.
+
+    Raises:
+        UserError: it cannot make the rate that is asked for.
+    """
+    model_hz, rate_hz = resolver.sample_rate_hz, settings.rate_hz or resolver.sample_rate_hz
+    if rate_hz > model_hz:
+        raise UserError(
+            f"--rate {rate_hz}: this model makes {model_hz} Hz, and more would hold nothing more; mend: --rate "
+            f"{model_hz} or less, or a model trained at {rate_hz} Hz"
+        )
+    if rate_hz < 1000:
+        raise UserError(f"--rate {rate_hz}: give at least 1000 Hz (the rate is in Hz, not kHz)")
+    return replace(settings, rate_hz=rate_hz, in_use=peak_bytes())
+
+
+def _one(job: Job, resolver: Resolver, settings: Settings, dry_run: bool, taken: set[Path], advance) -> dict:
+    """A file's line of JSON; what is wrong with it is said on standard error, too. Adds its output to `taken`."""
+    try:
+        work = prepare(job, resolver, settings, taken)
+        taken.add(work.output)
+        line = describe(work, settings, resolver) if dry_run else carry_out(work, resolver, settings, advance)
+    except (BadAudio, UserError) as error:
+        reason = " ".join(str(error).split())
+    except MemoryError as error:
+        reason = f"{job.source}: out of memory ({first_line(error)}); mend: a lower --max-memory or --chunk-seconds"
+    else:
+        for note in line["notes"]:
+            _say(f"{job.source}: {note}")
+        return line
+    _say(f"segue: {reason}")
+    return {"input": str(job.source), "status": "failed", "reason": reason, "notes": []}
+
+
+def _seconds(job: Job) -> float:
+    try:
+        return read_header(job.source).seconds
+    except BadAudio:
+        return 0.0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _progress(seconds: float):
+    """A bar on a terminal, a line now and then elsewhere: seconds of sound done, times real time, time left."""
+    console = Console(stderr=True)
+    began, done, said = time.monotonic(), 0.0, time.monotonic() - 11.0
+    if not console.is_terminal:
+
+        def advance(sec: float) -> None:
+            nonlocal done, said
+            done, now = done + sec, time.monotonic()
+            if now - said >= 15.0:
+                said, speed = now, done / max(now - began, 1e-9)
+                _say(f"upsampling: {done:.0f}/{seconds:.0f} s, {speed:.1f}x real time, "
+                     f"{max(0.0, seconds - done) / max(speed, 1e-9):.0f} s left")  # fmt: skip
+
+        yield advance
+        return
+    columns = (
+        TextColumn("upsampling"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} s"),
+        TextColumn("{task.fields[speed]:.1f}x real time"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("upsampling", total=seconds, speed=0.0)
+
+        def move(sec: float) -> None:
+            nonlocal done
+            done += sec
+            bar.update(task, advance=sec, speed=done / max(time.monotonic() - began, 1e-9))
+
+        yield move

@@ -1,0 +1,138 @@
+"""One window of sound through the model: along the stereo axes, silent where it was silent, no louder at its peaks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segue.upsampling.survey import Survey, rotation
+
+_HEARD_RMS = 0.1  # what the model hears a file at, whatever its own loudness
+_GATE_SEC = 0.005
+_LIMIT_SEC = 0.001
+LOOK_SEC = 0.02  # what gate and limiter see on either side of a sample
+_SHORTEST_HOPS = 16
+
+
+class Resolver(Protocol):
+    """What the tool needs of a model; `segue.pipeline.SuperResolver` is one.
+
+    Attributes:
+        sample_rate_hz: of what goes in and comes out.
+        hop_samples: grid on which windows begin, and of one frame of noise.
+        context_samples: how far around a sample the model looks.
+        steps: of the solver, where nothing else is said.
+    """
+
+    sample_rate_hz: int
+    hop_samples: int
+    context_samples: int
+    steps: int
+
+    def frames(self, samples: int) -> int:
+        """Frames of noise that `samples` take."""
+
+    def noise(self, shape_frames: int, seed: int, first_frame: int) -> Tensor:
+        """[C, shape_frames], each frame keyed by its position."""
+
+    def resolve(self, low: Tensor, cutoff_hz: Tensor, noise: Tensor, *, steps: int) -> Tensor:
+        """[B, T] with a band added above cutoff_hz [B]; noise is [B, C, L]."""
+
+
+@dataclass
+class Tally:
+    """What happened to the samples on their way."""
+
+    silent: int = 0
+    limited: int = 0
+    samples: int = 0
+
+
+class Enhancer:
+    """Adds a band to windows of one file, so that a window's place in the file is all that its result depends on."""
+
+    def __init__(self, resolver: Resolver, survey: Survey, cutoff_hz: float, *, steps: int, seed: int) -> None:
+        self.resolver, self.survey, self.cutoff_hz, self.steps, self.seed = resolver, survey, cutoff_hz, steps, seed
+        self.tally = Tally()
+        stereo = len(survey.offset) == 2
+        self.axes = torch.from_numpy(rotation(survey.angle_rad) if stereo else np.eye(1)).float()
+
+    def __call__(self, low: np.ndarray, start: int) -> np.ndarray:
+        """[n, channels] at the model's rate, beginning at sample `start` of the file -> the same with its new band.
+
+        The model hears each axis at its own loudness over the file, so that its answer scales with its input, and both
+        axes with the same noise, so that a source keeps its place. What it adds is faded out where a channel is silent,
+        and held back where it would lift a peak above the file's own.
+        """
+        whole = torch.from_numpy(np.ascontiguousarray(low.T))
+        offset = torch.from_numpy(self.survey.offset).float()[:, None]
+        added = self._added(whole - offset, start)
+        gate = _gate(whole, self.survey.silent_peak, _samples(_GATE_SEC, self.resolver))
+        added = added * gate
+        held = _held(whole, added, self.survey.peak, _samples(_LIMIT_SEC, self.resolver))
+        self.tally.samples += gate.numel()
+        self.tally.silent += int((gate == 0).sum())
+        self.tally.limited += int((held < 0.99).sum()) * len(whole)
+        return (whole + held * added).T.numpy()
+
+    def _added(self, low: Tensor, start: int) -> Tensor:
+        """What the model adds to [channels, n]."""
+        along = self.axes @ low
+        levels = torch.from_numpy(self.survey.axis_rms).float()[:, None]
+        audible = [i for i in range(len(along)) if self._is_audible(along[i], float(levels[i]))]
+        made = torch.zeros_like(along)
+        if not audible:
+            return made
+        samples, hop = low.shape[1], self.resolver.hop_samples
+        length = max(-(-samples // hop), _SHORTEST_HOPS) * hop
+        gain = _HEARD_RMS / levels[audible]
+        heard = F.pad(along[audible] * gain, (0, length - samples))
+        noise = self.resolver.noise(self.resolver.frames(length), self.seed, start // hop)
+        cutoffs = torch.full((len(audible),), self.cutoff_hz)
+        full = self.resolver.resolve(
+            heard, cutoffs, noise[None].expand(len(audible), -1, -1).contiguous(), steps=self.steps
+        )
+        made[audible] = (full.cpu().float() - heard)[:, :samples] / gain
+        return self.axes.T @ made
+
+    def _is_audible(self, wave: Tensor, rms: float) -> bool:
+        least = self.survey.silent_peak / 4
+        return rms > least and float(wave.abs().max()) > least
+
+
+def _gate(wave: Tensor, silent_peak: float, samples: int) -> Tensor:
+    """[channels, n] -> 1 where something sounds within `samples`, fading to 0 over as many more.
+
+    What stands still is silent at any offset, so it is the step from sample to sample that has to be a sound's.
+    """
+    loud = (wave.diff(dim=1, prepend=wave[:, :1]).abs() > silent_peak).double()
+    near = (_smoothed(loud, 2 * samples) > 0).double()  # sums of zeros and ones are exact
+    return _smoothed(near, samples).float()
+
+
+def _held(wave: Tensor, added: Tensor, peak: float, samples: int) -> Tensor:
+    """[1, n] weight of `added` for all channels alike, at which |wave + added| stays below `peak` or |wave| itself."""
+    room = (peak - wave.abs()).clamp(min=0.0)
+    over = (wave + added).abs() > wave.abs().clamp(min=peak)
+    if not over.any():
+        return torch.ones_like(added[:1])
+    weight = torch.where(over, room / added.abs().clamp(min=1e-12), torch.ones_like(added)).clamp(max=1.0)
+    lowest = weight.amin(dim=0, keepdim=True)
+    widened = -F.max_pool1d(-lowest, 2 * samples + 1, 1, samples)
+    return _smoothed(widened.double(), samples).float()
+
+
+def _smoothed(weight: Tensor, samples: int) -> Tensor:
+    """Moving average [channels, n] over 2 `samples` + 1 in float64, the ends repeated."""
+    padded = torch.cat([weight[:, :1].expand(-1, samples + 1), weight, weight[:, -1:].expand(-1, samples)], dim=1)
+    sums = padded.cumsum(dim=1)
+    return ((sums[:, 2 * samples + 1 :] - sums[:, : -2 * samples - 1]) / (2 * samples + 1)).clamp(0.0, 1.0)
+
+
+def _samples(seconds: float, resolver: Resolver) -> int:
+    return max(1, round(seconds * resolver.sample_rate_hz))
