@@ -1,4 +1,4 @@
-"""A trained run and captions in, waveforms out.
+"""A trained run and captions in, waveforms out; or a band-limited waveform in, a full-band one out.
 
 pipeline = Pipeline.load("runs/mine")
 waves = pipeline.generate(["a soft violin playing C 5"], seconds=2.0, seed=0)
@@ -24,7 +24,11 @@ from segue.process.noise import keyed_noise
 from segue.process.path import velocity_of
 from segue.process.solvers import SOLVERS, solve, time_grid
 from segue.tasks.generation import unstandardise
+from segue.tasks.super_resolution import given
 from segue.types import Condition, UserError
+
+SHIPPED_RESOLVER = Path(__file__).parent / "weights" / "super-resolution" / "model.safetensors"
+NOISE_BLOCK = 16  # frames of one draw
 
 
 @dataclass(frozen=True)
@@ -59,16 +63,12 @@ class Pipeline:
         """Bring the parts together.
 
         Raises:
-            UserError: the codec or the text encoder is not the one that the model was trained with.
+            UserError: a model for another task, or not the codec or the text encoder that it was trained with.
         """
-        for part, have, want in (
-            ("codec", codec.fingerprint(), saved.card.codec),
-            ("text encoder", conditioner.fingerprint(), saved.card.text),
-        ):
-            have = json.loads(json.dumps(have))  # as the card has been through: no tuples
-            other = [f"{key} {have.get(key)} for {value}" for key, value in want.items() if have.get(key) != value]
-            if other:
-                raise UserError(f"the model was trained with another {part} ({', '.join(other)}); load that one")
+        if saved.card.task != "generation":
+            raise UserError(f"a model for {saved.card.task}, not for generation; use segue upsample")
+        _check_same("codec", codec.fingerprint(), saved.card.codec)
+        _check_same("text encoder", conditioner.fingerprint(), saved.card.text)
         self.saved, self.codec, self.conditioner, self.device = saved, codec.to(device), conditioner, device
         self.model = saved.model.to(device)
 
@@ -161,6 +161,124 @@ class Pipeline:
             latents = unstandardise(x_0, self.saved.mean.to(self.device), self.saved.std.to(self.device))
             waves.append(self.codec.decode(latents, samples).cpu())
         return torch.cat(waves)
+
+
+class SuperResolver:
+    """A super-resolution model with its codec: what is missing above a cutoff is generated, what lies below is kept.
+
+    Attributes:
+        sample_rate_hz: that it works at.
+        hop_samples: samples to a frame; chunks start at multiples of it.
+        context_samples: how far from a sample what is generated there can depend on the input, to within 1e-3.
+        steps: of the solver, by default.
+    """
+
+    steps = 4
+
+    def __init__(self, saved: SavedModel, codec: Codec, device: str = "cpu") -> None:
+        """Bring the parts together.
+
+        Raises:
+            UserError: a model for another task, or another codec than the model was trained with.
+        """
+        if saved.card.task != "super-resolution":
+            raise UserError(
+                f"a model for {saved.card.task}, not for super-resolution; use segue generate, or train one with "
+                "segue train sr-demo"
+            )
+        _check_same("codec", codec.fingerprint(), saved.card.codec)
+        self.saved, self.codec, self.device = saved, codec.to(device), device
+        self.model, config = saved.model.to(device), saved.model.config
+        self.statistics = (saved.mean.to(device), saved.std.to(device))
+        self.sample_rate_hz, self.hop_samples = codec.sample_rate_hz, codec.hop_samples
+        # One evaluation hears depth * window tokens to each side. Of the further ones that its neighbours heard in
+        # earlier steps, little arrives: as much context again holds chunks equal to within 1e-3 (tests).
+        heard = config.depth * config.attention_window * config.patch_frames
+        self.context_samples = (2 * heard + 4) * codec.hop_samples
+
+    @classmethod
+    def load(cls, run: Path | str | None, weights: str = "ema", device: str = "cpu") -> SuperResolver:
+        """From a run folder (its newest checkpoint), a checkpoint folder or a model.safetensors; None: the shipped one.
+
+        Raises:
+            UserError: nothing to load there, or a model for another task.
+        """
+        if run is None and not SHIPPED_RESOLVER.is_file():
+            raise UserError(
+                "no super-resolution model is shipped; name the folder of one: segue train sr-demo makes it"
+            )
+        saved = load_model(SHIPPED_RESOLVER if run is None else model_file(Path(run)), weights)
+        return cls(saved, load_codec(saved.card.codec_source, saved.card.codec["sample_rate_hz"]), device)
+
+    def frames(self, samples: int) -> int:
+        """Latent frames of a wave."""
+        return self.codec.latent_frames(samples)
+
+    def noise(self, frames: int, seed: int, first_frame: int = 0) -> Tensor:
+        """[C, frames] standard normal, keyed by blocks of frames: a chunk draws what the whole file draws there."""
+        channels, blocks = (
+            self.codec.channels,
+            range(first_frame // NOISE_BLOCK, -(-(first_frame + frames) // NOISE_BLOCK)),
+        )
+        drawn = keyed_noise((channels, NOISE_BLOCK), seed, "super-resolution", blocks)
+        start = first_frame - blocks.start * NOISE_BLOCK
+        return drawn.transpose(0, 1).flatten(1)[:, start : start + frames]
+
+    @torch.inference_mode()
+    def resolve(self, low: Tensor, cutoff_hz: Tensor, noise: Tensor, *, steps: int = 4) -> Tensor:
+        """Full-band waves [B, T] of band-limited ones.
+
+        Below the cutoff the result is the input, by construction: in the spectrum of 32 ms windows, bins up to the
+        cutoff are the input's and bins two above it are the model's.
+
+        Args:
+            low: [B, T] at sample_rate_hz, with nothing above the cutoff.
+            cutoff_hz: [B].
+            noise: [B, C, L], L = frames(T); rows may share it.
+            steps: evaluations of the model.
+
+        Raises:
+            UserError: fewer than one step.
+        """
+        if steps < 1:
+            raise UserError(f"--steps {steps}: give at least 1")
+        low, samples = low.to(self.device), low.shape[-1]
+        condition = given(self.codec, low, cutoff_hz, self.statistics).to(self.device)
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            prediction = self.model(x, t, condition).prediction
+            return velocity_of(prediction, self.model.predicts, x, t, floor=1e-4)
+
+        x_0 = solve(velocity, noise.to(self.device), time_grid(steps), "euler")
+        missing = x_0.masked_fill(condition.given[..., None], 0.0)
+        whole = self.codec.decode(unstandardise(condition.complete(missing), *self.statistics), samples)
+        return self._joined(low, whole, cutoff_hz).cpu()
+
+    def _joined(self, low: Tensor, high: Tensor, cutoff_hz: Tensor) -> Tensor:
+        """The one's spectrum up to the cutoff, the other's from two bins above it."""
+        size = self.codec.window_samples
+        window = self.codec.window.to(self.device)
+        spectra = [
+            torch.stft(x, size, self.hop_samples, window=window, pad_mode="constant", return_complex=True)
+            for x in (low, high)
+        ]
+        bin_hz = self.sample_rate_hz / size
+        bins_hz = torch.arange(size // 2 + 1, device=self.device) * bin_hz
+        share = ((bins_hz - cutoff_hz.to(self.device)[:, None]) / (2 * bin_hz)).clamp(0, 1)[..., None]
+        return torch.istft(
+            torch.lerp(*spectra, share.to(spectra[0].dtype)),
+            size,
+            self.hop_samples,
+            window=window,
+            length=low.shape[-1],
+        )
+
+
+def _check_same(part: str, have: dict, want: dict) -> None:
+    have = json.loads(json.dumps(have))  # as the card has been through: no tuples
+    other = [f"{key} {have.get(key)} for {value}" for key, value in want.items() if have.get(key) != value]
+    if other:
+        raise UserError(f"the model was trained with another {part} ({', '.join(other)}); load that one")
 
 
 def model_file(path: Path) -> Path:

@@ -10,7 +10,8 @@ Time: t = 0 is data, t = 1 is noise. x_t = (1 - t) x_0 + t eps, velocity v = eps
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from types import ModuleType
 
 import torch
@@ -51,22 +52,41 @@ class Condition:
         tokens: [B, K, E] text token embeddings.
         tokens_mask: [B, K] bool, True where a token is real. Required when tokens is given.
         drop: [B] bool, True where the condition is replaced by the model's learned null (classifier-free guidance).
+        audio: [B, C, L] standardised latents of what there is of the sound, zero where it is not given.
+        given: [B, C] bool, True where audio holds a channel, which then is not generated. Required with audio.
+        cutoff: [B] where the given band ends, as a share of half the sample rate. Required with audio.
     """
 
     tokens: Tensor | None = None
     tokens_mask: Tensor | None = None
     drop: Tensor | None = None
+    audio: Tensor | None = None
+    given: Tensor | None = None
+    cutoff: Tensor | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Condition:
+        """The condition with every tensor that there is changed."""
+        parts = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return Condition(**{name: None if x is None else change(x) for name, x in parts})
 
     def to(self, device: torch.device | str) -> Condition:
         """The same condition on another device."""
-        return Condition(*(None if x is None else x.to(device) for x in (self.tokens, self.tokens_mask, self.drop)))
+        return self.map(lambda x: x.to(device))
+
+    def rows(self, index: Tensor | slice | list[int]) -> Condition:
+        """The condition of some examples of the batch."""
+        return self.map(lambda x: x[index])
 
     def dropped(self) -> Condition:
         """The same batch with every condition replaced by the learned null."""
-        if self.tokens is None:
+        some = self.tokens if self.tokens is not None else self.audio
+        if some is None:
             return self
-        batch = self.tokens.shape[0]
-        return replace(self, drop=torch.ones(batch, dtype=torch.bool, device=self.tokens.device))
+        return replace(self, drop=torch.ones(len(some), dtype=torch.bool, device=some.device))
+
+    def complete(self, x_0: Tensor) -> Tensor:
+        """[B, C, L] what is generated, and what was given beside it: a whole latent."""
+        return x_0 if self.audio is None else x_0 + self.audio
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -144,3 +146,78 @@ def test_settings_that_cannot_be_are_refused(bad):
 def test_unknown_preset():
     with pytest.raises(UserError, match="dit-3m"):
         preset("dit-9t", channels=4, text_dim=4)
+
+
+# --- audio and windows ----------------------------------------------------------------------------------------------
+
+TOTAL, COUNT, OUTPUT = 6634.50722894602, 73680, -8.49180637858808
+HEARING = DiTConfig(channels=6, text_dim=10, width=32, depth=3, heads=4, adaln_rank=4, audio=True)
+
+
+def audio(drop: list[bool] | None = None) -> Condition:
+    """The lower four of six channels are given; a lower cutoff with the second clip."""
+    values = torch.randn(2, 6, 11, generator=torch.Generator().manual_seed(3))
+    given = (torch.arange(6) < 4).expand(2, 6)
+    drop = None if drop is None else torch.tensor(drop)
+    return Condition(drop=drop, audio=values * given[..., None], given=given, cutoff=torch.tensor([0.5, 0.25]))
+
+
+def test_without_audio_and_window_the_model_is_what_it_was():
+    """Weights and outputs of a text model, from its seed: the numbers were taken before audio came."""
+    torch.manual_seed(0)
+    model = DiT(SMALL).eval()
+    total = sum(float(p.detach().double().abs().sum()) for p in model.parameters())
+    assert total == pytest.approx(TOTAL, abs=1e-9) and sum(p.numel() for p in model.parameters()) == COUNT
+    assert float(woken()(X, T, condition()).prediction.detach().double().sum()) == pytest.approx(OUTPUT, abs=1e-4)
+    names = {n for n, _ in model.named_parameters()}
+    assert names == {n for n, _ in DiT(HEARING).named_parameters() if not n.startswith(("audio", "cutoff"))}
+
+
+def test_given_channels_are_not_generated_and_noise_in_them_is_not_heard():
+    model = woken(HEARING)
+    out = model(X, T, audio()).prediction
+    assert out[:, :4].abs().max() == 0 and out[:, 4:].abs().min() > 0
+    other = X.clone()
+    other[:, :4] += 1.0
+    assert torch.equal(model(other, T, audio()).prediction, out)
+
+
+def test_audio_and_cutoff_are_heard_until_dropped():
+    model, heard = woken(HEARING), audio()
+    values = heard.audio.clone().requires_grad_(True)
+    model(X, T, replace(heard, audio=values)).prediction.sum().backward()
+    assert (values.grad[:, :4].abs().sum((1, 2)) > 0).all()
+    moved = replace(heard, cutoff=heard.cutoff + 0.1)
+    assert not torch.allclose(model(X, T, heard).prediction, model(X, T, moved).prediction)
+    dropped = audio([True, False])
+    changed = replace(dropped, audio=2 * dropped.audio)
+    first, second = model(X, T, dropped).prediction, model(X, T, changed).prediction
+    assert torch.equal(first[0], second[0]) and not torch.allclose(first[1], second[1])
+    assert torch.equal(model(X, T, heard.dropped()).prediction, model(X, T, audio([True, True])).prediction)
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_a_window_limits_what_a_frame_hears(patch):
+    """Depth 3 and window 2: six tokens to each side, and no further."""
+    model = woken(replace(HEARING, patch_frames=patch, attention_window=2))
+    x = torch.randn(1, 6, 40, generator=torch.Generator().manual_seed(4))
+    changed = x.clone()
+    changed[..., 20] += 1.0
+    t = torch.tensor([0.5])
+    moved = (model(x, t).prediction - model(changed, t).prediction).abs().amax((0, 1)) > 0
+    heard = [token for token in range(40 // patch) if moved[token * patch : (token + 1) * patch].any()]
+    assert heard == list(range(20 // patch - 6, 20 // patch + 7))
+
+
+def test_a_chunk_with_context_gives_what_the_whole_gives():
+    model = woken(replace(HEARING, attention_window=2))
+    x, t = torch.randn(1, 6, 60, generator=torch.Generator().manual_seed(4)), torch.tensor([0.5])
+    whole, chunk = model(x, t).prediction, model(x[..., 14:46], t).prediction
+    torch.testing.assert_close(chunk[..., 6:-6], whole[..., 20:40], atol=1e-5, rtol=1e-4)
+
+
+def test_padding_beyond_a_window_leaves_no_nan():
+    model = woken(replace(HEARING, attention_window=2))
+    mask = torch.arange(11)[None] < torch.tensor([[11], [3]])
+    out = model(X, T, audio(), mask).prediction
+    assert torch.isfinite(out).all() and out[1, :, 3:].abs().max() == 0

@@ -63,11 +63,20 @@ def taught(tmp_path_factory):
     return tones(tmp_path_factory.mktemp("taught"), Bands())
 
 
-def tones(folder, teacher):
+@pytest.fixture(scope="session")
+def hisses(tmp_path_factory):
+    """Tones with harmonics and noise up to half the rate, as gain and shape, with a teacher's features."""
+    return tones(tmp_path_factory.mktemp("hisses"), Bands(), "gain-shape")
+
+
+def tones(folder, teacher, codec="spectral"):
     """48 clips of two lengths, 40 to train on: captions name the pitch."""
     for index in range(48):
         samples = round(RATE_HZ * SECONDS * (1.0 if index % 3 else 0.6))
         wave = 0.3 * np.sin(2 * np.pi * 110 * 2 ** (index % 5 / 5) * np.arange(samples) / RATE_HZ)
+        if codec == "gain-shape":
+            hiss = np.random.default_rng(index).normal(size=samples)
+            wave = np.sign(wave) * 0.1 + 0.02 * (1 + index % 5) * hiss
         soundfile.write(folder / f"{index}.wav", wave, RATE_HZ)
     rows = [
         f'{{"path": "{i}.wav", "caption": "tone {i % 5}", "split": "{"valid" if i % 6 == 0 else "train"}"}}\n'
@@ -75,8 +84,7 @@ def tones(folder, teacher):
     ]
     (folder / "manifest.jsonl").write_text("".join(rows))
     clips = load_manifest(folder)
-    codec = load_codec("spectral", RATE_HZ)
-    return build_cache(clips, codec, Letters(), teacher, out=folder / "cache", seconds=SECONDS)
+    return build_cache(clips, load_codec(codec, RATE_HZ), Letters(), teacher, out=folder / "cache", seconds=SECONDS)
 
 
 SHORT = ["model.preset=dit-tiny", "model.patch_frames=2", "train.total_examples=80", "train.batch_size=8",

@@ -20,6 +20,9 @@ def test_recipes_differ_from_the_baseline_in_what_they_say_and_nothing_else():
         name: {k for k, v in to_json(load_recipe(name)).items() if v != parent[k]} - {"recipe"} for name in RECIPES
     }
     assert changed.pop("static-uniform") == set()
+    for name in ("sr-demo", "sr-48k"):
+        assert {"model", "train"} <= changed.pop(name) <= {"model", "train", "policy", "degradation"}
+        assert {"model", "train"} <= changed.pop(f"{name}-static") <= {"model", "train", "degradation"}
     assert changed.pop("min-snr") == changed.pop("uncertainty") == {"train"}
     assert all(keys == {"policy"} for keys in changed.values())
     assert DEFAULT_RECIPE in RECIPES

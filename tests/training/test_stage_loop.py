@@ -21,7 +21,7 @@ def stages(folder: Path) -> list[dict]:
     return [e for e in read_log(folder / "log.jsonl") if e["event"] == "stage"]
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [name for name in RECIPES if not name.startswith("sr-")])
 def test_every_recipe_takes_three_steps(taught, recipe, tmp_path, name):
     result, tensors = run(recipe(name, "train.total_examples=24"), taught, tmp_path)
     assert result.finished and all(bool(torch.isfinite(v).all()) for v in tensors.values())

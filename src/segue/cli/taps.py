@@ -16,7 +16,8 @@ from segue.pipeline import model_file
 from segue.process.noise import keyed_noise
 from segue.process.path import sample_path, velocity_of
 from segue.stage.ssl_guidance import causal_scores
-from segue.tasks import generation
+from segue.tasks.degradation import DegradationConfig
+from segue.training.build import named_task
 from segue.types import UserError
 
 
@@ -47,12 +48,13 @@ def block_scores(run: Path, data: Path, clips: int, t: float) -> list[float]:
     Raises:
         UserError: no model or cache there, or a cache without held-out clips.
     """
-    model, cache = load_model(model_file(run)).model.eval(), LatentCache.open(data)
+    saved, cache = load_model(model_file(run)), LatentCache.open(data)
+    model, task = saved.model.eval(), named_task(saved.card.task, DegradationConfig(**saved.card.degradation), cache)
     rows = cache.rows("valid")[:clips]
     if not rows:
         raise UserError(f"{data}: no clip has split 'valid'")
     latents, mask = cache.latents(rows)
-    x_0, condition, mask = generation.prepare(latents, mask, *cache.text(rows), cache.statistics)
+    x_0, condition, mask = task.prepare(latents, mask, *cache.text(rows), (saved.mean, saved.std))
     times = torch.full((len(rows),), t)
     x_t = sample_path(x_0, keyed_noise(x_0.shape[1:], 0, "taps", range(len(rows))), times)
 

@@ -18,6 +18,12 @@ def _spectral(sample_rate_hz: int | None) -> Codec:
     return SpectralCodec(sample_rate_hz or 16000)
 
 
+def _gain_shape(sample_rate_hz: int | None) -> Codec:
+    from segue.codecs.gain_shape import GainShapeCodec
+
+    return GainShapeCodec(sample_rate_hz or 16000)
+
+
 def _shipped(sample_rate_hz: int | None) -> Codec:
     if not (SHIPPED / "codec.safetensors").is_file():
         raise UserError(
@@ -56,16 +62,20 @@ def _is_pretrained(folder: Path) -> bool:
     return any('"model_type"' in text or '"_class_name"' in text for text in texts)
 
 
-CODECS: dict[str, Callable[[int | None], Codec]] = {"spectral": _spectral, "autoencoder": _shipped}
+CODECS: dict[str, Callable[[int | None], Codec]] = {
+    "spectral": _spectral,
+    "gain-shape": _gain_shape,
+    "autoencoder": _shipped,
+}
 
 
 def load_codec(name_or_path: str, sample_rate_hz: int | None = None) -> Codec:
     """A codec by name, a trained one by its folder, or a DAC, EnCodec or Oobleck one by hub name or folder.
 
     Args:
-        name_or_path: "spectral" (any rate), "autoencoder" (the shipped weights), what `segue codec train` wrote, or a
-            hub name (OWNER/NAME) or local folder of a transformers or diffusers codec.
-        sample_rate_hz: the rate wanted; None takes the codec's own (16 kHz for "spectral").
+        name_or_path: "spectral" or "gain-shape" (any rate), "autoencoder" (the shipped weights), what `segue codec
+            train` wrote, or a hub name (OWNER/NAME) or local folder of a transformers or diffusers codec.
+        sample_rate_hz: the rate wanted; None takes the codec's own (16 kHz for those of any rate).
 
     Raises:
         UserError: an unknown name, no such codec, or a codec of another rate.

@@ -37,6 +37,9 @@ class DiTConfig:
         adaln_rank: rank of a block's own part of the modulation.
         norm: "rms" or "layer".
         predicts: "velocity", or "clean" (the clean sample, converted to velocity outside the model).
+        audio: whether Condition.audio is heard: latents beside x_t's, and the cutoff as a number.
+        attention_window: tokens to each side that a token attends to; 0 = all. What a token hears is then limited to
+            depth * attention_window tokens, and long sound can be computed by chunks.
     """
 
     channels: int = 32
@@ -49,6 +52,8 @@ class DiTConfig:
     adaln_rank: int = 16
     norm: str = "layer"
     predicts: str = "velocity"
+    audio: bool = False
+    attention_window: int = 0
 
     def __post_init__(self) -> None:
         if self.width % self.heads or (self.width // self.heads) % 2:
@@ -87,6 +92,14 @@ def make_norm(kind: str, dim: int, affine: bool = False) -> nn.Module:
     if kind == "rms":
         return nn.RMSNorm(dim, eps=1e-6, elementwise_affine=affine)
     return nn.LayerNorm(dim, eps=1e-6, elementwise_affine=affine)
+
+
+def _windowed(key_mask: Tensor | None, tokens: int, window: int, device: torch.device) -> Tensor:
+    """Bool [B or 1, 1, N, N], True = attend: keys that are real and at most `window` tokens away, and each its own."""
+    position = torch.arange(tokens, device=device)
+    apart = (position[:, None] - position).abs()
+    near = (apart <= window)[None, None]
+    return near if key_mask is None else (near & key_mask) | (apart == 0)  # an empty row would be NaN
 
 
 class Attention(nn.Module):
@@ -185,6 +198,11 @@ class DiT(nn.Module):
         self.norm_out = make_norm(config.norm, width)
         self.adaln_out = nn.Linear(width, 2 * width)
         self.patch_out = nn.Linear(width, token)
+        if config.audio:  # made last: without it every other weight draws what it always drew
+            # Of the concatenation of x_t and audio, the part of the first layer that reads audio.
+            self.audio_in = nn.Linear(token, width)
+            self.audio_null = nn.Parameter(torch.zeros(width))
+            self.cutoff_mlp = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
         self._initialise()
 
     def _initialise(self) -> None:
@@ -215,20 +233,30 @@ class DiT(nn.Module):
         Args:
             x_t: [B, C, L] noisy latents.
             t: [B] times in [0, 1], 1 = noise.
-            condition: text tokens, their mask, and which examples are dropped to the null; None drops all.
+            condition: text tokens, audio, and which examples are dropped to the null; None drops all.
             mask: [B, L] bool, True where a frame is real; None where all are.
             tap: index of the block whose output tokens are returned as `hidden`.
         """
         batch, _, frames = x_t.shape
         patch = self.config.patch_frames
+        missing = None
+        if condition is not None and condition.audio is not None:
+            missing = ~condition.given[..., None]
+            x_t = x_t * missing  # noise where the sound is known says nothing
         x = self.patch_in(self._patchify(x_t))
         key_mask = None
         if mask is not None:
             padded = F.pad(mask, (0, -frames % patch))
             key_mask = padded.view(batch, -1, patch).any(-1)[:, None, None]
+        if self.config.attention_window:
+            key_mask = _windowed(key_mask, x.shape[1], self.config.attention_window, x.device)
         context, context_mask = self._context(condition, batch, x.device)
         pooled = (context * context_mask[..., None]).sum(1) / context_mask.sum(1, keepdim=True)
-        c = F.silu(self.time_mlp(sinusoidal(t, 256).to(x.dtype)) + self.pooled_in(pooled))
+        c = self.time_mlp(sinusoidal(t, 256).to(x.dtype)) + self.pooled_in(pooled)
+        if self.config.audio:
+            heard, cutoff = self._heard(condition, x)
+            x, c = x + heard, c + cutoff
+        c = F.silu(c)
         shared = self.adaln_shared(c)
         rotary = rotary_tables(x.shape[1], self.config.width // self.config.heads, x.device)
         arguments = (c, shared, context, context_mask[:, None, None], key_mask, rotary)
@@ -242,6 +270,7 @@ class DiT(nn.Module):
                 hidden = x
         shift, scale = self.adaln_out(c)[:, None].chunk(2, dim=-1)
         out = self._unpatchify(self.patch_out(self.norm_out(x) * (1 + scale) + shift), frames)
+        out = out if missing is None else out * missing
         return ModelOutput(out if mask is None else out * mask[:, None], hidden)
 
     def _context(self, condition: Condition | None, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -259,6 +288,15 @@ class DiT(nn.Module):
         drop = drop | ~tokens_mask.any(1)
         seen = torch.cat([drop[:, None], tokens_mask & ~drop[:, None]], dim=1)
         return self.text_norm(self.text_in(torch.cat([null.to(tokens.dtype), tokens], dim=1))), seen
+
+    def _heard(self, condition: Condition | None, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the audio adds to tokens x [B, N, D] and to the modulation [B, D]; where dropped, the learned null."""
+        if condition is None or condition.audio is None:
+            return self.audio_null, torch.zeros_like(x[:, 0])
+        heard = self.audio_in(self._patchify(condition.audio))
+        if condition.drop is not None:
+            heard = torch.where(condition.drop[:, None, None], self.audio_null, heard)
+        return heard, self.cutoff_mlp(sinusoidal(condition.cutoff, 64).to(x.dtype))
 
     def _patchify(self, x: Tensor) -> Tensor:
         """[B, C, L] -> [B, N, C * patch], zero-padded to whole patches."""

@@ -6,7 +6,7 @@ Nothing has to be unwrapped or exported: what training saves is what inference l
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -31,6 +31,8 @@ class ModelCard:
         seconds: length of the training clips.
         examples_seen: how far it was trained.
         recipe: name of the recipe.
+        task: "generation" or "super-resolution".
+        degradation: fields of DegradationConfig that a super-resolution model was trained under.
     """
 
     model: dict
@@ -40,6 +42,8 @@ class ModelCard:
     seconds: float
     examples_seen: int
     recipe: str
+    task: str = "generation"
+    degradation: dict = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
 

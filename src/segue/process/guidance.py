@@ -72,12 +72,8 @@ def guided(
 
 def _doubled(condition: Condition) -> Condition:
     """The condition, followed by its dropped form."""
-    if condition.tokens is None:
+    null = condition.dropped()
+    if null.drop is None:
         return condition
-    keep = torch.zeros(condition.tokens.shape[0], dtype=torch.bool, device=condition.tokens.device)
-    return replace(
-        condition,
-        tokens=torch.cat([condition.tokens] * 2),
-        tokens_mask=torch.cat([condition.tokens_mask] * 2),
-        drop=torch.cat([keep if condition.drop is None else condition.drop, ~keep]),
-    )
+    drop = torch.zeros_like(null.drop) if condition.drop is None else condition.drop
+    return replace(condition.map(lambda x: torch.cat([x] * 2)), drop=torch.cat([drop, null.drop]))

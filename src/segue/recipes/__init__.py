@@ -15,6 +15,7 @@ from segue.stage.adaptive_timesteps import TimestepsConfig, stage_law
 from segue.stage.block_structure import StructureConfig
 from segue.stage.regime import RegimeConfig
 from segue.stage.ssl_guidance import GuidanceConfig
+from segue.tasks.degradation import DegradationConfig
 from segue.training.config import RunConfig
 from segue.types import UserError
 
@@ -154,6 +155,40 @@ def stage_corrected() -> RunConfig:
     return _policy("stage-corrected", stage(), timesteps=TimestepsConfig(law="stage", corrected=True))
 
 
+# --- super-resolution -----------------------------------------------------------------------------------------------
+
+
+def sr_demo() -> RunConfig:
+    """Super-resolution from 8 to 16 kHz by `stage`."""
+    return _super_resolution("sr-demo", stage(), DegradationConfig())
+
+
+def sr_demo_static() -> RunConfig:
+    """The same by `static-uniform`."""
+    return _super_resolution("sr-demo-static", static_uniform(), DegradationConfig())
+
+
+def sr_48k() -> RunConfig:
+    """Super-resolution from 8-24 to 48 kHz by `stage`."""
+    return _super_resolution("sr-48k", stage(), WIDE)
+
+
+def sr_48k_static() -> RunConfig:
+    """The same by `static-uniform`."""
+    return _super_resolution("sr-48k-static", static_uniform(), WIDE)
+
+
+# Files of 8 to 24 kHz. A probe at the lowest cutoff: what a 16 kHz teacher hears of the new band lies there.
+WIDE = DegradationConfig(cutoff_max_hz=12_000.0, top_share=0.1, held_out_cutoff_hz=4000.0)
+
+
+def _super_resolution(recipe: str, parent: RunConfig, degradation: DegradationConfig) -> RunConfig:
+    # A token is one frame of 16 ms; it hears 0.6 s to each side, so that files of any length are computed by chunks.
+    model = replace(parent.model, patch_frames=1, attention_window=5)
+    train = replace(parent.train, task="super-resolution")
+    return replace(parent, recipe=recipe, model=model, train=train, degradation=degradation)
+
+
 def _policy(recipe: str, parent: RunConfig, **changes) -> RunConfig:
     return replace(parent, recipe=recipe, policy=replace(parent.policy, **changes))
 
@@ -193,6 +228,10 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
         adaptive_timesteps,
         repa,
         haste,
+        sr_demo,
+        sr_demo_static,
+        sr_48k,
+        sr_48k_static,
     )
 }
 DEFAULT_RECIPE = "stage"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
+from segue.tasks.base import Task
 from segue.types import Condition
 
 
@@ -23,14 +26,25 @@ def unstandardise(x_0: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return x_0 * std + mean
 
 
-def prepare(
-    latents: Tensor, mask: Tensor, tokens: Tensor, tokens_mask: Tensor, statistics: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Condition, Tensor | None]:
-    """A cached batch as the training step takes it: x_0 [B, C, L], Condition, and the mask (None where all is real).
+class Generation(Task):
+    """Captions in, sound out."""
 
-    What costs time and changes nothing is left out here: a mask that masks nothing (attention without one takes the
-    faster kernel), and text columns that are padding in the whole batch.
-    """
-    x_0 = standardise(latents, *statistics, mask)
-    longest = max(1, int(tokens_mask.sum(1).max()))
-    return x_0, Condition(tokens[:, :longest], tokens_mask[:, :longest]), None if bool(mask.all()) else mask
+    name = "generation"
+
+    def prepare(
+        self,
+        latents: Tensor,
+        mask: Tensor,
+        tokens: Tensor,
+        tokens_mask: Tensor,
+        statistics: tuple[Tensor, Tensor],
+        positions: Sequence[int] | None = None,
+    ) -> tuple[Tensor, Condition, Tensor | None]:
+        """See Task.prepare.
+
+        What costs time and changes nothing is left out here: a mask that masks nothing (attention without one takes
+        the faster kernel), and text columns that are padding in the whole batch.
+        """
+        x_0 = standardise(latents, *statistics, mask)
+        longest = max(1, int(tokens_mask.sum(1).max()))
+        return x_0, Condition(tokens[:, :longest], tokens_mask[:, :longest]), None if bool(mask.all()) else mask

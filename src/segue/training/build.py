@@ -1,4 +1,4 @@
-"""What a run is made of: the backbone for a cache, accelerate's handle, and the card that a saved model carries."""
+"""What a run is made of: its task, the backbone for a cache, accelerate's handle, the card of a saved model."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ from dataclasses import asdict, replace
 
 import torch
 
+from segue.codecs import load_codec
 from segue.data.cache import LatentCache
 from segue.models.dit import DiT, DiTConfig
 from segue.models.files import ModelCard
 from segue.models.presets import preset
 from segue.process.noise import keyed_generator
+from segue.tasks.base import Task
+from segue.tasks.degradation import DegradationConfig
+from segue.tasks.generation import Generation
+from segue.tasks.super_resolution import SuperResolution
 from segue.training.config import RunConfig
 from segue.types import UserError, import_extra
 
@@ -24,11 +29,31 @@ def make_accelerator(device: str = "auto"):
     return import_extra("accelerate", "train").Accelerator(cpu=device == "cpu")
 
 
+def make_task(config: RunConfig, cache: LatentCache) -> Task:
+    """What the run's config calls its task.
+
+    Raises:
+        UserError: a cache that does not serve it.
+    """
+    return named_task(config.train.task, config.degradation, cache, config.train.seed)
+
+
+def named_task(name: str, degradation: DegradationConfig, cache: LatentCache, seed: int = 0) -> Task:
+    """The task of a config, or of a model's card."""
+    if name == "generation":
+        return Generation()
+    rate_hz = cache.meta["sample_rate_hz"]
+    codec = load_codec(cache.meta["codec_source"], rate_hz)
+    return SuperResolution(codec, degradation, round(cache.meta["seconds"] * rate_hz), seed)
+
+
 def dit_config(config: RunConfig, cache: LatentCache) -> DiTConfig:
     """The backbone's shape for this cache, with what the config leaves to it filled in."""
     frame_rate_hz = cache.meta["sample_rate_hz"] / cache.meta["hop_samples"]
     patch = config.model.patch_frames or max(1, round(frame_rate_hz / TOKENS_PER_SEC))
     dit = preset(config.model.preset, channels=cache.channels, text_dim=cache.text_dim, patch_frames=patch)
+    audio = config.train.task == "super-resolution"
+    dit = replace(dit, audio=audio, attention_window=config.model.attention_window)
     predicts = config.model.predicts
     if predicts == "auto":
         predicts = "clean" if dit.channels * dit.patch_frames > dit.width else "velocity"
@@ -65,4 +90,6 @@ def model_card(config: RunConfig, cache: LatentCache, model: DiT, examples_seen:
         seconds=meta["seconds"],
         examples_seen=examples_seen,
         recipe=config.recipe,
+        task=config.train.task,
+        degradation=asdict(config.degradation) if config.train.task == "super-resolution" else {},
     )

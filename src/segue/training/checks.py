@@ -9,7 +9,7 @@ import torch
 from segue.data.cache import LatentCache
 from segue.models.presets import memory_need, parameters_of
 from segue.tasks.generation import standardise
-from segue.training.build import dit_config
+from segue.training.build import dit_config, make_task
 from segue.training.config import RunConfig
 from segue.training.guidance import teacher_statistics
 from segue.types import UserError
@@ -31,8 +31,28 @@ def check_before_training(config: RunConfig, cache: LatentCache) -> list[str]:
         raise UserError(
             f"{cache.path}: no clip has split 'valid'; give some in the manifest, or encode a larger folder"
         )
-    lines = [_check_latents(cache, train), _check_text(cache, train), *_check_model(config, cache)]
+    given = [_check_text(cache, train)] if config.train.task == "generation" else _check_degradation(config, cache)
+    lines = [_check_latents(cache, train), *given, *_check_model(config, cache)]
     return lines + ([_check_teacher(cache)] if config.policy.needs_teacher else [])
+
+
+def _check_degradation(config: RunConfig, cache: LatentCache) -> list[str]:
+    """What is taken away; and a teacher that cannot hear what was taken guides nothing back."""
+    task = make_task(config, cache)
+    drawn, rate_hz = config.degradation, task.codec.sample_rate_hz
+    lines = [
+        f"degradation: {drawn.families} filters of order {drawn.order_min} to {drawn.order_max}, cutoffs "
+        f"{drawn.cutoff_min_hz:g} to {drawn.cutoff_max_hz:g} Hz; generated up to {rate_hz // 2:,} Hz"
+    ]
+    teacher = cache.meta["teacher"] if config.policy.needs_teacher else None
+    heard_hz, from_hz = (teacher or {}).get("sample_rate_hz", rate_hz) / 2, drawn.held_out.cutoff_hz
+    if heard_hz < rate_hz / 2:
+        hears = "nothing" if heard_hz <= from_hz else f"{from_hz:g} to {heard_hz:g} Hz"
+        lines.append(
+            f"warning: of the new band, {from_hz:g} to {rate_hz / 2:g} Hz, teacher {teacher['name']} hears {hears}: "
+            f"guidance and regime are blind to the rest; segue teacher train --rate {rate_hz} makes one that is not"
+        )
+    return lines
 
 
 def _check_latents(cache: LatentCache, rows: list[int]) -> str:

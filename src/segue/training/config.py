@@ -11,8 +11,10 @@ from typing import Any, get_type_hints
 
 from segue.process.timesteps import law_from_json
 from segue.stage.policy import Policy
+from segue.tasks.degradation import DegradationConfig
 from segue.types import UserError
 
+TASKS = ("generation", "super-resolution")
 OBJECTIVES = ("auto", "velocity", "clean", "min-snr", "uncertainty")
 
 
@@ -26,12 +28,14 @@ class ModelConfig:
         predicts: "velocity", "clean", or "auto": clean where a token is wider than the model (a velocity then cannot be
             fitted, since the noise in it does not pass through the model's width).
         gradient_checkpointing: recompute activations in backward.
+        attention_window: tokens to each side that a token attends to; 0 = all.
     """
 
     preset: str = "dit-3m"
     patch_frames: int = 0
     predicts: str = "auto"
     gradient_checkpointing: bool = False
+    attention_window: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class TrainConfig:
     """Length, batch and bookkeeping of a run. Progress is counted in examples seen, over all ranks.
 
     Attributes:
+        task: "generation" (from captions) or "super-resolution" (from what the section degradation leaves of a clip).
         total_examples: length of the run.
         batch_size: examples of one optimiser step, over all ranks.
         accumulation: parts that a rank computes its share of a batch in; changes memory, not the result.
@@ -77,13 +82,14 @@ class TrainConfig:
         objective: what the squared error is measured in: "velocity", "clean" (t^2 times that), "min-snr" (clean, under
             min-SNR-5 weights), "uncertainty" (EDM2's learned weight of each noise level), or "auto": as the model
             predicts.
-        condition_dropout: share of captions replaced by the null, for classifier-free guidance.
+        condition_dropout: share of captions, or of low bands, replaced by the null, for classifier-free guidance.
         log_every, validate_every, checkpoint_every: in examples; 0 = a share of the run (1/100, 1/10, 1/4).
         validation_clips: held-out clips of the fixed-t validation.
         keep_last: checkpoints that stay on disk.
         tensorboard: write TensorBoard files beside log.jsonl.
     """
 
+    task: str = "generation"
     total_examples: int = 50_000
     batch_size: int = 32
     accumulation: int = 1
@@ -101,6 +107,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "bf16"):
             raise UserError(f"train.precision is '{self.precision}'; use 'fp32' or 'bf16'")
+        if self.task not in TASKS:
+            raise UserError(f"train.task is '{self.task}'; use one of {', '.join(TASKS)}")
         if self.objective not in OBJECTIVES:
             raise UserError(f"train.objective is '{self.objective}'; use one of {', '.join(OBJECTIVES)}")
         for name in ("total_examples", "batch_size", "accumulation", "keep_last", "validation_clips"):
@@ -119,6 +127,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     policy: Policy = field(default_factory=Policy)
+    degradation: DegradationConfig = field(default_factory=DegradationConfig)
 
 
 def to_json(config: Any) -> dict:
@@ -143,6 +152,7 @@ def from_json(data: dict) -> RunConfig:
             optim=OptimConfig(**data["optim"]),
             train=TrainConfig(**data["train"]),
             policy=_policy_from_json(data["policy"]),
+            degradation=DegradationConfig(**data.get("degradation", {})),
         )
     except (KeyError, TypeError) as error:
         raise UserError(
@@ -183,7 +193,8 @@ def override(config: RunConfig, changes: Sequence[str]) -> RunConfig:
 def _sections(config: RunConfig) -> dict[str, Any]:
     """What `--set section.name` reaches: the run's parts, and the policy's by their own names."""
     policy = {f.name: getattr(config.policy, f.name) for f in fields(config.policy) if f.name != "law"}
-    return {"model": config.model, "optim": config.optim, "train": config.train, **policy}
+    own = {name: getattr(config, name) for name in ("model", "optim", "train", "degradation")}
+    return own | policy
 
 
 def _parse(name: str, text: str, kind: type) -> Any:

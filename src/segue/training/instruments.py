@@ -14,7 +14,7 @@ from segue.data.cache import LatentCache
 from segue.process.noise import keyed_noise
 from segue.stage.block_structure import measure_structure
 from segue.stage.controller import ControllerState, Decision, Due, Observation
-from segue.tasks import generation
+from segue.tasks.base import Task
 from segue.training.config import RunConfig
 from segue.training.ears import Ears
 from segue.training.guidance import Guidance
@@ -37,6 +37,7 @@ class Instruments:
     def __init__(
         self,
         config: RunConfig,
+        task: Task,
         cache: LatentCache,
         statistics: tuple,
         model: nn.Module,
@@ -63,7 +64,7 @@ class Instruments:
         rank, world = accelerator.process_index, accelerator.num_processes
         self.probe, self.seconds = None, 0.0
         if self.policy.probes:
-            self.probe = Probe(self.policy.probe, cache, statistics, ears, accelerator.device, rank, world)
+            self.probe = Probe(self.policy.probe, task, cache, statistics, ears, accelerator.device, rank, world)
         self._cosine_example = None
         if self.policy.regime.signal == "gradient-cosine":
             if guidance is None or guidance.tap is None:
@@ -71,7 +72,7 @@ class Instruments:
                     "regime.signal=gradient-cosine compares with the alignment's gradient: set guidance.weight above 0 "
                     "and guidance.space=hidden, or take another signal"
                 )
-            self._cosine_example = _cosine_example(cache, statistics, config, accelerator.device)
+            self._cosine_example = _cosine_example(task, cache, statistics, config, accelerator.device)
 
     def check(self, state: ControllerState) -> ControllerState:
         """The state with the probe's print in it; a run that goes on must have the probe that it began with.
@@ -173,7 +174,9 @@ def gradient_cosine(model: nn.Module, guidance: Guidance, example: Example) -> f
     weights = [p for block in model.blocks[: guidance.tap + 1] for p in block.parameters()]
     with torch.enable_grad():
         outcome = run_model(model, example, model.predicts, tap=guidance.tap)
-        aligned = guidance.loss(outcome.hidden, outcome.x_0_hat, example.t, example.mask, example.teacher).mean()
+        aligned = guidance.loss(
+            outcome.hidden, example.condition.complete(outcome.x_0_hat), example.t, example.mask, example.teacher
+        ).mean()
         pairs = [
             torch.autograd.grad(x, weights, retain_graph=True, allow_unused=True)
             for x in (outcome.loss.mean(), aligned)
@@ -185,10 +188,12 @@ def gradient_cosine(model: nn.Module, guidance: Guidance, example: Example) -> f
     return float(flow @ alignment / (flow.norm() * alignment.norm()).clamp_min(1e-30))
 
 
-def _cosine_example(cache: LatentCache, statistics: tuple, config: RunConfig, device: torch.device) -> Example:
+def _cosine_example(
+    task: Task, cache: LatentCache, statistics: tuple, config: RunConfig, device: torch.device
+) -> Example:
     rows = cache.rows("valid")[:32]
     latents, mask = cache.latents(rows)
-    x_0, condition, mask = generation.prepare(latents, mask, *cache.text(rows), statistics)
+    x_0, condition, mask = task.prepare(latents, mask, *cache.text(rows), statistics)
     eps = keyed_noise(x_0.shape[1:], 0, "gradient cosine", range(len(rows)))
     t = torch.full((len(rows),), COSINE_TIME)
     return Example(x_0, eps, t, condition, mask, cache.teacher(rows)).to(device)

@@ -22,9 +22,8 @@ from torch import Tensor, nn
 from segue.data.cache import LatentCache
 from segue.data.loader import LatentLoader
 from segue.stage.controller import ControllerState, StageController
-from segue.tasks import generation
 from segue.training.blocks import block_step
-from segue.training.build import build_model, make_accelerator, model_card, peak_learning_rate
+from segue.training.build import build_model, make_accelerator, make_task, model_card, peak_learning_rate
 from segue.training.checkpoint import RunState, latest_checkpoint, load_checkpoint, save_checkpoint
 from segue.training.config import RunConfig
 from segue.training.ears import make_ears
@@ -99,7 +98,8 @@ def train(
     optim = replace(config.optim, learning_rate=peak_learning_rate(config, model.config.width))
     optimizer = make_optimizer(model, optim)
     loader = LatentLoader(cache, "train", batch_size // world, seed, rank, world)
-    statistics = cache.statistics
+    task = make_task(config, cache)
+    statistics = task.statistics(*cache.statistics)
     state, steps, seconds_before = controller.init(total), 0, 0.0
     ears = make_ears(config.policy, cache, statistics, accelerator.device, trust_remote_code)
     terms = make_terms(config, cache, model.config, optim, accelerator, ears)
@@ -109,11 +109,21 @@ def train(
         loader.load_state_dict(saved.loader)
     seen, plain = state.examples_seen, model
     model, optimizer = accelerator.prepare(model, optimizer)
-    validation_set = make_validation_set(cache, statistics, config, accelerator.device)
+    validation_set = make_validation_set(task, cache, statistics, config, accelerator.device)
     autocast = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.train.precision == "bf16")
     log_every, validate_every, checkpoint_every = intervals(config)
     instruments = Instruments(
-        config, cache, statistics, plain, averaged, terms.guidance, validation_set, accelerator, autocast, ears
+        config,
+        task,
+        cache,
+        statistics,
+        plain,
+        averaged,
+        terms.guidance,
+        validation_set,
+        accelerator,
+        autocast,
+        ears,
     )
     state = instruments.check(state)
     main = accelerator.is_main_process
@@ -154,9 +164,11 @@ def train(
                 group["lr"] = rate
             loader.with_teacher = terms.follows(decision)
             batch = loader.next_batch()
-            x_0, condition, mask = generation.prepare(
-                batch.latents, batch.mask, batch.tokens, batch.tokens_mask, statistics
-            )
+            first = seen + rank * len(batch.indices)
+            x_0, condition, mask = task.prepare(
+                batch.latents, batch.mask, batch.tokens, batch.tokens_mask, statistics,
+                range(first, first + len(batch.indices)),
+            )  # fmt: skip
             example = draw_example(
                 x_0, condition, mask, decision.timesteps,
                 seed=seed, position=seen, rank=rank, world=world,

@@ -23,9 +23,9 @@ from segue.stage.discrepancy import (
     target_statistics,
 )
 from segue.stage.ssl_guidance import standardise
-from segue.tasks import generation
+from segue.tasks.base import Task
 from segue.training.ears import Ears, teacher_mask
-from segue.types import Condition, UserError
+from segue.types import UserError
 
 AT_ONCE = 64  # predictions in one pass
 
@@ -42,6 +42,7 @@ class Probe:
     def __init__(
         self,
         config: ProbeConfig,
+        task: Task,
         cache: LatentCache,
         statistics: tuple[Tensor, Tensor],
         ears: Ears,
@@ -58,10 +59,10 @@ class Probe:
         self.config, self._ears, self._device = config, ears, device
         self.clips, self._mine = count, list(range(rank, count, world))
         latents, mask = cache.latents(rows)
-        x_0, condition, mask = generation.prepare(latents, mask, *cache.text(rows), statistics)
+        x_0, condition, mask = task.prepare(latents, mask, *cache.text(rows), statistics)
         eps = keyed_noise(x_0.shape[1:], 0, "probe", range(count))
         self._real = teacher_mask(cache, rows).to(device)
-        heard = torch.cat([ears(part.to(device)) for part in x_0.split(AT_ONCE)])
+        heard = torch.cat([ears(part.to(device)) for part in condition.complete(x_0).split(AT_ONCE)])
         # Codecs and teachers may answer in inference tensors, which autograd would refuse later.
         heard = heard.clone()[:, : self._real.shape[1]]
         self._mean, self._std = target_statistics(heard, self._real)
@@ -69,7 +70,7 @@ class Probe:
         self.print = _print_of(heard)
         self._x_0, self._eps = x_0[self._mine].to(device), eps[self._mine].to(device)
         self._mask = None if mask is None else mask[self._mine].to(device)
-        self._condition = Condition(condition.tokens[self._mine], condition.tokens_mask[self._mine]).to(device)
+        self._condition = condition.rows(self._mine).to(device)
         self.seconds = 0.0
 
     @torch.no_grad()
@@ -92,14 +93,14 @@ class Probe:
             part = slice(start, start + AT_ONCE)
             x_0, eps = self._x_0[part], self._eps[part]
             mask = None if self._mask is None else self._mask[part]
-            condition = Condition(self._condition.tokens[part], self._condition.tokens_mask[part])
+            condition = self._condition.rows(part)
             t = torch.full((len(x_0),), time_, device=self._device)
             x_t = sample_path(x_0, eps, t)
             with autocast:
                 prediction = model(x_t, t, condition, mask).prediction
             clean = clean_of(x_t, velocity_of(prediction.float(), model.predicts, x_t, t), t)
             clean = clean if mask is None else clean * mask[:, None]
-            heard.append(self._ears(clean).clone())
+            heard.append(self._ears(condition.complete(clean)).clone())
         frames = self._real.shape[1]
         return standardise(torch.cat(heard)[:, :frames].float(), self._mean, self._std)
 

@@ -7,8 +7,7 @@ import time
 from segue.data.cache import LatentCache
 from segue.data.loader import LatentLoader
 from segue.stage.controller import Observation, StageController
-from segue.tasks import generation
-from segue.training.build import build_model
+from segue.training.build import build_model, make_task
 from segue.training.config import RunConfig
 from segue.training.optim import make_optimizer
 from segue.training.step import draw_example, losses
@@ -18,14 +17,20 @@ def measure_rate(config: RunConfig, controller: StageController, cache: LatentCa
     """Training examples per second on this machine, from a few steps that are thrown away."""
     model = build_model(config, cache, seed=0)
     optimizer = make_optimizer(model, config.optim)
+    task = make_task(config, cache)
+    statistics = task.statistics(*cache.statistics)
     loader = LatentLoader(cache, "train", config.train.batch_size, seed=0)
     _, decision = controller.update(controller.init(config.train.total_examples), Observation(0))
     for step in range(steps + 2):
         if step == 2:  # the first two warm caches and allocators
             started = time.monotonic()
         batch = loader.next_batch()
-        prepared = generation.prepare(batch.latents, batch.mask, batch.tokens, batch.tokens_mask, cache.statistics)
-        example = draw_example(*prepared, decision.timesteps, seed=0, position=step * config.train.batch_size)
+        position = step * config.train.batch_size
+        prepared = task.prepare(
+            batch.latents, batch.mask, batch.tokens, batch.tokens_mask, statistics,
+            range(position, position + config.train.batch_size),
+        )  # fmt: skip
+        example = draw_example(*prepared, decision.timesteps, seed=0, position=position)
         losses(model, example, model.predicts, config.train.objective).mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

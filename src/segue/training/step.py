@@ -47,8 +47,7 @@ class Example:
         for rows in torch.arange(len(self.t)).tensor_split(parts):
             if len(rows) == 0:
                 continue
-            c = self.condition
-            condition = Condition(*(None if x is None else x[rows] for x in (c.tokens, c.tokens_mask, c.drop)))
+            condition = self.condition.rows(rows)
             mask = None if self.mask is None else self.mask[rows]
             teacher = None if self.teacher is None else tuple(x[rows] for x in self.teacher)
             pieces.append(Example(self.x_0[rows], self.eps[rows], self.t[rows], condition, mask, teacher))

@@ -57,7 +57,8 @@ class Terms:
             total = weigh_by_uncertainty(total, self.uncertainty.module(piece.t))
         aligned = torch.zeros_like(flow)
         if self.follows(decision):
-            aligned = self.guidance.loss(outcome.hidden, outcome.x_0_hat, piece.t, piece.mask, piece.teacher)
+            whole = piece.condition.complete(outcome.x_0_hat)
+            aligned = self.guidance.loss(outcome.hidden, whole, piece.t, piece.mask, piece.teacher)
             total = total + decision.guidance_weight * aligned
         return total, torch.stack([flow.detach().sum(), aligned.detach().sum()])
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from segue.data.cache import LatentCache
 from segue.models.dit import DiT
 from segue.process.noise import keyed_noise
-from segue.tasks import generation
+from segue.tasks.base import Task
 from segue.training.config import RunConfig
 from segue.training.step import Example, losses
 
@@ -16,12 +16,12 @@ VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 def make_validation_set(
-    cache: LatentCache, statistics: tuple[Tensor, Tensor], config: RunConfig, device: torch.device
+    task: Task, cache: LatentCache, statistics: tuple[Tensor, Tensor], config: RunConfig, device: torch.device
 ) -> list[Example]:
     """Fixed clips, captions and noise at each fixed time: losses of any two runs on one cache compare."""
     rows = cache.rows("valid")[: config.train.validation_clips]
     latents, mask = cache.latents(rows)
-    x_0, condition, mask = generation.prepare(latents, mask, *cache.text(rows), statistics)
+    x_0, condition, mask = task.prepare(latents, mask, *cache.text(rows), statistics)
     eps = keyed_noise(x_0.shape[1:], 0, "validation", range(len(rows)))
     return [Example(x_0, eps, torch.full((len(rows),), t), condition, mask).to(device) for t in VALIDATION_TIMES]
 

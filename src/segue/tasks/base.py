@@ -1,0 +1,45 @@
+"""The task interface: from a cached batch to what is generated and what is given."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from segue.types import Condition
+
+
+class Task(ABC):
+    """What is data and what is condition.
+
+    Subclasses set:
+        name: as TrainConfig.task and a model's card have it.
+    """
+
+    name: str
+
+    def statistics(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """What latents are standardised by, from the cache's mean and standard deviation, [C, 1] each."""
+        return mean, std
+
+    @abstractmethod
+    def prepare(
+        self,
+        latents: Tensor,
+        mask: Tensor,
+        tokens: Tensor,
+        tokens_mask: Tensor,
+        statistics: tuple[Tensor, Tensor],
+        positions: Sequence[int] | None = None,
+    ) -> tuple[Tensor, Condition, Tensor | None]:
+        """A cached batch as the training step takes it: x_0 [B, C, L], Condition, and the mask (None: all is real).
+
+        Args:
+            latents: [B, C, L] as cached.
+            mask: [B, L] bool, True where a frame is real.
+            tokens, tokens_mask: [B, K, E] and [B, K], the captions.
+            statistics: mean and standard deviation [C, 1].
+            positions: of the examples in the run, which key what the task draws; None for held-out clips, where
+                nothing is drawn.
+        """

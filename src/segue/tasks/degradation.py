@@ -1,0 +1,243 @@
+"""Low resolution, simulated: zero-phase low-pass filters of five families, resampling, noise and companding.
+
+A filter is applied as its zero-phase response |H|^2 to the spectra of a whole batch: what scipy.signal.sosfiltfilt does
+away from the edges, at a fraction of its time. Every draw is keyed by (seed, position): a clip meets the same filter on
+one rank or eight, resumed or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import gcd
+
+import numpy as np
+import torch
+from scipy import signal
+from scipy.fft import next_fast_len
+from torch import Tensor
+
+from segue.process.noise import keyed_generator
+from segue.types import UserError
+
+FAMILIES = ("chebyshev1", "butterworth", "bessel", "elliptic", "fft")
+RESAMPLING = ("fft", "poly", "none")
+STOP_DB = 60.0  # of elliptic filters
+RINGING_SAMPLES = 4096  # of silence behind a clip, so that a filter's ringing does not come round to its start
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """One way to lose the top of a spectrum.
+
+    Attributes:
+        cutoff_hz: where the filter's band ends; half the rate of the simulated input.
+        family: of FAMILIES; "fft" sets bins above the cutoff to zero and has neither order nor ripple.
+        order: of the filter; forwards and backwards it acts as one of twice that.
+        ripple_db: in the band, of Chebyshev and elliptic filters.
+        resample: what going down to twice the cutoff and up again does: "fft" (nothing above the cutoff remains,
+            nothing below changes), "poly" (scipy.signal.resample_poly both ways, with its droop, images and aliases) or
+            "none" (the filter's skirt stays).
+        noise_db: white noise in the low-rate signal, this far below its rms; None = none.
+        companded: mu-law of 8 bits in the low-rate signal, as telephones have it.
+    """
+
+    cutoff_hz: float
+    family: str = "chebyshev1"
+    order: int = 8
+    ripple_db: float = 0.05
+    resample: str = "fft"
+    noise_db: float | None = None
+    companded: bool = False
+
+    def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise UserError(f"filter family '{self.family}'; use one of {', '.join(FAMILIES)}")
+        if self.resample not in RESAMPLING:
+            raise UserError(f"resampling '{self.resample}'; use one of {', '.join(RESAMPLING)}")
+        if self.cutoff_hz <= 0 or not 1 <= self.order <= 12 or self.ripple_db <= 0:
+            raise UserError(
+                f"a filter of order {self.order}, ripple {self.ripple_db:g} dB and cutoff {self.cutoff_hz:g} Hz; give "
+                "an order of 1 to 12, and a positive ripple and cutoff"
+            )
+
+
+# The fixed filters of published tests; `protocol` puts the cutoff in. NU-Wave 2 (arXiv 2206.08545) filters, then
+# resamples with resample_poly, whose droop alone costs 0.1 to 0.2 of low-band LSD: "nuwave2" is its filter with exact
+# resampling, "nuwave2-poly" its code's whole way. ssr_eval: FFT zeroing, and four families at three orders.
+PROTOCOLS: dict[str, tuple[Degradation, ...]] = {
+    "nuwave2": (Degradation(1.0),),
+    "nuwave2-poly": (Degradation(1.0, resample="poly"),),
+    "ssr-eval": (
+        Degradation(1.0, "fft"),
+        *(
+            Degradation(1.0, family, order)
+            for family in ("chebyshev1", "butterworth", "bessel", "elliptic")
+            for order in (3, 6, 9)
+        ),
+    ),
+}
+
+
+def protocol(name: str, cutoff_hz: float) -> tuple[Degradation, ...]:
+    """The filters of a named test at a cutoff; a clip of the test meets each of them.
+
+    Raises:
+        UserError: no such protocol.
+    """
+    if name not in PROTOCOLS:
+        raise UserError(f"no test protocol '{name}'; use one of {', '.join(PROTOCOLS)}")
+    return tuple(replace(filter_, cutoff_hz=cutoff_hz) for filter_ in PROTOCOLS[name])
+
+
+@dataclass(frozen=True)
+class DegradationConfig:
+    """What training clips lose: the range that degradations are drawn from.
+
+    Attributes:
+        families: names of FAMILIES, with commas.
+        order_min, order_max: orders, evenly drawn.
+        ripple_min_db, ripple_max_db: ripples, drawn evenly in logarithm.
+        cutoff_min_hz, cutoff_max_hz: cutoffs, evenly drawn.
+        top_share: of clips with exactly the highest cutoff, which is what files of that rate have.
+        held_out_cutoff_hz: of probe and validation, by the protocol "nuwave2"; 0 = cutoff_max_hz.
+        noise_share: of clips with white noise, noise_min_db to noise_max_db below them.
+        companded_share: of clips through 8-bit mu-law.
+    """
+
+    families: str = ",".join(FAMILIES)
+    order_min: int = 2
+    order_max: int = 10
+    ripple_min_db: float = 0.001
+    ripple_max_db: float = 1.0
+    cutoff_min_hz: float = 3400.0
+    cutoff_max_hz: float = 4000.0
+    top_share: float = 0.5
+    held_out_cutoff_hz: float = 0.0
+    noise_share: float = 0.0
+    noise_min_db: float = 30.0
+    noise_max_db: float = 60.0
+    companded_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        unknown = [family for family in self.families.split(",") if family not in FAMILIES]
+        if unknown:
+            raise UserError(f"degradation.families: no '{unknown[0]}'; use some of {', '.join(FAMILIES)}")
+        for low, high in (("order_min", "order_max"), ("ripple_min_db", "ripple_max_db"),
+                          ("cutoff_min_hz", "cutoff_max_hz"), ("noise_min_db", "noise_max_db")):  # fmt: skip
+            if not 0 < getattr(self, low) <= getattr(self, high):
+                raise UserError(f"degradation.{low} must lie above 0 and not above degradation.{high}")
+        for share in ("top_share", "noise_share", "companded_share"):
+            if not 0 <= getattr(self, share) <= 1:
+                raise UserError(f"degradation.{share} is {getattr(self, share)}; give a share from 0 to 1")
+
+    @property
+    def held_out(self) -> Degradation:
+        """What probe and validation clips lose."""
+        return protocol("nuwave2", self.held_out_cutoff_hz or self.cutoff_max_hz)[0]
+
+
+def draw(config: DegradationConfig, seed: int, position: int) -> Degradation:
+    """The degradation of training example `position`: a function of its arguments alone."""
+    generator = keyed_generator(seed, "degradation", position)
+    u = torch.rand(8, generator=generator, dtype=torch.float64).tolist()
+    families = config.families.split(",")
+    top = u[0] < config.top_share
+    span = config.cutoff_max_hz - config.cutoff_min_hz
+    return Degradation(
+        cutoff_hz=config.cutoff_max_hz if top else config.cutoff_min_hz + u[1] * span,
+        family=families[int(u[2] * len(families))],
+        order=config.order_min + int(u[3] * (config.order_max - config.order_min + 1)),
+        ripple_db=config.ripple_min_db * (config.ripple_max_db / config.ripple_min_db) ** u[4],
+        noise_db=config.noise_min_db + u[6] * (config.noise_max_db - config.noise_min_db)
+        if u[5] < config.noise_share
+        else None,
+        companded=u[7] < config.companded_share,
+    )
+
+
+def degrade(
+    wave: Tensor,
+    sample_rate_hz: int,
+    degradations: Sequence[Degradation],
+    seed: int = 0,
+    positions: Sequence[int] | None = None,
+) -> Tensor:
+    """Full-band waves [B, T] -> what is left of them [B, T], at the same rate.
+
+    Args:
+        wave: at `sample_rate_hz`.
+        degradations: one for each row.
+        seed, positions: key the noise; row numbers by default.
+
+    Raises:
+        UserError: a cutoff at or above half the rate.
+    """
+    samples, positions = wave.shape[-1], range(len(wave)) if positions is None else positions
+    for degradation in degradations:
+        if degradation.cutoff_hz >= sample_rate_hz / 2:
+            raise UserError(
+                f"cutoff {degradation.cutoff_hz:g} Hz of sound at {sample_rate_hz:,} Hz: nothing would be missing; "
+                f"give one below {sample_rate_hz / 2:g}"
+            )
+    size = next_fast_len(samples + RINGING_SAMPLES, real=True)
+    bins_hz = np.arange(size // 2 + 1) * (sample_rate_hz / size)
+    gain = torch.from_numpy(np.stack([response(d, bins_hz, sample_rate_hz) for d in degradations]))
+    low = _filtered(wave.float(), gain.to(wave.device), size)
+    for row, (degradation, position) in enumerate(zip(degradations, positions, strict=True)):
+        if degradation.noise_db is not None or degradation.companded:
+            dirty = _dirtied(low[row], degradation, seed, position)
+            keep = torch.from_numpy((bins_hz <= degradation.cutoff_hz).astype(np.float32)).to(wave.device)
+            low[row] = _filtered(dirty[None], keep[None], size)[0]
+        if degradation.resample == "poly":
+            low[row] = _down_and_up(low[row], degradation.cutoff_hz, sample_rate_hz)
+    return low
+
+
+def response(degradation: Degradation, bins_hz: np.ndarray, sample_rate_hz: int) -> np.ndarray:
+    """Zero-phase gain |H|^2 at each frequency, float32: the filter forwards and backwards; zero above the cutoff where
+    resampling is "fft"."""
+    cutoff_hz, family, order = degradation.cutoff_hz, degradation.family, degradation.order
+    below = bins_hz <= cutoff_hz
+    if family == "fft":
+        return below.astype(np.float32)
+    if family == "chebyshev1":
+        sos = signal.cheby1(order, degradation.ripple_db, cutoff_hz, fs=sample_rate_hz, output="sos")
+    elif family == "butterworth":
+        sos = signal.butter(order, cutoff_hz, fs=sample_rate_hz, output="sos")
+    elif family == "bessel":
+        sos = signal.bessel(order, cutoff_hz, fs=sample_rate_hz, output="sos", norm="mag")
+    else:
+        sos = signal.ellip(order, degradation.ripple_db, STOP_DB, cutoff_hz, fs=sample_rate_hz, output="sos")
+    # |H|^2 of each section from cosines: real arithmetic, and half the work of a complex response.
+    cosine = np.cos(2 * np.pi * bins_hz / sample_rate_hz)
+    double = 2 * cosine**2 - 1
+    gain = np.ones_like(cosine)
+    for b0, b1, b2, a0, a1, a2 in sos:
+        above = b0**2 + b1**2 + b2**2 + 2 * (b0 * b1 + b1 * b2) * cosine + 2 * b0 * b2 * double
+        gain *= above / (a0**2 + a1**2 + a2**2 + 2 * (a0 * a1 + a1 * a2) * cosine + 2 * a0 * a2 * double)
+    return (gain.clip(min=0) * (below if degradation.resample == "fft" else 1.0)).astype(np.float32)
+
+
+def _filtered(wave: Tensor, gain: Tensor, size: int) -> Tensor:
+    return torch.fft.irfft(torch.fft.rfft(wave, size) * gain, size)[..., : wave.shape[-1]]
+
+
+def _dirtied(low: Tensor, degradation: Degradation, seed: int, position: int) -> Tensor:
+    if degradation.noise_db is not None:
+        level = low.square().mean().sqrt() * 10 ** (-degradation.noise_db / 20)
+        noise = torch.randn(low.shape, generator=keyed_generator(seed, "degradation noise", position))
+        low = low + level * noise.to(low.device)
+    if degradation.companded:
+        small = (low.clamp(-1, 1).abs() * 255).log1p() / np.log(256.0)
+        low = low.sign() * ((small * 127).round() / 127 * np.log(256.0)).expm1() / 255
+    return low
+
+
+def _down_and_up(low: Tensor, cutoff_hz: float, sample_rate_hz: int) -> Tensor:
+    rate_hz = 2 * round(cutoff_hz)
+    common = gcd(rate_hz, sample_rate_hz)
+    up, down = rate_hz // common, sample_rate_hz // common
+    there = signal.resample_poly(low.double().cpu().numpy(), up, down)
+    back = signal.resample_poly(there, down, up)[: low.shape[-1]]
+    return torch.from_numpy(np.pad(back, (0, low.shape[-1] - len(back)))).to(low)

@@ -1,0 +1,98 @@
+"""Super-resolution: data is the top of a clip's spectrum, condition is what a low-pass filter leaves of the clip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from segue.codecs.base import Codec
+from segue.tasks.base import Task
+from segue.tasks.degradation import DegradationConfig, degrade, draw
+from segue.tasks.generation import standardise
+from segue.types import Condition, UserError
+
+LEVEL_WEIGHT = 3.0  # levels are 6 % of the channels and most of what is heard; trials: docs/super-resolution.md
+
+
+class SuperResolution(Task):
+    """Gain-shape latents in two parts: bands below the cutoff are given, those above are generated.
+
+    A cached latent is the waveform, so the degraded clip is made from it in the training step. x_0 is the clean clip's
+    latent with the given bands zero, the condition is the degraded clip's with the missing bands zero: their sum is a
+    whole latent.
+    """
+
+    name = "super-resolution"
+
+    def __init__(self, codec: Codec, config: DegradationConfig, samples: int, seed: int) -> None:
+        """
+        Args:
+            codec: that the cache was made with.
+            config: what is drawn.
+            samples: T of a cached row.
+            seed: of the run.
+
+        Raises:
+            UserError: a codec that cannot tell bands apart, or cutoffs that leave nothing to generate.
+        """
+        if not hasattr(codec, "bands_below"):
+            raise UserError(
+                f"super-resolution keeps the low band, which the codec {codec.name} does not hold apart; mend: "
+                "segue encode SOURCE --codec gain-shape --out another folder"
+            )
+        self.codec, self.config, self.samples, self.seed = codec, config, samples, seed
+        highest_hz = max(config.cutoff_max_hz, config.held_out.cutoff_hz)
+        all_given = bool(codec.bands_below(torch.tensor([highest_hz])).all())
+        if highest_hz >= codec.sample_rate_hz / 2 or all_given:
+            raise UserError(
+                f"degradation cutoffs up to {highest_hz:g} Hz, and the cache is at {codec.sample_rate_hz:,} Hz: "
+                "nothing would be missing; encode at a higher --sample-rate-hz, or set lower cutoffs"
+            )
+
+    def statistics(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """The cache's, with levels of a larger scale: they weigh more in the loss, and appear at higher noise."""
+        scale = torch.ones_like(std)
+        scale[: self.codec.levels] = LEVEL_WEIGHT
+        return mean, std.clamp(min=1e-2) / scale
+
+    def prepare(
+        self,
+        latents: Tensor,
+        mask: Tensor,
+        tokens: Tensor,
+        tokens_mask: Tensor,
+        statistics: tuple[Tensor, Tensor],
+        positions: Sequence[int] | None = None,
+    ) -> tuple[Tensor, Condition, Tensor | None]:
+        """See Task.prepare. Captions are not used."""
+        wave = self.codec.decode(latents, self.samples)
+        if positions is None:
+            drawn, keys = [self.config.held_out] * len(wave), range(len(wave))
+        else:
+            drawn, keys = [draw(self.config, self.seed, position) for position in positions], positions
+        low = degrade(wave, self.codec.sample_rate_hz, drawn, self.seed, keys)
+        cutoff_hz = torch.tensor([degradation.cutoff_hz for degradation in drawn])
+        condition = given(self.codec, low, cutoff_hz, statistics, mask)
+        x_0 = standardise(latents, *statistics, mask).masked_fill(condition.given[..., None], 0.0)
+        return x_0, condition, None if bool(mask.all()) else mask
+
+
+def given(
+    codec: Codec, low: Tensor, cutoff_hz: Tensor, statistics: tuple[Tensor, Tensor], mask: Tensor | None = None
+) -> Condition:
+    """What a band-limited wave gives the model.
+
+    Args:
+        codec: with `bands_below`.
+        low: [B, T] at the codec's rate.
+        cutoff_hz: [B], where each wave's band ends.
+        statistics: mean and standard deviation [C, 1].
+        mask: [B, L] bool of real frames.
+    """
+    latents = codec.encode(low)
+    mask = torch.ones_like(latents[:, 0], dtype=torch.bool) if mask is None else mask
+    bands = codec.bands_below(cutoff_hz)
+    audio = standardise(latents, *statistics, mask).masked_fill(~bands[..., None], 0.0)
+    return Condition(audio=audio, given=bands, cutoff=cutoff_hz / (codec.sample_rate_hz / 2))

@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+import torch
+from scipy import signal
+
+from segue.tasks.degradation import (
+    PROTOCOLS,
+    Degradation,
+    DegradationConfig,
+    degrade,
+    draw,
+    protocol,
+)
+from segue.types import UserError
+
+RATE_HZ = 16000
+WAVE = torch.randn(1, 16000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+DESIGNS = {
+    "chebyshev1": lambda order, fs, hz: signal.cheby1(order, 0.05, hz, fs=fs, output="sos"),
+    "butterworth": lambda order, fs, hz: signal.butter(order, hz, fs=fs, output="sos"),
+    "bessel": lambda order, fs, hz: signal.bessel(order, hz, fs=fs, output="sos", norm="mag"),
+    "elliptic": lambda order, fs, hz: signal.ellip(order, 0.05, 60, hz, fs=fs, output="sos"),
+}
+
+
+@pytest.mark.parametrize("family", DESIGNS)
+@pytest.mark.parametrize("order", [2, 5, 8, 10])
+def test_filters_agree_with_scipys_zero_phase_ones_away_from_edges(family, order):
+    wanted = signal.sosfiltfilt(DESIGNS[family](order, RATE_HZ, 4000), WAVE[0].numpy())
+    low = degrade(WAVE, RATE_HZ, [Degradation(4000, family, order, resample="none")])[0]
+    np.testing.assert_allclose(low[4000:-4000].numpy(), wanted[4000:-4000], atol=2e-6)
+
+
+def test_fft_zeroing_and_exact_resampling_leave_nothing_above_and_touch_nothing_below():
+    whole = torch.fft.rfft(WAVE.float())
+    size = WAVE.shape[1]
+    zeroed = degrade(torch.nn.functional.pad(WAVE, (8000, 8000)), RATE_HZ, [Degradation(4000, "fft")])[0]
+    low = torch.fft.rfft(zeroed[8000 : 8000 + size])
+    hz = torch.arange(len(low)) * RATE_HZ / size
+    error = (low - whole[0]).abs() / whole[0].abs().mean()
+    assert error[hz < 3900].max() < 0.05 and low[hz > 4100].abs().max() / whole[0].abs().mean() < 0.05
+
+
+def test_resample_poly_is_scipys_both_ways():
+    low = degrade(WAVE, RATE_HZ, list(protocol("nuwave2-poly", 4000)))[0].numpy()
+    filtered = signal.sosfiltfilt(DESIGNS["chebyshev1"](8, RATE_HZ, 4000), WAVE[0].numpy())
+    wanted = signal.resample_poly(signal.resample_poly(filtered, 8000, RATE_HZ), RATE_HZ, 8000)
+    np.testing.assert_allclose(low[4000:-4000], wanted[4000:-4000], atol=5e-6)
+
+
+def test_protocols_are_fixed():
+    (nuwave2,) = protocol("nuwave2", 4000.0)
+    assert nuwave2 == Degradation(4000.0, "chebyshev1", 8, 0.05, "fft", None, False)
+    assert len(PROTOCOLS["ssr-eval"]) == 13 and {d.order for d in PROTOCOLS["ssr-eval"][1:]} == {3, 6, 9}
+    with pytest.raises(UserError, match="nuwave2"):
+        protocol("nuwave3", 4000.0)
+
+
+def test_draws_depend_on_seed_and_position_alone():
+    config = DegradationConfig(noise_share=0.5, companded_share=0.5)
+    drawn = [draw(config, 3, p) for p in range(300)]
+    assert drawn[7:9] == [draw(config, 3, 7), draw(config, 3, 8)] and drawn[7] != draw(config, 4, 7)
+    assert {d.family for d in drawn} == set(config.families.split(","))
+    assert {d.order for d in drawn} == set(range(2, 11))
+    assert all(3400 <= d.cutoff_hz <= 4000 and 0.001 <= d.ripple_db <= 1 for d in drawn)
+    assert 0.4 < np.mean([d.cutoff_hz == 4000 for d in drawn]) < 0.6
+    assert 0.4 < np.mean([d.noise_db is not None for d in drawn]) < 0.6
+
+
+def test_noise_is_keyed_by_position_band_limited_and_as_loud_as_said():
+    wave = WAVE.repeat(2, 1).float()
+    noisy = [Degradation(4000, noise_db=30.0)] * 2
+    both = degrade(wave, RATE_HZ, noisy, 5, [10, 11])
+    torch.testing.assert_close(degrade(wave[:1], RATE_HZ, noisy[:1], 5, [11])[0], both[1])
+    plain = degrade(wave[:1], RATE_HZ, [Degradation(4000)])[0]
+    added = both[0] - plain
+    assert not torch.equal(both[0], both[1])
+    # Half of white noise's power lies in the half of the band that is kept.
+    assert 10 * np.log10(float(plain.square().mean() / added.square().mean())) == pytest.approx(33, abs=0.5)
+
+
+def test_companding_is_a_small_error_in_the_band():
+    clean = degrade(0.2 * WAVE.float(), RATE_HZ, [Degradation(4000)])[0]
+    companded = degrade(0.2 * WAVE.float(), RATE_HZ, [Degradation(4000, companded=True)])[0]
+    error_db = 10 * np.log10(float((companded - clean).square().mean() / clean.square().mean()))
+    assert -50 < error_db < -30  # 8-bit mu-law: about 38 dB
+
+
+@pytest.mark.parametrize(
+    "change", [{"families": "cheby"}, {"order_min": 11}, {"cutoff_min_hz": 5000.0}, {"top_share": 1.5}]
+)
+def test_a_range_that_makes_no_sense_is_refused(change):
+    with pytest.raises(UserError, match="degradation"):
+        DegradationConfig(**change)
+
+
+def test_a_cutoff_above_half_the_rate_is_refused():
+    with pytest.raises(UserError, match="nothing would be missing"):
+        degrade(WAVE, RATE_HZ, [Degradation(8000)])
