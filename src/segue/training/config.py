@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -14,6 +14,9 @@ from segue.stage.policy import Policy
 from segue.tasks.degradation import DegradationConfig
 from segue.types import UserError
 
+# A field that came later is written where it is set: the config of a run that does without it, and so the name that a
+# study gives the run, stays what it was.
+LATER = {"later": True}
 TASKS = ("generation", "super-resolution")
 OBJECTIVES = ("auto", "velocity", "clean", "min-snr", "uncertainty")
 
@@ -35,7 +38,7 @@ class ModelConfig:
     patch_frames: int = 0
     predicts: str = "auto"
     gradient_checkpointing: bool = False
-    attention_window: int = 0
+    attention_window: int = field(default=0, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class TrainConfig:
         tensorboard: write TensorBoard files beside log.jsonl.
     """
 
-    task: str = "generation"
+    task: str = field(default="generation", metadata=LATER)
     total_examples: int = 50_000
     batch_size: int = 32
     accumulation: int = 1
@@ -127,7 +130,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     policy: Policy = field(default_factory=Policy)
-    degradation: DegradationConfig = field(default_factory=DegradationConfig)
+    degradation: DegradationConfig = field(default_factory=DegradationConfig, metadata=LATER)
 
 
 def to_json(config: Any) -> dict:
@@ -136,7 +139,12 @@ def to_json(config: Any) -> dict:
         f.name: value.to_json() if hasattr(value, "to_json") else to_json(value) if is_dataclass(value) else value
         for f in fields(config)
         for value in [getattr(config, f.name)]
+        if not (f.metadata.get("later") and value == _default(f))
     }
+
+
+def _default(f: Field) -> Any:
+    return f.default if f.default_factory is MISSING else f.default_factory()
 
 
 def from_json(data: dict) -> RunConfig:
