@@ -113,18 +113,8 @@ def train(
     autocast = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.train.precision == "bf16")
     log_every, validate_every, checkpoint_every = intervals(config)
     instruments = Instruments(
-        config,
-        task,
-        cache,
-        statistics,
-        plain,
-        averaged,
-        terms.guidance,
-        validation_set,
-        accelerator,
-        autocast,
-        ears,
-    )
+        config, task, cache, statistics, plain, averaged, terms.guidance, validation_set, accelerator, autocast, ears
+    )  # fmt: skip
     state = instruments.check(state)
     main = accelerator.is_main_process
     started, first_seen, said = time.monotonic(), seen, ""
