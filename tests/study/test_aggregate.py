@@ -136,6 +136,15 @@ def test_curves_of_other_moments_are_interpolated():
     assert found.to_target.value == pytest.approx(0.5) and found.final.value == pytest.approx(2.0)
 
 
+def test_a_shorter_run_stays_at_its_final_value():
+    base, short = X / 16000, 2 * X / 16000  # the short run ends at 8,000 examples, where it stands at 2 * 0.5
+    found = compare(cells([short] * 3, x=X / 2), cells([base] * 3), "m", higher=True)
+    assert found.final.value == pytest.approx(2.0) and found.final_difference.value == pytest.approx(1.0)
+    assert found.to_target.value == pytest.approx(0.25, abs=0.02)
+    never = compare(cells([base * 0.9] * 3, x=X / 2), cells([base] * 3), "m", higher=True)
+    assert never.to_target.value == math.inf and never.final.value == pytest.approx(0.9)
+
+
 def test_wall_clock_is_the_geometric_mean_over_pairs():
     arm = {s: CellCurves({}, v) for s, v in enumerate((110.0, 121.0))}
     base = {s: CellCurves({}, 100.0) for s in range(3)}

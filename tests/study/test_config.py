@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from segue.study.config import cells_of, read_study, snapshot_every, study_from_json
+from segue.study.config import cells_of, read_study, snapshot_step, study_from_json
 from segue.types import UserError
 
 
@@ -43,13 +43,21 @@ def test_the_key_knows_all_that_decides_the_figures(description):
     assert not set(keys(data="x")) & set(same) and not set(keys(judged="x")) & set(same)
 
 
+def test_an_arm_may_have_a_length_of_its_own(description):
+    short = {"recipe": "static-uniform", "name": "half", "examples": 32}
+    study = study_from_json(description | {"arms": ["static-uniform", short]}, "s.json")
+    trains = [c.config["train"] for c in cells_of(study, "data", "judged")[:2]]
+    assert [t["total_examples"] for t in trains] == [64, 32]
+    assert [t["checkpoint_every"] for t in trains] == [32, 16]  # the same shares of each
+
+
 @pytest.mark.parametrize(
     ("shares", "every"),
     [([0.5, 1.0], 8000), ([0.25, 0.375, 1.0], 2000), ([1.0], 16000), ([0.3, 1.0], 1600), ([0.2, 0.5], 1600)],
 )
 def test_snapshots_fall_on_every_share(description, shares, every):
     study = study_from_json(description | {"examples": 16000, "evaluate_at": shares}, "s.json")
-    assert snapshot_every(study) == every and study.evaluation.evaluate_at[-1] == 1.0
+    assert int(16000 * snapshot_step(study)) == every and study.evaluation.evaluate_at[-1] == 1.0
 
 
 @pytest.mark.parametrize(

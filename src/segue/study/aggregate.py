@@ -225,10 +225,11 @@ def band(cells: Mapping[int, CellCurves], measure: str, *, level: float = LEVEL,
 def _aligned(sides: list[list[Curve]]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Curves [A][S] on common examples: x [M], values [A, S, M], deviations of clip replicates [R, A, M] or None.
 
-    The common examples are those of the curve with the fewest points; the others are interpolated.
+    The common examples are those of the curve with the fewest points (of several, the longest); the others are
+    interpolated, and a run that ended earlier stays at its final value.
     """
     every = [curve for side in sides for curve in side]
-    x = min((curve.examples for curve in every), key=len).astype(float)
+    x = min((curve.examples for curve in every), key=lambda x: (len(x), -x[-1])).astype(float)
     points = np.stack([[np.interp(x, c.examples, c.values) for c in side] for side in sides])
     if any(curve.replicates is None for curve in every):
         return x, points, None

@@ -27,11 +27,13 @@ class Arm:
         name: how tables call it.
         recipe: a name of `segue recipes`.
         set: overrides "section.name=value", applied after the study's own.
+        examples: length of its runs, where another than the study's: schedules then end there, too.
     """
 
     name: str
     recipe: str
     set: tuple[str, ...] = ()
+    examples: int = 0
 
 
 @dataclass(frozen=True)
@@ -158,21 +160,22 @@ def run_config(study: Study, arm: Arm, seed: int) -> RunConfig:
         UserError: an unknown recipe or setting, or moments of evaluation that the batch size cannot meet.
     """
     config = override(load_recipe(arm.recipe), [*study.set, *arm.set])
-    every = snapshot_every(study)
+    total = arm.examples or study.examples
+    every = int(total * snapshot_step(study))
     if every < config.train.batch_size:
         raise UserError(
             f"arm {arm.name}: evaluate_at asks for a snapshot every {every} examples, less than a batch "
             f"({config.train.batch_size}); give fewer or rounder shares"
         )
     train = replace(
-        config.train, total_examples=study.examples, seed=seed, checkpoint_every=every,
+        config.train, total_examples=total, seed=seed, checkpoint_every=every,
         keep_last=MOST_SNAPSHOTS + 1, tensorboard=False,
     )  # fmt: skip
     return replace(config, train=train)
 
 
-def snapshot_every(study: Study) -> int:
-    """Examples between checkpoints, so that every share of `evaluate_at` falls on one."""
+def snapshot_step(study: Study) -> Fraction:
+    """Share of a run between checkpoints, so that every share of `evaluate_at` falls on one."""
     shares = [Fraction(share).limit_denominator(1000) for share in study.evaluation.evaluate_at]
     denominator = reduce(lcm, (share.denominator for share in shares))
     step = Fraction(reduce(gcd, (int(share * denominator) for share in shares)), denominator)
@@ -181,7 +184,7 @@ def snapshot_every(study: Study) -> int:
             f"evaluate_at needs {ceil(1 / step)} snapshots a run (every {float(step):g} of it); give rounder shares, "
             f"for at most {MOST_SNAPSHOTS}"
         )
-    return int(study.examples * step)
+    return step
 
 
 def cells_of(study: Study, data_fingerprint: str, judged: str) -> list[Cell]:
@@ -213,12 +216,16 @@ def _arms(given: object, where: str) -> tuple[Arm, ...]:
         if isinstance(entry, str):
             arms.append(Arm(entry, entry))
             continue
-        entry = _checked(entry, ["recipe", "name", "set"], f"{where}: arms")
+        entry = _checked(entry, ["recipe", "name", "set", "examples"], f"{where}: arms")
         if "recipe" not in entry:
             raise UserError(f"{where}: an arm without a recipe")
         recipe = _typed(entry, "recipe", str, where)
         name = _typed(entry, "name", str, where) if "name" in entry else recipe
-        arms.append(Arm(name, recipe, tuple(_list(entry, "set", str, where)) if "set" in entry else ()))
+        changes = tuple(_list(entry, "set", str, where)) if "set" in entry else ()
+        examples = _typed(entry, "examples", int, where) if "examples" in entry else 0
+        if examples < 0:
+            raise UserError(f"{where}: arm {name}: examples is {examples}; give a positive number")
+        arms.append(Arm(name, recipe, changes, examples))
     names = [arm.name for arm in arms]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

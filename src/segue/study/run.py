@@ -95,14 +95,15 @@ def run_cells(
     """
     cells_dir = out / CELLS
     pending = [cell for cell in prepared.cells if not (cells_dir / cell.folder / DONE).exists()]
-    total = study.examples * len(prepared.cells)
+    lengths = {cell.folder: cell.config["train"]["total_examples"] for cell in prepared.cells}
+    total = sum(lengths.values())
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     running: dict[str, tuple[Cell, subprocess.Popen]] = {}
     failed = 0
 
     def seen() -> int:
-        behind = study.examples * (len(prepared.cells) - len(pending) - len(running))
-        return behind + sum(min(study.examples, examples_logged(cells_dir / folder)) for folder in running)
+        ahead = sum(lengths[cell.folder] for cell in pending) + sum(lengths[folder] for folder in running)
+        return total - ahead + sum(min(lengths[folder], examples_logged(cells_dir / folder)) for folder in running)
 
     with locked(out / "study.lock"), Interrupt() as interrupt, Meter(study.name, total, seen(), quiet) as meter:
         while (pending or running) and not interrupt.requested:
@@ -124,7 +125,7 @@ def run_cells(
                     write_text(cells_dir / folder / FAILED, json.dumps({"code": process.returncode, "line": line}))
                     meter.say(f"{cell.arm} seed {cell.seed}: failed ({line}); {left}")
             cells_left = len(pending) + len(running)
-            words = ", ".join(f"{c.arm}/{c.seed} {examples_logged(cells_dir / folder) / study.examples:.0%}"
+            words = ", ".join(f"{c.arm}/{c.seed} {examples_logged(cells_dir / folder) / lengths[folder]:.0%}"
                               for folder, (c, _) in running.items())  # fmt: skip
             bad = f", {failed} failed" if failed else ""
             meter.update(seen(), f"{len(prepared.cells) - cells_left}/{len(prepared.cells)} cells{bad}; {words}")
