@@ -21,9 +21,6 @@ from segue.types import UserError
 
 LAMBDA_0 = 0.5  # REPA's weight of the alignment (arXiv 2410.06940)
 BLOCK_STRENGTH = 0.015  # of the update's norm
-# With METHOD's 4, a run of 17,696 examples left the semantic stage while three captions of four were still disobeyed
-# (docs/log.md). 8 waits longer; which is better on long runs is for the studies to say.
-KAPPA = 8.0
 
 
 # --- static recipes: no regime --------------------------------------------------------------------------------------
@@ -92,7 +89,7 @@ def stage() -> RunConfig:
     return _policy(
         "stage",
         static_uniform(),
-        regime=RegimeConfig(signal="discrepancy", kappa=KAPPA),
+        regime=RegimeConfig(signal="discrepancy"),
         timesteps=TimestepsConfig(law="stage"),
         guidance=GuidanceConfig(weight=LAMBDA_0, law="decay"),
         # Beyond METHOD's null of rotations: a smooth drift with depth, which any cut divides well, is no grouping.
