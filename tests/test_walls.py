@@ -24,7 +24,7 @@ ALLOWED = {
     "ssl": set(),
     "metrics": set(),
     "data": {"codecs.base", "conditioners.base", "ssl.base"},
-    "tasks": {"data", "codecs.base", "conditioners.base", "process.noise"},
+    "tasks": {"data", "codecs.base", "conditioners.base", "process.noise", "models.dit"},
     "report": {"metrics"},
     "training": PARTS,
     "pipeline": {"process", "models", "codecs", "conditioners", "tasks"},

@@ -21,6 +21,9 @@ from torch.utils.checkpoint import checkpoint
 
 from segue.types import Condition, ModelOutput, UserError
 
+SKIP_FRAMES = 5  # that the skip from audio sees
+SKIP_KINKS = (-8.0, -4.0, 0.0, 4.0)  # of its features: levels have a standard deviation of 8 (tasks/super_resolution)
+
 
 @dataclass(frozen=True)
 class DiTConfig:
@@ -38,6 +41,8 @@ class DiTConfig:
         norm: "rms" or "layer".
         predicts: "velocity", or "clean" (the clean sample, converted to velocity outside the model).
         audio: whether Condition.audio is heard: latents beside x_t's, and the cutoff as a number.
+        audio_skip: how many of the first channels are also predicted straight from those of the audio, by one
+            convolution over frames beside the transformer; needs predicts="clean".
         attention_window: tokens to each side that a token attends to; 0 = all. What a token hears is then limited to
             depth * attention_window tokens, and long sound can be computed by chunks.
     """
@@ -53,6 +58,7 @@ class DiTConfig:
     norm: str = "layer"
     predicts: str = "velocity"
     audio: bool = False
+    audio_skip: int = 0
     attention_window: int = 0
 
     def __post_init__(self) -> None:
@@ -60,6 +66,8 @@ class DiTConfig:
             raise UserError(f"model.width {self.width} over model.heads {self.heads} must be a whole, even number")
         if self.norm not in ("rms", "layer"):
             raise UserError(f"model.norm is '{self.norm}'; use 'rms' or 'layer'")
+        if self.audio_skip and not (self.audio and self.predicts == "clean"):
+            raise UserError("a skip from the audio needs model.predicts=clean")
         if self.predicts not in ("velocity", "clean"):
             raise UserError(f"model.predicts is '{self.predicts}'; use 'velocity' or 'clean'")
 
@@ -100,6 +108,11 @@ def _windowed(key_mask: Tensor | None, tokens: int, window: int, device: torch.d
     apart = (position[:, None] - position).abs()
     near = (apart <= window)[None, None]
     return near if key_mask is None else (near & key_mask) | (apart == 0)  # an empty row would be NaN
+
+
+def skip_features(audio: Tensor) -> Tensor:
+    """[B, C, L] -> [B, 5 C, L]: what the skip sees of its channels, straight and rectified at each kink."""
+    return torch.cat([audio, *((audio - kink).relu() for kink in SKIP_KINKS)], dim=1)
 
 
 class Attention(nn.Module):
@@ -203,6 +216,11 @@ class DiT(nn.Module):
             self.audio_in = nn.Linear(token, width)
             self.audio_null = nn.Parameter(torch.zeros(width))
             self.cutoff_mlp = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
+        if config.audio_skip:
+            features = (1 + len(SKIP_KINKS)) * config.audio_skip
+            self.skip = nn.Conv1d(features, config.audio_skip, SKIP_FRAMES, padding=SKIP_FRAMES // 2)
+            nn.init.zeros_(self.skip.weight)
+            nn.init.zeros_(self.skip.bias)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -270,7 +288,8 @@ class DiT(nn.Module):
                 hidden = x
         shift, scale = self.adaln_out(c)[:, None].chunk(2, dim=-1)
         out = self._unpatchify(self.patch_out(self.norm_out(x) * (1 + scale) + shift), frames)
-        out = out if missing is None else out * missing
+        if missing is not None:
+            out = self._skipped(out, condition) * missing
         return ModelOutput(out if mask is None else out * mask[:, None], hidden)
 
     def _context(self, condition: Condition | None, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -297,6 +316,16 @@ class DiT(nn.Module):
         if condition.drop is not None:
             heard = torch.where(condition.drop[:, None, None], self.audio_null, heard)
         return heard, self.cutoff_mlp(sinusoidal(condition.cutoff, 64).to(x.dtype))
+
+    def _skipped(self, out: Tensor, condition: Condition) -> Tensor:
+        """`out` [B, C, L] with what the skip predicts added to its first channels."""
+        count = self.config.audio_skip
+        if not count:
+            return out
+        straight = self.skip(skip_features(condition.audio[:, :count]))
+        if condition.drop is not None:
+            straight = straight.masked_fill(condition.drop[:, None, None], 0.0)
+        return out + F.pad(straight, (0, 0, 0, out.shape[1] - count))
 
     def _patchify(self, x: Tensor) -> Tensor:
         """[B, C, L] -> [B, N, C * patch], zero-padded to whole patches."""

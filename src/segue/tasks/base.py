@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from segue.data.cache import LatentCache
 from segue.types import Condition
 
 
@@ -22,6 +23,15 @@ class Task(ABC):
     def statistics(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         """What latents are standardised by, from the cache's mean and standard deviation, [C, 1] each."""
         return mean, std
+
+    def prime(self, model: nn.Module, cache: LatentCache, statistics: tuple[Tensor, Tensor]) -> None:  # noqa: B027
+        """Set what of the model a closed form can set; deterministic. Most tasks have nothing of the kind.
+
+        Args:
+            model: fresh, on the CPU.
+            cache: that it will train on.
+            statistics: mean and standard deviation [C, 1].
+        """
 
     @abstractmethod
     def prepare(

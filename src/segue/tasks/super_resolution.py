@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from segue.codecs.base import Codec
+from segue.data.cache import LatentCache
+from segue.models.dit import SKIP_FRAMES, skip_features
 from segue.tasks.base import Task
 from segue.tasks.degradation import DegradationConfig, degrade, draw
 from segue.tasks.generation import standardise
 from segue.types import Condition, UserError
 
-LEVEL_WEIGHT = 3.0  # levels are 6 % of the channels and most of what is heard; trials: docs/super-resolution.md
+LEVEL_WEIGHT = 8.0  # levels are 6 % of the channels and most of what is heard; trials: docs/super-resolution.md
+
+PRIMING_CLIPS, RIDGE = 1024, 1e-5  # the ridge: of the mean square of a feature
 
 
 class SuperResolution(Task):
@@ -56,6 +60,34 @@ class SuperResolution(Task):
         scale = torch.ones_like(std)
         scale[: self.codec.levels] = LEVEL_WEIGHT
         return mean, std.clamp(min=1e-2) / scale
+
+    def prime(self, model: nn.Module, cache: LatentCache, statistics: tuple[Tensor, Tensor]) -> None:
+        """Fit the model's skip: missing levels from given ones, by ridge regression under drawn degradations.
+
+        Levels are most of what a listener and LSD notice, and nearly a linear matter: the closed form does in seconds
+        what took a network of 4 M parameters more than 8,000 examples, and training goes on from there.
+        """
+        if not model.config.audio_skip:
+            return
+        rows = cache.rows("train")
+        rows = rows[:: max(1, len(rows) // PRIMING_CLIPS)][:PRIMING_CLIPS]
+        levels, side = self.codec.levels, SKIP_FRAMES // 2
+        gram, cross = 0.0, 0.0
+        for first in range(0, len(rows), 64):
+            part = rows[first : first + 64]
+            latents, mask = cache.latents(part)
+            positions = range(first, first + len(part))
+            x_0, condition, _ = self.prepare(latents, mask, *cache.text(part), statistics, positions)
+            features = nn.functional.pad(skip_features(condition.audio[:, :levels]), (side, side))
+            windows = features.unfold(-1, SKIP_FRAMES, 1).permute(0, 2, 1, 3).flatten(2)[mask].double()
+            design = torch.cat([windows, torch.ones_like(windows[:, :1])], dim=1)
+            wanted = condition.complete(x_0)[:, :levels].transpose(1, 2)[mask].double()
+            gram, cross = gram + design.T @ design, cross + design.T @ wanted
+        gram.diagonal().add_(RIDGE * gram.diagonal().mean())
+        solution = torch.linalg.solve(gram, cross).float()
+        with torch.no_grad():
+            model.skip.weight.copy_(solution[:-1].T.reshape(model.skip.weight.shape))
+            model.skip.bias.copy_(solution[-1])
 
     def prepare(
         self,

@@ -52,12 +52,12 @@ def dit_config(config: RunConfig, cache: LatentCache) -> DiTConfig:
     frame_rate_hz = cache.meta["sample_rate_hz"] / cache.meta["hop_samples"]
     patch = config.model.patch_frames or max(1, round(frame_rate_hz / TOKENS_PER_SEC))
     dit = preset(config.model.preset, channels=cache.channels, text_dim=cache.text_dim, patch_frames=patch)
-    audio = config.train.task == "super-resolution"
-    dit = replace(dit, audio=audio, attention_window=config.model.attention_window)
+    dit = replace(dit, audio=config.train.task == "super-resolution", attention_window=config.model.attention_window)
     predicts = config.model.predicts
     if predicts == "auto":
         predicts = "clean" if dit.channels * dit.patch_frames > dit.width else "velocity"
-    return replace(dit, predicts=predicts)
+    levels = make_task(config, cache).codec.levels if dit.audio and predicts == "clean" else 0
+    return replace(dit, predicts=predicts, audio_skip=levels)
 
 
 def peak_learning_rate(config: RunConfig, width: int) -> float:

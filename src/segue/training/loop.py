@@ -93,13 +93,15 @@ def train(
         raise UserError(f"train.batch_size {batch_size} must be a multiple of the {world} processes")
 
     model = build_model(config, cache, seed)
+    task = make_task(config, cache)
+    statistics = task.statistics(*cache.statistics)
+    if not resume:
+        task.prime(model, cache, statistics)
     averaged = copy.deepcopy(model).eval().requires_grad_(False).to(accelerator.device)
     ema = averaged.state_dict()
     optim = replace(config.optim, learning_rate=peak_learning_rate(config, model.config.width))
     optimizer = make_optimizer(model, optim)
     loader = LatentLoader(cache, "train", batch_size // world, seed, rank, world)
-    task = make_task(config, cache)
-    statistics = task.statistics(*cache.statistics)
     state, steps, seconds_before = controller.init(total), 0, 0.0
     ears = make_ears(config.policy, cache, statistics, accelerator.device, trust_remote_code)
     terms = make_terms(config, cache, model.config, optim, accelerator, ears)
