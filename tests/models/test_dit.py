@@ -221,3 +221,19 @@ def test_padding_beyond_a_window_leaves_no_nan():
     mask = torch.arange(11)[None] < torch.tensor([[11], [3]])
     out = model(X, T, audio(), mask).prediction
     assert torch.isfinite(out).all() and out[1, :, 3:].abs().max() == 0
+
+
+def test_the_skip_predicts_its_channels_from_the_audios_alone_until_dropped():
+    model = DiT(replace(HEARING, audio_skip=5, predicts="clean")).eval()
+    torch.nn.init.normal_(model.skip.weight, std=0.1)
+    heard = audio()
+    out = model(X, T, heard).prediction  # the rest of a fresh model predicts zero
+    assert out[:, 4].abs().min() > 0 and out[:, 5].abs().max() == 0 and out[:, :4].abs().max() == 0
+    assert torch.equal(model(X + 1.0, 1 - T, heard).prediction, out)
+    assert model(X, T, heard.dropped()).prediction.abs().max() == 0
+    later = replace(heard, audio=heard.audio.clone())
+    later.audio[..., 8] += 1.0
+    moved = (model(X, T, later).prediction - out).abs().amax((0, 1)) > 0
+    assert moved.nonzero().flatten().tolist() == [6, 7, 8, 9, 10]
+    with pytest.raises(UserError, match="predicts=clean"):
+        DiTConfig(audio=True, audio_skip=5)

@@ -8,7 +8,7 @@ import torch
 from running import assert_same, run, start, timeless
 from safetensors.torch import load_file
 
-from segue.training.build import make_task
+from segue.training.build import build_model, make_task
 from segue.training.checkpoint import list_checkpoints
 from segue.training.checks import check_before_training
 from segue.training.config import from_json, override, to_json
@@ -80,6 +80,22 @@ def test_two_ranks_give_what_one_gives(hisses, resolution, tmp_path):
     assert process.returncode == 0, errors[-2000:]
     two = load_file(list_checkpoints(tmp_path / "two")[-1] / "model.safetensors")
     assert_same(one, two, atol=2e-4, rtol=1e-3)
+
+
+def test_priming_predicts_missing_levels_from_given_ones(hisses, resolution):
+    config = resolution("sr-demo-static")
+    model, task = build_model(config, hisses, 0), make_task(config, hisses)
+    statistics = task.statistics(*hisses.statistics)
+    task.prime(model, hisses, statistics)
+    rows = hisses.rows("valid")
+    latents, mask = hisses.latents(rows)
+    x_0, condition, _ = task.prepare(latents, mask, *hisses.text(rows), statistics)
+    with torch.no_grad():
+        made = model(torch.zeros_like(x_0), torch.ones(len(rows)), condition, mask).prediction
+    missing = ~condition.given[0, : task.codec.levels]
+    wanted, made = (x[:, : task.codec.levels][:, missing].transpose(1, 2)[mask] for x in (x_0, made))
+    assert (made - wanted).square().mean() < 0.5 * wanted.var()  # of 40 short clips
+    assert model.config.audio_skip == task.codec.levels and made.abs().max() > 0
 
 
 def test_a_run_learns_and_its_probe_hears_it(hisses, resolution, tmp_path):

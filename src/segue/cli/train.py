@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Annotated
 
 import soundfile
+import torch
 import typer
 
 from segue._version import __version__
 from segue.data.cache import LatentCache
 from segue.files import write_text
-from segue.pipeline import Pipeline
+from segue.pipeline import Pipeline, SuperResolver
 from segue.recipes import load_recipe
 from segue.report import write_run_report
 from segue.stage.controller import StageController
+from segue.tasks.degradation import degrade
 from segue.training.checkpoint import list_checkpoints
 from segue.training.checks import check_before_training
 from segue.training.config import RunConfig, from_json, override, to_json
@@ -131,7 +133,10 @@ def run_training(
         trust_remote_code=trust_remote_code,
     )
     if result.finished and samples > 0:
-        write_samples(run_dir, cache, samples)
+        if config.train.task == "generation":
+            write_samples(run_dir, cache, samples)
+        else:
+            write_resolved(run_dir, cache, config, samples)
     write_run_report(run_dir)
     return result
 
@@ -150,6 +155,30 @@ def write_samples(run_dir: Path, cache: LatentCache, count: int) -> None:
         soundfile.write(folder / name, wave.numpy(), pipeline.codec.sample_rate_hz, subtype="PCM_16")
         listed.append({"file": name, "prompt": caption, "held_out": entries[index]["split"] == "test"})
     write_text(folder / "samples.json", json.dumps(listed, indent=1))
+
+
+def write_resolved(run_dir: Path, cache: LatentCache, config: RunConfig, count: int) -> None:
+    """Held-out clips of the cache into samples/: what the degradation leaves, what the model makes of it, the truth."""
+    resolver = SuperResolver.load(run_dir)
+    rows = cache.rows("test") or cache.rows("valid")
+    rows = rows[:: max(1, len(rows) // count)][:count]
+    samples = round(cache.meta["seconds"] * resolver.sample_rate_hz)
+    true = resolver.codec.decode(cache.latents(rows)[0], samples)
+    filter_ = config.degradation.held_out
+    low = degrade(true, resolver.sample_rate_hz, [filter_] * len(rows))
+    noise = torch.stack([resolver.noise(resolver.frames(samples), index) for index in range(len(rows))])
+    made = resolver.resolve(low, torch.full((len(rows),), filter_.cutoff_hz), noise)
+    (run_dir / "samples").mkdir(exist_ok=True)
+    listed = []
+    for index, row in enumerate(rows):
+        entry = cache.row(row)
+        for name, waves in (("low", low), ("made", made), ("true", true)):
+            file = f"{index:03d}-{name}.wav"
+            wave = waves[index].clamp(-1, 1).numpy()
+            soundfile.write(run_dir / "samples" / file, wave, resolver.sample_rate_hz, subtype="PCM_16")
+            about = f"{entry['captions'][0]} ({name})"
+            listed.append({"file": file, "prompt": about, "held_out": entry["split"] == "test"})
+    write_text(run_dir / "samples" / "samples.json", json.dumps(listed, indent=1))
 
 
 def _config(recipe: str, examples: int | None, seed: int | None, changes: list[str]) -> RunConfig:

@@ -1,0 +1,30 @@
+"""From a folder of sounds to a model that fills their upper band, by the commands that a user types."""
+
+import json
+
+import soundfile
+
+SHORT = ["model.preset=dit-tiny", "train.batch_size=8", "train.tensorboard=false", "probe.space=latent",
+         "probe.clips=8"]  # fmt: skip
+
+
+def test_encode_train_and_what_comes_of_it(segue, recordings, tmp_path):
+    cache, out = tmp_path / "cache", tmp_path / "run"
+    encoded = segue("encode", recordings, "--codec", "gain-shape", "--captions", "filename", "--seconds", "0.512",
+                    "--out", cache)  # fmt: skip
+    assert encoded.code == 0, encoded.err
+    changes = [word for change in SHORT for word in ("--set", change)]
+    trained = segue("train", "sr-demo", "--data", cache, "--out", out, "--examples", "32", "--device", "cpu", *changes)
+    assert trained.code == 0, trained.err
+    assert "cutoffs 3400 to 4000 Hz; generated up to 8,000 Hz" in trained.err
+    listed = json.loads((out / "samples" / "samples.json").read_text())
+    assert [row["file"].split("-")[1] for row in listed[:3]] == ["low.wav", "made.wav", "true.wav"]
+    low, made, true = (soundfile.read(out / "samples" / row["file"])[0] for row in listed[:3])
+    assert low.shape == made.shape == true.shape and (out / "report.html").exists()
+    refused = segue("generate", out, "a bell", "--out", tmp_path / "g")
+    assert refused.code == 2 and "not for generation" in refused.line
+
+
+def test_a_cache_of_the_default_codec_is_refused_before_training(segue, cache, tmp_path):
+    ran = segue("train", "sr-demo", "--data", cache, "--out", tmp_path / "run", "--examples", "32")
+    assert ran.code == 2 and "--codec gain-shape" in ran.line and not (tmp_path / "run" / "config.json").exists()
