@@ -165,10 +165,29 @@ def test_super_resolution_of_a_known_gain(segue, sets, tmp_path):
         assert measures[f"LSD ssr_eval {band}"]["value"] == pytest.approx(2.0, abs=1e-3)
         assert measures[f"LSD ssr_eval {band}, loudness-matched"]["value"] == pytest.approx(0.0, abs=1e-5)
     assert measures["SNR"]["value"] == pytest.approx(-20 * np.log10(9), abs=1e-4)
-    unprocessed = {m["name"]: m["value"] for m in found["unprocessed"]}
-    assert unprocessed["LSD nuwave2 high"] > 1 > unprocessed["LSD nuwave2 low"]
-    assert "unprocessed" in ran.out
+    rows = {name: {m["name"]: m["value"] for m in measures} for name, measures in found["rows"].items()}
+    assert list(rows) == ["unprocessed", "sinc", "band replication", "codec round trip"]
+    for name in ("unprocessed", "sinc"):
+        assert rows[name]["LSD nuwave2 high"] > 1 > rows[name]["LSD nuwave2 low"] and name in ran.out
+    assert rows["band replication"]["LSD nuwave2 high"] < 0.7 * rows["sinc"]["LSD nuwave2 high"]
+    assert rows["codec round trip"]["LSD nuwave2 full"] < 1e-3
+    assert any("protocol nuwave2, cutoff 4000 Hz" in note for note in found["notes"])
     assert all((tmp_path / name).stat().st_size for name in FILES)
+
+
+def test_rows_beside_are_made_of_the_inputs_that_are_given(segue, sets, tmp_path):
+    common = ("evaluate", "super-resolution", sets / "est", sets / "ref", "--draws", "20", "--out", tmp_path / "out")
+    low = write_set(tmp_path / "low", rate_hz=8000, samples=3000)
+    ran = segue(*common, "--cutoff-hz", "4000", "--input", low)
+    assert ran.code == 0, ran.err
+    found, _ = results(tmp_path / "out")
+    assert any(f"as in {low}" in note for note in found["notes"]) and found["rows"]["sinc"]
+    assert "--input needs --cutoff-hz" in segue(*common, "--input", low).line
+    (low / "note_03.wav").unlink()
+    assert "none for 1 of 8 pairs (note_03)" in segue(*common, "--cutoff-hz", "4000", "--input", low).line
+    assert "has 13 filters" in segue(*common, "--cutoff-hz", "4000", "--protocol", "ssr-eval").line
+    assert "no test protocol 'x'" in segue(*common, "--cutoff-hz", "4000", "--protocol", "x").line
+    assert "fewer than 4 bins" in segue(*common, "--cutoff-hz", "100").line
 
 
 def test_equal_files_have_distances_of_zero_and_no_ratio(segue, sets, tmp_path):

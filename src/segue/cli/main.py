@@ -14,6 +14,7 @@ from segue.cli import (
     demo,
     encode,
     evaluate,
+    evaluate_pairs,
     generate,
     judge,
     recipes,
@@ -57,8 +58,8 @@ def make_app() -> typer.Typer:
             "Measure sounds: every figure with its interval, N and metric card.",
             {
                 "generation": evaluate.generation,
-                "super-resolution": evaluate.super_resolution,
-                "files": evaluate.files,
+                "super-resolution": evaluate_pairs.super_resolution,
+                "files": evaluate_pairs.files,
             },
         ),
         "judge": ("The classifier that listens to notes.", {"train": judge.train, "card": judge.card}),

@@ -1,0 +1,205 @@
+"""`segue evaluate super-resolution` and `files`: pairs of sounds by id; figures with interval, N and metric card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+
+from segue.cli.evaluate_common import Draws, Findings, Out, Seed, Trim, ends, find_sounds, finish, header_of, read, some
+from segue.cli.evaluate_rows import Pairs, lows_by_protocol, lows_of, rows_beside
+from segue.data.manifest import Clip
+from segue.data.progress import track
+from segue.metrics.card import mean_over_clips
+from segue.metrics.spectral import (
+    LSD_PRESETS,
+    MULTI_RESOLUTION,
+    log_mel_l1,
+    lsd,
+    lsd_card,
+    multi_resolution_stft,
+    si_sdr_db,
+    snr_db,
+    visqol_mos,
+)
+from segue.report.evaluate import ClipPair
+from segue.types import UserError
+
+
+def super_resolution(
+    est: Annotated[Path, typer.Argument(metavar="EST", help="Folder or manifest of estimates.")],
+    ref: Annotated[Path, typer.Argument(metavar="REF", help="The true sounds, of the same ids.")],
+    cutoff_hz: Annotated[
+        float | None,
+        typer.Option(help="Where the input's band ends: splits low from high band, and shows the rows beside."),
+    ] = None,
+    low: Annotated[
+        Path | None,
+        typer.Option("--input", help="What EST was made of, for the rows; default: made from REF by --protocol."),
+    ] = None,
+    protocol: Annotated[str, typer.Option(help="nuwave2, nuwave2-poly or fft: how REF loses its top.")] = "nuwave2",
+    codec: Annotated[str, typer.Option(help="For the row of its round trip: a codec's name or folder.")] = "spectral",
+    visqol: Annotated[bool, typer.Option("--visqol", help="ViSQOL's MOS, too (needs visqol-python; slow).")] = False,
+    trim: Trim = False,
+    draws: Draws = 1000,
+    seed: Seed = 0,
+    out: Out = Path("evaluation"),
+) -> None:
+    """Pairs by id: LSD by every published preset, in full, low and high band, loudness-matched too; SI-SDR and more.
+
+    With --cutoff-hz beside each: the unprocessed input, sinc, band replication, and the reference through a codec.
+    """
+    found = Findings()
+    pairs = _read_pairs(find_sounds(est), find_sounds(ref), trim)
+    if cutoff_hz is not None and not 0.0 < cutoff_hz < pairs.rate_hz / 2:
+        raise UserError(
+            f"--cutoff-hz {cutoff_hz:g}: give one between 0 and {pairs.rate_hz / 2:g}, half the files' rate"
+        )
+    if cutoff_hz is None and low is not None:
+        raise UserError("--input needs --cutoff-hz: where its band ends")
+    bands = ("full",) if cutoff_hz is None else ("full", "low", "high")
+    measures = _lsd_measures(LSD_PRESETS, bands, cutoff_hz, (False, True)) + _signal_measures(visqol)
+    _measure_pairs(found, pairs, measures, draws, seed)
+    if cutoff_hz is None:
+        found.warnings.append("no --cutoff-hz: no low and high band, and no rows beside")
+    else:
+        lows = lows_by_protocol(pairs, cutoff_hz, protocol) if low is None else lows_of(pairs, find_sounds(low))
+        made_by = f"protocol {protocol}" if low is None else f"as in {low}"
+        for name, (waves, words) in rows_beside(pairs, lows, cutoff_hz, codec).items():
+            beside = Findings()
+            _measure_pairs(beside, Pairs(pairs.rate_hz, waves), measures, draws, seed)
+            found.rows[name] = beside.measures
+            found.warnings.append(f"{name}: {words}")
+        found.warnings.append(f"input of the rows beside: {made_by}, cutoff {cutoff_hz:g} Hz")
+    _finish_pairs(found, pairs, out, "LSD nuwave2 full", ("estimate", "reference"))
+
+
+def files(
+    a: Annotated[Path, typer.Argument(metavar="A", help="Folder or manifest of sounds.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The sounds that they are measured against, of the same ids.")],
+    visqol: Annotated[bool, typer.Option("--visqol", help="ViSQOL's MOS, too (needs visqol-python; slow).")] = False,
+    trim: Trim = False,
+    draws: Draws = 1000,
+    seed: Seed = 0,
+    out: Out = Path("evaluation"),
+) -> None:
+    """Pairs by id, for codecs and the like: LSD, log-mel L1, multi-resolution STFT, SI-SDR and SNR of A against B."""
+    found = Findings()
+    pairs = _read_pairs(find_sounds(a), find_sounds(b), trim)
+    measures = _lsd_measures(("nuwave2",), ("full",), None, (False,)) + _signal_measures(visqol)
+    _measure_pairs(found, pairs, measures, draws, seed)
+    _finish_pairs(found, pairs, out, "LSD nuwave2 full", ("A", "B"))
+
+
+@dataclass(frozen=True)
+class _PairMeasure:
+    """One number a pair: `make` maps [1, T], [1, T] and the rate to [1]; `about` maps the rate to its card."""
+
+    name: str
+    unit: str
+    better: str
+    make: Callable
+    about: Callable[[int], dict]
+
+
+def _lsd_measures(presets, bands, cutoff_hz, matched) -> list[_PairMeasure]:
+    return [
+        _PairMeasure(
+            f"LSD {preset} {band}{', loudness-matched' if match else ''}",
+            "decades",
+            "lower",
+            lambda e, r, hz, p=preset, b=band, m=match: lsd(
+                e, r, hz, p, band=b, cutoff_hz=cutoff_hz, loudness_matched=m
+            ),
+            lambda hz, p=preset, b=band, m=match: lsd_card(p, hz, b, None if b == "full" else cutoff_hz, m),
+        )
+        for preset in presets
+        for match in matched
+        for band in bands
+    ]
+
+
+def _signal_measures(visqol: bool) -> list[_PairMeasure]:
+    mel = {"n_fft": 1024, "hop_samples": 256, "bands": 80, "floor": 1e-5}
+    measures = [
+        _PairMeasure("log-mel L1", "nepers", "lower", lambda e, r, hz: log_mel_l1(e, r, hz, **mel),
+                     lambda hz: {**mel, "mel": "HTK over magnitudes", "sample_rate_hz": hz}),
+        _PairMeasure("multi-resolution STFT", "", "lower", lambda e, r, hz: multi_resolution_stft(e, r),
+                     lambda hz: {"resolutions (n_fft, hop, window)": MULTI_RESOLUTION, "floor": 1e-5,
+                                 "definition": "spectral convergence + log-magnitude L1, mean over resolutions"}),
+        _PairMeasure("SI-SDR", "dB", "higher", lambda e, r, hz: si_sdr_db(e, r),
+                     lambda hz: {"definition": "Le Roux et al. 2019 eq. 3, no mean removal, float64"}),
+        _PairMeasure("SNR", "dB", "higher", lambda e, r, hz: snr_db(e, r), lambda hz: {"definition": "float64"}),
+    ]  # fmt: skip
+    if visqol:
+        about = {"implementation": "visqol-python", "mode": "audio", "rate": "resampled to 48 kHz (soxr HQ)"}
+        measures.append(_PairMeasure("ViSQOL", "MOS", "higher", visqol_mos, lambda hz: about))
+    return measures
+
+
+def _read_pairs(first: dict[str, Clip], second: dict[str, Clip], trim: bool) -> Pairs:
+    """Read pairs by id.
+
+    Raises:
+        UserError: an id is in one set only, rates or lengths differ, or a file is unusable or silent.
+    """
+    lacking = [f"{i} only in the {'first' if i in first else 'second'}" for i in sorted(set(first) ^ set(second))]
+    if lacking:
+        raise UserError(
+            f"{len(first)} and {len(second)} sounds do not pair by id: {some(lacking)}; give both sets the same names"
+        )
+    headers = {i: (header_of(first[i].path), header_of(second[i].path)) for i in first}
+    rate_hz = headers[next(iter(headers))][1].sample_rate_hz
+    for i, (a, b) in headers.items():
+        if a.sample_rate_hz != b.sample_rate_hz:
+            rates = f"{a.sample_rate_hz:,} and {b.sample_rate_hz:,} Hz"
+            raise UserError(f"{first[i].path}: a pair of {rates}; resample one: figures depend on the rate")
+        if a.sample_rate_hz != rate_hz:
+            raise UserError(
+                f"{first[i].path}: {a.sample_rate_hz:,} Hz, others {rate_hz:,} Hz; figures depend on the rate: measure "
+                "each rate by itself"
+            )
+        if a.frames != b.frames and not trim:
+            raise UserError(
+                f"{first[i].path}: {a.frames:,} samples, its pair {b.frames:,}; cut them alike, or add --trim"
+            )
+    waves = {}
+    for i, (a, b) in track(headers.items(), len(headers), "reading", "pairs"):
+        samples = min(a.frames, b.frames)
+        waves[i] = tuple(read(side[i].path, rate_hz)[:samples] for side in (first, second))
+    return Pairs(rate_hz, waves)
+
+
+def _measure_pairs(found: Findings, pairs: Pairs, measures: list[_PairMeasure], draws: int, seed: int) -> None:
+    numbers: dict[str, list[float]] = {m.name: [] for m in measures}
+    for name, waves in track(pairs.waves.items(), len(pairs.waves), "measuring", "pairs"):
+        estimate, reference = (torch.from_numpy(np.ascontiguousarray(w))[None] for w in waves)
+        row = found.by_file.setdefault(name, {})
+        for m in measures:
+            try:
+                value = float(m.make(estimate, reference, pairs.rate_hz)[0])
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from error
+            numbers[m.name].append(value)
+            row[m.name] = value if np.isfinite(value) else ""
+    for m in measures:
+        about = {"parameters": m.about(pairs.rate_hz), "draws": draws, "seed": seed}
+        found.attempt(
+            m.name,
+            lambda m=m, about=about: mean_over_clips(m.name, numbers[m.name], better=m.better, unit=m.unit, **about),
+        )
+
+
+def _finish_pairs(found: Findings, pairs: Pairs, out: Path, by: str, labels: tuple[str, str]) -> None:
+    ranked = sorted(pairs.waves, key=lambda i: -found.by_file[i][by])
+    rows = []
+    for end, i in ends(ranked):
+        clips = list(zip((f"{i}, {labels[0]}", labels[1]), pairs.waves[i]))
+        rows.append(ClipPair(f"{end}, {found.by_file[i][by]:.3g}", clips, pairs.rate_hz))
+    found.warnings.append(f"clips are ranked by {by}")
+    finish(found, out, rows, {"pairs": len(pairs.waves)})
