@@ -171,6 +171,7 @@ class SuperResolver:
         hop_samples: samples to a frame; chunks start at multiples of it.
         context_samples: how far from a sample what is generated there can depend on the input, to within 1e-3.
         steps: of the solver, by default.
+        cutoffs_hz: lowest and highest that it was trained for.
     """
 
     steps = 4
@@ -191,6 +192,8 @@ class SuperResolver:
         self.model, config = saved.model.to(device), saved.model.config
         self.statistics = (saved.mean.to(device), saved.std.to(device))
         self.sample_rate_hz, self.hop_samples = codec.sample_rate_hz, codec.hop_samples
+        trained = saved.card.degradation
+        self.cutoffs_hz = (trained.get("cutoff_min_hz", 0.0), trained.get("cutoff_max_hz", codec.sample_rate_hz / 2))
         # One evaluation hears depth * window tokens to each side. Of the further ones that its neighbours heard in
         # earlier steps, little arrives: as much context again holds chunks equal to within 1e-3 (tests).
         heard = config.depth * config.attention_window * config.patch_frames

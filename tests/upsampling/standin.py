@@ -11,6 +11,7 @@ class StandIn:
     """What `SuperResolver` offers. Every frame of noise scales the new band around its hop, so misplaced noise is heard."""
 
     steps = 4
+    cutoffs_hz = (2000.0, 12_000.0)
 
     def __init__(self, sample_rate_hz=16000, shake=0.5):
         self.sample_rate_hz = sample_rate_hz

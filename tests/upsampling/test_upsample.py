@@ -211,7 +211,9 @@ def test_a_full_band_file_is_copied_byte_for_byte(sound, write, run):
 
 def test_a_cutoff_must_fit_the_file(sound, write, run):
     path = write("a.wav", sound(1.0, rate_hz=8000), 8000)
-    assert run(path, cutoff_hz=3000.0)[2]["cutoff_found_by"] == "--cutoff"
+    report = run(path, cutoff_hz=3000.0)[2]
+    assert report["cutoff_found_by"] == "--cutoff" and report["notes"] == []
+    assert run(path, cutoff_hz=1500.0)[2]["notes"] == ["ends at 1,500 Hz; the model was trained for 2,000 to 12,000 Hz"]
     with pytest.raises(UserError, match="up to 4000 Hz"):
         run(path, cutoff_hz=5000.0)
 

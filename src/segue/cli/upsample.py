@@ -76,10 +76,8 @@ def upsample(
 
 def load_resolver(run: str, weights: str, device: str) -> Resolver:
     """The model; 'default' is the one that comes with the package."""
-    try:
-        from segue.pipeline import SuperResolver
-    except ImportError as error:
-        raise UserError("this version of segue has no model of super-resolution yet") from error
+    from segue.pipeline import SuperResolver
+
     return SuperResolver.load(None if run == "default" else run, weights, device)
 
 
@@ -131,7 +129,9 @@ def _one(job: Job, resolver: Resolver, settings: Settings, dry_run: bool, taken:
         line = describe(work, settings, resolver) if dry_run else carry_out(work, resolver, settings, advance)
     except (BadAudio, UserError) as error:
         reason = " ".join(str(error).split())
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
         reason = f"{job.source}: out of memory ({first_line(error)}); mend: a lower --max-memory or --chunk-seconds"
     else:
         for note in line["notes"]:

@@ -27,12 +27,14 @@ class Resolver(Protocol):
         hop_samples: grid on which windows begin, and of one frame of noise.
         context_samples: how far around a sample the model looks.
         steps: of the solver, where nothing else is said.
+        cutoffs_hz: lowest and highest that it was trained for.
     """
 
     sample_rate_hz: int
     hop_samples: int
     context_samples: int
     steps: int
+    cutoffs_hz: tuple[float, float]
 
     def frames(self, samples: int) -> int:
         """Frames of noise that `samples` take."""

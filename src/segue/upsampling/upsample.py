@@ -21,7 +21,8 @@ from segue.upsampling.survey import Survey, survey
 
 FULL_SHARE = 0.85  # of half the output's rate
 FULL_HZ = 19_000.0  # nobody hears what is missing above
-_OFFSET = 1e-3  # of full scale: worth a word
+_BESIDE = 0.05  # this far outside of what it was trained for, a model may be trusted
+_OFFSET = 5e-3  # of full scale: worth a word
 _BLOCK_SEC = 2.0
 
 
@@ -106,6 +107,10 @@ def prepare(job: Job, resolver: Resolver, settings: Settings, taken: Collection[
     work = Work(job, "upsample", output, began, header, found, cutoff_hz, found_by, notes=_notes(header, found))
     if settings.cutoff_hz is None and cutoff_hz >= min(FULL_SHARE * settings.rate_hz / 2, FULL_HZ):
         return _as_copy(work, settings)
+    lowest_hz, highest_hz = resolver.cutoffs_hz
+    if not lowest_hz * (1 - _BESIDE) <= cutoff_hz <= highest_hz * (1 + _BESIDE):
+        strange = f"ends at {cutoff_hz:,.0f} Hz; the model was trained for {lowest_hz:,.0f} to {highest_hz:,.0f} Hz"
+        work = replace(work, notes=(*work.notes, strange))
     form = form_of(header, settings.container, settings.subtype, settings.rate_hz)
     return replace(work, form=form, plan=_plan(header, resolver, settings))
 
