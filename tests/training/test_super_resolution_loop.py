@@ -105,7 +105,7 @@ def test_a_run_learns_and_its_probe_hears_it(hisses, resolution, tmp_path):
     run(config, hisses, tmp_path)
     log = read_log(tmp_path / "log.jsonl")
     before, *_, after = [e["loss_by_t"] for e in log if e["event"] == "validation"]
-    assert all(after[t] < 0.8 * before[t] for t in before)
+    assert all(after[t] < 0.8 * before[t] for t in ("0.1", "0.3", "0.5", "0.7"))
     probes = [e["discrepancy"] for e in log if e["event"] == "stage"]
     assert probes[-1] < 0.9 * probes[0]
 
