@@ -18,6 +18,7 @@ from segue.cli import (
     generate,
     judge,
     recipes,
+    resolver,
     study,
     taps,
     teacher,
@@ -61,6 +62,10 @@ def make_app() -> typer.Typer:
                 "super-resolution": evaluate_pairs.super_resolution,
                 "files": evaluate_pairs.files,
             },
+        ),
+        "resolver": (
+            "Measure or ship a super-resolution model.",
+            {"measure": resolver.measure, "ship": resolver.ship},
         ),
         "judge": ("The classifier that listens to notes.", {"train": judge.train, "card": judge.card}),
     }

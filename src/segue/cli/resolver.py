@@ -1,0 +1,186 @@
+"""`segue resolver`: what a super-resolution model is worth beside baselines, and the shipping of one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from safetensors.torch import save_file
+from scipy import signal
+from torch import Tensor
+
+from segue.cli.origin import machine
+from segue.cli.shipping import measured_and_listed
+from segue.data.progress import track
+from segue.files import make_folder, sha256_of, write_text
+from segue.metrics.baselines import band_replication, sinc
+from segue.metrics.bootstrap import bootstrap_interval
+from segue.metrics.spectral import lsd, si_sdr_db
+from segue.models.files import read_tensors
+from segue.pipeline import SuperResolver, model_file
+from segue.tasks.degradation import degrade, protocol
+from segue.training.sounds import list_sounds, read_sounds
+from segue.types import UserError
+
+PRESET = "nuwave2"
+Measured = dict[str, dict]
+
+
+def measure(
+    run: Annotated[str, typer.Argument(help="Run folder or checkpoint; 'default': the shipped model.")],
+    source: Annotated[Path, typer.Argument(help="Folder of full-band sounds; their split 'test' where they have one.")],
+    cutoff_hz: Annotated[float, typer.Option(help="What the test leaves of them.")] = 4000.0,
+    test: Annotated[str, typer.Option(help="Test protocol: nuwave2, nuwave2-poly or ssr-eval.")] = "nuwave2",
+    steps: Annotated[str, typer.Option(help="Solver steps, with commas.")] = "4,50",
+    clips: Annotated[int, typer.Option(help="Sounds at most, evenly taken.")] = 64,
+    seconds: Annotated[float, typer.Option(help="Of each sound at most, from its start.")] = 4.0,
+) -> None:
+    """LSD (full, low and high band) and SI-SDR of a model and of every baseline, with 95 % intervals, as JSON."""
+    resolver = SuperResolver.load(None if run == "default" else run)
+    counts = tuple(int(word) for word in steps.split(",") if word.isdecimal())
+    if not counts or 0 in counts:
+        raise UserError(f"--steps {steps}: give whole numbers with commas, such as 4,50")
+    typer.echo(json.dumps(measured(resolver, source, cutoff_hz, test, counts, clips, seconds), indent=2))
+
+
+def ship(
+    run: Annotated[Path, typer.Argument(help="Folder that `segue train` left.")],
+    out: Annotated[Path, typer.Option(help="Folder for model.safetensors (averaged weights, float16) and card.json.")],
+    measure_on: Annotated[
+        list[str], typer.Option("--measure", help="NAME=FOLDER of sounds to measure on; repeatable.")
+    ],
+    sources: Annotated[Path, typer.Option(help="JSON list of what it was trained on, with licences.")],
+    command: Annotated[str, typer.Option(help="The command that trained it.")],
+    commit: Annotated[str, typer.Option(help="The commit that it was trained at.")],
+    steps: Annotated[str, typer.Option(help="Solver steps to measure, with commas.")] = "4,50",
+    clips: Annotated[int, typer.Option(help="Sounds to measure at most.")] = 64,
+) -> None:
+    """Keep a trained model's averaged weights in float16, measure them, and write their card."""
+    folders, listed = measured_and_listed(measure_on, sources)
+    tensors, metadata = read_tensors(model_file(run))
+    kept = {name: value.half() for name, value in tensors.items() if name.startswith("ema.")}
+    kept |= {name: value for name, value in tensors.items() if name.startswith("latents.")}
+    make_folder(out)
+    file = out / "model.safetensors"
+    save_file({name: value.contiguous() for name, value in kept.items()}, file, metadata)
+    resolver = SuperResolver.load(file)
+    counts = tuple(int(word) for word in steps.split(","))
+    about, cutoff_hz = resolver.saved.card, resolver.saved.card.degradation["cutoff_max_hz"]
+    state = json.loads((model_file(run).parent / "state.json").read_text())
+    card = {
+        "name": "super-resolution",
+        "sha256": sha256_of([file]),
+        "bytes": file.stat().st_size,
+        "parameters": sum(value.numel() for name, value in kept.items() if name.startswith("ema.")),
+        "sample_rate_hz": resolver.sample_rate_hz,
+        "steps": resolver.steps,
+        "training": {
+            "command": command,
+            "commit": commit,
+            "recipe": about.recipe,
+            "examples": about.examples_seen,
+            "hours": round(state["seconds"] / 3600, 2),
+            "machine": f"{machine()}, one thread used",
+            "torch": torch.__version__,
+            "config": json.loads((run / "config.json").read_text())["run"],
+            "sources": listed,
+        },
+        "figures": {
+            name: measured(resolver, folder, cutoff_hz, "nuwave2", counts, clips, 4.0)
+            for name, folder in folders.items()
+        },
+    }
+    write_text(out / "card.json", json.dumps(card, indent=2) + "\n")
+    typer.echo(json.dumps(card["figures"], indent=2))
+
+
+def measured(
+    resolver: SuperResolver,
+    source: Path,
+    cutoff_hz: float,
+    test: str,
+    steps: tuple[int, ...],
+    clips: int,
+    seconds: float,
+) -> dict:
+    """Rows by name: mean and 95 % bootstrap interval over clips of each measure; and what they were measured on.
+
+    Raises:
+        UserError: fewer than two sounds, or a cutoff that the model's rate does not hold.
+    """
+    rate_hz = resolver.sample_rate_hz
+    waves = _waves(source, rate_hz, clips, round(seconds * rate_hz))
+    filters = protocol(test, cutoff_hz)
+    pairs = [(wave, degrade(wave[None], rate_hz, [filter_])) for filter_ in filters for wave in waves]
+    ways = _ways(resolver, cutoff_hz, steps)
+    values: dict[str, dict[str, list[float]]] = {}
+    for number, (wave, low) in enumerate(track(pairs, len(pairs), "measuring", "clips")):
+        for name, way in ways.items():
+            made = way(low, wave[None], number)
+            for measure_name, value in _figures(made, wave[None], rate_hz, cutoff_hz).items():
+                values.setdefault(name, {}).setdefault(measure_name, []).append(value)
+    rows = {name: {m: _with_interval(v) for m, v in row.items()} for name, row in values.items()}
+    about = {"source": source.name, "test": test, "cutoff_hz": cutoff_hz, "lsd": PRESET, "clips": len(pairs)}
+    return about | {"seconds_at_most": seconds, "rows": rows}
+
+
+def _ways(resolver: SuperResolver, cutoff_hz: float, steps: tuple[int, ...]) -> dict[str, Callable]:
+    """Name -> (low [1, T], wave [1, T], number) -> estimate [1, T]."""
+
+    def by_sinc(low: Tensor, wave: Tensor, number: int) -> Tensor:
+        short = signal.resample(low[0].double().numpy(), round(low.shape[1] * 2 * cutoff_hz / resolver.sample_rate_hz))
+        return _fitted(sinc(short, round(2 * cutoff_hz), resolver.sample_rate_hz), low)
+
+    def through_codec(low: Tensor, wave: Tensor, number: int) -> Tensor:
+        return resolver.codec.decode(resolver.codec.encode(wave), wave.shape[1])
+
+    def by_model(count: int) -> Callable:
+        def way(low: Tensor, wave: Tensor, number: int) -> Tensor:
+            noise = resolver.noise(resolver.frames(low.shape[1]), number)[None]
+            return resolver.resolve(low, torch.tensor([cutoff_hz]), noise, steps=count)
+
+        return way
+
+    return {
+        "unprocessed": lambda low, wave, number: low,
+        "codec round trip": through_codec,
+        "sinc (soxr HQ)": by_sinc,
+        "band replication": lambda low, wave, number: band_replication(low, resolver.sample_rate_hz, cutoff_hz),
+        **{f"model, {count} steps": by_model(count) for count in steps},
+    }
+
+
+def _figures(made: Tensor, wave: Tensor, rate_hz: int, cutoff_hz: float) -> dict[str, float]:
+    bands = {
+        f"lsd {band}": float(lsd(made, wave, rate_hz, PRESET, band=band, cutoff_hz=cutoff_hz))
+        for band in ("full", "low", "high")
+    }
+    bands["lsd full, loudness matched"] = float(lsd(made, wave, rate_hz, PRESET, loudness_matched=True))
+    return bands | {"si-sdr db": min(float(si_sdr_db(made, wave)), 200.0)}  # equal signals: infinite
+
+
+def _waves(source: Path, rate_hz: int, clips: int, samples: int) -> list[Tensor]:
+    sounds = list_sounds(source)
+    sounds = [sound for sound in sounds if sound.split == "test"] or sounds
+    read = read_sounds(sounds[:: max(1, -(-len(sounds) // clips))], rate_hz)
+    waves = [read.wave(index)[:samples] for index in range(len(read))]
+    waves = [wave for wave in waves if len(wave) >= 2048 and bool(wave.any())]  # LSD's window; silence has no figures
+    if len(waves) < 2:
+        raise UserError(f"{source}: fewer than 2 sounds of 2,048 samples that are not silent; name another folder")
+    return waves
+
+
+def _with_interval(values: list[float]) -> dict:
+    array = np.array(values)
+    low, high = bootstrap_interval(lambda rows: float(array[rows].mean()), len(array))
+    return {"mean": round(float(array.mean()), 4), "interval": [round(low, 4), round(high, 4)]}
+
+
+def _fitted(wave: np.ndarray, like: Tensor) -> Tensor:
+    missing = max(0, like.shape[1] - len(wave))
+    return torch.from_numpy(np.pad(wave, (0, missing))[: like.shape[1]]).float()[None]
