@@ -43,6 +43,9 @@ def train(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that comes with the probe's teacher.")
     ] = False,
+    grace_sec: Annotated[
+        float, typer.Option(help="After SIGTERM, save and end within this many seconds; 0 = take as long as it takes.")
+    ] = 30.0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the settings, the memory need and the checks; train nothing.")
     ] = False,
@@ -85,6 +88,7 @@ def train(
         device=device,
         samples=samples,
         trust_remote_code=trust_remote_code,
+        grace_sec=grace_sec,
     )
     if not result.finished:
         print(
@@ -106,6 +110,7 @@ def run_training(
     samples: int = 4,
     quiet: bool = False,
     trust_remote_code: bool = False,
+    grace_sec: float = 30.0,
 ) -> TrainResult:
     """Check, train, generate a few held-out captions, write the run's report.
 
@@ -131,6 +136,7 @@ def run_training(
         device=device,
         quiet=quiet,
         trust_remote_code=trust_remote_code,
+        grace_sec=grace_sec,
     )
     if result.finished and samples > 0:
         if config.train.task == "generation":

@@ -77,6 +77,10 @@ class LatentLoader:
         teacher = self.cache.teacher(indices) if self.with_teacher else None
         return Batch(latents, mask, *self.cache.text(indices, choice), teacher, indices)
 
+    def clips(self, positions: range) -> list[str]:
+        """Ids of the clips at these positions, of whichever rank."""
+        return [self.cache.row(i)["id"] for i in self._at(positions)[0]]
+
     def state_dict(self) -> dict:
         """JSON-able position, the same on every rank."""
         return {

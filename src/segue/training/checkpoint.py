@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,9 +23,13 @@ from torch import Tensor, nn
 from segue.files import sync, write_text
 from segue.models.files import ModelCard, read_tensors, save_model
 from segue.training.terms import Terms
-from segue.types import UserError
+from segue.types import UserError, first_line
 
 SCHEMA_VERSION = 1
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint that cannot be read as one; the one before it may be."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class RunState:
         seconds: of training so far, over all sessions of this run.
         loader: position of the loader.
         controller: state of the stage controller.
+        faults: what the run remembers of its bad steps (training/faults.py).
     """
 
     examples_seen: int
@@ -44,6 +50,7 @@ class RunState:
     seconds: float
     loader: dict
     controller: dict
+    faults: dict = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
 
@@ -60,6 +67,8 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint folder atomically, then delete all but the last `keep_last`.
 
+    Whatever lies ahead of this moment is deleted too: the run went on from here because it could not be read.
+
     Raises:
         UserError: the disk is full or the folder cannot be written; older checkpoints are untouched.
     """
@@ -75,14 +84,17 @@ def save_checkpoint(
             sync(file)
         write_text(temporary / "state.json", json.dumps(asdict(state), indent=1))
         sync(temporary)
-        if target.exists():  # the same moment again: a run resumed, saved and stopped without a step between
+        if target.exists():  # the same moment reached again: this one could not be read
             shutil.rmtree(target)
         os.replace(temporary, target)
         sync(folder)
     except Exception as error:  # safetensors reports a full disk as its own error, not as OSError
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(f"{target}: cannot write the checkpoint ({error}); free some disk, then resume") from error
-    for old in list_checkpoints(run_dir)[:-keep_last]:
+    ahead = [p for p in folder.glob("examples-*") if p.name > target.name]
+    torn = folder.glob(".examples-*")  # a kill left them half-written
+    kept = [p for p in list_checkpoints(run_dir) if p not in ahead]
+    for old in (*ahead, *torn, *kept[:-keep_last]):
         shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -104,6 +116,36 @@ def latest_checkpoint(run_dir: Path) -> Path:
     return found[-1]
 
 
+def load_newest(
+    run_dir: Path,
+    say: Callable[[str], None],
+    model: nn.Module,
+    ema: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    terms: Terms,
+    cache_meta: dict,
+) -> tuple[RunState, tuple[Tensor, Tensor]] | None:
+    """Restore the newest checkpoint that can be read, or None where there is none at all; see `load_checkpoint`.
+
+    Args:
+        say: told of every damaged checkpoint that is passed over.
+
+    Raises:
+        UserError: none of them can be read, or the newest one that can is from other settings.
+    """
+    found = list_checkpoints(run_dir)
+    if not found:
+        say(f"{run_dir}: no checkpoint yet; the run starts at its beginning")
+    for folder in reversed(found):
+        try:
+            return load_checkpoint(folder, model, ema, optimizer, terms, cache_meta)
+        except DamagedCheckpoint as error:
+            if folder == found[0]:
+                raise
+            say(f"{error}; going on from the checkpoint before it")
+    return None
+
+
 def load_checkpoint(
     folder: Path,
     model: nn.Module,
@@ -123,18 +165,10 @@ def load_checkpoint(
         the run's state and the latent statistics (mean, std) it was trained with.
 
     Raises:
-        UserError: truncated, of another version, or from other settings.
+        DamagedCheckpoint: a file of it is missing, truncated, or not what it should be.
+        UserError: of another version, or from other settings.
     """
-    try:
-        state = RunState(**json.loads((folder / "state.json").read_text()))
-    except (json.JSONDecodeError, TypeError) as error:
-        raise UserError(
-            f"{folder}/state.json is damaged ({error}); delete that folder and resume from the one before"
-        ) from error
-    if state.schema_version != SCHEMA_VERSION:
-        raise UserError(f"{folder}: checkpoint schema {state.schema_version}, this segue reads {SCHEMA_VERSION}")
-    tensors, metadata = read_tensors(folder / "model.safetensors")
-    card = json.loads(metadata["segue"])
+    state, card, tensors, kept = _read(folder)
     other = [part for part in ("codec", "text", "seconds") if card[part] != cache_meta[part]]
     if other:
         raise UserError(
@@ -144,7 +178,6 @@ def load_checkpoint(
         model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         for name, value in ema.items():
             value.copy_(tensors[f"ema.{name}"])
-        kept = read_tensors(folder / "optimizer.safetensors")[0]
         _restore_optimizer(optimizer, {k: v for k, v in kept.items() if not k.startswith("head.")})
         terms.load(kept)
     except (KeyError, RuntimeError) as error:
@@ -153,6 +186,32 @@ def load_checkpoint(
             f"{folder}: made with other settings ({line}); resume with the settings in config.json"
         ) from error
     return state, (tensors["latents.mean"], tensors["latents.std"])
+
+
+def _read(folder: Path) -> tuple[RunState, dict, dict[str, Tensor], dict[str, Tensor]]:
+    """State, card, tensors of the model file and of the optimiser's; all read before anything is restored."""
+    try:
+        data = json.loads((folder / "state.json").read_text())
+        version = data["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"{folder}: checkpoint schema {version}, this segue reads {SCHEMA_VERSION}; resume with the segue "
+                "that wrote it"
+            )
+        tensors, metadata = _tensors(folder / "model.safetensors")
+        card = json.loads(metadata["segue"])
+        return RunState(**data), card, tensors, _tensors(folder / "optimizer.safetensors")[0]
+    except (ValueError, TypeError, KeyError, OSError) as error:  # ValueError: no JSON, no UTF-8
+        raise DamagedCheckpoint(f"{folder}: damaged ({type(error).__name__}: {first_line(error)})") from error
+
+
+def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read into memory: a mapped file that somebody truncates would take the running process with it (SIGBUS)."""
+    try:
+        tensors, metadata = read_tensors(path)
+        return {name: value.clone() for name, value in tensors.items()}, metadata
+    except UserError as error:
+        raise DamagedCheckpoint(f"{path}: damaged ({first_line(error.__cause__ or error)})") from error
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

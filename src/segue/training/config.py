@@ -90,6 +90,8 @@ class TrainConfig:
         validation_clips: held-out clips of the fixed-t validation.
         keep_last: checkpoints that stay on disk.
         tensorboard: write TensorBoard files beside log.jsonl.
+        patience: bad steps in a row (training/faults.py) after which the run stops; each of them is skipped.
+        spike: robust standard deviations above the last steps' loss at which a step is bad; 0 = no step is.
     """
 
     task: str = field(default="generation", metadata=LATER)
@@ -106,6 +108,8 @@ class TrainConfig:
     validation_clips: int = 64
     keep_last: int = 2
     tensorboard: bool = True
+    patience: int = field(default=5, metadata=LATER)
+    spike: float = field(default=10.0, metadata=LATER)
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "bf16"):
@@ -114,9 +118,11 @@ class TrainConfig:
             raise UserError(f"train.task is '{self.task}'; use one of {', '.join(TASKS)}")
         if self.objective not in OBJECTIVES:
             raise UserError(f"train.objective is '{self.objective}'; use one of {', '.join(OBJECTIVES)}")
-        for name in ("total_examples", "batch_size", "accumulation", "keep_last", "validation_clips"):
+        for name in ("total_examples", "batch_size", "accumulation", "keep_last", "validation_clips", "patience"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} is {getattr(self, name)}; give at least 1")
+        if not self.spike >= 0:
+            raise UserError(f"train.spike is {self.spike}; give 0 or a positive number, such as 10")
         if not 0 <= self.condition_dropout < 1:
             raise UserError(f"train.condition_dropout is {self.condition_dropout}; give a share in [0, 1)")
 

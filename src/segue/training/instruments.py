@@ -32,6 +32,7 @@ class Instruments:
     Attributes:
         probe: the discrepancy's, or None where the policy needs none.
         seconds: that the last observation took.
+        last: the last observation.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class Instruments:
         if due.structure:
             structure = measure_structure(self.policy.structure, state.structure, self._model.blocks)
         self.seconds = time.monotonic() - started
-        self._last = Observation(
+        self.last = Observation(
             seen,
             discrepancy=discrepancy,
             validation_loss=validation,
@@ -118,11 +119,11 @@ class Instruments:
             and optim.decay == "linear"
             and seen >= (1 - optim.decay_fraction) * total,
         )
-        return self._last
+        return self.last
 
     def line(self, decision: Decision) -> dict:
         """What a "stage" line of the log says, beside examples_seen."""
-        seen, reading, structure, check = self._last, decision.regime, decision.structure, decision.check
+        seen, reading, structure, check = self.last, decision.regime, decision.structure, decision.check
         probe = seen.discrepancy
         line = {
             "discrepancy": None if probe is None else _number(probe.value),

@@ -1,29 +1,51 @@
-"""Ctrl-C and SIGTERM as a request that the loop honours after the step at hand."""
+"""Ctrl-C and SIGTERM as a request that the loop honours after the step at hand, within the time that is given."""
 
 from __future__ import annotations
 
 import signal
 import threading
 
+from segue.types import UserError
+
 
 class Interrupt:
-    """While entered, the first SIGINT or SIGTERM sets `requested`; a second SIGINT stops at once."""
+    """While entered, the first SIGINT or SIGTERM sets `requested`; a second SIGINT stops at once.
 
-    def __init__(self) -> None:
-        self.requested = False
+    After SIGTERM, which schedulers follow with SIGKILL, the block has `grace_sec` to end. A step or a checkpoint that
+    takes longer is given up with a UserError: the newest whole checkpoint stays, nothing is half-written.
+    """
+
+    def __init__(self, grace_sec: float = 0.0) -> None:
+        """
+        Args:
+            grace_sec: 0 = no limit.
+        """
+        self.requested, self.grace_sec = False, grace_sec
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._handle)
+            if self.grace_sec and hasattr(signal, "SIGALRM"):
+                self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._give_up)
         return self
 
     def __exit__(self, *_) -> None:
+        if hasattr(signal, "SIGALRM") and signal.SIGALRM in self._before:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _handle(self, number: int, _frame) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if number == signal.SIGTERM and not self.requested and self.grace_sec and hasattr(signal, "SIGALRM"):
+            signal.setitimer(signal.ITIMER_REAL, self.grace_sec)
         self.requested = True
+
+    def _give_up(self, _number: int, _frame) -> None:
+        raise UserError(
+            f"stopped by SIGTERM; the step at hand and its checkpoint did not end within --grace-sec "
+            f"{self.grace_sec:g}, the checkpoint before is kept; go on with --resume, and give more seconds"
+        )

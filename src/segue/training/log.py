@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import suppress
 from pathlib import Path
 
-from segue.files import write_text
+from segue.files import cannot_write, write_text
+from segue.types import first_line
 
 
 class RunLog:
@@ -20,20 +23,36 @@ class RunLog:
         if not active:
             return
         _keep_until(self.path, examples_seen)
-        self._file = self.path.open("a", encoding="utf-8")
+        try:
+            self._file = self.path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
         self._board = _open_board(run_dir / "tensorboard", examples_seen) if tensorboard else None
 
     def write(self, event: str, examples_seen: int, **numbers) -> None:
-        """One line; nested numbers reach TensorBoard as event/name/key."""
+        """One line; nested numbers reach TensorBoard as event/name/key. A board that cannot be written is left.
+
+        Raises:
+            UserError: the line cannot be written: no checkpoint on the same disk could be either.
+        """
         if self._file is None:
             return
-        self._file.write(json.dumps({"event": event, "examples_seen": examples_seen, **numbers}) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for name, value in numbers.items():
-                for key, number in value.items() if isinstance(value, dict) else [("", value)]:
-                    if isinstance(number, (int, float)) and not isinstance(number, bool):
-                        self._board.add_scalar("/".join(filter(None, (event, name, key))), number, examples_seen)
+        try:
+            self._file.write(json.dumps({"event": event, "examples_seen": examples_seen, **numbers}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+        try:
+            self._show(event, examples_seen, numbers)
+        except Exception as error:  # the writer's own thread fails in its own ways, and a run outlives its tracker
+            self._board = None
+            _without_board(error)
+
+    def _show(self, event: str, examples_seen: int, numbers: dict) -> None:
+        for name, value in numbers.items() if self._board is not None else ():
+            for key, number in value.items() if isinstance(value, dict) else [("", value)]:
+                if isinstance(number, (int, float)) and not isinstance(number, bool):
+                    self._board.add_scalar("/".join(filter(None, (event, name, key))), number, examples_seen)
 
     def __enter__(self) -> RunLog:
         return self
@@ -43,10 +62,14 @@ class RunLog:
 
     def close(self) -> None:
         """Flush and close."""
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
+        with suppress(OSError):  # what it could not write, `write` has said
+            if self._file is not None:
+                self._file.close()
+        try:
+            if self._board is not None:
+                self._board.close()
+        except Exception as error:
+            _without_board(error)
 
 
 def read_log(path: Path) -> list[dict]:
@@ -72,4 +95,11 @@ def _open_board(folder: Path, examples_seen: int):
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder), purge_step=examples_seen or None)
+    try:
+        return SummaryWriter(str(folder), purge_step=examples_seen or None)
+    except OSError as error:
+        return _without_board(error)
+
+
+def _without_board(error: Exception) -> None:
+    print(f"TensorBoard cannot be written ({first_line(error)}); the run goes on with log.jsonl alone", file=sys.stderr)

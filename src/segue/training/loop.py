@@ -11,9 +11,10 @@ is the plain baseline, bit for bit.
 from __future__ import annotations
 
 import copy
-import math
+import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,18 +22,21 @@ from torch import Tensor, nn
 
 from segue.data.cache import LatentCache
 from segue.data.loader import LatentLoader
+from segue.files import make_folder
 from segue.stage.controller import ControllerState, StageController
 from segue.training.blocks import block_step
 from segue.training.build import build_model, make_accelerator, make_task, model_card, peak_learning_rate
-from segue.training.checkpoint import RunState, latest_checkpoint, load_checkpoint, save_checkpoint
+from segue.training.checkpoint import RunState, load_newest, save_checkpoint
 from segue.training.config import RunConfig
 from segue.training.ears import make_ears
+from segue.training.faults import FaultState, Guard, lost_ranks
 from segue.training.gains import measured_gains
 from segue.training.instruments import Instruments
 from segue.training.interrupt import Interrupt
 from segue.training.log import RunLog
-from segue.training.optim import learning_rate, make_optimizer, update_ema
-from segue.training.progress import Meter
+from segue.training.memory import peak_bytes
+from segue.training.optim import clip_gradients, learning_rate, make_optimizer, update_ema
+from segue.training.progress import Meter, Share
 from segue.training.step import draw_example, run_model
 from segue.training.terms import make_terms
 from segue.training.validation import make_validation_set, validate
@@ -68,6 +72,7 @@ def train(
     device: str = "auto",
     quiet: bool = False,
     trust_remote_code: bool = False,
+    grace_sec: float = 30.0,
 ) -> TrainResult:
     """Train a model on a latent cache as `config` and `controller` say.
 
@@ -80,12 +85,14 @@ def train(
         device: "auto" (accelerate chooses), or "cpu".
         quiet: no progress.
         trust_remote_code: run the code that comes with the teacher, where the probe needs it.
+        grace_sec: after SIGTERM the run saves and ends within this time, or gives the step at hand up.
 
     Raises:
-        UserError: settings that do not fit the data or the machine, a loss that is not finite, or a full disk.
+        UserError: settings that do not fit the data or the machine, too many bad steps in a row, a dead probe, no
+            checkpoint that can be read, a full disk, or a rank that is gone.
     """
     run_dir = Path(run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(run_dir)
     accelerator = make_accelerator(device)
     rank, world, total = accelerator.process_index, accelerator.num_processes, config.train.total_examples
     seed, batch_size = config.train.seed, config.train.batch_size
@@ -102,12 +109,15 @@ def train(
     optim = replace(config.optim, learning_rate=peak_learning_rate(config, model.config.width))
     optimizer = make_optimizer(model, optim)
     loader = LatentLoader(cache, "train", batch_size // world, seed, rank, world)
-    state, steps, seconds_before = controller.init(total), 0, 0.0
+    state, steps, seconds_before, faults = controller.init(total), 0, 0.0, FaultState()
     ears = make_ears(config.policy, cache, statistics, accelerator.device, trust_remote_code)
     terms = make_terms(config, cache, model.config, optim, accelerator, ears)
-    if resume:
-        saved, statistics = load_checkpoint(latest_checkpoint(run_dir), model, ema, optimizer, terms, cache.meta)
-        state, steps, seconds_before = ControllerState.from_json(saved.controller), saved.steps, saved.seconds
+    main, say = accelerator.is_main_process, partial(accelerator.print, file=sys.stderr)
+    restored = load_newest(run_dir, say, model, ema, optimizer, terms, cache.meta) if resume else None
+    if restored is not None:
+        saved, statistics = restored
+        state, faults = ControllerState.from_json(saved.controller), FaultState.from_json(saved.faults)
+        steps, seconds_before = saved.steps, saved.seconds
         loader.load_state_dict(saved.loader)
     seen, plain = state.examples_seen, model
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -118,15 +128,17 @@ def train(
         config, task, cache, statistics, plain, averaged, terms.guidance, validation_set, accelerator, autocast, ears
     )  # fmt: skip
     state = instruments.check(state)
-    main = accelerator.is_main_process
+    guard = Guard(config.train, plain, loader, accelerator, faults)
     started, first_seen, said = time.monotonic(), seen, ""
     validation: dict[str, float] = {}
     recent: list[Tensor] = []
+    share = Share()
 
     def checkpoint() -> None:
-        if main:
+        # What was just restored is on disk already, and what came of a bad step is no state to go on from.
+        if main and guard.calm and not (restored and seen == first_seen):
             seconds = seconds_before + time.monotonic() - started
-            now = RunState(seen, steps, seconds, loader.state_dict(), state.to_json())
+            now = RunState(seen, steps, seconds, loader.state_dict(), state.to_json(), asdict(guard.state))
             card = model_card(config, cache, averaged, seen)
             save_checkpoint(run_dir, now, plain, ema, optimizer, terms, statistics, card, config.train.keep_last)
         accelerator.wait_for_everyone()
@@ -134,7 +146,8 @@ def train(
     with (
         RunLog(run_dir, examples_seen=seen, tensorboard=config.train.tensorboard, active=main) as log,
         Meter(config.recipe, total, seen, quiet or not main) as meter,
-        Interrupt() as interrupt,
+        Interrupt(grace_sec) as interrupt,
+        lost_ranks(run_dir, world),
     ):
         if cost := instruments.describe(total):
             meter.say(cost)
@@ -143,6 +156,7 @@ def train(
             state, decision = controller.update(state, instruments.observe(due, state, seen))
             if due.probe or due.structure:
                 log.write("stage", seen, **instruments.line(decision))
+                guard.hear(seen, instruments.last.discrepancy if due.probe else None)
             validation_due = crossed(seen, seen - batch_size, validate_every)
             if decision.headline != said or (validation_due and decision.next_probe is not None):
                 said = decision.headline
@@ -154,6 +168,7 @@ def train(
             rate = learning_rate(optim, seen / total)
             for group in optimizer.param_groups:
                 group["lr"] = rate
+            share.start()
             loader.with_teacher = terms.follows(decision)
             batch = loader.next_batch()
             first = seen + rank * len(batch.indices)
@@ -166,10 +181,11 @@ def train(
                 seed=seed, position=seen, rank=rank, world=world,
                 condition_dropout=config.train.condition_dropout, teacher=batch.teacher,
             ).to(accelerator.device)  # fmt: skip
+            share.loaded()
 
             model.train()
             sums = torch.zeros(2, device=accelerator.device)
-            pieces = example.split(config.train.accumulation)
+            pieces, flow = example.split(config.train.accumulation), []
             for index, piece in enumerate(pieces):
                 last = index == len(pieces) - 1
                 with autocast, sync_only(accelerator, model, last):
@@ -177,32 +193,37 @@ def train(
                     per_example, to_log = terms.loss(outcome, piece, decision)
                     accelerator.backward(per_example.sum() / len(example.t))
                 sums += to_log / len(example.t)
-            norm = accelerator.clip_grad_norm_(model.parameters(), config.optim.grad_clip or math.inf)
-            if not bool(torch.isfinite(sums.sum() + norm)):
-                raise UserError(
-                    f"{run_dir}: the loss or its gradient is not finite at {seen:,} examples; resume from the last "
-                    f"checkpoint with a lower optim.learning_rate (it is {optim.learning_rate:g}) or in fp32"
-                )
-            with (
-                block_step(config.policy.structure, decision, plain, steps),
-                measured_gains(due.gains, plain, example, accelerator) as gains,
-            ):
-                optimizer.step()
-            state = controller.learn(state, gains, seen)
+                flow.append(outcome.loss.detach())
+            norm = clip_gradients(plain, config.optim.grad_clip)
+            sums, wrong = guard.judge(seen, sums, norm, example.teacher, flow)
+            if wrong is None:
+                with (
+                    block_step(config.policy.structure, decision, plain, steps),
+                    measured_gains(due.gains, plain, example, accelerator) as gains,
+                ):
+                    optimizer.step()
+                state = controller.learn(state, gains, seen)
+                terms.step(rate, decision)
+                steps += 1
+                update_ema(ema, plain, config.optim.ema_decay, steps)
+                recent.append(sums)
+            else:
+                log.write("fault", seen, skipped=guard.state.skipped, in_a_row=guard.state.in_a_row, reason=wrong)
+                meter.say(f"{seen:,} examples: step skipped ({guard.state.skipped} so far): {wrong}")
+                guard.stop_if_hopeless(seen, wrong, optim.learning_rate, run_dir)
             optimizer.zero_grad(set_to_none=True)
-            terms.step(rate, decision)
-            seen, steps = seen + batch_size, steps + 1
-            update_ema(ema, plain, config.optim.ema_decay, steps)
-            recent.append(accelerator.reduce(sums, "mean"))
+            terms.zero_grad()
+            seen += batch_size
+            share.stepped()
 
             checkpoint_due = crossed(seen, seen - batch_size, checkpoint_every) and seen < total
-            if crossed(seen, seen - batch_size, log_every) or checkpoint_due or seen >= total:
+            if recent and (crossed(seen, seen - batch_size, log_every) or checkpoint_due or seen >= total):
                 mean_loss, alignment = torch.stack(recent).mean(0).tolist()
                 recent.clear()
                 log.write(
                     "train", seen, loss=mean_loss, alignment=alignment if terms.follows(decision) else None,
                     learning_rate=rate, grad_norm=float(norm), timestep_mean=float(decision.timesteps.mean()),
-                    examples_per_sec=(seen - first_seen) / (time.monotonic() - started),
+                    examples_per_sec=(seen - first_seen) / (time.monotonic() - started), loader_share=share.take(),
                 )  # fmt: skip
                 meter.update(seen, f"loss {mean_loss:.3f}")
             if checkpoint_due:
@@ -217,6 +238,7 @@ def train(
                 log.write("stage", seen, **instruments.line(decision))
             validation = validate(averaged, validation_set)
             log.write("validation", seen, loss_by_t=validation, loss=sum(validation.values()) / len(validation))
+            log.write("memory", seen, peak_bytes=peak_bytes(accelerator.device))
         checkpoint()
     return TrainResult(run_dir, seen, seconds_before + time.monotonic() - started, finished, validation)
 

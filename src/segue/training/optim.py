@@ -18,6 +18,21 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
 
 
+@torch.no_grad()
+def clip_gradients(model: nn.Module, limit: float) -> Tensor:
+    """Scale the gradients to a global norm of at most `limit` (0 = leave them) and return the norm that they had.
+
+    As torch.nn.utils.clip_grad_norm_, except that gradients which are not finite stay as they are: multiplied by a
+    coefficient that is NaN, they would no longer say in which part of the model the trouble began.
+    """
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    if limit:
+        scale = (limit / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, torch.where(torch.isfinite(norm), scale, torch.ones_like(scale)))
+    return norm
+
+
 def learning_rate(config: OptimConfig, progress: float) -> float:
     """The rate at a share `progress` in [0, 1] of the run: linear warm-up, then as `config.decay` says."""
     if config.warmup_fraction > 0 and progress < config.warmup_fraction:

@@ -68,6 +68,11 @@ class Terms:
             if head is self.uncertainty or self.follows(decision):
                 head.step(rate)
 
+    def zero_grad(self) -> None:
+        """Forget the gradients of a step that is not taken."""
+        for head in self.heads:
+            head.optimizer.zero_grad(set_to_none=True)
+
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps of the heads."""
         return {name: value for head in self.heads for name, value in head.tensors().items()}
