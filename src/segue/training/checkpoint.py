@@ -124,8 +124,8 @@ def load_newest(
     optimizer: torch.optim.Optimizer,
     terms: Terms,
     cache_meta: dict,
-) -> tuple[RunState, tuple[Tensor, Tensor]] | None:
-    """Restore the newest checkpoint that can be read, or None where there is none at all; see `load_checkpoint`.
+) -> tuple[RunState, tuple[Tensor, Tensor]]:
+    """Restore the newest checkpoint that can be read; see `load_checkpoint`.
 
     Args:
         say: told of every damaged checkpoint that is passed over.
@@ -133,17 +133,13 @@ def load_newest(
     Raises:
         UserError: none of them can be read, or the newest one that can is from other settings.
     """
-    found = list_checkpoints(run_dir)
-    if not found:
-        say(f"{run_dir}: no checkpoint yet; the run starts at its beginning")
-    for folder in reversed(found):
+    oldest, *newer = list_checkpoints(run_dir)
+    for folder in reversed(newer):
         try:
             return load_checkpoint(folder, model, ema, optimizer, terms, cache_meta)
         except DamagedCheckpoint as error:
-            if folder == found[0]:
-                raise
             say(f"{error}; going on from the checkpoint before it")
-    return None
+    return load_checkpoint(oldest, model, ema, optimizer, terms, cache_meta)
 
 
 def load_checkpoint(

@@ -26,7 +26,7 @@ from segue.files import make_folder
 from segue.stage.controller import ControllerState, StageController
 from segue.training.blocks import block_step
 from segue.training.build import build_model, make_accelerator, make_task, model_card, peak_learning_rate
-from segue.training.checkpoint import RunState, load_newest, save_checkpoint
+from segue.training.checkpoint import RunState, list_checkpoints, load_newest, save_checkpoint
 from segue.training.config import RunConfig
 from segue.training.ears import make_ears
 from segue.training.faults import FaultState, Guard, lost_ranks
@@ -81,7 +81,8 @@ def train(
         controller: decides the law of training times (and whatever else stages need) before every step.
         cache: latents and text embeddings.
         run_dir: where log and checkpoints go; made if it is not there.
-        resume: go on from the newest checkpoint; the run then equals an uninterrupted one bit for bit (CPU).
+        resume: go on from the newest checkpoint, or begin where there is none yet; the run then equals an uninterrupted
+            one bit for bit (CPU).
         device: "auto" (accelerate chooses), or "cpu".
         quiet: no progress.
         trust_remote_code: run the code that comes with the teacher, where the probe needs it.
@@ -102,6 +103,7 @@ def train(
     model = build_model(config, cache, seed)
     task = make_task(config, cache)
     statistics = task.statistics(*cache.statistics)
+    resume = resume and bool(list_checkpoints(run_dir))
     if not resume:
         task.prime(model, cache, statistics)
     averaged = copy.deepcopy(model).eval().requires_grad_(False).to(accelerator.device)
@@ -113,9 +115,8 @@ def train(
     ears = make_ears(config.policy, cache, statistics, accelerator.device, trust_remote_code)
     terms = make_terms(config, cache, model.config, optim, accelerator, ears)
     main, say = accelerator.is_main_process, partial(accelerator.print, file=sys.stderr)
-    restored = load_newest(run_dir, say, model, ema, optimizer, terms, cache.meta) if resume else None
-    if restored is not None:
-        saved, statistics = restored
+    if resume:
+        saved, statistics = load_newest(run_dir, say, model, ema, optimizer, terms, cache.meta)
         state, faults = ControllerState.from_json(saved.controller), FaultState.from_json(saved.faults)
         steps, seconds_before = saved.steps, saved.seconds
         loader.load_state_dict(saved.loader)
@@ -136,7 +137,7 @@ def train(
 
     def checkpoint() -> None:
         # What was just restored is on disk already, and what came of a bad step is no state to go on from.
-        if main and guard.calm and not (restored and seen == first_seen):
+        if main and guard.calm and not (resume and seen == first_seen):
             seconds = seconds_before + time.monotonic() - started
             now = RunState(seen, steps, seconds, loader.state_dict(), state.to_json(), asdict(guard.state))
             card = model_card(config, cache, averaged, seen)
