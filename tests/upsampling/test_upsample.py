@@ -10,6 +10,7 @@ import soxr
 
 from segue.types import UserError
 from segue.upsampling.jobs import Job
+from segue.upsampling.stereo import MODES, axes
 from segue.upsampling.upsample import Settings, carry_out, prepare
 
 
@@ -101,10 +102,11 @@ def test_the_seed_decides(sound, write, run):
     assert (first == again).all() and np.abs(first - other).max() > 1e-3
 
 
+@pytest.mark.parametrize("stereo", MODES)
 @pytest.mark.parametrize("left, right", [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.3, 0.9), (0.8, -0.8)])
-def test_a_source_keeps_its_place(sound, write, run, left, right):
+def test_a_source_keeps_its_place(sound, write, run, left, right, stereo):
     mono = sound(3.0, level=0.05)
-    out, _, _ = run(write("a.wav", np.stack([left * mono, right * mono], axis=1), subtype="FLOAT"))
+    out, _, _ = run(write("a.wav", np.stack([left * mono, right * mono], axis=1), subtype="FLOAT"), stereo=stereo)
     new = band(out, 16000, 4500, 7500)
     assert power(new) > 1e-8
     across = new @ np.array([right, -left]) / math.hypot(left, right)
@@ -114,9 +116,20 @@ def test_a_source_keeps_its_place(sound, write, run, left, right):
 def test_dual_mono_is_what_mono_gives(sound, write, run):
     wave = sound(2.0)
     mono, _, _ = run(write("m.wav", wave, subtype="FLOAT"))
-    dual, _, report = run(write("d.wav", np.stack([wave, wave], axis=1), subtype="FLOAT"))
-    assert report["stereo_axis_deg"] == pytest.approx(45.0)
-    np.testing.assert_allclose(dual, np.repeat(mono, 2, axis=1), atol=2e-5)
+    for stereo in MODES:
+        dual, _, report = run(write("d.wav", np.stack([wave, wave], axis=1), subtype="FLOAT"), stereo=stereo)
+        assert report["stereo"] == stereo
+        np.testing.assert_allclose(dual, np.repeat(mono, 2, axis=1), atol=2e-5)
+
+
+def test_axes_turn_and_turn_back():
+    sources = np.random.default_rng(0).standard_normal((2, 1000)) * [[1.0], [0.2]]
+    middle = np.array([sources[0] + sources[1], sources[0] - sources[1]])
+    turn = axes(np.cov(middle), "mid-side")
+    np.testing.assert_allclose(np.abs(turn), math.sqrt(0.5), atol=0.02)  # mid and side
+    np.testing.assert_allclose(turn.T @ turn, np.eye(2), atol=1e-12)
+    assert (axes(np.cov(sources), "mid-side") == np.eye(2)).all()  # nothing in common
+    assert (axes(np.cov([sources[0], -sources[0]]), "left-right") == np.diag([1, -1])).all()
 
 
 def test_ten_times_as_loud_gives_ten_times_as_much(sound, write, run):

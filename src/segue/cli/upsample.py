@@ -21,6 +21,7 @@ from segue.upsampling.enhance import Resolver
 from segue.upsampling.form import SUBTYPES, SUFFIXES
 from segue.upsampling.jobs import Job, find_jobs
 from segue.upsampling.memory import parse_memory, peak_bytes
+from segue.upsampling.stereo import MODES
 from segue.upsampling.upsample import Settings, carry_out, describe, prepare
 
 _MOST_FAILURES = 125  # what an exit code can count; the shell takes the ones above
@@ -43,6 +44,7 @@ def upsample(
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
     max_memory: Annotated[str | None, typer.Option(help="Of the whole process, such as 1.5GB.")] = None,
     chunk_seconds: Annotated[float | None, typer.Option(help="Computed at once; 0: each file in one piece.")] = None,
+    stereo: Annotated[str, typer.Option(help="What the model hears of a pair: left-right or mid-side.")] = MODES[0],
     container: Annotated[str | None, typer.Option("--format", help="wav or flac; default: as the input.")] = None,
     subtype: Annotated[str | None, typer.Option(help="Sample encoding, such as PCM_24; default: as the input.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
@@ -59,7 +61,7 @@ def upsample(
         raise UserError("give IN and OUT, or RUN, IN and OUT; for example: segue upsample default old new")
     run, source, out = ("default", *places)[-3:]
     jobs = find_jobs(Path(source), Path(out))
-    settings = _settings(rate, cutoff, steps, seed, max_memory, chunk_seconds, container, subtype, overwrite,
+    settings = _settings(rate, cutoff, steps, seed, max_memory, chunk_seconds, stereo, container, subtype, overwrite,
                          skip_existing)  # fmt: skip
     resolver = load_resolver(run, weights, device)
     settings = _fitted(settings, resolver)
@@ -81,9 +83,13 @@ def load_resolver(run: str, weights: str, device: str) -> Resolver:
     return SuperResolver.load(None if run == "default" else run, weights, device)
 
 
-def _settings(rate, cutoff, steps, seed, max_memory, chunk_seconds, container, subtype, overwrite, skip) -> Settings:
+def _settings(
+    rate, cutoff, steps, seed, max_memory, chunk_seconds, stereo, container, subtype, overwrite, skip
+) -> Settings:
     if cutoff is not None and cutoff <= 0:
         raise UserError(f"--cutoff {cutoff:g}: give the frequency in Hz where the inputs' band ends")
+    if stereo not in MODES:
+        raise UserError(f"--stereo {stereo}: use one of {', '.join(MODES)}")
     if container is not None and container.lower() not in SUFFIXES:
         raise UserError(f"--format {container}: use one of {', '.join(SUFFIXES)}")
     if subtype is not None and subtype.upper() not in SUBTYPES:
@@ -97,6 +103,7 @@ def _settings(rate, cutoff, steps, seed, max_memory, chunk_seconds, container, s
         seed=seed,
         chunk_sec=math.inf if chunk_seconds == 0 else chunk_seconds,
         max_memory=None if max_memory is None else parse_memory(max_memory),
+        stereo=stereo,
         container=container and container.lower(),
         subtype=subtype and subtype.upper(),
         overwrite=overwrite,
@@ -178,7 +185,8 @@ def _progress(seconds: float):
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as bar:
+    # rich would send what is printed to its own console, past a file that standard output goes to.
+    with Progress(*columns, console=console, redirect_stdout=sys.stdout.isatty()) as bar:
         task = bar.add_task("upsampling", total=seconds, speed=0.0)
 
         def move(sec: float) -> None:

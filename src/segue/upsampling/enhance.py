@@ -1,4 +1,4 @@
-"""One window of sound through the model: along the stereo axes, silent where it was silent, no louder at its peaks."""
+"""One window of sound through the model: silent where it was silent, no louder at its peaks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.upsampling.survey import Survey, rotation
+from segue.upsampling.stereo import axes
+from segue.upsampling.survey import Survey
 
-_HEARD_RMS = 0.1  # what the model hears a file at, whatever its own loudness
+_HEARD_RMS = 0.2  # what the model hears a file at, whatever its own loudness
 _GATE_SEC = 0.005
 _LIMIT_SEC = 0.001
 LOOK_SEC = 0.02  # what gate and limiter see on either side of a sample
@@ -58,18 +59,22 @@ class Tally:
 class Enhancer:
     """Adds a band to windows of one file, so that a window's place in the file is all that its result depends on."""
 
-    def __init__(self, resolver: Resolver, survey: Survey, cutoff_hz: float, *, steps: int, seed: int) -> None:
-        self.resolver, self.survey, self.cutoff_hz, self.steps, self.seed = resolver, survey, cutoff_hz, steps, seed
+    def __init__(
+        self, resolver: Resolver, survey: Survey, cutoff_hz: float, *, steps: int, seed: int, stereo: str
+    ) -> None:
+        self.resolver, self.survey, self.cutoff_hz = resolver, survey, cutoff_hz
+        self.steps, self.seed = steps, seed
         self.tally = Tally()
-        stereo = len(survey.offset) == 2
-        self.axes = torch.from_numpy(rotation(survey.angle_rad) if stereo else np.eye(1)).float()
+        turn = axes(survey.covariance, stereo)
+        self.axes = torch.from_numpy(turn).float()
+        self.levels = np.sqrt(np.maximum(np.diag(turn @ survey.covariance @ turn.T), 0.0))
 
     def __call__(self, low: np.ndarray, start: int) -> np.ndarray:
         """[n, channels] at the model's rate, beginning at sample `start` of the file -> the same with its new band.
 
-        The model hears each axis at its own loudness over the file, so that its answer scales with its input, and both
-        axes with the same noise, so that a source keeps its place. What it adds is faded out where a channel is silent,
-        and held back where it would lift a peak above the file's own.
+        The model hears each signal at the same loudness over the file, so that its answer scales with its input, and
+        both of a pair with the same noise, so that a source keeps its place. What it adds is faded out where a channel
+        is silent, and held back where it would lift a peak above the file's own.
         """
         whole = torch.from_numpy(np.ascontiguousarray(low.T))
         offset = torch.from_numpy(self.survey.offset).float()[:, None]
@@ -85,7 +90,7 @@ class Enhancer:
     def _added(self, low: Tensor, start: int) -> Tensor:
         """What the model adds to [channels, n]."""
         along = self.axes @ low
-        levels = torch.from_numpy(self.survey.axis_rms).float()[:, None]
+        levels = torch.from_numpy(self.levels).float()[:, None]
         audible = [i for i in range(len(along)) if self._is_audible(along[i], float(levels[i]))]
         made = torch.zeros_like(along)
         if not audible:

@@ -17,7 +17,8 @@ from segue.upsampling.enhance import LOOK_SEC, Enhancer, Resolver
 from segue.upsampling.form import Form, container_of, copy, form_of, read_tags, write_sound
 from segue.upsampling.jobs import Job
 from segue.upsampling.memory import chunk_samples
-from segue.upsampling.survey import Survey, survey
+from segue.upsampling.stereo import MODES
+from segue.upsampling.survey import BITS, Survey, survey
 
 FULL_SHARE = 0.85  # of half the output's rate
 FULL_HZ = 19_000.0  # nobody hears what is missing above
@@ -36,6 +37,7 @@ class Settings:
         steps, seed: of the sampling.
         chunk_sec: length of a chunk's core; `math.inf`: one chunk.
         max_memory, in_use: bytes of the whole process, and bytes taken before the first chunk.
+        stereo: one of `stereo.MODES`.
         container, subtype: of the output.
         overwrite, skip_existing: what to do about an output that is there already; else it is an error.
     """
@@ -47,6 +49,7 @@ class Settings:
     chunk_sec: float | None = None
     max_memory: int | None = None
     in_use: int = 0
+    stereo: str = MODES[0]
     container: str | None = None
     subtype: str | None = None
     overwrite: bool = False
@@ -139,7 +142,7 @@ def _notes(header: Header, found: Survey) -> tuple[str, ...]:
         notes.append("8-bit samples: their hiss hides a quiet new band; --subtype PCM_16 keeps it")
     if np.abs(found.offset).max() > _OFFSET:
         notes.append(f"DC offset {float(found.offset[np.abs(found.offset).argmax()]):+.3f}, kept")
-    if found.clipped:
+    if found.clipped and header.subtype in BITS:
         notes.append(f"{found.clipped:,} input samples at full scale")
     if found.bandwidth.found_by == "silence":
         notes.append("silent; nothing is added")
@@ -200,7 +203,7 @@ def describe(work: Work, settings: Settings, resolver: Resolver) -> dict:
             "context_sec": round(work.plan.context / resolver.sample_rate_hz, 3),
         }
         if header.channels == 2:
-            report["stereo_axis_deg"] = round(math.degrees(found.angle_rad), 2)
+            report["stereo"] = settings.stereo
     return report | {"notes": list(work.notes)}
 
 
@@ -237,9 +240,8 @@ class _Meter:
 
 def _upsample(work: Work, resolver: Resolver, settings: Settings, on_progress: Callable[[float], None]) -> dict:
     header, form, plan, source = work.header, work.form, work.plan, work.job.source
-    enhance = Enhancer(
-        resolver, work.survey, work.cutoff_hz, steps=settings.steps or resolver.steps, seed=settings.seed
-    )
+    sampling = {"steps": settings.steps or resolver.steps, "seed": settings.seed, "stereo": settings.stereo}
+    enhance = Enhancer(resolver, work.survey, work.cutoff_hz, **sampling)
     blocks = read_blocks(source, header, round(header.sample_rate_hz * _BLOCK_SEC))
     low = resampled(blocks, header.sample_rate_hz, resolver.sample_rate_hz, header.channels, plan.total)
 

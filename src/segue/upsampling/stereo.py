@@ -1,0 +1,31 @@
+"""What the model hears of a stereo pair: two signals that get the same noise, so that sounds keep their places."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+MODES = ("left-right", "mid-side")
+_CORRELATED = 0.1  # channels that agree less have no common axis
+
+
+def axes(covariance: np.ndarray, mode: str) -> np.ndarray:
+    """[channels, channels] orthogonal matrix from the channels to what the model hears; its transpose is the way back.
+
+    "left-right": the channels, the right one turned over where it is mostly the left one's opposite.
+    "mid-side": the axes along which the pair varies most and least over the file (our definition): mid and side for a
+    mix about the middle, other axes where it leans.
+
+    Either way a single source at any place is heard as one signal at two loudnesses, or at one axis alone, and comes
+    out in its place exactly.
+    """
+    if len(covariance) == 1:
+        return np.eye(1)
+    left, right, cross = covariance[0, 0], covariance[1, 1], covariance[0, 1]
+    agree = abs(cross) > _CORRELATED * math.sqrt(max(left * right, 1e-30))
+    if mode == "left-right":
+        return np.diag([1.0, -1.0 if agree and cross < 0 else 1.0])
+    angle_rad = 0.5 * math.atan2(2.0 * cross, left - right) if agree else 0.0
+    cosine, sine = math.cos(angle_rad), math.sin(angle_rad)
+    return np.array([[cosine, sine], [-sine, cosine]])
