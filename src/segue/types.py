@@ -30,6 +30,11 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def printable(text: str) -> str:
+    """Text that cannot command a terminal: control and unprintable characters of a file's name or content escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def import_extra(module: str, extra: str) -> ModuleType:
     """Import a heavy third-party module lazily.
 

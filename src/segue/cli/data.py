@@ -11,6 +11,7 @@ import typer
 from segue.data.check import check_clips, report_json, report_lines
 from segue.data.demo import render_demo_set
 from segue.data.manifest import load_manifest
+from segue.types import printable
 
 
 def render_demo(
@@ -39,9 +40,9 @@ def check(
     """Decode every file; print counts, hours, rates, and each file that cannot be used. Exit 2 where there is one."""
     report = check_clips(load_manifest(source, captions), workers)
     if as_json:
-        print(json.dumps(report_json(report), indent=1, ensure_ascii=False))
+        print(json.dumps(report_json(report), indent=1, ensure_ascii=True))
     else:
-        print("\n".join(report_lines(report)))
+        print("\n".join(printable(line) for line in report_lines(report)))
         if report.bad:
             print(f"{len(report.bad)} bad files; mend: repair or remove them, or segue encode --skip-bad")
     return 2 if report.bad else 0

@@ -25,7 +25,7 @@ from segue.cli import (
     train,
     upsample,
 )
-from segue.types import UserError
+from segue.types import UserError, printable
 
 # The class behind every complaint about the command line. typer has carried a click of its own since 0.20; this finds
 # the right one in either case: BadParameter <- UsageError <- ClickException.
@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _complain(line: str, code: int) -> int:
-    print(f"segue: {' '.join(line.split())}", file=sys.stderr)
+    print(f"segue: {printable(' '.join(line.split()))}", file=sys.stderr)
     return code
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from segue.codecs.base import Codec
 from segue.files import replacing
-from segue.types import UserError
+from segue.types import UserError, first_line
 
 FORMAT = "segue-autoencoder-1"
 WEIGHTS = "codec.safetensors"
@@ -303,11 +303,17 @@ def load_autoencoder(path: Path) -> AutoencoderCodec:
             f"{path}: holds {metadata.get('format', 'no codec')!r}, not {FORMAT!r}; mend: retrain with this version"
         )
     try:
-        network = Autoencoder(AutoencoderConfig.from_json(json.loads(metadata["config"])))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path}: unreadable configuration ({error}); mend: copy it again or retrain") from error
-    if misfit := _misfit(tensors, network.state_dict()):
+        config = AutoencoderConfig.from_json(json.loads(metadata["config"]))
+        if not sum(config.encoder_blocks) + sum(config.decoder_blocks) <= len(tensors):
+            raise ValueError(f"more blocks than its {len(tensors)} tensors")
+        with torch.device("meta"):  # shapes before memory: a configuration may claim more than there is
+            misfit = _misfit(tensors, Autoencoder(config).state_dict())
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
+        line = first_line(error)
+        raise UserError(f"{path}: unreadable configuration ({line}); mend: copy it again or retrain") from error
+    if misfit:
         raise UserError(f"{path}: weights and configuration do not fit ({misfit}); mend: copy it again or retrain")
+    network = Autoencoder(config)
     network.load_state_dict(tensors)
     return AutoencoderCodec(network)
 

@@ -16,7 +16,10 @@ SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff")
 SILENT_PEAK = 2.0**-15  # one step of 16 bits
 CLIPPED_PEAK = 0.9999
 TOO_SHORT_SEC = 0.01
-_BLOCK_FRAMES = 1 << 18
+SAMPLE_RATES_HZ = (500, 1_000_000)  # beyond them a header lies, and a few bytes would become hours of sound
+MOST_CHANNELS = 64  # ambisonics of the seventh order
+_BLOCK_SAMPLES = 1 << 18  # of all channels together
+_MOST_CHUNKS = 10_000
 _CONTEXT_SEC = 0.05  # read around a segment, so that the resampler's filter sees its neighbours
 
 
@@ -61,10 +64,17 @@ def read_header(path: Path) -> Header:
     """The header of a sound file.
 
     Raises:
-        BadAudio: not a sound file, truncated, or of zero length.
+        BadAudio: not a sound file, truncated, of zero length, or of a rate or channel count that no recording has.
     """
     with _opened(path) as file:
         header = Header(file.samplerate, file.channels, file.frames, file.format, file.subtype)
+    lowest, highest = SAMPLE_RATES_HZ
+    if not lowest <= header.sample_rate_hz <= highest:
+        raise BadAudio(
+            path, f"damaged: a sample rate of {header.sample_rate_hz:,} Hz ({lowest:,} to {highest:,} are read)"
+        )
+    if not 1 <= header.channels <= MOST_CHANNELS:
+        raise BadAudio(path, f"damaged: {header.channels:,} channels (up to {MOST_CHANNELS} are read)")
     if _is_cut(path, header.format):
         raise BadAudio(path, "truncated: the file ends before its sound does")
     if header.frames == 0:
@@ -99,7 +109,7 @@ def examine(path: Path) -> tuple[Header, Levels]:
     return header, Levels(peak, clipped / decoded)
 
 
-def read_blocks(path: Path, header: Header, block_frames: int = _BLOCK_FRAMES) -> Iterator[np.ndarray]:
+def read_blocks(path: Path, header: Header, block_frames: int | None = None) -> Iterator[np.ndarray]:
     """A whole file, piece by piece, as float32 [n, channels].
 
     Raises:
@@ -142,15 +152,15 @@ def read_segment(
     step = lcm(*(rate_hz // gcd(rate_hz, wanted) for wanted in sample_rates_hz))
     first = max(0, int((start_sec - _CONTEXT_SEC) * rate_hz) // step * step)
     last = min(header.frames, int(np.ceil((start_sec + length_sec + _CONTEXT_SEC) * rate_hz)))
-    try:
-        with _opened(path) as file:
-            file.seek(first)
-            samples = file.read(last - first, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise BadAudio(path, f"truncated or damaged: {_words(error)}") from error
-    if len(samples) < last - first:
-        raise BadAudio(path, f"truncated: {first + len(samples)} of {header.frames} samples")
-    mono = samples.mean(axis=1)
+    # Piece by piece, since a header may claim more than memory holds: what is kept is what was there.
+    pieces, decoded = [np.zeros(0, np.float32)], 0
+    with _opened(path) as file:
+        for block in _blocks(path, file, None, first, last - first):
+            pieces.append(block.mean(axis=1))
+            decoded += len(block)
+    if decoded < last - first:
+        raise BadAudio(path, f"truncated: {first + decoded} of {header.frames} samples")
+    mono = np.concatenate(pieces)
     if not np.isfinite(mono).all():
         raise BadAudio(path, "non-finite: NaN or infinite samples")
     return [_cut(mono, rate_hz, start_sec - first / rate_hz, length_sec, rate) for rate in sample_rates_hz]
@@ -167,16 +177,21 @@ def _cut(mono: np.ndarray, rate_hz: int, offset_sec: float, length_sec: float, w
 def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
     try:
         file = soundfile.SoundFile(path)
-    except (soundfile.LibsndfileError, OSError, TypeError) as error:
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
         raise BadAudio(path, _why_not_sound(path, error)) from error
     with file:
         yield file
 
 
-def _blocks(path: Path, file: soundfile.SoundFile, block_frames: int = _BLOCK_FRAMES) -> Iterator[np.ndarray]:
+def _blocks(
+    path: Path, file: soundfile.SoundFile, block_frames: int | None = None, first: int = 0, frames: int = -1
+) -> Iterator[np.ndarray]:
+    block_frames = block_frames or max(1, _BLOCK_SAMPLES // file.channels)
     try:
-        yield from file.blocks(block_frames, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
+        if first:
+            file.seek(first)
+        yield from file.blocks(block_frames, frames=frames, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, ValueError) as error:
         raise BadAudio(path, f"truncated or damaged: {_words(error)}") from error
 
 
@@ -222,7 +237,7 @@ def _chunk_end(path: Path, order: str, wanted: bytes) -> int:
     """Where an IFF chunk ends by its own account; 0 where there is none, or where a streamed file left it open."""
     with path.open("rb") as file:
         position = 12
-        while True:
+        for _ in range(_MOST_CHUNKS):
             file.seek(position)
             head = file.read(8)
             if len(head) < 8:
@@ -231,6 +246,7 @@ def _chunk_end(path: Path, order: str, wanted: bytes) -> int:
             if head[:4] == wanted:
                 return 0 if length >= 0x7FFFF000 else position + 8 + length
             position += 8 + length + length % 2
+    raise BadAudio(path, f"damaged: more than {_MOST_CHUNKS:,} chunks before its sound")
 
 
 def _mp3_end(start: bytes) -> int:

@@ -6,6 +6,7 @@ A folder of safetensors shards with index.jsonl (one row a segment) and meta.jso
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
@@ -14,10 +15,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from segue.types import UserError
+from segue.types import UserError, first_line
 
 SCHEMA_VERSION = 1
 CAPTIONS_PER_SHARD = 4096
+_SHARD_NAME = re.compile(r"(latents|text)-[0-9a-f]{32}\.safetensors")
 
 
 class LatentCache:
@@ -54,6 +56,8 @@ class LatentCache:
                 raise UserError(f"{path}: an unfinished cache; mend: run its segue encode again, it goes on")
             raise UserError(f"{path}: no latent cache; mend: make one with segue encode SOURCE --out {path}")
         meta = read_json(path / "meta.json")
+        if not isinstance(meta, dict):
+            raise UserError(_malformed(path, "no JSON object"))
         if meta.get("schema_version") != SCHEMA_VERSION:
             raise UserError(
                 f"{path}: cache format {meta.get('schema_version')}, not {SCHEMA_VERSION} as this version reads; "
@@ -63,13 +67,15 @@ class LatentCache:
             if wanted is not None and json.loads(json.dumps(wanted)) != meta[part]:
                 found = difference({part: meta[part]}, {part: json.loads(json.dumps(wanted))})
                 raise UserError(f"{path}: made with another {part} ({found}); mend: encode again into another folder")
+        index = read_index(path)
+        _check_form(path, meta, index)
         for shard in (*meta["shards"], *meta["text_shards"]):
             file = path / "shards" / shard["file"]
             if not file.exists() or file.stat().st_size != shard["bytes"]:
                 raise UserError(
                     f"{file}: missing or damaged; mend: delete {path / 'meta.json'} and run segue encode again"
                 )
-        return cls(path, meta, read_index(path))
+        return cls(path, meta, index)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -128,8 +134,74 @@ class LatentCache:
 
     def _shard(self, name: str) -> dict[str, Tensor]:
         if name not in self._opened:
-            self._opened[name] = read_tensors(self.path / "shards" / name)
+            self._opened[name] = self._fitting(name, read_tensors(self.path / "shards" / name))
         return self._opened[name]
+
+    def _fitting(self, name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A shard whose tensors have the shapes that meta.json gives them."""
+        rows = {s["file"]: s["rows"] for s in (*self.meta["shards"], *self.meta["text_shards"])}[name]
+        if name.startswith("text-"):
+            tokens, mask = tensors.get("tokens"), tensors.get("mask")
+            fits = tokens is not None and mask is not None and tokens.ndim == 3 and mask.dtype == torch.bool
+            fits = fits and tokens.shape[::2] == (rows, self.text_dim) and tokens.shape[:2] == mask.shape
+            fits = fits and tokens.shape[1] <= self.text_tokens
+        else:
+            fits = "latents" in tensors and tensors["latents"].shape == (rows, self.channels, self.frames)
+            if self.meta["teacher"] is not None:
+                features = tensors.get("teacher")
+                fits = fits and features is not None and features.shape[::2] == (rows, self.meta["teacher_dim"])
+        if not fits:
+            raise UserError(
+                f"{self.path / 'shards' / name}: holds other tensors than meta.json says; "
+                f"mend: delete it and {self.path / 'meta.json'}, and run segue encode again"
+            )
+        return tensors
+
+
+def _check_form(path: Path, meta: dict, index: list[dict]) -> None:
+    """Refuse meta.json and index.jsonl that no segue encode writes, before anything follows what they say.
+
+    Raises:
+        UserError: parts missing, of another kind, or out of range; a shard outside the cache's own folder.
+    """
+    try:
+        for part in ("codec", "text", "teacher", "teacher_source", "teacher_frame_rate_hz", "counts", "dtype"):
+            meta[part]
+        counts = [meta[n] for n in ("channels", "frames", "text_dim", "text_tokens", "sample_rate_hz", "hop_samples")]
+        shards = {s["file"]: s["rows"] for s in meta["shards"]}
+        text_rows = sum(s["rows"] for s in meta["text_shards"])
+        files = [s["file"] for s in (*meta["shards"], *meta["text_shards"])]
+        mean, std = torch.tensor(meta["statistics"]["mean"]), torch.tensor(meta["statistics"]["std"])
+        sane = (
+            all(type(n) is int and 0 < n < 1 << 31 for n in counts)
+            and all(_SHARD_NAME.fullmatch(name) for name in files)
+            and all(s["rows"] == CAPTIONS_PER_SHARD for s in meta["text_shards"][:-1])
+            and mean.shape == std.shape == (meta["channels"],)
+            and bool(mean.isfinite().all() and std.isfinite().all() and (std > 0).all())
+            and type(meta["seconds"]) in (int, float)
+            and 0 < meta["seconds"] < float("inf")
+            and isinstance(meta["codec_source"], str)
+            and len(index) > 0
+        )
+        for row in index:
+            sane = (
+                sane
+                and 0 <= row["row"] < shards[row["shard"]]
+                and 0 < row["frames"] <= meta["frames"]
+                and isinstance(row["split"], str)
+                and isinstance(row["fields"], dict)
+                and 0 < row["length_sec"] <= meta["seconds"] + 1e-6
+                and len(row["caption_rows"]) == len(row["captions"]) > 0
+                and all(0 <= c < text_rows for c in row["caption_rows"])
+            )
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(_malformed(path, f"{type(error).__name__}: {first_line(error)}")) from error
+    if not sane:
+        raise UserError(_malformed(path, "entries out of range"))
+
+
+def _malformed(path: Path, why: str) -> str:
+    return f"{path}: meta.json or index.jsonl is not as segue encode writes it ({why}); mend: encode again"
 
 
 def difference(found: dict, wanted: dict) -> str:
@@ -164,7 +236,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def read_json(path: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}); mend: delete the cache and run segue encode again"
         ) from error
@@ -174,7 +246,7 @@ def read_index(path: Path) -> list[dict]:
     try:
         with (path / "index.jsonl").open(encoding="utf-8") as file:
             return [json.loads(line) for line in file]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path / 'index.jsonl'}: cannot be read; mend: delete {path / 'meta.json'} and run segue encode again"
         ) from error

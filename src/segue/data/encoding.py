@@ -42,7 +42,7 @@ from segue.data.progress import track
 from segue.data.round_trip import check_round_trip
 from segue.files import make_folder, write_bytes
 from segue.ssl.base import Teacher
-from segue.types import UserError
+from segue.types import UserError, printable
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 ROWS_PER_SHARD = 512
@@ -265,7 +265,7 @@ def _bad_files(clips: Sequence[Clip], inspections: Sequence[Inspection], skip_ba
             "mend: repair them, or --skip-bad to go on without them"
         )
     for entry in bad:
-        print(f"left out {entry['id']}: {entry['reason']}", file=sys.stderr)
+        print(printable(f"left out {entry['id']}: {entry['reason']}"), file=sys.stderr)
     return bad
 
 

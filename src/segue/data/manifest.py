@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Literal
+from unicodedata import category
 
 from segue.data.audio import SUFFIXES
 from segue.types import UserError
 
 SPLITS = ("train", "valid", "test")
 VALID_SHARE = 0.05
+MOST_LINE_BYTES = 1 << 20  # of a manifest or a caption file: longer ones are no captions but a mistake, or a trap
+MOST_CAPTION_CHARACTERS = 4000
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 _OURS = ("path", "caption", "captions", "id", "split")
 
 
@@ -66,6 +70,8 @@ def load_manifest(source: Path | str, captions: Literal["manifest", "filename"] 
         clips = _from_rows(source, _jsonl_rows(source), from_names)
     elif source.suffix.lower() == ".csv":
         clips = _from_rows(source, _csv_rows(source), from_names)
+    elif source.suffix.lower() in _ARCHIVES:
+        raise UserError(f"{source}: an archive; these are not unpacked here; mend: unpack it yourself, name the folder")
     else:
         raise UserError(f"{source}: not a folder, .jsonl or .csv; mend: name the folder of sounds or a manifest")
     if not clips:
@@ -123,10 +129,31 @@ def _from_folder(root: Path, from_names: bool) -> list[Clip]:
 
 
 def _caption_lines(path: Path) -> tuple[str, ...]:
-    lines = tuple(" ".join(line.split()) for line in _read_text(path).splitlines() if line.strip())
+    lines = tuple(_caption(f"{path}, line {number}", line) for number, line in _lines(path) if line.strip())
     if not lines:
         raise UserError(f"{path}: an empty caption; mend: write what the sound is")
     return lines
+
+
+def _caption(where: str, text: str) -> str:
+    """White space made single.
+
+    Raises:
+        UserError: far too long, or holding what is no text.
+    """
+    if len(text) > MOST_CAPTION_CHARACTERS:
+        raise UserError(
+            f"{where}: a caption of {len(text):,} characters, up to {MOST_CAPTION_CHARACTERS:,} are read; mend: cut it"
+        )
+    _refuse_control(where, "the caption", cleaned := " ".join(text.split()))
+    return cleaned
+
+
+def _refuse_control(where: str, what: str, text: str) -> None:
+    for character in text:
+        if category(character) in ("Cc", "Cs"):
+            name = f"U+{ord(character):04X}"
+            raise UserError(f"{where}: {what} holds the control character {name}; mend: take it out")
 
 
 def _name_captions(path: Path, relative: PurePosixPath) -> tuple[str, ...]:
@@ -136,24 +163,41 @@ def _name_captions(path: Path, relative: PurePosixPath) -> tuple[str, ...]:
     return (caption,)
 
 
-def _read_text(path: Path) -> str:
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of each line, ends kept; never more than one line in memory.
+
+    Raises:
+        UserError: unreadable, no UTF-8, or a line of more than `MOST_LINE_BYTES`.
+    """
+    position = 0
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            for number in count(1):
+                line = file.readline(MOST_LINE_BYTES + 1)
+                if not line:
+                    return
+                if len(line) > MOST_LINE_BYTES:
+                    raise UserError(
+                        f"{path}, line {number}: longer than {MOST_LINE_BYTES:,} bytes; mend: one clip a line"
+                    )
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+                position += len(line)
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path}: not UTF-8 text (byte {error.start}); mend: save it as UTF-8, e.g. iconv -f latin1 -t utf-8"
+            f"{path}: not UTF-8 text (byte {position + error.start}); mend: save it as UTF-8, "
+            "e.g. iconv -f latin1 -t utf-8"
         ) from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); mend: check the path and its rights") from error
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict]]:
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in _lines(path):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: not JSON ({error}); mend: one JSON object a line") from error
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: not a JSON object; mend: one object with path and caption a line")
@@ -161,11 +205,11 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict]]:
-    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""))
-    if "path" not in (reader.fieldnames or ()):
-        found = ", ".join(reader.fieldnames or ()) or "none"
-        raise UserError(f"{path}: no column 'path' (columns: {found}); mend: first line path,caption")
+    reader = csv.DictReader(line for _, line in _lines(path))
     try:
+        if "path" not in (reader.fieldnames or ()):
+            found = ", ".join(reader.fieldnames or ())[:200] or "none"
+            raise UserError(f"{path}: no column 'path' (columns: {found}); mend: first line path,caption")
         for row in reader:
             if None in row or None in row.values():
                 raise UserError(
@@ -186,15 +230,19 @@ def _from_rows(manifest: Path, rows: Iterator[tuple[int, dict]], from_names: boo
         name = row.get("path")
         if not isinstance(name, str) or not name.strip() or "\0" in name:
             raise UserError(f"{where}: no path; mend: give the sound file's path relative to the manifest")
+        if len(name) > 4096:
+            raise UserError(f"{where}: a path of {len(name):,} characters; mend: give the sound file's path")
+        _refuse_control(where, "the path", name)
         path = root / name
         _refuse_outside(inside, path, f"{where}: {name}")
-        if not path.is_file():
+        if not _is_file(path):
             raise UserError(f"{where}: {name} does not exist; mend: paths are relative to the manifest's folder")
         relative = PurePosixPath(path.resolve().relative_to(inside).as_posix())
         identity = row.get("id", str(relative.with_suffix("")))
         split = row.get("split") or ""
         if not isinstance(identity, (str, int)) or identity == "":
             raise UserError(f"{where}: id must be text, not {identity!r}; mend: a text that no other row has")
+        _refuse_control(where, "the id", str(identity))
         if split and split not in SPLITS:
             raise UserError(f"{where}: split must be train, valid or test, not {split!r}")
         captions = _row_captions(where, row) if {"caption", "captions"} & row.keys() else ()
@@ -211,16 +259,23 @@ def _row_captions(where: str, row: dict) -> tuple[str, ...]:
     captions = [captions] if isinstance(captions, str) else captions
     if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
         raise UserError(f"{where}: caption must be text (or captions a list of texts); mend: quote it")
-    cleaned = tuple(" ".join(c.split()) for c in captions)
+    cleaned = tuple(_caption(where, c) for c in captions)
     if not cleaned or not all(cleaned):
         raise UserError(f"{where}: an empty caption; mend: write what the sound is")
     return cleaned
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
+
+
 def _refuse_outside(inside: Path, path: Path, what: str) -> None:
     try:
         is_inside = path.resolve().is_relative_to(inside)
-    except (OSError, RuntimeError) as error:  # a loop of symbolic links
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of symbolic links
         raise UserError(f"{what}: cannot be followed; mend: replace the link by the file") from error
     if not is_inside:
         raise UserError(f"{what} leads out of {inside}; mend: copy the file into the folder")

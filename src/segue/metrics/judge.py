@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.metrics.mel import stft_magnitude, triangular_bands
-from segue.types import UserError
+from segue.types import UserError, first_line
 
 JUDGE_RATE_HZ = 16_000
 JUDGE_SAMPLES = 32_768
@@ -126,6 +126,7 @@ class Judge:
         Raises:
             UserError: a file is missing, or the weights are not those that the card describes.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import load
 
         weights, card_file = Path(folder) / "judge.safetensors", Path(folder) / "card.json"
@@ -134,12 +135,19 @@ class Judge:
                 raise UserError(
                     f"{file} is missing; mend: reinstall segue-audio, or train one with `segue judge train`"
                 )
-        content, card = weights.read_bytes(), json.loads(card_file.read_text(encoding="utf-8"))
-        if hashlib.sha256(content).hexdigest() != card["sha256"]:
-            raise UserError(f"{weights} does not match the sha256 in {card_file}; mend: restore both from one training")
-        net = JudgeNet(len(card["families"]), len(card["instruments"]))
-        net.load_state_dict({name: value.float() for name, value in load(content).items()})
-        return cls(net, card)
+        try:
+            content, card = weights.read_bytes(), json.loads(card_file.read_text(encoding="utf-8"))
+            if hashlib.sha256(content).hexdigest() != card["sha256"]:
+                raise UserError(
+                    f"{weights} does not match the sha256 in {card_file}; mend: restore both from one training"
+                )
+            net = JudgeNet(len(card["families"]), len(card["instruments"]))
+            net.load_state_dict({name: value.float() for name, value in load(content).items()})
+            return cls(net, card)
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+            raise UserError(
+                f"{folder}: not a judge ({first_line(error)}); mend: restore both its files from one training"
+            ) from error
 
     @property
     def sha256(self) -> str:

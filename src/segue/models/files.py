@@ -9,12 +9,13 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from segue.models.dit import DiT, DiTConfig
-from segue.types import UserError
+from segue.types import UserError, first_line
 
 SCHEMA_VERSION = 1
 
@@ -116,10 +117,28 @@ def load_model(path: Path, weights: str = "ema") -> SavedModel:
         )
     try:
         card = ModelCard(**data)
-        model = DiT(DiTConfig(**card.model))
         prefix = f"{weights}."
-        model.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+        own = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+        config = DiTConfig(**card.model)
+        _refuse_other_shapes(config, own)
+        model = DiT(config)
+        model.load_state_dict(own)
         return SavedModel(model.eval(), tensors["latents.mean"], tensors["latents.std"], card)
-    except (KeyError, TypeError, RuntimeError) as error:
-        line = str(error).splitlines()[0]
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
+        line = first_line(error)
         raise UserError(f"{path}: its weights do not fit its card ({line}); use another checkpoint") from error
+
+
+def _refuse_other_shapes(config: DiTConfig, tensors: dict[str, Tensor]) -> None:
+    """Compare shapes before anything is allocated: a card may claim a model that no memory holds.
+
+    Raises:
+        ValueError: the card describes other weights than the file holds.
+    """
+    if not 0 < config.depth <= len(tensors):
+        raise ValueError(f"{config.depth} blocks, but {len(tensors)} tensors")
+    with torch.device("meta"):
+        wanted = {k: v.shape for k, v in DiT(config).state_dict().items()}
+    for name, shape in wanted.items():
+        if name in tensors and tensors[name].shape != shape:
+            raise ValueError(f"{name} is {list(tensors[name].shape)}, not {list(shape)}")

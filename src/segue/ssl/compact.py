@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from segue.files import replacing
 from segue.ssl.base import Teacher
-from segue.types import UserError
+from segue.types import UserError, first_line
 
 FORMAT = "segue-teacher-1"
 WEIGHTS = "teacher.safetensors"
@@ -280,10 +280,16 @@ def load_compact(path: Path, layer: int | None = None, name: str | None = None) 
             f"{path}: holds {metadata.get('format', 'no teacher')!r}, not {FORMAT!r}; mend: retrain with this version"
         )
     try:
-        encoder = CompactEncoder(CompactConfig.from_json(json.loads(metadata["config"])))
+        config = CompactConfig.from_json(json.loads(metadata["config"]))
+        # Before memory is taken: a configuration may claim more than there is.
+        held = sum(value.numel() for value in tensors.values())
+        claimed = max(2 * config.expansion * config.depth * config.width**2, config.depth, config.bands)
+        if claimed > held or config.window_samples > 1 << 16:
+            raise ValueError(f"a configuration of {claimed:,} weights and more, {held:,} there")
+        encoder = CompactEncoder(config)
         encoder.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        line = str(error).splitlines()[0]
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
+        line = first_line(error)
         raise UserError(
             f"{path}: weights and configuration do not fit ({line}); mend: copy it again or retrain"
         ) from error
