@@ -4,7 +4,9 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -31,6 +33,22 @@ def test_the_commands_for_your_own_sounds(segue, recordings, tmp_path, monkeypat
     assert (tmp_path / "runs/samples/report.html").exists()
 
 
+def test_the_commands_for_super_resolution(segue, recordings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    noise = 0.1 * np.random.default_rng(0).standard_normal(8000)
+    soundfile.write("narrow.wav", noise, 8000)
+    for line in block("super-resolution").splitlines():
+        words = [str(recordings) if word.startswith("sounds/") else word for word in shlex.split(line)]
+        if "train" in words:  # the README's run is half an hour long
+            words[words.index("--examples") + 1] = "16"
+            words += ["--set", "model.preset=dit-tiny", "--set", "train.batch_size=8", "--set", "probe.clips=8"]
+        if "measure" in words:
+            words += ["--clips", "2", "--steps", "2"]
+        ran = segue(*words[1:])
+        assert ran.code == 0, (line, ran.err)
+    assert soundfile.info("wide.wav").samplerate == 16000 and soundfile.info("wide.wav").frames == 16000
+
+
 def test_the_six_lines(recordings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = block("six lines")
@@ -50,6 +68,6 @@ def test_the_six_lines(recordings, tmp_path, monkeypatch):
     assert scope["waves"].shape == (1, 32000) and scope["result"].finished
 
 
-@pytest.mark.parametrize("name", ["architecture.md", "data.md", "log.md", "method.md"])
+@pytest.mark.parametrize("name", ["architecture.md", "data.md", "log.md", "method.md", "super-resolution.md"])
 def test_linked_pages_exist(name):
     assert (README.parent / "docs" / name).exists()
