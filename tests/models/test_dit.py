@@ -225,7 +225,7 @@ def test_padding_beyond_a_window_leaves_no_nan():
 
 def test_the_skip_predicts_its_channels_from_the_audios_alone_until_dropped():
     model = DiT(replace(HEARING, audio_skip=5, predicts="clean")).eval()
-    torch.nn.init.normal_(model.skip.weight, std=0.1)
+    torch.nn.init.normal_(model.skip_weight, std=0.1)
     heard = audio()
     out = model(X, T, heard).prediction  # the rest of a fresh model predicts zero
     assert out[:, 4].abs().min() > 0 and out[:, 5].abs().max() == 0 and out[:, :4].abs().max() == 0

@@ -42,7 +42,7 @@ class DiTConfig:
         predicts: "velocity", or "clean" (the clean sample, converted to velocity outside the model).
         audio: whether Condition.audio is heard: latents beside x_t's, and the cutoff as a number.
         audio_skip: how many of the first channels are also predicted straight from those of the audio, by one
-            convolution over frames beside the transformer; needs predicts="clean".
+            fixed convolution over frames beside the transformer, which a task fits; needs predicts="clean".
         attention_window: tokens to each side that a token attends to; 0 = all. What a token hears is then limited to
             depth * attention_window tokens, and long sound can be computed by chunks.
     """
@@ -110,9 +110,23 @@ def _windowed(key_mask: Tensor | None, tokens: int, window: int, device: torch.d
     return near if key_mask is None else (near & key_mask) | (apart == 0)  # an empty row would be NaN
 
 
-def skip_features(audio: Tensor) -> Tensor:
-    """[B, C, L] -> [B, 5 C, L]: what the skip sees of its channels, straight and rectified at each kink."""
-    return torch.cat([audio, *((audio - kink).relu() for kink in SKIP_KINKS)], dim=1)
+def skip_features(audio: Tensor, given: Tensor) -> Tensor:
+    """What the skip sees of its channels: straight, and rectified at each kink.
+
+    Where a channel is missing, the last given one before it stands in its place: with zeros there, a fit under several
+    cutoffs is a fit of none.
+
+    Args:
+        audio: [B, C, L], the skip's channels.
+        given: [B, C] bool, True up to some channel.
+
+    Returns:
+        [B, 5 C, L].
+    """
+    last = (given.sum(1, keepdim=True) - 1).clamp(min=0)
+    index = torch.arange(audio.shape[1], device=audio.device).minimum(last)
+    filled = audio.gather(1, index[..., None].expand_as(audio))
+    return torch.cat([filled, *((filled - kink).relu() for kink in SKIP_KINKS)], dim=1)
 
 
 class Attention(nn.Module):
@@ -218,9 +232,10 @@ class DiT(nn.Module):
             self.cutoff_mlp = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
         if config.audio_skip:
             features = (1 + len(SKIP_KINKS)) * config.audio_skip
-            self.skip = nn.Conv1d(features, config.audio_skip, SKIP_FRAMES, padding=SKIP_FRAMES // 2)
-            nn.init.zeros_(self.skip.weight)
-            nn.init.zeros_(self.skip.bias)
+            # Fitted in closed form and then left alone: steps of Adam, each as large as the learning rate in every one
+            # of hundreds of correlated weights, undid the fit within a few hundred steps (docs/super-resolution.md).
+            self.register_buffer("skip_weight", torch.zeros(config.audio_skip, features, SKIP_FRAMES))
+            self.register_buffer("skip_bias", torch.zeros(config.audio_skip))
         self._initialise()
 
     def _initialise(self) -> None:
@@ -322,7 +337,8 @@ class DiT(nn.Module):
         count = self.config.audio_skip
         if not count:
             return out
-        straight = self.skip(skip_features(condition.audio[:, :count]))
+        seen = skip_features(condition.audio[:, :count], condition.given[:, :count])
+        straight = F.conv1d(seen, self.skip_weight, self.skip_bias, padding=SKIP_FRAMES // 2)
         if condition.drop is not None:
             straight = straight.masked_fill(condition.drop[:, None, None], 0.0)
         return out + F.pad(straight, (0, 0, 0, out.shape[1] - count))

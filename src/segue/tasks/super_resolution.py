@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from segue.codecs.base import Codec
 from segue.data.cache import LatentCache
 from segue.models.dit import SKIP_FRAMES, skip_features
+from segue.process.noise import keyed_noise
 from segue.tasks.base import Task
 from segue.tasks.degradation import DegradationConfig, degrade, draw
 from segue.tasks.generation import standardise
@@ -65,7 +66,8 @@ class SuperResolution(Task):
         """Fit the model's skip: missing levels from given ones, by ridge regression under drawn degradations.
 
         Levels are most of what a listener and LSD notice, and nearly a linear matter: the closed form does in seconds
-        what took a network of 4 M parameters more than 8,000 examples, and training goes on from there.
+        what took a network of 4 M parameters more than 8,000 examples, and the network learns the rest. Of a model that
+        has learned already, what it says of levels at t = 1 is taken off first.
         """
         if not model.config.audio_skip:
             return
@@ -78,16 +80,28 @@ class SuperResolution(Task):
             latents, mask = cache.latents(part)
             positions = range(first, first + len(part))
             x_0, condition, _ = self.prepare(latents, mask, *cache.text(part), statistics, positions)
-            features = nn.functional.pad(skip_features(condition.audio[:, :levels]), (side, side))
+            features = nn.functional.pad(
+                skip_features(condition.audio[:, :levels], condition.given[:, :levels]), (side, side)
+            )
             windows = features.unfold(-1, SKIP_FRAMES, 1).permute(0, 2, 1, 3).flatten(2)[mask].double()
             design = torch.cat([windows, torch.ones_like(windows[:, :1])], dim=1)
-            wanted = condition.complete(x_0)[:, :levels].transpose(1, 2)[mask].double()
+            said = self._said(model, x_0, condition, mask, first)
+            wanted = (condition.complete(x_0) - said)[:, :levels].transpose(1, 2)[mask].double()
             gram, cross = gram + design.T @ design, cross + design.T @ wanted
         gram.diagonal().add_(RIDGE * gram.diagonal().mean())
         solution = torch.linalg.solve(gram, cross).float()
-        with torch.no_grad():
-            model.skip.weight.copy_(solution[:-1].T.reshape(model.skip.weight.shape))
-            model.skip.bias.copy_(solution[-1])
+        model.skip_weight.copy_(solution[:-1].T.reshape(model.skip_weight.shape))
+        model.skip_bias.copy_(solution[-1])
+
+    @torch.no_grad()
+    def _said(self, model: nn.Module, x_0: Tensor, condition: Condition, mask: Tensor, first: int) -> Tensor:
+        """What the network says from noise alone, without the skip; a fresh one says nothing."""
+        if not model.patch_out.weight.any():
+            return torch.zeros_like(x_0)
+        model.skip_weight.zero_()
+        model.skip_bias.zero_()
+        noise = keyed_noise(x_0.shape[1:], 0, "priming", range(first, first + len(x_0)))
+        return model(noise, torch.ones(len(x_0)), condition, mask).prediction
 
     def prepare(
         self,

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 
 from segue.codecs import load_codec
 from segue.data.cache import LatentCache
 from segue.models.dit import DiT, DiTConfig
-from segue.models.files import ModelCard
+from segue.models.files import ModelCard, read_tensors
 from segue.models.presets import preset
 from segue.process.noise import keyed_generator
 from segue.tasks.base import Task
 from segue.tasks.degradation import DegradationConfig
 from segue.tasks.generation import Generation
 from segue.tasks.super_resolution import SuperResolution
+from segue.training.checkpoint import latest_checkpoint
 from segue.training.config import RunConfig
 from segue.types import UserError, import_extra
 
@@ -75,8 +77,25 @@ def build_model(config: RunConfig, cache: LatentCache, seed: int) -> DiT:
         # torch's initialisers take no generator; the global one is borrowed and put back.
         torch.manual_seed(keyed_generator(seed, "weights").initial_seed())
         model = DiT(dit_config(config, cache))
+    if config.train.start_from:
+        _start(model, Path(config.train.start_from))
     model.gradient_checkpointing = config.model.gradient_checkpointing
     return model
+
+
+def _start(model: DiT, path: Path) -> None:
+    """Put a trained model's averaged weights into a fresh one; what a task fits (the skip) is fitted anew.
+
+    Raises:
+        UserError: no model there, or one of another shape.
+    """
+    file = path if path.is_file() else latest_checkpoint(path) / "model.safetensors"
+    found = {k.removeprefix("ema."): v for k, v in read_tensors(file)[0].items() if k.startswith("ema.")}
+    weights = {name: found.get(name) for name, _ in model.named_parameters()}
+    other = [n for n, v in weights.items() if v is None or v.shape != model.get_parameter(n).shape]
+    if other:
+        raise UserError(f"train.start_from={path}: a model of another shape ({other[0]}); take its preset and codec")
+    model.load_state_dict(weights, strict=False)
 
 
 def model_card(config: RunConfig, cache: LatentCache, model: DiT, examples_seen: int) -> ModelCard:

@@ -77,6 +77,7 @@ class TrainConfig:
 
     Attributes:
         task: "generation" (from captions) or "super-resolution" (from what the section degradation leaves of a clip).
+        start_from: a run, checkpoint or model.safetensors whose averaged weights this run begins with; "" = anew.
         total_examples: length of the run.
         batch_size: examples of one optimiser step, over all ranks.
         accumulation: parts that a rank computes its share of a batch in; changes memory, not the result.
@@ -95,6 +96,7 @@ class TrainConfig:
     """
 
     task: str = field(default="generation", metadata=LATER)
+    start_from: str = field(default="", metadata=LATER)
     total_examples: int = 50_000
     batch_size: int = 32
     accumulation: int = 1
