@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # torch first and by its own line: asked for as somebody's dependency, pip may choose a build with gigabytes of CUDA.
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: setup demo test check format docs clean
+.PHONY: setup demo study tables test check format docs clean
 
 setup: $(VENV)/.done
 
@@ -21,6 +21,13 @@ $(VENV)/.done: pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/segue demo --out runs/demo
+
+# The runs and the tables of docs/results.md: hours of CPU; killed, the same command goes on.
+study: setup
+	$(BIN)/segue study studies/method.json --out runs/method --markdown docs/tables/method.md
+
+tables: setup
+	$(BIN)/segue study studies/method.json --out runs/method --report-only --markdown docs/tables/method.md
 
 test: setup
 	$(BIN)/python -m pytest
