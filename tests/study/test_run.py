@@ -8,6 +8,10 @@ import pytest
 from safetensors.torch import load_file
 
 from segue.cli.study import work
+from segue.codecs import load_codec
+from segue.conditioners import load_conditioner
+from segue.data.encoding import build_cache
+from segue.data.manifest import load_manifest
 from segue.study.config import cells_of, study_from_json
 from segue.study.evaluate import make_listening
 from segue.study.run import CELLS, DONE, FAILED, planned_cells, prepare, run_cells, status_of
@@ -218,3 +222,25 @@ def test_the_clock_of_a_run_goes_on_over_sessions():
     clock = clock_of(log)
     assert clock[3].tolist() == [30, 3.0] and clock[-1].tolist() == [50, 4.0]
     assert clock_of([]).tolist() == [[0, 0]]
+
+
+def test_arms_of_super_resolution_are_measured_by_lsd(notes, description, tmp_path):
+    clips, out = load_manifest(notes[1]), tmp_path / "out"
+    codec = load_codec("gain-shape", 8000)
+    cache = build_cache(clips, codec, load_conditioner("minilm"), out=tmp_path / "wide", seconds=0.256)
+    cutoffs = ["degradation.cutoff_min_hz=1900", "degradation.cutoff_max_hz=2000"]
+    arm = {"recipe": "sr-demo-static", "name": "wide", "set": cutoffs}
+    about = description | {"data": {"cache": str(cache.path)}, "arms": [arm], "seeds": [0]}
+    study = study_from_json(about, "s.json")
+    prepared = prepare(study, out)
+    assert run_cells(prepared, study, out, [sys.executable, "-m", "segue.cli.study"], slots=1, quiet=True)
+    (folder,) = [out / CELLS / cell.folder for cell in prepared.cells]
+    assert status_of(folder) == ("done", "")
+    half, end = read_log(folder / "evaluation.jsonl")
+    assert half["share"] == 0.5 and end["share"] == 1.0 and end["lsd_low"] < end["lsd_high"]
+    assert load_file(folder / "evaluation" / "examples-0000000064.safetensors")["replicates.lsd"].shape == (200,)
+    write_study_report(study, out, prepared.cells, ORIGIN)
+    assert "LSD, high band" in (out / "report.md").read_text()
+    mixed = study_from_json(about | {"arms": ["static-uniform", arm]}, "s.json")
+    with pytest.raises(UserError, match="do not compare"):
+        prepare(mixed, tmp_path / "mixed")

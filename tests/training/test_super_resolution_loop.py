@@ -76,7 +76,7 @@ def test_two_ranks_give_what_one_gives(hisses, resolution, tmp_path):
     _, one = run(config, hisses, tmp_path / "one")
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29613"]
     process = start(tmp_path / "two", config, hisses, *launcher)
-    out, errors = process.communicate(timeout=240)
+    _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors[-2000:]
     two = load_file(list_checkpoints(tmp_path / "two")[-1] / "model.safetensors")
     assert_same(one, two, atol=2e-4, rtol=1e-3)

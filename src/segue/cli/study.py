@@ -13,9 +13,11 @@ import typer
 
 from segue.cli.origin import command, commit, machine
 from segue.cli.train import run_training
+from segue.data.cache import LatentCache
 from segue.study.config import EvaluationSettings, read_study
 from segue.study.evaluate import evaluate_run, load_listening
 from segue.study.processes import locked, stop_with_parent
+from segue.study.resolution import evaluate_resolution
 from segue.study.run import CELL, clear_cell, finish_cell, planned_cells, prepare, run_cells
 from segue.study.tables import write_study_report
 from segue.training.checkpoint import latest_checkpoint, list_checkpoints
@@ -81,14 +83,14 @@ def work(folder: Path) -> int:
             if not result.finished:
                 print(f"stopped at {result.examples_seen:,} examples, saved", file=sys.stderr)
                 return 130
+        settings = EvaluationSettings(**cell["evaluation"] | {"evaluate_at": tuple(cell["evaluation"]["evaluate_at"])})
+        device = "cpu" if cell["device"] == "auto" else cell["device"]
+        sizes = {"total": total, "batch_size": config.train.batch_size, "device": device}
         if cell["listening"]:
-            settings = EvaluationSettings(
-                **cell["evaluation"] | {"evaluate_at": tuple(cell["evaluation"]["evaluate_at"])}
-            )
-            listening = load_listening(Path(cell["listening"]))
-            device = "cpu" if cell["device"] == "auto" else cell["device"]
-            batch_size = config.train.batch_size
-            evaluate_run(folder, listening, settings, total=total, batch_size=batch_size, device=device)
+            evaluate_run(folder, load_listening(Path(cell["listening"])), settings, **sizes)
+        elif config.train.task == "super-resolution" and settings.judge_clips:
+            cache = LatentCache.open(Path(cell["cache"]))
+            evaluate_resolution(folder, cache, config.degradation.held_out, settings, **sizes)
         finish_cell(folder, _state(folder)["seconds"], commit())
     return 0
 

@@ -11,7 +11,7 @@ import copy
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -136,26 +136,48 @@ def evaluate_run(
     Raises:
         UserError: a checkpoint is missing.
     """
-    done = {line["share"] for line in read_log(run_dir / EVALUATIONS)}
-    checkpoints = {int(p.name.split("-")[1]): p for p in list_checkpoints(run_dir)}
-    todo = [share for share in settings.evaluate_at if share not in done]
-    if todo:
-        judge, pipeline_of = Judge.load(), _loader(device)
-    for share in todo:
-        seen = min(checkpoints, key=lambda n: abs(n - share * total), default=None)
-        if seen is None or abs(seen - share * total) > batch_size + MOST_SNAPSHOTS:
-            raise UserError(f"{run_dir}: no checkpoint at {share:g} of the run; delete this folder and run it again")
-        started = time.monotonic()
-        pipeline = pipeline_of(checkpoints[seen])
-        sampling = Sampling(steps=settings.steps, solver="multistep", guidance_scale=settings.guidance)
-        captions = [p["caption"] for p in listening.prompts]
+    judge, pipeline_of = Judge.load(), _loader(device)
+    captions = [p["caption"] for p in listening.prompts]
+    sampling = Sampling(steps=settings.steps, solver="multistep", guidance_scale=settings.guidance)
+
+    def listen(checkpoint: Path) -> tuple[Measures, dict[str, np.ndarray]]:
+        pipeline = pipeline_of(checkpoint)
         waves = pipeline.generate(captions, seed=settings.seed, sampling=sampling, batch_size=32)
         broken = ~torch.isfinite(waves).all(dim=1)
         heard = judge.predict(waves.nan_to_num(0.0, 0.0, 0.0), pipeline.codec.sample_rate_hz)
         values, arrays = measures(heard, judge, listening.prompts, listening.reference, ~broken.numpy())
+        return {"clips": len(captions), **values, "clips_not_finite": int(broken.sum())}, arrays
+
+    at_each_moment(run_dir, settings, listen, total=total, batch_size=batch_size)
+
+
+def at_each_moment(
+    run_dir: Path,
+    settings: EvaluationSettings,
+    measure: Callable[[Path], tuple[Measures, dict[str, np.ndarray]]],
+    *,
+    total: int,
+    batch_size: int,
+) -> None:
+    """Measure the checkpoints at the shares that are not measured yet, write a line each, delete all but the last.
+
+    Args:
+        measure: checkpoint folder -> what the line says, and the arrays to keep beside it.
+
+    Raises:
+        UserError: a checkpoint is missing.
+    """
+    done = {line["share"] for line in read_log(run_dir / EVALUATIONS)}
+    checkpoints = {int(p.name.split("-")[1]): p for p in list_checkpoints(run_dir)}
+    for share in (share for share in settings.evaluate_at if share not in done):
+        seen = min(checkpoints, key=lambda n: abs(n - share * total), default=None)
+        if seen is None or abs(seen - share * total) > batch_size + MOST_SNAPSHOTS:
+            raise UserError(f"{run_dir}: no checkpoint at {share:g} of the run; delete this folder and run it again")
+        started = time.monotonic()
+        values, arrays = measure(checkpoints[seen])
         write_bytes(run_dir / "evaluation" / f"examples-{seen:010d}.safetensors", save(arrays))
-        line = {"event": "evaluation", "examples_seen": seen, "share": share, "clips": len(captions), **values,
-                "clips_not_finite": int(broken.sum()), "seconds": time.monotonic() - started}  # fmt: skip
+        line = {"event": "evaluation", "examples_seen": seen, "share": share, **values,
+                "seconds": time.monotonic() - started}  # fmt: skip
         _append(run_dir / EVALUATIONS, line)
     for old in list_checkpoints(run_dir)[:-1]:
         shutil.rmtree(old, ignore_errors=True)

@@ -52,7 +52,12 @@ def prepare(study: Study, out: Path) -> Prepared:
             check_before_training(run_config(study, arm, study.seeds[0]), cache)
         except UserError as error:
             raise UserError(f"arm {arm.name}: {error}") from error
-    listening = make_listening(cache, clips, study.evaluation.judge_clips, out / "listening")
+    tasks = {run_config(study, arm, study.seeds[0]).train.task for arm in study.arms}
+    if len(tasks) > 1:
+        raise UserError(f"arms of {' and '.join(sorted(tasks))} do not compare; make a study of each")
+    listening = None
+    if tasks == {"generation"}:
+        listening = make_listening(cache, clips, study.evaluation.judge_clips, out / "listening")
     cells = cells_of(study, sha256_of([cache.path / "meta.json"]), listening.key if listening else "")
     plan = {"study": asdict(study), "cache": str(cache.path.resolve()), "cells": [asdict(cell) for cell in cells]}
     write_text(out / "plan.json", json.dumps(plan, indent=1))
