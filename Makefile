@@ -1,13 +1,14 @@
 # Everything a clean clone needs: Python 3.10+ and make.
 #   make demo    train, generate and report on real audio (about 12 minutes on 2 cores after installation)
 #   make test    the tests
+#   make torture what is promised under faults, at full size: 100 kills, 10,000 steps (docs/promises.md)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # torch first and by its own line: asked for as somebody's dependency, pip may choose a build with gigabytes of CUDA.
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: setup demo study tables test check format docs clean
+.PHONY: setup demo study tables test torture check format docs clean
 
 setup: $(VENV)/.done
 
@@ -31,6 +32,9 @@ tables: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+torture: setup
+	$(BIN)/python tests/torture
 
 check: setup
 	$(BIN)/ruff check .

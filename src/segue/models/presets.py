@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from segue.models.dit import DiT, DiTConfig, count_parameters
-from segue.types import UserError
+from segue.types import Condition, UserError
 
 PRESETS: dict[str, DiTConfig] = {
     "dit-tiny": DiTConfig(width=48, depth=3, heads=4, adaln_rank=4),  # for tests and first tries
@@ -44,7 +44,7 @@ def parameters_of(config: DiTConfig) -> int:
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Bytes that a training step needs, by part. Our estimate; the weights' part is exact."""
+    """Bytes that a training step needs, by part."""
 
     weights: int
     activations: int
@@ -59,12 +59,33 @@ def memory_need(
 ) -> MemoryNeed:
     """Memory of one float32 training step: weights, gradients, two Adam moments and EMA; activations for backward.
 
-    A block keeps about 12 tensors of a token's width and 2 of the MLP's; with checkpointing only its input stays.
+    The activations are counted, not estimated: a forward pass on tensors that hold no memory, adding up what autograd
+    keeps. With checkpointing, twice one block's part is added: its recomputed tensors and their gradients.
     """
     parameters = parameters_of(config)
-    tokens = -(-frames // config.patch_frames)
-    per_token = (14 + 2 * config.mlp_ratio) * config.width
-    kept = tokens * per_token + text_tokens * 2 * config.width
-    blocks = config.depth * tokens * config.width + kept if checkpointing else config.depth * kept
-    activations = 4 * batch * (blocks + 4 * frames * config.channels)
-    return MemoryNeed(weights=20 * parameters, activations=int(activations))
+    activations = kept_bytes(config, batch, frames, text_tokens, checkpointing)
+    if checkpointing:
+        activations += 2 * kept_bytes(config, batch, frames, text_tokens, False) // config.depth
+    return MemoryNeed(weights=20 * parameters, activations=activations)
+
+
+def kept_bytes(config: DiTConfig, batch: int, frames: int, text_tokens: int, checkpointing: bool) -> int:
+    """Bytes that autograd keeps between forward and backward of one batch, beside the weights."""
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(saved: torch.Tensor) -> torch.Tensor:
+        kept[saved.untyped_storage()._cdata] = saved.untyped_storage()
+        return saved
+
+    with torch.device("meta"):
+        model = DiT(config)
+        model.gradient_checkpointing = checkpointing
+        mask = torch.empty(batch, text_tokens, dtype=torch.bool)
+        drop = torch.empty(batch, dtype=torch.bool)
+        condition = Condition(torch.empty(batch, text_tokens, config.text_dim), mask, drop)
+        x_t, t = torch.empty(batch, config.channels, frames), torch.empty(batch)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+            model(x_t, t, condition, torch.empty(batch, frames, dtype=torch.bool))
+    for weight in model.parameters():
+        kept.pop(weight.untyped_storage()._cdata, None)
+    return sum(storage.nbytes() for storage in kept.values())

@@ -12,6 +12,7 @@ from segue.tasks.generation import standardise
 from segue.training.build import dit_config, make_task
 from segue.training.config import RunConfig
 from segue.training.guidance import teacher_statistics
+from segue.training.memory import stated_bytes
 from segue.types import UserError
 
 
@@ -98,11 +99,12 @@ def _check_teacher(cache: LatentCache) -> str:
 def _check_model(config: RunConfig, cache: LatentCache) -> list[str]:
     dit = dit_config(config, cache)
     per_piece = -(-config.train.batch_size // config.train.accumulation)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     need = memory_need(dit, per_piece, cache.frames, checkpointing=config.model.gradient_checkpointing)
     lines = [
         f"model: {config.model.preset}, {parameters_of(dit) / 1e6:.2f} M parameters, "
-        f"{-(-cache.frames // dit.patch_frames)} tokens a clip, predicts {dit.predicts}; a step needs about "
-        f"{need.total / 2**30:.2f} GiB ({need.weights / 2**30:.2f} weights and optimiser, "
+        f"{-(-cache.frames // dit.patch_frames)} tokens a clip, predicts {dit.predicts}; peak memory about "
+        f"{stated_bytes(need, cache, device) / 2**30:.2f} GiB ({need.weights / 2**30:.2f} weights and optimiser, "
         f"{need.activations / 2**30:.2f} activations)"
     ]
     token = dit.channels * dit.patch_frames
