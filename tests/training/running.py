@@ -54,6 +54,11 @@ print("finished" if result.finished else "stopped", result.examples_seen)
 """
 
 
+def two_ranks(port: int) -> tuple[str, ...]:
+    """Launcher of two gloo processes. Not `accelerate launch --cpu`: without mpirun that starts one, and says nothing."""
+    return ("-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}")
+
+
 def start(folder, config, cache, *launcher):
     folder.mkdir(parents=True, exist_ok=True)
     write_config(folder, config, cache.path)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from running import assert_same, run, start, timeless
+from running import assert_same, run, start, timeless, two_ranks
 from safetensors.torch import load_file
 
 from segue.training.checkpoint import list_checkpoints
@@ -107,10 +107,9 @@ def test_two_ranks_give_what_one_gives(cache, config, tmp_path):
     config = override(config, ["train.total_examples=40"])
     out, err = start(tmp_path / "one", config, cache).communicate(timeout=120)
     assert "finished 40" in out, err
-    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-                "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29631")  # fmt: skip
+    launcher = two_ranks(29631)
     out, err = start(tmp_path / "two", config, cache, *launcher).communicate(timeout=180)
-    assert "finished 40" in out, err
+    assert out.count("finished") == 2, err
     one, two = (load_file(list_checkpoints(tmp_path / n)[-1] / "model.safetensors") for n in ("one", "two"))
     assert_same(one, two, atol=2e-4, rtol=1e-3)
     losses = [

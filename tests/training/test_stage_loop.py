@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import assert_same, run, start, timeless
+from running import assert_same, run, start, timeless, two_ranks
 from safetensors.torch import load_file
 
 from segue.process.timesteps import Uniform
@@ -112,10 +112,9 @@ def test_two_ranks_decide_what_one_decides(taught, recipe, tmp_path):
     config = recipe("time-ramp", "train.total_examples=64", "probe.run=always")
     out, err = start(tmp_path / "one", config, taught).communicate(timeout=120)
     assert "finished 64" in out, err
-    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-                "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29633")  # fmt: skip
+    launcher = two_ranks(29633)
     out, err = start(tmp_path / "two", config, taught, *launcher).communicate(timeout=180)
-    assert "finished 64" in out, err
+    assert out.count("finished") == 2, err
     one, two = (load_file(list_checkpoints(tmp_path / n)[-1] / "model.safetensors") for n in ("one", "two"))
     assert_same(one, two, atol=2e-4, rtol=1e-3)
     first, second = stages(tmp_path / "one"), stages(tmp_path / "two")
