@@ -9,6 +9,7 @@ import torch
 from running import assert_same, run, start, timeless, two_ranks
 from safetensors.torch import load_file
 
+from segue.training.build import build_model
 from segue.training.checkpoint import list_checkpoints
 from segue.training.config import override
 from segue.training.log import read_log
@@ -43,6 +44,16 @@ def test_resumed_equals_uninterrupted_bit_for_bit(cache, config, tmp_path):
     _, resumed = run(config, cache, tmp_path / "cut", resume=True)
     assert_same(whole, resumed)
     assert timeless(tmp_path / "cut" / "log.jsonl") == timeless(tmp_path / "whole" / "log.jsonl")
+
+
+def test_a_run_begins_with_anothers_averaged_weights(cache, config, tmp_path):
+    config = override(config, ["train.total_examples=16"])
+    _, tensors = run(config, cache, tmp_path / "first")
+    further = override(config, [f"train.start_from={tmp_path / 'first'}"])
+    model = build_model(further, cache, seed=5)
+    assert all(torch.equal(p, tensors[f"ema.{n}"]) for n, p in model.named_parameters())
+    with pytest.raises(UserError, match="a model of another shape"):
+        build_model(override(further, ["model.patch_frames=4"]), cache, seed=5)
 
 
 def test_seed_decides_the_run(cache, config, tmp_path):
