@@ -104,9 +104,19 @@ def examine(path: Path) -> tuple[Header, Levels]:
             peak = max(peak, float(np.abs(block.mean(axis=1)).max()))
     if decoded < header.frames:
         raise BadAudio(path, f"truncated: {decoded} of {header.frames} samples")
+    if header.format in ("MP3", "OGG"):  # a damaged one may play from its start, and be lost when sought in
+        _refuse_unseekable(path, header)
     if peak <= SILENT_PEAK:
         raise BadAudio(path, "silent" if loudest_channel <= SILENT_PEAK else "silent: its channels cancel in mono")
     return header, Levels(peak, clipped / decoded)
+
+
+def _refuse_unseekable(path: Path, header: Header) -> None:
+    half = header.frames // 2
+    with _opened(path) as file:
+        found = sum(len(block) for block in _blocks(path, file, None, half, header.frames - half))
+    if found < header.frames - half:
+        raise BadAudio(path, f"damaged: {found} of its last {header.frames - half} samples can be found by seeking")
 
 
 def read_blocks(path: Path, header: Header, block_frames: int | None = None) -> Iterator[np.ndarray]:

@@ -182,10 +182,12 @@ def _check_form(path: Path, meta: dict, index: list[dict]) -> None:
             and 0 < meta["seconds"] < float("inf")
             and isinstance(meta["codec_source"], str)
             and len(index) > 0
+            and (meta["teacher"] is None or (meta["teacher_dim"] > 0 and 0 < meta["teacher_frame_rate_hz"] < 1e6))
         )
         for row in index:
             sane = (
                 sane
+                and all(type(n) is int for n in (row["row"], row["frames"], *row["caption_rows"]))
                 and 0 <= row["row"] < shards[row["shard"]]
                 and 0 < row["frames"] <= meta["frames"]
                 and isinstance(row["split"], str)

@@ -284,7 +284,7 @@ def load_compact(path: Path, layer: int | None = None, name: str | None = None) 
         # Before memory is taken: a configuration may claim more than there is.
         held = sum(value.numel() for value in tensors.values())
         claimed = max(2 * config.expansion * config.depth * config.width**2, config.depth, config.bands)
-        if claimed > held or config.window_samples > 1 << 16:
+        if claimed > held or config.window_samples > 1 << 16 or config.width % config.heads:
             raise ValueError(f"a configuration of {claimed:,} weights and more, {held:,} there")
         encoder = CompactEncoder(config)
         encoder.load_state_dict(tensors)

@@ -1,0 +1,268 @@
+"""Sound files that lie, and what the commands make of them: `python tests/torture/hostile.py [FILES]`.
+
+Every command runs as a process of its own, under a time limit, over a clean corpus and over one in which most files are
+broken: empty, cut, not sound at all, claiming gigabytes, or with bytes of their head and body changed by a seeded
+generator. Nothing may end by a signal or a traceback, or hang; every file that must be bad has to be named. A process that reaches
+for the network, even for a name's address, ends at once with code 77, which counts as a crash.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+RATE_HZ = 8000
+FORMATS = ("wav", "flac", "ogg", "mp3")
+HUGE = 2 << 30
+# The child tells its own peak: what wait4 tells includes the parent's, which it was forked from.
+CHILD = """
+import atexit, pathlib, sys
+def peak():
+    status = pathlib.Path("/proc/self/status")
+    text = status.read_text() if status.exists() else "VmHWM: 0"
+    pathlib.Path(sys.argv[1]).write_text(text.split("VmHWM:")[1].split()[0])
+atexit.register(peak)
+import os, socket
+def refuse(real):
+    def guarded(self, address, *rest):
+        if self.family == socket.AF_UNIX:
+            return real(self, address, *rest)
+        os.write(2, f"segue reached for the network: {address}\\n".encode())
+        os._exit(77)
+    return guarded
+def resolve(host, *rest, **more):
+    os.write(2, f"segue reached for the network: {host}\\n".encode())
+    os._exit(77)
+for name in ("connect", "connect_ex", "sendto"):
+    setattr(socket.socket, name, refuse(getattr(socket.socket, name)))
+socket.getaddrinfo = socket.gethostbyname = resolve
+from segue.cli.main import main
+main(sys.argv[2:])
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: `code` is None where it had to be killed; `peak_kib` 0 where the system does not say."""
+
+    code: int | None
+    out: str
+    err: str
+    peak_kib: int
+
+    @property
+    def crashed(self) -> bool:
+        """Whether it ended by a signal, or with a traceback."""
+        return self.code is not None and (self.code not in (0, 2) or "Traceback" in self.err)
+
+
+def command(folder: Path, *arguments: object, limit_sec: float = 600.0) -> Ended:
+    """Run one `segue` command; kill it, with all that it started, after `limit_sec`."""
+    peak = folder / "peak"
+    peak.unlink(missing_ok=True)
+    own = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")  # nothing may depend on them
+    environment = {k: v for k, v in os.environ.items() if k not in own} | {"OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-c", CHILD, str(peak), *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, "start_new_session": True}
+    process = subprocess.Popen(words, **pipes)
+    try:
+        out, err = process.communicate(timeout=limit_sec)
+        code = process.returncode
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        (out, err), code = process.communicate(), None
+    kib = int(peak.read_text()) if peak.exists() else 0
+    return Ended(code, out.decode(errors="replace"), err.decode(errors="replace"), kib)
+
+
+def clean_sound(kind: str, generator: np.random.Generator) -> bytes:
+    """The bytes of half a second of a decaying tone."""
+    time_sec = np.arange(RATE_HZ // 2) / RATE_HZ
+    wave = 0.3 * np.sin(2 * np.pi * generator.uniform(100, 900) * time_sec) * np.exp(-3 * time_sec)
+    file = io.BytesIO()
+    rate_hz = 16000 if kind == "mp3" else RATE_HZ
+    soundfile.write(file, wave.astype(np.float32), rate_hz, format=kind.upper())
+    return file.getvalue()
+
+
+def mutated(data: bytes, generator: np.random.Generator) -> bytes:
+    """Change bytes, mostly of the head; sometimes cut, repeat, insert, or blow a number up."""
+    out = bytearray(data)
+    for _ in range(generator.integers(1, 9)):
+        span = min(len(out), 64 if generator.random() < 0.7 else len(out))
+        at = int(generator.integers(0, max(1, span)))
+        match generator.integers(0, 6):
+            case 0:
+                out[at : at + 1] = bytes([generator.integers(0, 256)])
+            case 1:
+                out[at : at + 4] = struct.pack("<I", generator.choice([0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, HUGE]))
+            case 2:
+                out[at : at + 4] = struct.pack(">I", generator.choice([0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, HUGE]))
+            case 3:
+                del out[at : at + int(generator.integers(1, 32))]
+            case 4:
+                out[at:at] = generator.bytes(int(generator.integers(1, 32)))
+            case 5:
+                out = out[: int(generator.integers(1, len(out) + 1))]
+        if not out:
+            break
+    return bytes(out)
+
+
+def certainly_bad() -> dict[str, bytes]:
+    """Files that must be refused, by name."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("../../climbs.wav", b"RIFF")
+        file.writestr("bomb.wav", bytes(8 << 20))
+
+    def wav(
+        channels=1,
+        rate_hz=RATE_HZ,
+        bits=16,
+        size=0x7FFF0000,  # a larger number means a stream of unknown length
+        data=b"\1\2" * 2000,
+    ) -> bytes:
+        align = channels * bits // 8
+        head = struct.pack("<HHIIHH", 1, channels, rate_hz, rate_hz * align % (1 << 32), align % (1 << 16), bits)
+        body = b"WAVEfmt " + struct.pack("<I", 16) + head + b"data" + struct.pack("<I", size) + data
+        return b"RIFF" + struct.pack("<I", min(size + 36, 0xFFFFFFFF)) + body
+
+    generator = np.random.default_rng(0)
+    flac = bytearray(clean_sound("flac", generator))
+    flac[21:26] = bytes([flac[21] & 0xF0 | 0x0F, 0xFF, 0xFF, 0xFF, 0xFF])  # claims 2^36 - 1 samples
+    return {
+        "empty.wav": b"",
+        "one_byte.flac": b"f",
+        "text.mp3": b"this is a letter, not a sound\n" * 20,
+        "markup.ogg": b"<!DOCTYPE html><html>not found</html>",
+        "archive.wav": archive.getvalue(),
+        "noise.flac": generator.bytes(5000),
+        "claims_two_gigabytes.wav": wav(),
+        "claims_samples.flac": bytes(flac),
+        "claims_rate.wav": wav(rate_hz=0x7FFFFFFF, size=4000),
+        "claims_one_hertz.wav": wav(rate_hz=1, size=4000),
+        "claims_channels.wav": wav(channels=1000, size=4000),
+        "head_only.ogg": clean_sound("ogg", generator)[:60],
+        "silent.wav": wav(size=4000, data=bytes(4000)),
+        "cut_wav.wav": clean_sound("wav", generator)[:2000],
+        "cut_ogg.ogg": clean_sound("ogg", generator)[:2500],
+        "cut_flac.flac": clean_sound("flac", generator)[:1500],
+        "zeros.aiff": bytes(4096),
+        "endless_chunks.wav": b"RIFF" + struct.pack("<I", HUGE) + b"WAVE" + bytes(200_000),
+    }
+
+
+def write_corpus(folder: Path, files: int, seed: int = 0) -> set[str]:
+    """`files` sounds that may or must be bad, 12 that are good; returns the paths of those that must be bad."""
+    generator = np.random.default_rng(seed)
+    must = certainly_bad()
+    folder.mkdir(parents=True)
+    names = set()
+    for name, data in must.items():
+        (folder / name).write_bytes(data)
+        names.add(str(folder / name))
+    with (folder / "hole_of_two_gigabytes.wav").open("wb") as sparse:  # takes no room on most disks
+        sparse.write(b"RIFF" + struct.pack("<I", HUGE) + b"WAVE")
+        sparse.truncate(HUGE)
+    names.add(str(folder / "hole_of_two_gigabytes.wav"))
+    for index in range(max(0, files - len(names))):
+        kind = FORMATS[index % len(FORMATS)]
+        data = mutated(clean_sound(kind, generator), generator)
+        (folder / f"mutated_{index:04d}.{kind}").write_bytes(data)
+    write_clean(folder, 12)
+    for path in list(folder.iterdir()):
+        path.with_name(f"{path.stem}.txt").write_text("a tone", encoding="utf-8")
+    return names
+
+
+def write_clean(folder: Path, files: int) -> None:
+    """Sounds as they should be, with captions."""
+    generator = np.random.default_rng(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(files):
+        kind = FORMATS[index % len(FORMATS)]
+        (folder / f"good_{index:04d}.{kind}").write_bytes(clean_sound(kind, generator))
+        (folder / f"good_{index:04d}.txt").write_text("a tone", encoding="utf-8")
+
+
+ENCODE = ("--codec", "spectral", "--sample-rate-hz", RATE_HZ, "--seconds", 0.5, "--teacher", "none", "--skip-bad")
+SETTINGS = ("model.preset=dit-tiny", "train.total_examples=16", "train.batch_size=4", "train.validation_clips=2")
+TRAIN = [word for setting in SETTINGS for word in ("--set", setting)]
+
+
+def run(folder: Path, files: int = 1000) -> dict:
+    """Check, encode and train on a corpus of `files` hostile files beside 12 good ones, and on a clean one.
+
+    Returns:
+        files, bad_files (named by check), unnamed (that must be bad and were not named), crashes, hangs, complaints
+        (what crashed or hung, in words), peak_memory_ratio (the worst command's, hostile over clean), peak_mib by
+        command (hostile and clean), seconds.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    begun = time.monotonic()
+    must = write_corpus(folder / "hostile", files)
+    write_clean(folder / "clean", files)
+    ended: dict[str, dict[str, Ended]] = {}
+    for name in ("clean", "hostile"):
+        cache = folder / f"{name}-cache"
+        ended[name] = {
+            "check": command(folder, "data", "check", folder / name, "--json"),
+            "encode": command(folder, "encode", folder / name, "--out", cache, *ENCODE),
+            "train": command(
+                folder,
+                "train",
+                "static-uniform",
+                "--data",
+                cache,
+                "--out",
+                folder / f"{name}-run",
+                "--samples",
+                0,
+                *TRAIN,
+            ),
+        }
+    hostile = ended["hostile"]
+    report = json.loads(hostile["check"].out) if hostile["check"].out.startswith("{") else {"bad": [], "clips": 0}
+    named = {entry["path"] for entry in report["bad"] if entry["reason"].strip()}
+    left_out = len(re.findall(r"^left out ", hostile["encode"].err, re.MULTILINE))
+    everything = [(f"{which} {verb}", e) for which, verbs in ended.items() for verb, e in verbs.items()]
+    broken = [f"{what}: code {e.code}: {e.err.strip()[-300:]}" for what, e in everything if e.crashed or e.code is None]
+    for verb in ("encode", "train"):
+        if hostile[verb].code not in (0, None):
+            broken.append(f"{verb} refused the good ones: {hostile[verb].err.strip()[-300:]}")
+    pairs = {v: (hostile[v].peak_kib // 1024, ended["clean"][v].peak_kib // 1024) for v in hostile}
+    return {
+        "files": files,
+        "bad_files": len(named),
+        "left_out": left_out,
+        "good_files": report["clips"],
+        "unnamed": sorted(must - named) + ([] if left_out == len(named) else [f"encode left out {left_out}"]),
+        "crashes": sum(e.crashed for _, e in everything),
+        "hangs": sum(e.code is None for _, e in everything),
+        "complaints": broken,
+        "peak_memory_ratio": round(max(h / max(1, c) for h, c in pairs.values()), 3),
+        "peak_mib": pairs,
+        "seconds": round(time.monotonic() - begun, 1),
+    }
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as place:
+        found = run(Path(place) / "hostile", int(sys.argv[1]) if len(sys.argv) > 1 else 1000)
+    print(json.dumps(found, indent=1))
+    sys.exit(bool(found["complaints"] or found["unnamed"] or found["peak_memory_ratio"] > 2))
