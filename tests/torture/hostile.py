@@ -251,7 +251,7 @@ def run(folder: Path, files: int = 1000) -> dict:
         "bad_files": len(named),
         "left_out": left_out,
         "good_files": report["clips"],
-        "unnamed": sorted(must - named) + ([] if left_out == len(named) else [f"encode left out {left_out}"]),
+        "unnamed": sorted(must - named) + ([] if left_out >= len(must) else [f"encode: {left_out} left out"]),
         "crashes": sum(e.crashed for _, e in everything),
         "hangs": sum(e.code is None for _, e in everything),
         "complaints": broken,
@@ -265,4 +265,8 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
         found = run(Path(place) / "hostile", int(sys.argv[1]) if len(sys.argv) > 1 else 1000)
     print(json.dumps(found, indent=1))
+    print(
+        f"hostile: {found['files']} files tried, {found['bad_files']} bad ones named, {len(found['unnamed'])} not, "
+        f"{found['crashes']} crashes, {found['hangs']} hangs, {found['peak_memory_ratio']} of a clean set's peak memory"
+    )
     sys.exit(bool(found["complaints"] or found["unnamed"] or found["peak_memory_ratio"] > 2))

@@ -33,19 +33,7 @@ def test_a_hundred_hostile_files_neither_crash_nor_hang_nor_swell(found):
 def test_generating_reaches_for_no_network(hostile, found):
     """Check, encode and train ran without it above: `hostile.command` ends a process that reaches for a socket."""
     folder, _ = found
-    ended = hostile.command(
-        folder,
-        "generate",
-        folder / "clean-run",
-
-        "a tone",
-
-        1,
-        "--steps",
-        2,
-        "--out",
-        folder / "made",
-    )
+    ended = hostile.command(folder, "generate", folder / "clean-run", "a tone", "--steps", 2, "--out", folder / "made")
     assert ended.code == 0, ended.err[-600:]
     assert list((folder / "made").glob("*"))
 

@@ -19,6 +19,7 @@ TOO_SHORT_SEC = 0.01
 SAMPLE_RATES_HZ = (500, 1_000_000)  # beyond them a header lies, and a few bytes would become hours of sound
 MOST_CHANNELS = 64  # ambisonics of the seventh order
 _BLOCK_SAMPLES = 1 << 18  # of all channels together
+_LOUDEST_MP3 = 4.0  # times full scale; the decoder gives memory it never wrote for some damaged files
 _MOST_CHUNKS = 10_000
 _CONTEXT_SEC = 0.05  # read around a segment, so that the resampler's filter sees its neighbours
 
@@ -104,6 +105,8 @@ def examine(path: Path) -> tuple[Header, Levels]:
             peak = max(peak, float(np.abs(block.mean(axis=1)).max()))
     if decoded < header.frames:
         raise BadAudio(path, f"truncated: {decoded} of {header.frames} samples")
+    if header.format == "MP3" and peak > _LOUDEST_MP3:
+        raise BadAudio(path, f"damaged: decodes to {peak:.3g} times full scale")
     if header.format in ("MP3", "OGG"):  # a damaged one may play from its start, and be lost when sought in
         _refuse_unseekable(path, header)
     if peak <= SILENT_PEAK:

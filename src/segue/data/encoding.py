@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import ceil
 from pathlib import Path
@@ -47,6 +47,18 @@ from segue.types import UserError, printable
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 ROWS_PER_SHARD = 512
 SHORTEST_REST = 0.1  # of a segment: a shorter rest at the end of a long file is left out
+
+
+class _Unread(UserError):
+    """A file that was fine when it was inspected, and is not when it is encoded.
+
+    Attributes:
+        path, reason: which, and what is wrong with it now.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}; it was fine at first; mend: replace it, or --skip-bad to go on without it")
+        self.path, self.reason = path, reason
 
 
 @dataclass(frozen=True)
@@ -134,13 +146,44 @@ def build_cache(
     _refuse_other_settings(out, settings)
     inspections = list(inspect_clips(clips, workers))
     skipped = _bad_files(clips, inspections, skip_bad)
+    while True:
+        try:
+            return _build(out, parts, settings, clips, inspections, skipped, batch_size, workers)
+        except _Unread as error:
+            # A file that changed, or that decodes differently each time, as some damaged MP3 do: without it, the whole
+            # shards that are there are kept.
+            if not skip_bad:
+                raise
+            found = {clip.id for clip in clips if clip.path == error.path}
+            skipped += [{"id": name, "reason": error.reason} for name in sorted(found)]
+            inspections = [
+                replace(i, problem=error.reason) if clip.id in found else i for clip, i in zip(clips, inspections)
+            ]
+            print(printable(f"left out {', '.join(sorted(found))}: {error.reason}"), file=sys.stderr)
+
+
+def _build(
+    out: Path,
+    parts: _Parts,
+    settings: dict,
+    clips: Sequence[Clip],
+    inspections: Sequence[Inspection],
+    skipped: list[dict],
+    batch_size: int,
+    workers: int,
+) -> LatentCache:
+    """What `build_cache` does once it knows which files it can use.
+
+    Raises:
+        _Unread: a file cannot be read any more.
+    """
     segments = [s for c, i in zip(clips, inspections) if i.problem is None for s in _segments(c, i, parts)]
     if not segments:
         raise UserError(f"no usable sound among {len(clips)} files; mend: see segue data check")
     captions = list(dict.fromkeys(caption for s in segments for caption in s.clip.captions))
 
     latent_shards = _shards(segments, ROWS_PER_SHARD, lambda s: [settings, s.key], "latents")
-    text_shards = _shards(captions, CAPTIONS_PER_SHARD, lambda c: [settings["text"], dtype, c], "text")
+    text_shards = _shards(captions, CAPTIONS_PER_SHARD, lambda c: [settings["text"], parts.dtype, c], "text")
     index = _index(latent_shards, captions)
     if (out / "meta.json").exists():
         _refuse_other_files(out, index)
@@ -366,7 +409,7 @@ def _read(segment: _Segment, seconds: float, rates_hz: tuple[int, ...]) -> list[
     try:
         pieces = read_segment(segment.clip.path, header, segment.start_sec, segment.length_sec, rates_hz)
     except BadAudio as error:
-        raise UserError(f"{error}; it changed while being encoded; mend: run segue encode again") from error
+        raise _Unread(segment.clip.path, error.reason) from error
     return [np.pad(piece, (0, max(0, round(seconds * rate) - len(piece)))) for piece, rate in zip(pieces, rates_hz)]
 
 
