@@ -171,9 +171,14 @@ def test_a_damaged_checkpoint_is_named(segue, trained, tmp_path):
     shutil.copytree(trained, run)
     model = sorted(run.glob("checkpoints/*/model.safetensors"))[-1]
     model.write_bytes(model.read_bytes()[:1000])
-    for arguments in (("generate", run, "x"), ("train", "--resume", run)):
-        ran = segue(*arguments)
-        assert ran.code == 2 and model.name in ran.line
+    ran = segue("generate", run, "x")
+    assert ran.code == 2 and model.name in ran.line
+    ran = segue("train", "--resume", run)  # goes on from the one before, and says so
+    assert ran.code == 0 and f"{model.parent.name}" in ran.err and "the checkpoint before it" in ran.err
+    for model in run.glob("checkpoints/*/model.safetensors"):
+        model.write_bytes(model.read_bytes()[:1000])
+    ran = segue("train", "--resume", run)
+    assert ran.code == 2 and model.name in ran.line
 
 
 def test_a_config_from_another_version_is_named(segue, trained, tmp_path):
