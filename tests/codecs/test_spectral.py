@@ -114,7 +114,7 @@ def test_bad_settings_and_names_say_the_mend():
     ):
         with pytest.raises(UserError, match="mend"):
             call()
-    with pytest.raises(UserError, match="spectral, autoencoder"):
+    with pytest.raises(UserError, match="spectral, gain-shape, autoencoder"):
         load_codec("spectrall")
     assert load_codec("spectral", 48000).sample_rate_hz == 48000
     assert load_codec("spectral").sample_rate_hz == 16000

@@ -112,7 +112,8 @@ def test_a_run_learns_and_its_probe_hears_it(hisses, resolution, tmp_path):
 
 def test_where_nothing_is_left_to_hear_the_fallback_acts_and_says_so(hisses, resolution, tmp_path):
     """A rate of zero learns nothing, so the discrepancy never falls: r follows the time from 30 % of the run on."""
-    run(resolution("sr-demo", "optim.learning_rate=1e-12", "train.total_examples=400"), hisses, tmp_path)
+    config = resolution("sr-demo", "optim.learning_rate=1e-12", "train.total_examples=400", "train.patience=1000")
+    run(config, hisses, tmp_path)
     stages = [e for e in read_log(tmp_path / "log.jsonl") if e["event"] == "stage"]
     assert "fall" in stages[-1]["reason"] and stages[-1]["regime"] > 0.5 > stages[0]["regime"]
 
