@@ -51,6 +51,13 @@ def test_an_arm_may_have_a_length_of_its_own(description):
     assert [t["checkpoint_every"] for t in trains] == [32, 16]  # the same shares of each
 
 
+def test_an_arm_may_run_with_fewer_seeds(description):
+    wide = {"recipe": "static-shifted", "seeds": [1]}
+    study = study_from_json(description | {"arms": ["static-uniform", wide], "seeds": [0, 1]}, "s.json")
+    cells = [(c.arm, c.seed) for c in cells_of(study, "data", "judged")]
+    assert cells == [("static-uniform", 0), ("static-uniform", 1), ("static-shifted", 1)]
+
+
 @pytest.mark.parametrize(
     ("shares", "every"),
     [([0.5, 1.0], 8000), ([0.25, 0.375, 1.0], 2000), ([1.0], 16000), ([0.3, 1.0], 1600), ([0.2, 0.5], 1600)],
@@ -71,6 +78,7 @@ def test_snapshots_fall_on_every_share(description, shares, every):
         ({"arms": [{"name": "x"}]}, "an arm without a recipe"),
         ({"arms": [{"recipe": "static-uniform", "name": "a/b"}]}, "cannot name an arm"),
         ({"arms": [{"recipe": "static-uniform", "set": ["optim.lr=1"]}]}, "did you mean"),
+        ({"arms": [{"recipe": "static-uniform", "seeds": [7]}]}, "seed 7 is none of the study's"),
         ({"seeds": []}, "at least one seed"),
         ({"seeds": [0, 0]}, "each once"),
         ({"seeds": ["0"]}, "list of whole numbers"),

@@ -50,9 +50,10 @@ def study(
         plan = replace(plan, baseline=baseline)
     finished = True
     if report_only:
-        cells = [c for c in planned_cells(out) if c.arm in {a.name for a in plan.arms} and c.seed in plan.seeds]
+        wanted = {(arm.name, seed) for arm in plan.arms for seed in plan.seeds_of(arm)}
+        cells = [cell for cell in planned_cells(out) if (cell.arm, cell.seed) in wanted]
     else:
-        print(f"study {plan.name}: {len(plan.arms)} arms x {len(plan.seeds)} seeds", file=sys.stderr)
+        print(f"study {plan.name}: {len(plan.arms)} arms, {len(plan.seeds)} seeds", file=sys.stderr)
         prepared = prepare(plan, out)
         cells = prepared.cells
         worker = [sys.executable, "-m", "segue.cli.study"]

@@ -28,12 +28,14 @@ class Arm:
         recipe: a name of `segue recipes`.
         set: overrides "section.name=value", applied after the study's own.
         examples: length of its runs, where another than the study's: schedules then end there, too.
+        seeds: those of the study's seeds that it runs with; () = all.
     """
 
     name: str
     recipe: str
     set: tuple[str, ...] = ()
     examples: int = 0
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,10 @@ class Study:
     set: tuple[str, ...]
     evaluation: EvaluationSettings
     baseline: str
+
+    def seeds_of(self, arm: Arm) -> tuple[int, ...]:
+        """The seeds that an arm runs with."""
+        return arm.seeds or self.seeds
 
 
 @dataclass(frozen=True)
@@ -150,6 +156,8 @@ def study_from_json(data: object, where: str) -> Study:
         raise UserError(f"{where}: give at least one seed, each once")
     for arm in arms:
         run_config(study, arm, study.seeds[0])
+        if odd := set(arm.seeds) - set(study.seeds):
+            raise UserError(f"{where}: arm {arm.name}: seed {min(odd)} is none of the study's")
     return study
 
 
@@ -196,7 +204,7 @@ def cells_of(study: Study, data_fingerprint: str, judged: str) -> list[Cell]:
     """
     cells = []
     for seed in study.seeds:
-        for arm in study.arms:
+        for arm in [arm for arm in study.arms if seed in study.seeds_of(arm)]:
             config = to_json(run_config(study, arm, seed))
             about = {"config": config, "data": data_fingerprint, "judged": judged, **asdict(study.evaluation)}
             cells.append(Cell(arm.name, seed, fingerprint(about), config))
@@ -216,7 +224,7 @@ def _arms(given: object, where: str) -> tuple[Arm, ...]:
         if isinstance(entry, str):
             arms.append(Arm(entry, entry))
             continue
-        entry = _checked(entry, ["recipe", "name", "set", "examples"], f"{where}: arms")
+        entry = _checked(entry, ["recipe", "name", "set", "examples", "seeds"], f"{where}: arms")
         if "recipe" not in entry:
             raise UserError(f"{where}: an arm without a recipe")
         recipe = _typed(entry, "recipe", str, where)
@@ -225,7 +233,8 @@ def _arms(given: object, where: str) -> tuple[Arm, ...]:
         examples = _typed(entry, "examples", int, where) if "examples" in entry else 0
         if examples < 0:
             raise UserError(f"{where}: arm {name}: examples is {examples}; give a positive number")
-        arms.append(Arm(name, recipe, changes, examples))
+        seeds = tuple(_list(entry, "seeds", int, where)) if "seeds" in entry else ()
+        arms.append(Arm(name, recipe, changes, examples, seeds))
     names = [arm.name for arm in arms]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

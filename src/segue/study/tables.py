@@ -123,9 +123,10 @@ def results_of(study: Study, runs: Mapping[str, Mapping[int, CellCurves]]) -> di
 def tables_of(study: Study, results: Mapping) -> list[Table]:
     """The tables of a report, as text cells."""
     measures, arms = results["measures"], [arm.name for arm in study.arms]
+    planned = {arm.name: len(study.seeds_of(arm)) for arm in study.arms}
     shown = [m for m in MEASURES if measures.get(m)]
     losses = [m for m in measures if m.startswith(LOSS_AT)]
-    seeds = {arm: f"{len(results['seconds'].get(arm, {}))} of {len(study.seeds)}" for arm in arms}
+    seeds = {arm: f"{len(results['seconds'].get(arm, {}))} of {planned[arm]}" for arm in arms}
 
     def rows(names: Sequence[str], cell) -> list[tuple[str, list[str]]]:
         return [(arm, [seeds[arm], *(cell(measures[m].get(arm), m, arm) for m in names)]) for arm in arms]
@@ -194,7 +195,7 @@ def _line(found: Band, axis: str, scale: float) -> Line:
 
 def _status(study: Study, statuses: Mapping[tuple[str, int], tuple[str, str]]) -> dict:
     done = [key for key, (state, _) in statuses.items() if state == "done"]
-    wanted = [(arm.name, seed) for arm in study.arms for seed in study.seeds]
+    wanted = [(arm.name, seed) for arm in study.arms for seed in study.seeds_of(arm)]
     missing = [f"{arm} seed {seed}: {_why(*statuses.get((arm, seed), ('missing', '')))}"
                for arm, seed in wanted if (arm, seed) not in done]  # fmt: skip
     line = f"{len(done)} of {len(wanted)} runs done" + ("; PARTIAL" if missing else "")
