@@ -7,10 +7,7 @@ what is remembered of faults is in the checkpoint: a resumed run leaves out the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -19,7 +16,9 @@ from torch import Tensor, nn
 from segue.data.loader import LatentLoader
 from segue.stage.discrepancy import Discrepancy
 from segue.training.config import TrainConfig
-from segue.types import UserError, first_line
+from segue.training.log import RunLog
+from segue.training.progress import Meter
+from segue.types import UserError
 
 WINDOW = 64  # good steps that a spike is judged against
 FEWEST = 32  # of them, before anything is called a spike
@@ -97,25 +96,6 @@ def is_dead(teacher: tuple[Tensor, Tensor] | None) -> bool:
     return not bool(torch.isfinite(frames).all()) or (len(frames) > 1 and bool((frames == frames[0]).all()))
 
 
-@contextmanager
-def lost_ranks(run_dir: Path, world: int) -> Iterator[None]:
-    """Around work that ranks do together: the runtime's words for a rank that is gone become one line.
-
-    Raises:
-        UserError: another rank ended, or did not answer in time.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        words = str(error).lower()
-        if world > 1 and any(w in words for w in ("connection", "gloo", "nccl", "peer", "timed out", "process group")):
-            raise UserError(
-                f"{run_dir}: another rank is gone ({first_line(error)[:160]}); the newest checkpoint is whole; mend "
-                "that rank (its own last line says what it met), then start all of them again with --resume"
-            ) from error
-        raise
-
-
 class Guard:
     """Watches the steps of one run.
 
@@ -182,16 +162,20 @@ class Guard:
                 "teacher and the codec (probe.space=latent does without both); the last checkpoint is kept"
             )
 
-    def stop_if_hopeless(self, seen: int, wrong: str, learning_rate: float, run_dir: Path) -> None:
-        """
+    def skip(self, log: RunLog, meter: Meter, seen: int, wrong: str, learning_rate: float) -> None:
+        """Say that the step at `seen` examples was left out, and why.
+
         Raises:
             UserError: so many steps in a row were bad; with the diagnosis of the last.
         """
-        if self.state.in_a_row < self.config.patience:
+        skipped, in_a_row, run_dir = self.state.skipped, self.state.in_a_row, log.path.parent
+        log.write("fault", seen, skipped=skipped, in_a_row=in_a_row, reason=wrong)
+        meter.say(f"{seen:,} examples: step skipped ({skipped} so far): {wrong}")
+        if in_a_row < self.config.patience:
             return
         raise UserError(
-            f"{run_dir}: {self.state.in_a_row} bad steps in a row, the last at {seen:,} examples: {wrong}. The last "
-            f"good checkpoint is kept; mend: look at those clips, or set a lower optim.learning_rate (it is "
+            f"{run_dir}: {in_a_row} bad steps in a row, the last at {seen:,} examples: {wrong}. The last good "
+            f"checkpoint is kept; mend: look at those clips, or set a lower optim.learning_rate (it is "
             f"{learning_rate:g}) or train.precision fp32 in {run_dir}/config.json, then go on with --resume"
         )
 

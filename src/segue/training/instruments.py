@@ -18,6 +18,7 @@ from segue.tasks.base import Task
 from segue.training.config import RunConfig
 from segue.training.ears import Ears
 from segue.training.guidance import Guidance
+from segue.training.log import RunLog
 from segue.training.probe import Probe
 from segue.training.step import Example, run_model
 from segue.training.validation import validate
@@ -121,8 +122,12 @@ class Instruments:
         )
         return self.last
 
-    def line(self, decision: Decision) -> dict:
-        """What a "stage" line of the log says, beside examples_seen."""
+    def record(self, log: RunLog, due: Due, decision: Decision) -> None:
+        """Write what was observed and decided to the log, where something was observed."""
+        if due.probe or due.structure:
+            log.write("stage", self.last.examples_seen, **self._line(decision))
+
+    def _line(self, decision: Decision) -> dict:
         seen, reading, structure, check = self.last, decision.regime, decision.structure, decision.check
         probe = seen.discrepancy
         line = {

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from segue.data.cache import LatentCache
 from segue.data.loader import LatentLoader
@@ -29,17 +29,19 @@ from segue.training.build import build_model, make_accelerator, make_task, model
 from segue.training.checkpoint import RunState, list_checkpoints, load_newest, save_checkpoint
 from segue.training.config import RunConfig
 from segue.training.ears import make_ears
-from segue.training.faults import FaultState, Guard, lost_ranks
+from segue.training.faults import FaultState, Guard
 from segue.training.gains import measured_gains
 from segue.training.instruments import Instruments
 from segue.training.interrupt import Interrupt
 from segue.training.log import RunLog
 from segue.training.memory import peak_bytes
+from segue.training.moments import crossed, intervals
 from segue.training.optim import clip_gradients, learning_rate, make_optimizer, update_ema
 from segue.training.progress import Meter, Share
+from segue.training.ranks import lost_ranks, on_any_rank, sync_only
 from segue.training.step import draw_example, run_model
 from segue.training.terms import make_terms
-from segue.training.validation import make_validation_set, validate
+from segue.training.validation import make_validation_set, record_validation
 from segue.types import UserError
 
 
@@ -155,16 +157,14 @@ def train(
         while seen < total and not on_any_rank(accelerator, interrupt.requested):
             due = controller.due(state, seen)
             state, decision = controller.update(state, instruments.observe(due, state, seen))
-            if due.probe or due.structure:
-                log.write("stage", seen, **instruments.line(decision))
-                guard.hear(seen, instruments.last.discrepancy if due.probe else None)
+            instruments.record(log, due, decision)
+            guard.hear(seen, instruments.last.discrepancy)
             validation_due = crossed(seen, seen - batch_size, validate_every)
             if decision.headline != said or (validation_due and decision.next_probe is not None):
                 said = decision.headline
                 meter.say(f"{seen:,} examples: {decision.reason}")
             if validation_due:
-                validation = validate(averaged, validation_set)
-                log.write("validation", seen, loss_by_t=validation, loss=sum(validation.values()) / len(validation))
+                validation = record_validation(log, seen, averaged, validation_set)
 
             rate = learning_rate(optim, seen / total)
             for group in optimizer.param_groups:
@@ -209,9 +209,7 @@ def train(
                 update_ema(ema, plain, config.optim.ema_decay, steps)
                 recent.append(sums)
             else:
-                log.write("fault", seen, skipped=guard.state.skipped, in_a_row=guard.state.in_a_row, reason=wrong)
-                meter.say(f"{seen:,} examples: step skipped ({guard.state.skipped} so far): {wrong}")
-                guard.stop_if_hopeless(seen, wrong, optim.learning_rate, run_dir)
+                guard.skip(log, meter, seen, wrong, optim.learning_rate)
             optimizer.zero_grad(set_to_none=True)
             terms.zero_grad()
             seen += batch_size
@@ -235,37 +233,8 @@ def train(
         if finished:
             due = controller.due(state, seen)
             state, decision = controller.update(state, instruments.observe(due, state, seen))
-            if due.probe:
-                log.write("stage", seen, **instruments.line(decision))
-            validation = validate(averaged, validation_set)
-            log.write("validation", seen, loss_by_t=validation, loss=sum(validation.values()) / len(validation))
+            instruments.record(log, due, decision)
+            validation = record_validation(log, seen, averaged, validation_set)
             log.write("memory", seen, peak_bytes=peak_bytes(accelerator.device))
         checkpoint()
     return TrainResult(run_dir, seen, seconds_before + time.monotonic() - started, finished, validation)
-
-
-def on_any_rank(accelerator, flag: bool) -> bool:
-    """True everywhere when `flag` is true on one rank: ranks that leave at different steps would wait forever."""
-    if accelerator.num_processes == 1:
-        return flag
-    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum"))
-
-
-def sync_only(accelerator, model: nn.Module, last: bool):
-    """Exchange gradients between ranks only with the last piece of an accumulated batch."""
-    return torch.enable_grad() if last else accelerator.no_sync(model)
-
-
-def intervals(config: RunConfig) -> tuple[int, int, int]:
-    """Examples between log lines, validations and checkpoints, with the defaults filled in."""
-    train = config.train
-    return (
-        train.log_every or max(1, train.total_examples // 100),
-        train.validate_every or max(1, train.total_examples // 10),
-        train.checkpoint_every or max(1, train.total_examples // 4),
-    )
-
-
-def crossed(seen: int, before: int, every: int) -> bool:
-    """True when a multiple of `every` lies in (before, seen]."""
-    return seen // every > before // every

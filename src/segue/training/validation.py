@@ -10,6 +10,7 @@ from segue.models.dit import DiT
 from segue.process.noise import keyed_noise
 from segue.tasks.base import Task
 from segue.training.config import RunConfig
+from segue.training.log import RunLog
 from segue.training.step import Example, losses
 
 VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -30,3 +31,10 @@ def make_validation_set(
 def validate(model: DiT, examples: list[Example]) -> dict[str, float]:
     """Mean loss at each fixed time, measured in what the model predicts."""
     return {f"{t:g}": float(losses(model, e, model.predicts).mean()) for t, e in zip(VALIDATION_TIMES, examples)}
+
+
+def record_validation(log: RunLog, seen: int, model: DiT, examples: list[Example]) -> dict[str, float]:
+    """`validate`, and the result as a line of the log."""
+    found = validate(model, examples)
+    log.write("validation", seen, loss_by_t=found, loss=sum(found.values()) / len(found))
+    return found
