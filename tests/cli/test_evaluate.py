@@ -245,8 +245,12 @@ def test_mends_that_the_lines_name_work(segue, sets, broken, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--embedding", "panns"), "not built in"),
-        (("--layer", "3"), "penultimate"),
+        (("--embedding", "panns"), "needs its weights, panns:FILE.safetensors"),
+        (("--embedding", "panns:Cnn14.pth"), "no file Cnn14.pth"),
+        (("--embedding", "vggish:nowhere.safetensors", "--layer", "2"), "vggish has one embedding only"),
+        (("--embedding", "nowhere/here"), "--embedding nowhere/here: no such folder"),
+        (("--layer", "3"), "judge has one embedding only"),
+        (("--crop-seconds", "3"), "the judge hears the first 2.048 s"),
         (("--run", "nowhere"), "no run there"),
         (("--text-embedding", "nowhere/here"), "--text-embedding"),
     ],

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import re
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import soundfile
 import typer
 
-from segue.cli.evaluate_common import Draws, Findings, Out, Seed, ends, find_sounds, finish, header_of, read, some
+from segue.cli.evaluate_common import Draws, Findings, Out, Seed, ends, find_sounds, finish, read, some
+from segue.cli.evaluate_embeddings import embed, load_embedding, refuse_guides, tag_of
 from segue.data.manifest import Clip, load_manifest
-from segue.data.progress import track
-from segue.files import sha256_of
 from segue.metrics.accuracy import accuracy
 from segue.metrics.alignment import similarity_by_clip, text_audio_similarity
 from segue.metrics.card import Measure, bootstrap_words, make_measure
 from segue.metrics.divergence import DIRECTIONS, inception_score, kl_by_pair, paired_kl
-from segue.metrics.embeddings import Embedding, EncoderEmbedding, JudgeEmbedding, cached, guided, load_clap
+from segue.metrics.embeddings import Embedding, JudgeEmbedding, load_clap
 from segue.metrics.frechet import fad_infinity, frechet_measure
-from segue.metrics.judge import Judge
 from segue.metrics.kernel import SCALES, kernel_audio_distance
 from segue.metrics.manifold import manifold_measures, nearest
 from segue.report.evaluate import ClipPair
@@ -39,10 +34,16 @@ def generation(
                      "`segue generate` wrote it into its files."),
     ] = None,
     embedding: Annotated[
-        str, typer.Option(help="judge, compact, a trained teacher's folder, or a hub name (WavLM, CLAP, AST...).")
+        str,
+        typer.Option(help="judge, compact, a trained teacher's folder, a hub name (WavLM, CLAP, AST...), or weights of "
+                     "your own: panns:FILE, vggish:FILE, vggish-pca:FILE."),
     ] = "judge",
-    layer: Annotated[int | None, typer.Option(help="Hidden layer of it; default: its middle. Not for judge.")] = None,
-    crop_seconds: Annotated[float, typer.Option(help="How much of a clip it hears. Not for judge.")] = 10.0,
+    layer: Annotated[
+        int | None, typer.Option(help="Hidden layer of it; default: its middle. Not for judge, PANNs, VGGish.")
+    ] = None,
+    crop_seconds: Annotated[
+        float | None, typer.Option(help="How much of a clip it hears; default: 10. Not for judge.")
+    ] = None,
     text_embedding: Annotated[
         str | None, typer.Option(help="CLAP for --captions: a hub name (laion/clap-htsat-unfused) or local folder.")
     ] = None,
@@ -66,12 +67,12 @@ def generation(
     found = Findings()
     sounds = {"GEN": find_sounds(gen), "REF": find_sounds(ref)}
     pairs = _pairing(sounds["GEN"], sounds["REF"], unpaired)
-    ears = _load_embedding(embedding, layer, crop_seconds, trust_remote_code)
+    ears = load_embedding(embedding, layer, crop_seconds, trust_remote_code)
     voice = None if text_embedding is None else load_clap(text_embedding)
-    _refuse_guides(sounds["GEN"], run, [e for e in (ears, voice) if e is not None], force, found)
+    refuse_guides(sounds["GEN"], run, [e for e in (ears, voice) if e is not None], force, found)
     labels = _captions(captions, sounds["GEN"])
     _refuse_mute_captions(captions, labels, ears, voice)
-    heard = {name: _embed(files, ears, out / "embeddings", name) for name, files in sounds.items()}
+    heard = {name: embed(files, ears, out / "embeddings", name) for name, files in sounds.items()}
     x, y = (np.stack([h["embedding"] for h in heard[name].values()]) for name in ("GEN", "REF"))
     about = {"embedding": ears.card(), "seed": seed}
     found.attempt("Frechet distance", lambda: frechet_measure(x, y, draws=min(draws, 100), **about))
@@ -117,97 +118,6 @@ def _pairing(first: dict[str, Clip], second: dict[str, Clip], unpaired: bool) ->
     return both
 
 
-def _refuse_low_rate(path: Path, ears: Embedding) -> None:
-    """Upsampled, a file would hold nothing of what the embedding listens for above its own band.
-
-    Raises:
-        UserError: the file's rate is below the embedding's.
-    """
-    has_hz = header_of(path).sample_rate_hz
-    if has_hz < ears.sample_rate_hz:
-        raise UserError(
-            f"{path}: {has_hz:,} Hz, but {ears.name} hears at {ears.sample_rate_hz:,} Hz; "
-            "take an embedding of a lower rate"
-        )
-
-
-def _load_embedding(name: str, layer: int | None, crop_sec: float, trust_remote_code: bool) -> Embedding:
-    if name == "judge":
-        if layer is not None:
-            raise UserError("--layer: the judge's embedding is its penultimate layer; leave --layer away")
-        return JudgeEmbedding(Judge.load())
-    if name in ("panns", "vggish"):
-        raise UserError(
-            f"--embedding {name}: not built in: its weights come pickled and its front end cannot be checked here; "
-            "take judge, or a hub name such as MIT/ast-finetuned-audioset-10-10-0.4593"
-        )
-    from segue.ssl import load_teacher
-
-    return EncoderEmbedding(load_teacher(name, layer, trust_remote_code), crop_sec)
-
-
-def _embed(clips: dict[str, Clip], ears: Embedding, folder: Path, what: str) -> dict[str, dict[str, np.ndarray]]:
-    for clip in clips.values():  # all of them before the long work
-        _refuse_low_rate(clip.path, ears)
-    heard = {}
-    for name, clip in track(clips.items(), len(clips), f"{what} by {ears.name}", "clips"):
-        content = sha256_of([clip.path])
-        heard[name] = cached(folder, content, ears, lambda path=clip.path: read(path, ears.sample_rate_hz))
-    return heard
-
-
-def _refuse_guides(
-    clips: dict[str, Clip], run: Path | None, listeners: list[Embedding], force: bool, found: Findings
-) -> None:
-    """An embedding that guided a run may not judge it.
-
-    The run is --run, or what `segue generate` wrote into the files ("RUN seed N"). A cache's teacher counts as a guide
-    whether the recipe used it or not.
-
-    Raises:
-        UserError: it did, and is not forced; or --run is none.
-    """
-    runs = [run] if run is not None else _named_runs(clips)
-    if not runs:
-        found.warnings.append("not checked whether the embedding guided the generator: no run named (--run)")
-    for folder in runs:
-        teacher = _teacher_of(folder, run is not None, found)
-        for ears in listeners:
-            if not guided(ears, teacher):
-                continue
-            line = f"{ears.name} is the teacher of {folder}: an embedding that guided a run may not judge it"
-            if not force:
-                raise UserError(f"{line}; take another --embedding, or --force")
-            found.warnings.append(f"FORCED: {line}; these figures flatter it")
-
-
-def _teacher_of(run: Path, asked: bool, found: Findings) -> dict | None:
-    try:
-        cache = Path(json.loads((run / "config.json").read_text(encoding="utf-8"))["cache"])
-        return json.loads((cache / "meta.json").read_text(encoding="utf-8")).get("teacher")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if asked:
-            raise UserError(
-                f"--run {run}: no run there, or its cache is gone: its teacher cannot be checked; leave --run away, "
-                "and the table will say so"
-            ) from error
-        found.warnings.append(f"not checked whether the embedding guided {run}: the run or its cache is gone")
-        return None
-
-
-def _named_runs(clips: dict[str, Clip]) -> list[Path]:
-    named = (re.fullmatch(r"(.+) seed \d+", _tag(clip.path, "comment")) for clip in clips.values())
-    return sorted({Path(match.group(1)) for match in named if match})
-
-
-def _tag(path: Path, tag: str) -> str:
-    try:
-        with soundfile.SoundFile(path) as file:
-            return getattr(file, tag) or ""
-    except soundfile.LibsndfileError:
-        return ""  # reading the sound complains, with the reason
-
-
 def _captions(source: str | None, clips: dict[str, Clip]) -> dict[str, Clip]:
     """id -> a clip that carries the caption and what else is known of it.
 
@@ -217,7 +127,9 @@ def _captions(source: str | None, clips: dict[str, Clip]) -> dict[str, Clip]:
     if source is None:
         return {}
     if source == "title":
-        found = {i: Clip(i, c.path, (_tag(c.path, "title"),), "") for i, c in clips.items() if _tag(c.path, "title")}
+        found = {
+            i: Clip(i, c.path, (tag_of(c.path, "title"),), "") for i, c in clips.items() if tag_of(c.path, "title")
+        }
     else:
         found = {clip.id: clip for clip in load_manifest(Path(source))}
     lacking = [i for i in clips if i not in found]
@@ -305,7 +217,7 @@ def _accuracy(kind: str, got: list[int], asked: list[int], classes: int, draws: 
 def _aligned(
     found: Findings, voice, clips: dict[str, Clip], labels: dict[str, Clip], folder: Path, draws: int, seed: int
 ) -> None:
-    sounds = np.stack([h["embedding"] for h in _embed(clips, voice, folder, "GEN").values()])
+    sounds = np.stack([h["embedding"] for h in embed(clips, voice, folder, "GEN").values()])
     texts = np.stack([voice.embed_text(labels[i].captions[0]) for i in clips])
     for name, value in zip(clips, similarity_by_clip(sounds, texts)):
         found.by_file[name] |= {"caption": labels[name].captions[0], "text_similarity": float(value)}

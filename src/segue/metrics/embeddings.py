@@ -61,6 +61,16 @@ class Embedding(ABC):
         """[T] at sample_rate_hz -> arrays by name, "embedding" [E] among them."""
 
 
+def check_crop(crop_sec: float) -> float:
+    """
+    Raises:
+        UserError: it is not positive.
+    """
+    if not crop_sec > 0.0:
+        raise UserError(f"--crop-seconds: a crop must be longer than 0 s; got {crop_sec}")
+    return float(crop_sec)
+
+
 class JudgeEmbedding(Embedding):
     """The judge's penultimate layer, and its class probabilities ("family", "instrument", "pitch")."""
 
@@ -98,9 +108,7 @@ class EncoderEmbedding(Embedding):
         """Raises:
         UserError: crop_sec is not positive.
         """
-        if not crop_sec > 0.0:
-            raise UserError(f"a crop must be longer than 0 s; got {crop_sec}")
-        self.encoder, self.crop_sec = encoder, float(crop_sec)
+        self.encoder, self.crop_sec = encoder, check_crop(crop_sec)
         self.name, self.sample_rate_hz, self.dim = encoder.name, encoder.sample_rate_hz, encoder.dim
 
     def card(self) -> dict:
