@@ -77,6 +77,8 @@ def test_order_of_files_changes_nothing_where_ids_do_not_pair(segue, sets, tmp_p
         assert ran.code == 0, ran.err
         values.append({n: (m["value"], m["interval"]) for n, m in results(out)[1].items()})
     assert values[0].keys() == values[1].keys()
+    contents = [results(tmp_path / f"out-{name}")[0]["sets"]["GEN"]["content"] for name in ("est", "turned")]
+    assert contents[0] == contents[1]
     for name, (value, interval) in values[0].items():
         assert values[1][name] == (pytest.approx(value, rel=1e-9), pytest.approx(interval, rel=1e-9)), name
 
@@ -172,6 +174,13 @@ def test_super_resolution_of_a_known_gain(segue, sets, tmp_path):
     assert rows["band replication"]["LSD nuwave2 high"] < 0.7 * rows["sinc"]["LSD nuwave2 high"]
     assert rows["codec round trip"]["LSD nuwave2 full"] < 1e-3
     assert any("protocol nuwave2, cutoff 4000 Hz" in note for note in found["notes"])
+    assert "input: protocol nuwave2" in found["rows"]["sinc"][0]["card"]["row"]
+    for m in (*measures.values(), *(m for row in found["rows"].values() for m in row)):
+        card = m["card"]
+        assert card["sample_rate_hz"] == RATE_HZ and "own rate" in card["preprocessing"] and "draws" in card["interval"]
+        assert card["versions"]["torch"] and (m["name"].startswith("LSD") == ("floor_is" in card)), m["name"]
+    assert found["sets"]["EST"]["clips"] == 8 and found["sets"]["EST"]["content"] != found["sets"]["REF"]["content"]
+    assert found["origin"].keys() == {"command", "commit", "machine"}
     assert all((tmp_path / name).stat().st_size for name in FILES)
 
 
@@ -219,7 +228,7 @@ def broken(sets, tmp_path):
     ("verb", "name", "words"),
     [
         ("files", "silent", "note_03.wav: silent"),
-        ("files", "missing", "7 and 8 sounds do not pair by id: note_03 only in the second"),
+        ("files", "missing", "A has 7 sounds, B 8, and they do not pair by id: note_03 only in B"),
         ("super-resolution", "other-rate", "a pair of 8,000 and 16,000 Hz"),
         ("super-resolution", "other-length", "5,900 samples, its pair 6,000"),
         ("files", "one", "one clip only"),

@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from segue.cli.evaluate_common import Draws, Findings, Out, Seed, ends, find_sounds, finish, read, some
+from segue.cli.evaluate_common import Draws, Findings, Out, Seed, described, ends, find_sounds, finish, read, some
 from segue.cli.evaluate_embeddings import embed, load_embedding, refuse_guides, tag_of
 from segue.data.manifest import Clip, load_manifest
 from segue.metrics.accuracy import accuracy
@@ -64,11 +64,11 @@ def generation(
 
     With the judge also inception score and, where ids pair, KL both ways; with captions, how well they are met.
     """
-    found = Findings()
     sounds = {"GEN": find_sounds(gen), "REF": find_sounds(ref)}
     pairs = _pairing(sounds["GEN"], sounds["REF"], unpaired)
     ears = load_embedding(embedding, layer, crop_seconds, trust_remote_code)
     voice = None if text_embedding is None else load_clap(text_embedding)
+    found = Findings({name: described(source, sounds[name]) for name, source in (("GEN", gen), ("REF", ref))})
     refuse_guides(sounds["GEN"], run, [e for e in (ears, voice) if e is not None], force, found)
     labels = _captions(captions, sounds["GEN"])
     _refuse_mute_captions(captions, labels, ears, voice)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from rich.table import Table
 from segue.cli.origin import command, commit, machine
 from segue.data.audio import SUFFIXES, BadAudio, Header, read_header, read_wave
 from segue.data.manifest import Clip, load_manifest
-from segue.files import write_bytes, write_text
+from segue.files import sha256_of, write_bytes, write_text
 from segue.metrics.card import Measure
 from segue.report.evaluate import ClipPair, worst_and_best_png
 from segue.types import UserError
@@ -28,13 +29,19 @@ _SHOWN = 3  # clips at either end of the picture
 Out = Annotated[Path, typer.Option(help="Folder for evaluation.json, files.csv, worst-and-best.png and the cache.")]
 Seed = Annotated[int, typer.Option(help="Of the bootstrap and of FAD-infinity's subsets.")]
 Draws = Annotated[int, typer.Option(help="Bootstrap draws; Frechet takes at most 100, FAD-infinity 50.", min=20)]
+Visqol = Annotated[bool, typer.Option("--visqol", help="ViSQOL's MOS, too (needs visqol-python; slow).")]
 Trim = Annotated[bool, typer.Option("--trim", help="Cut pairs of different lengths to the shorter one.")]
 
 
 @dataclass
 class Findings:
-    """What a command has found so far."""
+    """What a command has found so far.
 
+    Attributes:
+        sets: what it measures, by name: source, number of clips, hash of their contents.
+    """
+
+    sets: dict[str, dict] = field(default_factory=dict)
     measures: list[Measure] = field(default_factory=list)
     rows: dict[str, list[Measure]] = field(default_factory=dict)  # what the measures are to be read beside
     not_computed: dict[str, str] = field(default_factory=dict)
@@ -78,6 +85,16 @@ def find_sounds(source: Path) -> dict[str, Clip]:
     return found
 
 
+def described(source: Path, clips: dict[str, Clip]) -> dict:
+    """A set for the JSON: where it is, how many clips, and a hash of their contents that knows no names or order."""
+    contents = "".join(sorted(sha256_of([clip.path]) for clip in clips.values()))
+    return {
+        "source": str(source),
+        "clips": len(clips),
+        "content": hashlib.sha256(contents.encode()).hexdigest()[:16],
+    }
+
+
 def some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
@@ -105,6 +122,7 @@ def ends(ranked: list[str]) -> list[tuple[str, str]]:
 def finish(found: Findings, out: Path, rows: list[ClipPair], counts: dict) -> None:
     results = {
         "counts": counts,
+        "sets": found.sets,
         "measures": [m.to_json() for m in found.measures],
         "rows": {name: [m.to_json() for m in measures] for name, measures in found.rows.items()},
         "not_computed": found.not_computed,

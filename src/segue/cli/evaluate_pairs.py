@@ -11,9 +11,22 @@ import numpy as np
 import torch
 import typer
 
-from segue.cli.evaluate_common import Draws, Findings, Out, Seed, Trim, ends, find_sounds, finish, header_of, read, some
+from segue.cli.evaluate_common import (
+    Draws,
+    Findings,
+    Out,
+    Seed,
+    Trim,
+    Visqol,
+    described,
+    ends,
+    find_sounds,
+    finish,
+    header_of,
+    read,
+    some,
+)
 from segue.cli.evaluate_rows import Pairs, lows_by_protocol, lows_of, rows_beside
-from segue.data.manifest import Clip
 from segue.data.progress import track
 from segue.metrics.card import mean_over_clips
 from segue.metrics.spectral import (
@@ -44,7 +57,7 @@ def super_resolution(
     ] = None,
     protocol: Annotated[str, typer.Option(help="nuwave2, nuwave2-poly or fft: how REF loses its top.")] = "nuwave2",
     codec: Annotated[str, typer.Option(help="For the row of its round trip: a codec's name or folder.")] = "spectral",
-    visqol: Annotated[bool, typer.Option("--visqol", help="ViSQOL's MOS, too (needs visqol-python; slow).")] = False,
+    visqol: Visqol = False,
     trim: Trim = False,
     draws: Draws = 1000,
     seed: Seed = 0,
@@ -54,25 +67,30 @@ def super_resolution(
 
     With --cutoff-hz beside each: the unprocessed input, sinc, band replication, and the reference through a codec.
     """
-    found = Findings()
-    pairs = _read_pairs(find_sounds(est), find_sounds(ref), trim)
+    if cutoff_hz is None and low is not None:
+        raise UserError("--input needs --cutoff-hz: where its band ends")
+    found, pairs = _read_pairs({"EST": est, "REF": ref}, trim)
     if cutoff_hz is not None and not 0.0 < cutoff_hz < pairs.rate_hz / 2:
         raise UserError(
             f"--cutoff-hz {cutoff_hz:g}: give one between 0 and {pairs.rate_hz / 2:g}, half the files' rate"
         )
-    if cutoff_hz is None and low is not None:
-        raise UserError("--input needs --cutoff-hz: where its band ends")
     bands = ("full",) if cutoff_hz is None else ("full", "low", "high")
     measures = _lsd_measures(LSD_PRESETS, bands, cutoff_hz, (False, True)) + _signal_measures(visqol)
-    _measure_pairs(found, pairs, measures, draws, seed)
+    about = {"preprocessing": _preprocessing(trim)}
+    _measure_pairs(found, pairs, measures, draws, seed, about)
     if cutoff_hz is None:
         found.warnings.append("no --cutoff-hz: no low and high band, and no rows beside")
     else:
-        lows = lows_by_protocol(pairs, cutoff_hz, protocol) if low is None else lows_of(pairs, find_sounds(low))
-        made_by = f"protocol {protocol}" if low is None else f"as in {low}"
+        if low is None:
+            lows, made_by = lows_by_protocol(pairs, cutoff_hz, protocol), f"protocol {protocol}"
+        else:
+            inputs = find_sounds(low)
+            lows, made_by = lows_of(pairs, inputs), f"as in {low}"
+            found.sets["input"] = described(low, inputs)
         for name, (waves, words) in rows_beside(pairs, lows, cutoff_hz, codec).items():
             beside = Findings()
-            _measure_pairs(beside, Pairs(pairs.rate_hz, waves), measures, draws, seed)
+            row = {"row": f"{words}; input: {made_by}"}
+            _measure_pairs(beside, Pairs(pairs.rate_hz, waves), measures, draws, seed, about | row)
             found.rows[name] = beside.measures
             found.warnings.append(f"{name}: {words}")
         found.warnings.append(f"input of the rows beside: {made_by}, cutoff {cutoff_hz:g} Hz")
@@ -82,17 +100,16 @@ def super_resolution(
 def files(
     a: Annotated[Path, typer.Argument(metavar="A", help="Folder or manifest of sounds.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="The sounds that they are measured against, of the same ids.")],
-    visqol: Annotated[bool, typer.Option("--visqol", help="ViSQOL's MOS, too (needs visqol-python; slow).")] = False,
+    visqol: Visqol = False,
     trim: Trim = False,
     draws: Draws = 1000,
     seed: Seed = 0,
     out: Out = Path("evaluation"),
 ) -> None:
     """Pairs by id, for codecs and the like: LSD, log-mel L1, multi-resolution STFT, SI-SDR and SNR of A against B."""
-    found = Findings()
-    pairs = _read_pairs(find_sounds(a), find_sounds(b), trim)
+    found, pairs = _read_pairs({"A": a, "B": b}, trim)
     measures = _lsd_measures(("nuwave2",), ("full",), None, (False,)) + _signal_measures(visqol)
-    _measure_pairs(found, pairs, measures, draws, seed)
+    _measure_pairs(found, pairs, measures, draws, seed, {"preprocessing": _preprocessing(trim)})
     _finish_pairs(found, pairs, out, "LSD nuwave2 full", ("A", "B"))
 
 
@@ -142,16 +159,23 @@ def _signal_measures(visqol: bool) -> list[_PairMeasure]:
     return measures
 
 
-def _read_pairs(first: dict[str, Clip], second: dict[str, Clip], trim: bool) -> Pairs:
-    """Read pairs by id.
+def _preprocessing(trim: bool) -> str:
+    return "mean of channels, at the files' own rate" + (", cut to the shorter of a pair" if trim else "")
+
+
+def _read_pairs(sources: dict[str, Path], trim: bool) -> tuple[Findings, Pairs]:
+    """Read pairs by id, from two sets that the command line calls so.
 
     Raises:
         UserError: an id is in one set only, rates or lengths differ, or a file is unusable or silent.
     """
-    lacking = [f"{i} only in the {'first' if i in first else 'second'}" for i in sorted(set(first) ^ set(second))]
+    sets = {name: find_sounds(source) for name, source in sources.items()}
+    (a_name, first), (b_name, second) = sets.items()
+    lacking = [f"{i} only in {a_name if i in first else b_name}" for i in sorted(set(first) ^ set(second))]
     if lacking:
         raise UserError(
-            f"{len(first)} and {len(second)} sounds do not pair by id: {some(lacking)}; give both sets the same names"
+            f"{a_name} has {len(first)} sounds, {b_name} {len(second)}, and they do not pair by id: {some(lacking)}; "
+            "give both sets the same file names"
         )
     headers = {i: (header_of(first[i].path), header_of(second[i].path)) for i in first}
     rate_hz = headers[next(iter(headers))][1].sample_rate_hz
@@ -172,10 +196,13 @@ def _read_pairs(first: dict[str, Clip], second: dict[str, Clip], trim: bool) -> 
     for i, (a, b) in track(headers.items(), len(headers), "reading", "pairs"):
         samples = min(a.frames, b.frames)
         waves[i] = tuple(read(side[i].path, rate_hz)[:samples] for side in (first, second))
-    return Pairs(rate_hz, waves)
+    return Findings({name: described(sources[name], clips) for name, clips in sets.items()}), Pairs(rate_hz, waves)
 
 
-def _measure_pairs(found: Findings, pairs: Pairs, measures: list[_PairMeasure], draws: int, seed: int) -> None:
+def _measure_pairs(
+    found: Findings, pairs: Pairs, measures: list[_PairMeasure], draws: int, seed: int, about: dict
+) -> None:
+    """Every measure of every pair; `about` goes into each card."""
     numbers: dict[str, list[float]] = {m.name: [] for m in measures}
     for name, waves in track(pairs.waves.items(), len(pairs.waves), "measuring", "pairs"):
         estimate, reference = (torch.from_numpy(np.ascontiguousarray(w))[None] for w in waves)
@@ -188,10 +215,12 @@ def _measure_pairs(found: Findings, pairs: Pairs, measures: list[_PairMeasure], 
             numbers[m.name].append(value)
             row[m.name] = value if np.isfinite(value) else ""
     for m in measures:
-        about = {"parameters": m.about(pairs.rate_hz), "draws": draws, "seed": seed}
+        parameters = {"sample_rate_hz": pairs.rate_hz, **m.about(pairs.rate_hz), **about}
         found.attempt(
             m.name,
-            lambda m=m, about=about: mean_over_clips(m.name, numbers[m.name], better=m.better, unit=m.unit, **about),
+            lambda m=m, parameters=parameters: mean_over_clips(
+                m.name, numbers[m.name], better=m.better, unit=m.unit, parameters=parameters, draws=draws, seed=seed
+            ),
         )
 
 

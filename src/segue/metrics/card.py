@@ -107,7 +107,7 @@ def bootstrap_words(draws: int, level: float, seed: int, how: str = "percentile 
 def versions() -> dict[str, str]:
     """Of this package and of what computes its figures."""
     found = {"segue": __version__, "python": platform.python_version()}
-    for package in ("numpy", "torch", "soxr", "soundfile", "transformers"):
+    for package in ("numpy", "torch", "soxr", "soundfile", "transformers", "visqol-python"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
