@@ -26,8 +26,8 @@ from segue.data.loader import LatentLoader
 from segue.recipes import load_recipe
 from segue.stage.block_structure import measure_structure, structure_step
 from segue.stage.controller import Observation, StageController
-from segue.tasks import generation
-from segue.training.build import build_model, make_accelerator, peak_learning_rate
+from segue.stage.discrepancy import probes_in
+from segue.training.build import build_model, make_accelerator, make_task, peak_learning_rate
 from segue.training.config import RunConfig, override
 from segue.training.ears import make_ears
 from segue.training.loop import train
@@ -48,6 +48,7 @@ class Stepper:
         self.terms = make_terms(config, cache, self.model.config, self.optim, accelerator, None)
         controller = StageController(config.policy)
         _, self.decision = controller.update(controller.init(config.train.total_examples), Observation(0))
+        self.task = make_task(config, cache)
         self.loader = LatentLoader(cache, "train", config.train.batch_size, 0)
         self.loader.with_teacher = self.terms.follows(self.decision)
         self.position = 0
@@ -57,7 +58,7 @@ class Stepper:
         started = time.perf_counter()
         for _ in range(count):
             batch = self.loader.next_batch()
-            prepared = generation.prepare(
+            prepared = self.task.prepare(
                 batch.latents, batch.mask, batch.tokens, batch.tokens_mask, self.cache.statistics
             )
             law = self.decision.timesteps
@@ -103,7 +104,7 @@ def parts(cache: LatentCache, examples: int, rounds: int, steps: int) -> dict:
 
     model, policy = arms["guided"].model, stage.policy
     ears = make_ears(policy, cache, cache.statistics, accelerator.device)
-    probe = Probe(policy.probe, cache, cache.statistics, ears, accelerator.device)
+    probe = Probe(policy.probe, arms["guided"].task, cache, cache.statistics, ears, accelerator.device)
     probe_sec = median_sec(lambda: probe.measure(model, accelerator, nullcontext()), rounds)
     state = StageController(policy).init(examples).structure
     check_sec = median_sec(lambda: measure_structure(policy.structure, state, model.blocks), rounds)
@@ -113,7 +114,7 @@ def parts(cache: LatentCache, examples: int, rounds: int, steps: int) -> dict:
 
     batch = stage.train.batch_size
     whole_sec = examples / batch * step["static"]
-    probes = 2 + int(math.log(1 / policy.probe.first) / math.log(policy.probe.spacing))
+    probes = probes_in(policy.probe, examples, batch)
     checks = 1 + int(math.log(1 / policy.structure.first_check) / math.log(policy.structure.spacing))
     shares = {
         "guidance, while on": statistics.median(ratios) - 1,

@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from segue.stage.discrepancy import ProbeConfig, discrepancy_of, probe_sums, target_statistics
+from segue.stage.discrepancy import (
+    ProbeConfig,
+    discrepancy_of,
+    next_probe,
+    probe_sums,
+    probes_in,
+    target_statistics,
+)
 from segue.stage.ssl_guidance import standardise
 from segue.types import UserError
 
@@ -69,10 +76,21 @@ def test_a_broken_model_reads_as_not_finite(targets):
     assert not torch.isfinite(torch.tensor(reading(values[None] * float("nan"), values, mask).value))
 
 
+def test_probes_stand_evenly_at_first_and_at_constant_ratios_later():
+    config, total = ProbeConfig(spacing=1.1, closest=0.01), 100_000
+    places = [0]
+    while places[-1] < total:
+        places.append(next_probe(config, places[-1], total))
+    assert places[:4] == [0, 2000, 3000, 4000] and places[-1] == total
+    late = [b / a for a, b in zip(places, places[1:]) if a >= 10_000][:-1]
+    assert all(ratio == pytest.approx(1.1, abs=1e-3) for ratio in late) and len(late) > 20
+    assert probes_in(config, total) == len(places) and next_probe(config, total, total) > total
+
+
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [({"clips": 7}, "probe.clips"), ({"times": (0.5, 1.0)}, "probe.times"), ({"times": ()}, "probe.times"),
-     ({"spacing": 1.0}, "probe.spacing"), ({"space": "mel"}, "probe.space"), ({"run": "yes"}, "probe.run"),
+     ({"spacing": 1.0}, "probe.spacing"), ({"closest": 1.0}, "probe.closest"), ({"space": "mel"}, "probe.space"), ({"run": "yes"}, "probe.run"),
      ({"first": 0.0}, "probe.first")],
 )  # fmt: skip
 def test_a_probe_that_cannot_measure_is_refused(wrong, named):

@@ -14,7 +14,6 @@ law of times follows the share of the run. With a static policy it never changes
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field, replace
 
 from segue.process.timesteps import TimestepLaw
@@ -28,7 +27,7 @@ from segue.stage.block_structure import (
     structure_strength,
     update_structure,
 )
-from segue.stage.discrepancy import Discrepancy
+from segue.stage.discrepancy import Discrepancy, next_probe
 from segue.stage.learned_timesteps import LearnedState, update_learned
 from segue.stage.policy import PROBED, Policy
 from segue.stage.regime import RegimeReading, RegimeState, remaining_by_time, stage_name, start_regime, update_regime
@@ -232,11 +231,7 @@ class StageController:
             warmup_end=observation.warmup_end,
             held=observation.decaying,
         )
-        # The first probe after the one at 0 stands at a share of the run; then they keep their distance in ln n, and
-        # the last stands at the end.
-        first = math.ceil(self.policy.probe.first * state.total_examples)
-        following = max(first, seen + 1, math.ceil(seen * self.policy.probe.spacing))
-        following = min(following, state.total_examples) if seen < state.total_examples else following
+        following = next_probe(self.policy.probe, seen, state.total_examples)
         return replace(state, regime=regime, reading=reading, next_probe=following)
 
     def _decide(self, state: ControllerState, check: StructureReading | None) -> Decision:

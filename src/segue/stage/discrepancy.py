@@ -11,6 +11,7 @@ Everything here is arithmetic on features. Who makes them is the loop's business
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,7 @@ class ProbeConfig:
         times: t_k. Low noise saturates first: any denoiser keeps what it is given (docs/method.md).
         spacing: probes stand at examples n, spacing * n, spacing^2 * n ...; the slope is read against ln n.
         first: the first probe after the one at n = 0, as a share of the run.
+        closest: least distance of two probes, as a share of the run: before r can move, few of them are enough.
         space: what the encoder hears. "waveform": decoded predictions, through the teacher itself. "latent": a
             regression from latents to the teacher's cached features, fitted before the first step: blunter, and much
             cheaper where the model is as small as its codec.
@@ -44,6 +46,7 @@ class ProbeConfig:
     times: tuple[float, ...] = (0.5, 0.7, 0.85, 0.95)
     spacing: float = 1.06
     first: float = 0.02
+    closest: float = 0.01
     space: str = "waveform"
     weights: str = "averaged"
 
@@ -61,6 +64,8 @@ class ProbeConfig:
             raise UserError(f"probe.spacing is {self.spacing}; give a factor above 1, such as 1.06")
         if not 0 < self.first < 1:
             raise UserError(f"probe.first is {self.first}; give a share of the run between 0 and 1")
+        if not 0 <= self.closest < 1:
+            raise UserError(f"probe.closest is {self.closest}; give a share of the run from 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,25 @@ class Discrepancy:
 
     value: float
     by_time: tuple[tuple[float, float], ...]
+
+
+def next_probe(config: ProbeConfig, examples_seen: int, total_examples: int) -> int:
+    """Where the probe after one at `examples_seen` stands; beyond the run's end after the one at its end."""
+    seen, total = examples_seen, total_examples
+    if seen >= total:
+        return seen + 1
+    apart = max(seen * config.spacing, seen + config.closest * total, seen + 1, config.first * total)
+    return min(math.ceil(apart), total)
+
+
+def probes_in(config: ProbeConfig, total_examples: int, batch_size: int = 1) -> int:
+    """How many probes a run takes, those at its start and end included; they fall on whole batches."""
+    count, seen = 1, 0
+    while seen < total_examples:
+        seen = next_probe(config, seen, total_examples)
+        seen = min(-(-seen // batch_size) * batch_size, max(seen, total_examples))
+        count += 1
+    return count
 
 
 def target_statistics(targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,6 +119,7 @@ def probe_sums(predicted: Tensor, rows: list[int], targets: Tensor, mask: Tensor
     Returns:
         [K, 3]: distance to the own clip, distance to other clips, clips counted.
     """
+    predicted, targets = _unit(predicted), _unit(targets)
     own = _distance(predicted, targets[rows], mask[rows])
     others = torch.zeros_like(own)
     clips = len(targets)
@@ -111,9 +136,15 @@ def discrepancy_of(sums: Tensor, times: tuple[float, ...]) -> Discrepancy:
     return Discrepancy(sum(ratios) / len(ratios), tuple(zip(times, ratios)))
 
 
+def _unit(x: Tensor) -> Tensor:
+    """Features [..., F] of length 1, at least float32."""
+    return torch.nn.functional.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
+
+
 def _distance(predicted: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """1 - mean cosine over real frames: [K, R, S, F] against [R, S, F] -> [K, R] float64."""
-    cosine = torch.cosine_similarity(predicted.double(), targets.double()[None], dim=-1)
+    """1 - mean cosine over real frames: unit features [K, R, S, F] against [R, S, F] -> [K, R] float64."""
+    # Single cosines in float32: in float64 they took a third of a probe. Sums are in float64.
+    cosine = torch.linalg.vecdot(predicted, targets[None]).double()
     weight = mask.double()[None]
     # Two short clips may share no frame; such a pair says nothing and counts as unrelated.
     return 1 - (cosine * weight).sum(-1) / weight.sum(-1).clamp_min(1.0)

@@ -23,7 +23,7 @@ from segue.types import UserError
 
 Ears = Callable[[Tensor], Tensor]
 
-FIT_CLIPS, CONTEXT_FRAMES, HIDDEN = 512, 7, 1024
+FIT_CLIPS, CONTEXT_FRAMES, HIDDEN = 512, 7, 512
 RIDGE = 1e-2  # of the mean square of a hidden unit
 
 

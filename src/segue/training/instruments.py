@@ -14,6 +14,7 @@ from segue.data.cache import LatentCache
 from segue.process.noise import keyed_noise
 from segue.stage.block_structure import measure_structure
 from segue.stage.controller import ControllerState, Decision, Due, Observation
+from segue.stage.discrepancy import probes_in
 from segue.tasks.base import Task
 from segue.training.config import RunConfig
 from segue.training.ears import Ears
@@ -159,7 +160,7 @@ class Instruments:
             return None
         self.probe.measure(self._probed, self._accelerator, self._autocast)
         probe = self.policy.probe
-        count = 2 + int(math.log(1 / probe.first) / math.log(probe.spacing))
+        count = probes_in(probe, total_examples, self.config.train.batch_size)
         return (
             f"probe: {self.probe.clips} clips at t = {', '.join(f'{t:g}' for t in probe.times)}, as {probe.space}; "
             f"{self.probe.seconds:.2f} s each, {count} times in {total_examples:,} examples: "
