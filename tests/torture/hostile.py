@@ -1,9 +1,9 @@
 """Sound files that lie, and what the commands make of them: `python tests/torture/hostile.py [FILES]`.
 
-Every command runs as a process of its own, under a time limit, over a clean corpus and over one in which most files are
-broken: empty, cut, not sound at all, claiming gigabytes, or with bytes of their head and body changed by a seeded
-generator. Nothing may end by a signal or a traceback, or hang; every file that must be bad has to be named. A process that reaches
-for the network, even for a name's address, ends at once with code 77, which counts as a crash.
+Every command runs under a time limit, over a clean corpus and over one in which most files are broken: empty, cut, not
+sound at all, claiming gigabytes, or with bytes of their head and body changed by a seeded generator. Nothing may end by
+a signal or a traceback, or hang; every file that must be bad has to be named, and nothing may be left half-written. A
+process that reaches for the network, even for a name's address, ends at once with code 77, which counts as a crash.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ import soundfile
 RATE_HZ = 8000
 FORMATS = ("wav", "flac", "ogg", "mp3")
 HUGE = 2 << 30
-# The child tells its own peak: what wait4 tells includes the parent's, which it was forked from.
+# The child tells its own peaks: what wait4 tells includes the parent's, which it was forked from. Between commands the
+# system forgets the peak so far (clear_refs 5).
 CHILD = """
-import atexit, pathlib, sys
+import json, os, pathlib, socket, sys, traceback
+place, standin = pathlib.Path(sys.argv[1]), sys.argv[2]
+status, refs = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
 def peak():
-    status = pathlib.Path("/proc/self/status")
     text = status.read_text() if status.exists() else "VmHWM: 0"
-    pathlib.Path(sys.argv[1]).write_text(text.split("VmHWM:")[1].split()[0])
-atexit.register(peak)
-import os, socket
+    return int(text.split("VmHWM:")[1].split()[0])
 def refuse(real):
     def guarded(self, address, *rest):
         if self.family == socket.AF_UNIX:
@@ -50,9 +50,31 @@ def resolve(host, *rest, **more):
 for name in ("connect", "connect_ex", "sendto"):
     setattr(socket.socket, name, refuse(getattr(socket.socket, name)))
 socket.getaddrinfo = socket.gethostbyname = resolve
-from segue.cli.main import main
-main(sys.argv[2:])
+from segue.cli import main, upsample
+if standin:
+    sys.path.insert(0, standin)
+    from standin import StandIn
+    upsample.load_resolver = lambda *_: StandIn()
+for index, words in json.loads((place / "todo.json").read_text()):
+    for number, name in ((1, "out"), (2, "err")):
+        handle = os.open(place / f"{index}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(handle, number)
+        os.close(handle)
+    if refs.exists():
+        refs.write_text("5")
+    code = 0
+    try:
+        main.main(words)
+    except SystemExit as ended:
+        code = ended.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    (place / f"{index}.json").write_text(json.dumps([code, peak()]))
 """
+STANDIN = Path(__file__).parents[1] / "upsampling"  # band replication in place of a trained model
 
 
 @dataclass(frozen=True)
@@ -66,27 +88,46 @@ class Ended:
 
     @property
     def crashed(self) -> bool:
-        """Whether it ended by a signal, or with a traceback."""
-        return self.code is not None and (self.code not in (0, 2) or "Traceback" in self.err)
+        """Whether it ended by a signal, at the network's door, or with a traceback."""
+        return self.code is not None and (self.code < 0 or self.code == 77 or "Traceback" in self.err)
 
 
-def command(folder: Path, *arguments: object, limit_sec: float = 600.0) -> Ended:
-    """Run one `segue` command; kill it, with all that it started, after `limit_sec`."""
-    peak = folder / "peak"
-    peak.unlink(missing_ok=True)
+def commands(folder: Path, todo: dict[str, list], limit_sec: float = 600.0, standin: bool = False) -> dict[str, Ended]:
+    """Run `segue` commands one after the other in one process; where one takes it down, the rest run in another.
+
+    Args:
+        folder: for their output.
+        todo: name -> words of a command.
+        limit_sec: for each; one that hangs is killed with all that it started.
+        standin: upsample with a stand-in for the model, that costs next to nothing.
+    """
+    left = [(name, [str(word) for word in words]) for name, words in todo.items()]
     own = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")  # nothing may depend on them
     environment = {k: v for k, v in os.environ.items() if k not in own} | {"OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-c", CHILD, str(peak), *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, "start_new_session": True}
-    process = subprocess.Popen(words, **pipes)
-    try:
-        out, err = process.communicate(timeout=limit_sec)
-        code = process.returncode
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        (out, err), code = process.communicate(), None
-    kib = int(peak.read_text()) if peak.exists() else 0
-    return Ended(code, out.decode(errors="replace"), err.decode(errors="replace"), kib)
+    ended = {}
+    while left:
+        place = Path(tempfile.mkdtemp(dir=folder))
+        (place / "todo.json").write_text(json.dumps(left))
+        words = [sys.executable, "-c", CHILD, str(place), str(STANDIN) if standin else ""]
+        process = subprocess.Popen(words, stderr=subprocess.PIPE, env=environment, start_new_session=True)
+        try:
+            _, start = process.communicate(timeout=limit_sec * len(left))
+            code = process.returncode
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            (_, start), code = process.communicate(), None
+        done = 0
+        for name, _ in left:
+            written = [place / f"{name}.{kind}" for kind in ("out", "err")]
+            out, err = (p.read_text(errors="replace") if p.exists() else "" for p in written)
+            done += 1
+            if not (place / f"{name}.json").exists():
+                ended[name] = Ended(code, out, err + start.decode(errors="replace"), 0)
+                break
+            of_command, peak_kib = json.loads((place / f"{name}.json").read_text())
+            ended[name] = Ended(of_command, out, err, peak_kib)
+        left = left[done:]
+    return ended
 
 
 def clean_sound(kind: str, generator: np.random.Generator) -> bytes:
@@ -202,16 +243,23 @@ def write_clean(folder: Path, files: int) -> None:
 
 ENCODE = ("--codec", "spectral", "--sample-rate-hz", RATE_HZ, "--seconds", 0.5, "--teacher", "none", "--skip-bad")
 SETTINGS = ("model.preset=dit-tiny", "train.total_examples=16", "train.batch_size=4", "train.validation_clips=2")
-TRAIN = [word for setting in SETTINGS for word in ("--set", setting)]
+TRAIN = ["--samples", 0, *(word for setting in SETTINGS for word in ("--set", setting))]
+MOST_FAILURES = 125  # that an exit code counts
+NO_FAULT_IN_UPSAMPLING = "silent.wav"
 
 
-def run(folder: Path, files: int = 1000) -> dict:
-    """Check, encode and train on a corpus of `files` hostile files beside 12 good ones, and on a clean one.
+def run(folder: Path, files: int = 1000, standin: bool = False, then: dict[str, list] | None = None) -> dict:
+    """Check, encode, train and upsample on a corpus of `files` hostile files beside 12 good ones, and on a clean one.
+
+    Args:
+        standin: upsample without a trained model.
+        then: more commands to run after those on the clean corpus.
 
     Returns:
-        files, bad_files (named by check), unnamed (that must be bad and were not named), crashes, hangs, complaints
-        (what crashed or hung, in words), peak_memory_ratio (the worst command's, hostile over clean), peak_mib by
-        command (hostile and clean), seconds.
+        files, bad_files (named by check), left_out (by encode), failed (named by upsample), good_files, unnamed (that
+        must be bad and were not named), crashes, hangs, complaints (what crashed, hung or was left half-written, in
+        words), peak_memory_ratio (the worst command's, hostile over clean), peak_mib by command (hostile and clean),
+        seconds, then (how those commands ended).
     """
     folder.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
@@ -219,54 +267,70 @@ def run(folder: Path, files: int = 1000) -> dict:
     write_clean(folder / "clean", files)
     ended: dict[str, dict[str, Ended]] = {}
     for name in ("clean", "hostile"):
-        cache = folder / f"{name}-cache"
-        ended[name] = {
-            "check": command(folder, "data", "check", folder / name, "--json"),
-            "encode": command(folder, "encode", folder / name, "--out", cache, *ENCODE),
-            "train": command(
-                folder,
-                "train",
-                "static-uniform",
-                "--data",
-                cache,
-                "--out",
-                folder / f"{name}-run",
-                "--samples",
-                0,
-                *TRAIN,
-            ),
+        cache, wide = folder / f"{name}-cache", folder / f"{name}-wide"
+        todo = {
+            "check": ["data", "check", folder / name, "--json"],
+            "encode": ["encode", folder / name, "--out", cache, *ENCODE],
+            "train": ["train", "static-uniform", "--data", cache, "--out", folder / f"{name}-run", *TRAIN],
+            "upsample": ["upsample", folder / name, wide, "--steps", 1],
         }
+        ended[name] = commands(folder, {**todo, **(then or {} if name == "clean" else {})}, standin=standin)
+    after = {verb: ended["clean"].pop(verb) for verb in then or {}}
     hostile = ended["hostile"]
     report = json.loads(hostile["check"].out) if hostile["check"].out.startswith("{") else {"bad": [], "clips": 0}
     named = {entry["path"] for entry in report["bad"] if entry["reason"].strip()}
     left_out = len(re.findall(r"^left out ", hostile["encode"].err, re.MULTILINE))
+    lines = [json.loads(line) for line in hostile["upsample"].out.splitlines() if line.startswith("{")]
+    failed = {line["input"] for line in lines if line["status"] == "failed" and line["reason"].strip()}
+    silently = {path for path in must - failed if not path.endswith(NO_FAULT_IN_UPSAMPLING)}
     everything = [(f"{which} {verb}", e) for which, verbs in ended.items() for verb, e in verbs.items()]
     broken = [f"{what}: code {e.code}: {e.err.strip()[-300:]}" for what, e in everything if e.crashed or e.code is None]
     for verb in ("encode", "train"):
         if hostile[verb].code not in (0, None):
             broken.append(f"{verb} refused the good ones: {hostile[verb].err.strip()[-300:]}")
+    broken += half_written(folder / "hostile-wide", lines)
+    if hostile["upsample"].code != min(len(failed), MOST_FAILURES):
+        broken.append(f"upsample: code {hostile['upsample'].code} for {len(failed)} failures")
     pairs = {v: (hostile[v].peak_kib // 1024, ended["clean"][v].peak_kib // 1024) for v in hostile}
     return {
         "files": files,
         "bad_files": len(named),
         "left_out": left_out,
+        "failed": len(failed),
         "good_files": report["clips"],
-        "unnamed": sorted(must - named) + ([] if left_out >= len(must) else [f"encode: {left_out} left out"]),
+        "unnamed": sorted(must - named)
+        + ([] if left_out >= len(must) else [f"encode: {left_out} left out"])
+        + [f"upsample: {path}" for path in sorted(silently)],
         "crashes": sum(e.crashed for _, e in everything),
         "hangs": sum(e.code is None for _, e in everything),
         "complaints": broken,
         "peak_memory_ratio": round(max(h / max(1, c) for h, c in pairs.values()), 3),
         "peak_mib": pairs,
         "seconds": round(time.monotonic() - begun, 1),
+        "then": after,
     }
+
+
+def half_written(folder: Path, lines: list[dict]) -> list[str]:
+    """What is wrong with a folder of upsampled sounds that these lines of JSON tell of."""
+    told = {Path(line["output"]): line for line in lines if line["status"] in ("upsampled", "copied")}
+    there = {path for path in folder.rglob("*") if path.is_file()}
+    wrong = [f"{path}: in no line of upsample's" for path in sorted(there - told.keys())]
+    for path, line in told.items():
+        if path not in there:
+            wrong.append(f"{path}: not there")
+        elif abs(soundfile.info(path).duration - line["seconds"]) > 0.01:
+            wrong.append(f"{path}: {soundfile.info(path).duration} of {line['seconds']} s")
+    return wrong
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
         found = run(Path(place) / "hostile", int(sys.argv[1]) if len(sys.argv) > 1 else 1000)
-    print(json.dumps(found, indent=1))
+    print(json.dumps({k: v for k, v in found.items() if k != "then"}, indent=1))
     print(
-        f"hostile: {found['files']} files tried, {found['bad_files']} bad ones named, {len(found['unnamed'])} not, "
-        f"{found['crashes']} crashes, {found['hangs']} hangs, {found['peak_memory_ratio']} of a clean set's peak memory"
+        f"hostile: {found['files']} bad files tried, {found['bad_files']} of them named by check, {found['left_out']} "
+        f"by encode, {found['failed']} by upsample, {len(found['unnamed'])} that had to be and were not; "
+        f"{found['crashes']} crashes, {found['hangs']} hangs; {found['peak_memory_ratio']} of a clean set's peak memory"
     )
     sys.exit(bool(found["complaints"] or found["unnamed"] or found["peak_memory_ratio"] > 2))

@@ -18,14 +18,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 from conftest import SHORT, tones
 
-from segue.models.presets import memory_need
 from segue.recipes import load_recipe
 from segue.stage.controller import StageController
 from segue.training.build import dit_config
 from segue.training.config import override
 from segue.training.log import read_log
 from segue.training.loop import train
-from segue.training.memory import stated_bytes
+from segue.training.memory import run_need, stated_bytes
 
 STATED_WITHIN = 0.15
 FLAT_WITHIN = 0.02  # of the resident memory after a fifth of the steps
@@ -52,7 +51,7 @@ def peak_against_stated(cache, folder: Path, preset: str) -> float:
     config = override(load_recipe("semantic-law"), changes)
 
     def work() -> None:
-        stated = stated_bytes(memory_need(dit_config(config, cache), 40, cache.frames), cache, torch.device("cpu"))
+        stated = stated_bytes(run_need(config, cache, dit_config(config, cache)), torch.device("cpu"))
         (folder / "stated").write_text(str(stated))
         train(config, StageController(config.policy), cache, folder, device="cpu", quiet=True)
 

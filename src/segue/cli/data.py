@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from segue.data.check import check_clips, report_json, report_lines
+from segue.data.check import check_clips, report_json, report_lines, stated_bytes
 from segue.data.demo import render_demo_set
 from segue.data.manifest import load_manifest
+from segue.memory import spoken
 from segue.types import printable
 
 
@@ -38,7 +40,9 @@ def check(
     workers: Annotated[int, typer.Option(help="Threads that decode.")] = 4,
 ) -> int:
     """Decode every file; print counts, hours, rates, and each file that cannot be used. Exit 2 where there is one."""
-    report = check_clips(load_manifest(source, captions), workers)
+    clips = load_manifest(source, captions)
+    print(f"peak memory about {spoken(stated_bytes(len(clips), workers))}", file=sys.stderr)
+    report = check_clips(clips, workers)
     if as_json:
         print(json.dumps(report_json(report), indent=1, ensure_ascii=True))
     else:

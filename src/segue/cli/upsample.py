@@ -16,11 +16,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from segue.data.audio import BadAudio, read_header
+from segue.memory import peak_bytes
 from segue.types import UserError, first_line
 from segue.upsampling.enhance import Resolver
 from segue.upsampling.form import SUBTYPES, SUFFIXES
 from segue.upsampling.jobs import Job, find_jobs
-from segue.upsampling.memory import parse_memory, peak_bytes
+from segue.upsampling.memory import parse_memory
 from segue.upsampling.stereo import MODES
 from segue.upsampling.upsample import Settings, carry_out, describe, prepare
 

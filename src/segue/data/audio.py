@@ -18,7 +18,7 @@ CLIPPED_PEAK = 0.9999
 TOO_SHORT_SEC = 0.01
 SAMPLE_RATES_HZ = (500, 1_000_000)  # beyond them a header lies, and a few bytes would become hours of sound
 MOST_CHANNELS = 64  # ambisonics of the seventh order
-_BLOCK_SAMPLES = 1 << 18  # of all channels together
+BLOCK_SAMPLES = 1 << 18  # of all channels together
 _LOUDEST_MP3 = 4.0  # times full scale; the decoder gives memory it never wrote for some damaged files
 _MOST_CHUNKS = 10_000
 _CONTEXT_SEC = 0.05  # read around a segment, so that the resampler's filter sees its neighbours
@@ -199,7 +199,7 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
 def _blocks(
     path: Path, file: soundfile.SoundFile, block_frames: int | None = None, first: int = 0, frames: int = -1
 ) -> Iterator[np.ndarray]:
-    block_frames = block_frames or max(1, _BLOCK_SAMPLES // file.channels)
+    block_frames = block_frames or max(1, BLOCK_SAMPLES // file.channels)
     try:
         if first:
             file.seek(first)

@@ -6,11 +6,13 @@ A folder of safetensors shards with index.jsonl (one row a segment) and meta.jso
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -19,11 +21,13 @@ from segue.types import UserError, first_line
 
 SCHEMA_VERSION = 1
 CAPTIONS_PER_SHARD = 4096
+OPEN_SHARDS = 128  # files; a process may open 256 on some systems
+_DTYPES = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "BOOL": np.dtype("?")}
 _SHARD_NAME = re.compile(r"(latents|text)-[0-9a-f]{32}\.safetensors")
 
 
 class LatentCache:
-    """A finished cache, read through memory maps.
+    """A finished cache. Rows are read where they lie, so that a process's memory does not grow with the cache.
 
     Attributes:
         path: its folder.
@@ -36,7 +40,7 @@ class LatentCache:
         self.path, self.meta, self._index = path, meta, index
         self.channels, self.frames = meta["channels"], meta["frames"]
         self.text_dim, self.text_tokens = meta["text_dim"], meta["text_tokens"]
-        self._opened: dict[str, dict[str, Tensor]] = {}
+        self._opened: dict[str, _ShardFile] = {}
 
     @classmethod
     def open(
@@ -98,7 +102,7 @@ class LatentCache:
 
     def latents(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """[B, C, L] float32 latents, not standardised, and [B, L] bool, True where a frame is real."""
-        latents = torch.stack([self._entry(i)["latents"] for i in indices]).float()
+        latents = self._stacked("latents", indices)
         frames = torch.tensor([self._index[i]["frames"] for i in indices])
         return latents, torch.arange(self.frames) < frames.unsqueeze(1)
 
@@ -114,48 +118,85 @@ class LatentCache:
             rows = self._index[i]["caption_rows"]
             shard, row = divmod(rows[which % len(rows)], CAPTIONS_PER_SHARD)
             text = self._shard(self.meta["text_shards"][shard]["file"])
-            length = text["tokens"].shape[1]
-            tokens[b, :length] = text["tokens"][row].float()
-            mask[b, :length] = text["mask"][row]
+            length = text.shape("tokens")[1]
+            tokens[b, :length] = torch.from_numpy(text.row("tokens", row))
+            mask[b, :length] = torch.from_numpy(text.row("mask", row))
         return tokens, mask
 
     def teacher(self, indices: Sequence[int]) -> tuple[Tensor, Tensor] | None:
         """[B, S, F] float32 teacher features and [B, S] bool mask, or None where the cache has none."""
         if self.meta["teacher"] is None:
             return None
-        features = torch.stack([self._entry(i)["teacher"] for i in indices]).float()
+        features = self._stacked("teacher", indices)
         rate_hz = self.meta["teacher_frame_rate_hz"]
         frames = torch.tensor([ceil(self._index[i]["length_sec"] * rate_hz) for i in indices])
         return features, torch.arange(features.shape[1]) < frames.unsqueeze(1)
 
-    def _entry(self, i: int) -> dict[str, Tensor]:
-        row = self._index[i]
-        return {name: value[row["row"]] for name, value in self._shard(row["shard"]).items()}
+    def _stacked(self, name: str, indices: Sequence[int]) -> Tensor:
+        places = ((self._index[i]["shard"], self._index[i]["row"]) for i in indices)
+        return torch.from_numpy(np.stack([self._shard(shard).row(name, row) for shard, row in places])).float()
 
-    def _shard(self, name: str) -> dict[str, Tensor]:
+    def _shard(self, name: str) -> _ShardFile:
         if name not in self._opened:
-            self._opened[name] = self._fitting(name, read_tensors(self.path / "shards" / name))
+            if len(self._opened) >= OPEN_SHARDS:
+                self._opened.pop(next(iter(self._opened)))  # the file closes with its last name
+            self._opened[name] = self._fitting(name, _ShardFile(self.path / "shards" / name))
         return self._opened[name]
 
-    def _fitting(self, name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _fitting(self, name: str, shard: _ShardFile) -> _ShardFile:
         """A shard whose tensors have the shapes that meta.json gives them."""
         rows = {s["file"]: s["rows"] for s in (*self.meta["shards"], *self.meta["text_shards"])}[name]
         if name.startswith("text-"):
-            tokens, mask = tensors.get("tokens"), tensors.get("mask")
-            fits = tokens is not None and mask is not None and tokens.ndim == 3 and mask.dtype == torch.bool
-            fits = fits and tokens.shape[::2] == (rows, self.text_dim) and tokens.shape[:2] == mask.shape
-            fits = fits and tokens.shape[1] <= self.text_tokens
+            tokens, mask = shard.shape("tokens"), shard.shape("mask")
+            fits = len(tokens) == 3 and tokens[::2] == (rows, self.text_dim) and tokens[:2] == mask
+            fits = fits and tokens[1] <= self.text_tokens
         else:
-            fits = "latents" in tensors and tensors["latents"].shape == (rows, self.channels, self.frames)
+            fits = shard.shape("latents") == (rows, self.channels, self.frames)
             if self.meta["teacher"] is not None:
-                features = tensors.get("teacher")
-                fits = fits and features is not None and features.shape[::2] == (rows, self.meta["teacher_dim"])
+                fits = fits and shard.shape("teacher")[::2] == (rows, self.meta["teacher_dim"])
         if not fits:
             raise UserError(
                 f"{self.path / 'shards' / name}: holds other tensors than meta.json says; "
                 f"mend: delete it and {self.path / 'meta.json'}, and run segue encode again"
             )
-        return tensors
+        return shard
+
+
+class _ShardFile:
+    """One safetensors file, of which single rows are read."""
+
+    def __init__(self, path: Path) -> None:
+        read_tensors(path, names=())  # safetensors' own checks of the head: sizes, offsets, overlaps
+        self._path, self._file = path, path.open("rb", buffering=0)
+        size = int.from_bytes(self._file.read(8), "little")
+        head = json.loads(self._file.read(size))
+        self._entries = {k: v for k, v in head.items() if k != "__metadata__" and v["dtype"] in _DTYPES}
+        self._first = 8 + size
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor; () where there is none of that name, or one of another kind than segue encode writes."""
+        return tuple(self._entries[name]["shape"]) if name in self._entries else ()
+
+    def row(self, name: str, row: int) -> np.ndarray:
+        """One row, a copy of the caller's own.
+
+        Raises:
+            UserError: the file ends before it.
+        """
+        entry = self._entries[name]
+        dtype, shape = _DTYPES[entry["dtype"]], entry["shape"][1:]
+        size = dtype.itemsize * int(np.prod(shape))
+        data = bytearray(_read_at(self._file, size, self._first + entry["data_offsets"][0] + row * size))
+        if len(data) < size:
+            raise UserError(f"{self._path}: ends too early; mend: delete it and meta.json, run segue encode again")
+        return np.frombuffer(data, dtype).reshape(shape)
+
+
+def _read_at(file, size: int, offset: int) -> bytes:
+    if hasattr(os, "pread"):  # leaves the position alone, which forked processes share
+        return os.pread(file.fileno(), size, offset)
+    file.seek(offset)
+    return file.read(size)
 
 
 def _check_form(path: Path, meta: dict, index: list[dict]) -> None:
@@ -225,10 +266,15 @@ def _short(value) -> str:
     return value.get("name", "another") if isinstance(value, dict) else str(value).replace("None", "none")
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """The tensors of a file, mapped; all of them by default.
+
+    Raises:
+        UserError: missing or damaged.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
+            return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}); mend: delete it and meta.json, run segue encode again"

@@ -9,16 +9,19 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from segue.data.audio import BadAudio, Header, Levels, examine
+from segue.data.audio import BLOCK_SAMPLES, BadAudio, Header, Levels, examine
 from segue.data.manifest import SPLITS, Clip
 from segue.data.progress import track
+from segue.memory import resident_bytes
 
 CLIPPED_SHARE = 0.001
+BLOCKS_AT_ONCE = 4  # copies of a thread's block: as read, its magnitudes, its mean, the decoder's own
+INSPECTION_BYTES = 1500  # header, levels and hash of a file
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """One file: the hash of its bytes, and either header and levels, or what is wrong with it."""
+    """One file: the hash of its bytes, header and levels, or ("" and None) what is wrong with it."""
 
     sha256: str
     header: Header | None
@@ -52,18 +55,18 @@ class CheckReport:
 
 
 def inspect_file(path: Path) -> Inspection:
-    """Hash and decode one file."""
+    """Decode and hash one file. What cannot be used is not hashed: it may claim, or be, gigabytes of nothing."""
     try:
+        header, levels = examine(path)
+        digest = sha256()
         with path.open("rb") as file:
-            digest = sha256()
             while block := file.read(1 << 20):
                 digest.update(block)
     except OSError as error:
         return Inspection("", None, None, f"unreadable: {error.strerror}")
-    try:
-        return Inspection(digest.hexdigest(), *examine(path), None)
     except BadAudio as error:
-        return Inspection(digest.hexdigest(), None, None, error.reason)
+        return Inspection("", None, None, error.reason)
+    return Inspection(digest.hexdigest(), header, levels, None)
 
 
 def inspect_clips(clips: Sequence[Clip], workers: int = 4) -> Iterator[Inspection]:
@@ -76,6 +79,11 @@ def inspect_clips(clips: Sequence[Clip], workers: int = 4) -> Iterator[Inspectio
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def stated_bytes(clips: int, workers: int) -> int:
+    """The peak of a check that is about to begin: files are read in blocks, and a few words of each are kept."""
+    return resident_bytes() + workers * BLOCKS_AT_ONCE * 4 * BLOCK_SAMPLES + clips * INSPECTION_BYTES
 
 
 def check_clips(clips: Sequence[Clip], workers: int = 4) -> CheckReport:

@@ -41,11 +41,13 @@ from segue.data.manifest import Clip
 from segue.data.progress import track
 from segue.data.round_trip import check_round_trip
 from segue.files import make_folder, write_bytes
+from segue.memory import peak_bytes, resident_bytes, spoken
 from segue.ssl.base import Teacher
 from segue.types import UserError, printable
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 ROWS_PER_SHARD = 512
+CAPTIONS_AT_ONCE = 64
 SHORTEST_REST = 0.1  # of a segment: a shorter rest at the end of a long file is left out
 
 
@@ -195,7 +197,7 @@ def _build(
     missing_text = [shard for shard in text_shards if not _is_whole(out, shard)]
     _announce(out, parts, latent_shards, missing, captions)
     _check_codec(parts, segments)
-    _announce_rate(parts, missing, batch_size)
+    _announce_rate(parts, missing, missing_text, batch_size)
     _encode_shards(out, parts, missing, batch_size, workers)
     _encode_captions(out, parts, missing_text)
     _finish(out, parts, settings, index, latent_shards, text_shards, skipped)
@@ -336,23 +338,37 @@ def _announce(out: Path, parts: _Parts, shards: list[_Shard], missing: list[_Sha
         )
 
 
-def _announce_rate(parts: _Parts, missing: list[_Shard], batch_size: int) -> None:
-    """Encode a few clips for nothing, and say how fast that went; what cannot be encoded is refused here already."""
-    if not missing:
-        return
-    segments = missing[0].items[: min(batch_size, 4)]
+def _announce_rate(parts: _Parts, missing: list[_Shard], missing_text: list[_Shard], batch_size: int) -> None:
+    """Encode one batch for nothing, and say how fast that went and how much memory the whole will take; what cannot be
+    encoded is refused here already.
 
-    def encode(some: Sequence[_Segment]) -> None:
-        pieces = [_read(segment, parts.seconds, parts.rates_hz) for segment in some]
-        waves, *teacher_waves = (torch.from_numpy(np.stack(same_rate)) for same_rate in zip(*pieces))
-        _encode_batch(parts, some, waves, *(teacher_waves or [None]))
+    No codec or teacher says what it needs, so a batch shows it. What comes on top is counted: a shard as its rows,
+    joined, and as the bytes of its file.
+    """
+    peak, joined = 0, 3
+    if missing:
+        segments = missing[0].items[:batch_size]
 
-    encode(segments[:1])  # warms up
-    start = time.monotonic()
-    encode(segments)
-    rate = len(segments) / max(time.monotonic() - start, 1e-6)
-    todo = sum(len(shard.items) for shard in missing)
-    print(f"encoding about {rate:,.1f} clips/s: {todo:,} clips in about {todo / rate:,.0f} s", file=sys.stderr)
+        def encode(some: Sequence[_Segment]) -> dict[str, Tensor]:
+            pieces = [_read(segment, parts.seconds, parts.rates_hz) for segment in some]
+            waves, *teacher_waves = (torch.from_numpy(np.stack(same_rate)) for same_rate in zip(*pieces))
+            return _encode_batch(parts, some, waves, *(teacher_waves or [None]))
+
+        encode(segments[:1])  # warms up
+        start = time.monotonic()
+        rows = encode(segments)
+        rate = len(segments) / max(time.monotonic() - start, 1e-6)
+        todo = sum(len(shard.items) for shard in missing)
+        print(f"encoding about {rate:,.1f} clips/s: {todo:,} clips in about {todo / rate:,.0f} s", file=sys.stderr)
+        per_row = sum(x.nbytes for x in rows.values()) / len(segments)
+        peak = peak_bytes() + joined * per_row * max(len(shard.items) for shard in missing)
+    if missing_text:
+        items = max((shard.items for shard in missing_text), key=len)
+        longest = _caption_batches(items, CAPTIONS_AT_ONCE)[-1]
+        tokens, _ = _embed(parts, [items[i] for i in longest])
+        peak = max(peak, peak_bytes(), resident_bytes() + joined * len(items) * tokens[0].nbytes)
+    if peak:
+        print(f"peak memory about {spoken(round(peak))}", file=sys.stderr)
 
 
 def _check_codec(parts: _Parts, segments: Sequence[_Segment]) -> None:
@@ -437,25 +453,29 @@ def _stored(values: Tensor, parts: _Parts, segments: Sequence[_Segment], what: s
     return stored.contiguous()
 
 
-@torch.inference_mode()
-def _encode_captions(out: Path, parts: _Parts, shards: list[_Shard], batch_size: int = 64) -> None:
-    plan = [(shard, batch) for shard in shards for batch in _caption_batches(shard.items, batch_size)]
+def _encode_captions(out: Path, parts: _Parts, shards: list[_Shard]) -> None:
+    plan = [(shard, batch) for shard in shards for batch in _caption_batches(shard.items, CAPTIONS_AT_ONCE)]
     total = sum(len(shard.items) for shard in shards)
     rows: dict[int, tuple[Tensor, Tensor]] = {}
     for shard, batch in track(plan, total, "embedding captions", "captions", size=lambda b: len(b[1])):
-        tokens, mask = parts.conditioner.encode([shard.items[i] for i in batch])
-        tokens = tokens.float().cpu() * mask.cpu()[..., None]
-        rows |= {i: (tokens[b], mask[b].cpu()) for b, i in enumerate(batch)}
+        tokens, mask = _embed(parts, [shard.items[i] for i in batch])
+        rows |= {i: (tokens[b], mask[b]) for b, i in enumerate(batch)}
         if len(rows) == len(shard.items):
             longest = max(int(mask.sum()) for _, mask in rows.values())
-            tokens = torch.zeros(len(rows), longest, parts.conditioner.dim)
+            tokens = torch.zeros(len(rows), longest, parts.conditioner.dim, dtype=DTYPES[parts.dtype])
             mask = torch.zeros(len(rows), longest, dtype=torch.bool)
-            for i, (t, m) in rows.items():
+            for i in sorted(rows):
+                t, m = rows.pop(i)
                 kept = min(longest, len(m))
                 tokens[i, :kept], mask[i, :kept] = t[:kept], m[:kept]
-            stored = tokens.to(DTYPES[parts.dtype])
-            write_bytes(out / "shards" / shard.file, save({"tokens": stored, "mask": mask}))
-            rows.clear()
+            write_bytes(out / "shards" / shard.file, save({"tokens": tokens, "mask": mask}))
+
+
+@torch.inference_mode()
+def _embed(parts: _Parts, captions: list[str]) -> tuple[Tensor, Tensor]:
+    """Tokens [n, K, E] as the cache stores them, zero where the mask [n, K] is False."""
+    tokens, mask = (x.cpu() for x in parts.conditioner.encode(captions))
+    return (tokens.float() * mask[..., None]).to(DTYPES[parts.dtype]), mask
 
 
 def _caption_batches(captions: Sequence[str], batch_size: int) -> list[list[int]]:

@@ -80,10 +80,14 @@ def kept_bytes(config: DiTConfig, batch: int, frames: int, text_tokens: int, che
     with torch.device("meta"):
         model = DiT(config)
         model.gradient_checkpointing = checkpointing
-        mask = torch.empty(batch, text_tokens, dtype=torch.bool)
         drop = torch.empty(batch, dtype=torch.bool)
-        condition = Condition(torch.empty(batch, text_tokens, config.text_dim), mask, drop)
         x_t, t = torch.empty(batch, config.channels, frames), torch.empty(batch)
+        if config.audio:
+            given = torch.empty(batch, config.channels, dtype=torch.bool)
+            condition = Condition(drop=drop, audio=torch.empty_like(x_t), given=given, cutoff=torch.empty(batch))
+        else:
+            mask = torch.empty(batch, text_tokens, dtype=torch.bool)
+            condition = Condition(torch.empty(batch, text_tokens, config.text_dim), mask, drop)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
             model(x_t, t, condition, torch.empty(batch, frames, dtype=torch.bool))
     for weight in model.parameters():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from segue.codecs.base import Codec
 from segue.data.cache import LatentCache
+from segue.memory import give_back
 from segue.models.dit import SKIP_FRAMES, skip_features
 from segue.process.noise import keyed_noise
 from segue.tasks.base import Task
@@ -92,6 +93,8 @@ class SuperResolution(Task):
         solution = torch.linalg.solve(gram, cross).float()
         model.skip_weight.copy_(solution[:-1].T.reshape(model.skip_weight.shape))
         model.skip_bias.copy_(solution[-1])
+        del gram, cross, windows, design
+        give_back()
 
     @torch.no_grad()
     def _said(self, model: nn.Module, x_0: Tensor, condition: Condition, mask: Tensor, first: int) -> Tensor:

@@ -7,12 +7,13 @@ import os
 import torch
 
 from segue.data.cache import LatentCache
-from segue.models.presets import memory_need, parameters_of
+from segue.memory import spoken
+from segue.models.presets import parameters_of
 from segue.tasks.generation import standardise
 from segue.training.build import dit_config, make_task
 from segue.training.config import RunConfig
 from segue.training.guidance import teacher_statistics
-from segue.training.memory import stated_bytes
+from segue.training.memory import run_need, stated_bytes
 from segue.types import UserError
 
 
@@ -98,14 +99,13 @@ def _check_teacher(cache: LatentCache) -> str:
 
 def _check_model(config: RunConfig, cache: LatentCache) -> list[str]:
     dit = dit_config(config, cache)
-    per_piece = -(-config.train.batch_size // config.train.accumulation)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    need = memory_need(dit, per_piece, cache.frames, checkpointing=config.model.gradient_checkpointing)
+    need = run_need(config, cache, dit)
     lines = [
         f"model: {config.model.preset}, {parameters_of(dit) / 1e6:.2f} M parameters, "
         f"{-(-cache.frames // dit.patch_frames)} tokens a clip, predicts {dit.predicts}; peak memory about "
-        f"{stated_bytes(need, cache, device) / 2**30:.2f} GiB ({need.weights / 2**30:.2f} weights and optimiser, "
-        f"{need.activations / 2**30:.2f} activations)"
+        f"{spoken(stated_bytes(need, device))} ({spoken(need.weights)} weights and optimiser, "
+        f"{spoken(need.activations)} activations)"
     ]
     token = dit.channels * dit.patch_frames
     if token > dit.width and config.model.predicts == "velocity":

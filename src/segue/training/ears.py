@@ -12,6 +12,7 @@ from torch import Tensor
 
 from segue.codecs import load_codec
 from segue.data.cache import LatentCache
+from segue.memory import give_back
 from segue.process.noise import keyed_generator
 from segue.ssl import load_teacher
 from segue.stage.policy import Policy
@@ -24,6 +25,7 @@ from segue.types import UserError
 Ears = Callable[[Tensor], Tensor]
 
 FIT_CLIPS, CONTEXT_FRAMES, HIDDEN = 512, 7, 512
+FIT_AT_ONCE = 32  # clips: the fit of all at once would be the peak of a small run's memory
 RIDGE = 1e-2  # of the mean square of a hidden unit
 
 
@@ -91,17 +93,14 @@ def latent_ears(cache: LatentCache, statistics: tuple[Tensor, Tensor], device: t
     mean, std = teacher_statistics(cache)
     rows = cache.rows("train")
     rows = rows[:: max(1, len(rows) // FIT_CLIPS)][:FIT_CLIPS]
-    latents, mask = cache.latents(rows)
-    features, real = cache.teacher(rows)
-    x_0 = standardise_latents(latents, *statistics, mask)
-    frames = features.shape[1]
+    frames = cache.teacher(rows[:1])[0].shape[1]
     generator = keyed_generator(0, "latent ears")
-    inputs = x_0.shape[1] * CONTEXT_FRAMES
+    inputs = cache.channels * CONTEXT_FRAMES
     weight = torch.randn(inputs, HIDDEN, generator=generator) / inputs**0.5
     bias = torch.randn(HIDDEN, generator=generator) * 0.5
     # A teacher frame is heard at the latent frame under its middle.
     span = (frames / cache.meta["teacher_frame_rate_hz"]) / cache.meta["seconds"]
-    under = ((torch.arange(frames) + 0.5) * (span * x_0.shape[2] / frames)).long().clamp(max=x_0.shape[2] - 1)
+    under = ((torch.arange(frames) + 0.5) * (span * cache.frames / frames)).long().clamp(max=cache.frames - 1)
 
     def hidden(x: Tensor, weight: Tensor, bias: Tensor, under: Tensor) -> Tensor:
         side = CONTEXT_FRAMES // 2
@@ -110,17 +109,34 @@ def latent_ears(cache: LatentCache, statistics: tuple[Tensor, Tensor], device: t
         ones = torch.ones_like(flat[..., :1])
         return torch.cat([torch.relu(flat @ weight + bias), flat, ones], dim=-1)
 
-    design = hidden(x_0, weight, bias, under)[real].double()
-    target = standardise(features, mean, std)[real].double()
-    gram = design.T @ design
+    gram, cross = 0.0, 0.0
+    for first in range(0, len(rows), FIT_AT_ONCE):
+        part = rows[first : first + FIT_AT_ONCE]
+        latents, mask = cache.latents(part)
+        features, real = cache.teacher(part)
+        design = hidden(standardise_latents(latents, *statistics, mask), weight, bias, under)[real].double()
+        gram = gram + design.T @ design
+        cross = cross + design.T @ standardise(features, mean, std)[real].double()
     gram.diagonal().add_(RIDGE * gram.diagonal().mean())
-    solution = torch.linalg.solve(gram, design.T @ target).float().to(device)
+    solution = torch.linalg.solve(gram, cross).float().to(device)
     weight, bias, under = weight.to(device), bias.to(device), under.to(device)
+    del gram, cross, design
+    give_back()
 
     def listen(x_0: Tensor) -> Tensor:
         return hidden(x_0, weight, bias, under) @ solution
 
     return listen
+
+
+def fit_bytes(cache: LatentCache) -> int:
+    """What the fit of `latent_ears` takes at its largest moment."""
+    inputs = cache.channels * CONTEXT_FRAMES
+    features = HIDDEN + inputs + 1
+    frames = FIT_AT_ONCE * ceil(cache.meta["seconds"] * cache.meta["teacher_frame_rate_hz"])
+    chunk = frames * (4 * inputs + (4 + 4 + 8) * features)  # windows; design, its real frames, those in float64
+    gram = 3 * 8 * features * (features + cache.meta["teacher_dim"])  # the sum, a summand or the factors, one more
+    return chunk + gram + 2 * 4 * HIDDEN * inputs
 
 
 @torch.no_grad()

@@ -92,8 +92,15 @@ def is_dead(teacher: tuple[Tensor, Tensor] | None) -> bool:
     """Whether features [B, S, F] under mask [B, S] carry nothing: not finite, or the same in every frame."""
     if teacher is None:
         return False
-    frames = teacher[0][teacher[1]]
-    return not bool(torch.isfinite(frames).all()) or (len(frames) > 1 and bool((frames == frames[0]).all()))
+    features, real = teacher
+    # Frames are told apart by their extremes: copying all of them out at every step would cost more than looking.
+    extremes = torch.stack(features.aminmax(dim=-1), dim=-1)[real]  # [frames, 2]; NaN and Inf pass through
+    if not bool(torch.isfinite(extremes).all()):
+        return True
+    if len(extremes) < 2 or not bool((extremes == extremes[0]).all()):
+        return False
+    frames = features[real]
+    return bool((frames == frames[0]).all())
 
 
 class Guard:

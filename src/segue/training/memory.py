@@ -1,42 +1,87 @@
-"""The memory of a run: what it will take at its peak, counted before the first step, and what it took."""
+"""The memory of a run, counted before the first step: what stays, and what its largest moment takes beside that."""
 
 from __future__ import annotations
 
-import os
-import sys
+from dataclasses import dataclass
+from math import ceil
 
 import torch
+from torch import nn
 
 from segue.data.cache import LatentCache
-from segue.models.presets import MemoryNeed
+from segue.memory import RUNTIME_BYTES, resident_bytes
+from segue.memory import peak_bytes as process_peak_bytes
+from segue.models.dit import DiTConfig
+from segue.models.presets import memory_need
+from segue.stage.ssl_guidance import Projector
+from segue.training import ears
+from segue.training.config import RunConfig
 
-# What torch loads and keeps with the first forward and backward pass on a CPU, whatever the model. Measured with torch
-# 2.13: 18 to 77 MiB between dit-3m and dit-10m.
-RUNTIME_BYTES = 64 * 2**20
+FLOAT, DOUBLE = 4, 8
+ADAM = 4  # copies of a weight: itself, its gradient, two moments
 
 
-def stated_bytes(need: MemoryNeed, cache: LatentCache, device: torch.device) -> int:
+@dataclass(frozen=True)
+class RunNeed:
+    """Bytes that a run takes beside what its process holds when it begins.
+
+    Attributes:
+        weights: of model, averaged model and heads, with gradients and optimiser.
+        activations: what a step keeps for its backward pass.
+        batch: examples, noise, captions and teacher features of a step; the held-out ones of the probe and validation.
+        ears: the fit of what the probe hears with, before the first step.
+    """
+
+    weights: int
+    activations: int
+    batch: int
+    ears: int
+
+    @property
+    def total(self) -> int:
+        """At the largest moment: the fit is over when the first step begins."""
+        return self.weights + self.batch + max(self.activations, self.ears)
+
+
+def run_need(config: RunConfig, cache: LatentCache, dit: DiTConfig) -> RunNeed:
+    """Count it for one process. A cache's rows are read, not mapped: they count where they are used, as batches."""
+    train, guidance = config.train, config.policy.guidance
+    piece = ceil(train.batch_size / train.accumulation)
+    model = memory_need(dit, piece, cache.frames, cache.text_tokens, config.model.gradient_checkpointing)
+    weights, activations = model.weights, model.activations
+    latent = FLOAT * cache.channels * cache.frames
+    frames = ceil(cache.meta["seconds"] * (cache.meta["teacher_frame_rate_hz"] or 0))
+    taught = FLOAT * frames * (cache.meta["teacher_dim"] or 0)
+    text = 0 if dit.audio else FLOAT * cache.text_tokens * cache.text_dim
+    # Latents, x_0 and noise of the whole batch, audio twice; x_t, prediction, error and their gradients of a piece.
+    batch = train.batch_size * ((5 if dit.audio else 3) * latent + text) + 5 * piece * latent
+    batch += train.validation_clips * (3 * latent + text)
+    if guidance.weight > 0:
+        batch += train.batch_size * taught
+        if guidance.space == "hidden":
+            with torch.device("meta"):
+                projector = nn.ModuleList(_layers(config, dit, cache))
+            weights += ADAM * FLOAT * sum(p.numel() for p in projector.parameters())
+            tokens = ceil(cache.frames / dit.patch_frames)
+            widths = sum(layer.weight.shape[0] for layer in projector)
+            activations += piece * (FLOAT * tokens * 2 * widths + 5 * taught)
+    fit = 0
+    if config.policy.probes:
+        batch += config.policy.probe.clips * (4 * latent + text + 4 * taught)
+        fit = ears.fit_bytes(cache) if config.policy.probe.space == "latent" else 0
+    return RunNeed(weights, activations, batch, fit)
+
+
+def _layers(config: RunConfig, dit: DiTConfig, cache: LatentCache) -> list[nn.Module]:
+    guidance = config.policy.guidance
+    return list(Projector(dit.width, cache.meta["teacher_dim"] or 1, guidance.projector, guidance.hidden).layers)
+
+
+def stated_bytes(need: RunNeed, device: torch.device) -> int:
     """The peak of a run that is about to begin in this process, as `peak_bytes` will measure it."""
-    if device.type == "cuda":
-        return need.total
-    shards = sum(shard["bytes"] for shard in (*cache.meta["shards"], *cache.meta["text_shards"]))
-    return resident_bytes() + RUNTIME_BYTES + need.total + shards
-
-
-def resident_bytes() -> int:
-    """What this process holds now; its peak so far where the system does not tell."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return peak_bytes(torch.device("cpu"))
+    return need.total if device.type == "cuda" else resident_bytes() + RUNTIME_BYTES + need.total
 
 
 def peak_bytes(device: torch.device) -> int:
     """The most memory that this process has held: of the accelerator, or resident where there is none."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else process_peak_bytes()

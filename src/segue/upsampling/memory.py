@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 
 from segue.types import UserError
 
@@ -44,13 +43,3 @@ def chunk_samples(limit: int | None, in_use: int, context: int, channels: int, s
         need = in_use + _BYTES_PER_VALUE * channels * (least + 2 * context)
         raise UserError(f"--max-memory: this model needs {need / (1 << 20):.0f}MB for chunks of {_LEAST_SEC:g} s")
     return min(wanted, fit)
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has had so far; 0 where the system does not say."""
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

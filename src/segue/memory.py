@@ -1,0 +1,54 @@
+"""Memory of this process: what it holds, what it has held at its peak, and how a statement about it reads.
+
+Resident memory, as the system counts it (RSS): the libraries' own pages are in it, and most of a small command's share.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+# What torch loads and keeps with its first heavy work on a CPU, whatever the model: kernels, threads, buffers of matrix
+# products. Measured with torch 2.13: 40 to 90 MiB.
+RUNTIME_BYTES = 64 * 2**20
+
+
+def resident_bytes() -> int:
+    """What this process holds now; its peak so far where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return peak_bytes()
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held; 0 where the system does not say.
+
+    Linux hands getrusage's figure down: a program that a large process starts begins with that one's peak. Its own is
+    in /proc.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def give_back() -> None:
+    """Hand what was freed back to the system, where its allocator (glibc) keeps it: after large work done once."""
+    with suppress(OSError, TypeError, AttributeError):  # Windows, macOS, musl
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def spoken(size: int) -> str:
+    """Bytes in words: "612 MiB", "1.31 GiB"."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
