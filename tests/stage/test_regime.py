@@ -96,6 +96,27 @@ def test_more_kappa_waits_longer():
     assert shares == sorted(shares, reverse=True) and shares[0] > 0.85 and shares[-1] < 0.15
 
 
+def test_counted_from_the_start_r_knows_nothing_of_the_planned_length():
+    """On a power law, counted from burn-in, r is a function of n / N alone: the time ramp under another name."""
+    places, law = [200 * k for k in range(1, 6)] + [round(1000 * 1.06**k) for k in range(1, 80)], {}
+    for reference, kappa in (("start", 8.0), ("burn-in", 4.0)):
+        for total in (50_000, 200_000):
+            config, state, r = RegimeConfig(reference=reference, kappa=kappa, smoothing=1e-6), start_regime(), {}
+            for n in [0, *places]:
+                value = 0.7 * (1 + n / 500) ** -0.4
+                state, reading = update_regime(config, state, examples_seen=n, total_examples=total, value=value)
+                r[n] = reading.regime
+            law[reference, total] = [r[n] for n in places if 15_000 < n < 50_000]
+    same, other = ([law[kind, total] for total in (50_000, 200_000)] for kind in ("start", "burn-in"))
+    assert same[0] == pytest.approx(same[1], abs=1e-9) and 0.1 < same[0][0] < same[0][-1] < 0.9
+    assert min(a - b for a, b in zip(*other)) > 0.1
+
+
+def test_without_a_probe_at_the_start_the_reference_is_taken_after_burn_in():
+    config = RegimeConfig(reference="start")
+    assert [r for _, _, r in follow("exponential", config)] == [r for _, _, r in follow("exponential")]
+
+
 def test_a_flat_curve_follows_the_time_ramp_and_says_so():
     for noise in (0.0, 0.02):
         run = follow("flat", noise=noise)

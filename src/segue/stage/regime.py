@@ -24,6 +24,7 @@ from segue.types import UserError
 
 SIGNALS = ("discrepancy", "slope-over-peak", "validation", "gradient-cosine", "time", "constant")
 FALLBACKS = ("time", "none")
+REFERENCES = ("burn-in", "start")
 _NAMES = {
     "discrepancy": "discrepancy",
     "slope-over-peak": "discrepancy",
@@ -47,6 +48,9 @@ class RegimeConfig:
         constant: r of signal `constant`.
         kappa: r = 1 - kappa (gain expected of the next doubling) / (gain so far): at 4, r = 0.5 when an eighth of the
             gain so far is still to be expected.
+        reference: where the gain so far is counted from. "burn-in": the first probes after it, METHOD's way; on a power
+            law r is then a function of n / N alone. "start": the untrained model's probe at n = 0, so that r says where
+            a run stands whatever length was planned; kappa must then be larger, as the whole first fall counts.
         window: rho, the line is fitted over [n / rho, n].
         min_points: fewest points of a line.
         burn_in: share of N whose probes are not used (the end of the learning-rate warm-up, if that is later).
@@ -66,6 +70,7 @@ class RegimeConfig:
     signal: str = "discrepancy"
     constant: float = 0.0
     kappa: float = 4.0
+    reference: str = "burn-in"
     window: float = 2.0
     min_points: int = 8
     burn_in: float = 0.02
@@ -83,6 +88,7 @@ class RegimeConfig:
     def __post_init__(self) -> None:
         _one_of("signal", self.signal, SIGNALS)
         _one_of("fallback", self.fallback, FALLBACKS)
+        _one_of("reference", self.reference, REFERENCES)
         for name in ("constant", "burn_in", "fallback_at"):
             _check(name, getattr(self, name), 0.0 <= getattr(self, name) <= 1.0, "give a number from 0 to 1")
         for name in ("kappa", "smoothing", "max_move"):
@@ -112,7 +118,7 @@ class RegimeState:
         examples_seen: n of the last update.
         history: (n, value, values by probe time) of the probes that the next line may still need: those of the last
             window, never fewer than the fewest points of a line.
-        reference: D_ref, median of the first three values after burn-in.
+        reference: D_ref, median of the first three values after burn-in, or the value at n = 0.
         reference_by_time: the same of each probe time's own value.
         low: running minimum of the local mean of the value.
         peak: steepest descent per example so far (`slope-over-peak`).
@@ -284,6 +290,8 @@ def _record(
     if value is None or not all(map(math.isfinite, (value, *by_time))):
         return replace(state, missing=state.missing + 1)
     state = replace(state, missing=0)
+    if n == 0 and config.reference == "start":
+        return replace(state, reference=float(value), reference_by_time=tuple(map(float, by_time)))
     if not counts or n <= 0 or (state.history and state.history[-1][0] == n):
         return state
     if state.history and len(state.history[-1][2]) != len(by_time):
