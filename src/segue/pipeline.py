@@ -16,6 +16,7 @@ from torch import Tensor
 
 from segue.codecs import load_codec
 from segue.codecs.base import Codec
+from segue.codecs.spectral import SpectralCodec
 from segue.conditioners import load_conditioner
 from segue.conditioners.base import TextConditioner
 from segue.models.files import SavedModel, load_model
@@ -24,7 +25,7 @@ from segue.process.noise import keyed_noise
 from segue.process.path import velocity_of
 from segue.process.solvers import SOLVERS, solve, time_grid
 from segue.tasks.generation import unstandardise
-from segue.tasks.super_resolution import given
+from segue.tasks.super_resolution import given, levels_of
 from segue.types import Condition, UserError
 
 SHIPPED_RESOLVER = Path(__file__).parent / "weights" / "super-resolution" / "model.safetensors"
@@ -191,6 +192,7 @@ class SuperResolver:
         self.saved, self.codec, self.device = saved, codec.to(device), device
         self.model, config = saved.model.to(device), saved.model.config
         self.statistics = (saved.mean.to(device), saved.std.to(device))
+        self._spectrum = SpectralCodec(codec.sample_rate_hz)  # of which the low band is the input's
         self.sample_rate_hz, self.hop_samples = codec.sample_rate_hz, codec.hop_samples
         trained = saved.card.degradation
         self.cutoffs_hz = (trained.get("cutoff_min_hz", 0.0), trained.get("cutoff_max_hz", codec.sample_rate_hz / 2))
@@ -250,13 +252,13 @@ class SuperResolver:
         low, samples = low.to(self.device), low.shape[-1]
         condition = given(self.codec, low, cutoff_hz, self.statistics).to(self.device)
 
-        levels: list[Tensor] = []
+        levels, count = [], levels_of(self.codec)
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             prediction = self.model(x, t, condition).prediction
             if not levels:
-                levels.append(prediction[:, : self.codec.levels])
-            prediction = torch.cat([levels[0], prediction[:, self.codec.levels :]], dim=1)
+                levels.append(prediction[:, :count])
+            prediction = torch.cat([levels[0], prediction[:, count:]], dim=1)
             return velocity_of(prediction, self.model.predicts, x, t, floor=1e-4)
 
         x_0 = solve(velocity, noise.to(self.device), time_grid(steps), "euler")
@@ -266,11 +268,10 @@ class SuperResolver:
 
     def _joined(self, low: Tensor, high: Tensor, cutoff_hz: Tensor) -> Tensor:
         """The one's spectrum up to the cutoff, the other's from two bins above it."""
-        size = self.codec.window_samples
-        window = self.codec.window.to(self.device)
+        size, hop, window = (getattr(self._spectrum, name) for name in ("window_samples", "hop_samples", "window"))
+        window = window.to(self.device)
         spectra = [
-            torch.stft(x, size, self.hop_samples, window=window, pad_mode="constant", return_complex=True)
-            for x in (low, high)
+            torch.stft(x, size, hop, window=window, pad_mode="constant", return_complex=True) for x in (low, high)
         ]
         bin_hz = self.sample_rate_hz / size
         bins_hz = torch.arange(size // 2 + 1, device=self.device) * bin_hz
@@ -278,7 +279,7 @@ class SuperResolver:
         return torch.istft(
             torch.lerp(*spectra, share.to(spectra[0].dtype)),
             size,
-            self.hop_samples,
+            hop,
             window=window,
             length=low.shape[-1],
         )

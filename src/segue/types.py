@@ -57,8 +57,9 @@ class Condition:
         tokens: [B, K, E] text token embeddings.
         tokens_mask: [B, K] bool, True where a token is real. Required when tokens is given.
         drop: [B] bool, True where the condition is replaced by the model's learned null (classifier-free guidance).
-        audio: [B, C, L] standardised latents of what there is of the sound, zero where it is not given.
-        given: [B, C] bool, True where audio holds a channel, which then is not generated. Required with audio.
+        audio: [B, C, L] standardised latents of what there is of the sound.
+        given: [B, C] bool, True where audio holds a channel of the whole, which then is not generated. Required with
+            audio.
         cutoff: [B] where the given band ends, as a share of half the sample rate. Required with audio.
     """
 
@@ -91,7 +92,7 @@ class Condition:
 
     def complete(self, x_0: Tensor) -> Tensor:
         """[B, C, L] what is generated, and what was given beside it: a whole latent."""
-        return x_0 if self.audio is None else x_0 + self.audio
+        return x_0 if self.audio is None else torch.where(self.given[..., None], self.audio, x_0)
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ def test_encode_train_and_what_comes_of_it(segue, recordings, tmp_path):
     assert refused.code == 2 and "not for generation" in refused.line
 
 
-def test_a_cache_of_the_default_codec_is_refused_before_training(segue, cache, tmp_path):
+def test_a_cache_without_room_above_the_cutoff_is_refused_before_training(segue, cache, tmp_path):
     ran = segue("train", "sr-demo", "--data", cache, "--out", tmp_path / "run", "--examples", "32")
-    assert ran.code == 2 and "--codec gain-shape" in ran.line and not (tmp_path / "run" / "config.json").exists()
+    assert ran.code == 2 and "nothing would be missing" in ran.line and not (tmp_path / "run" / "config.json").exists()
 
 
 def test_a_run_is_measured_beside_baselines_and_shipped(segue, recordings, tmp_path):
@@ -43,10 +43,19 @@ def test_a_run_is_measured_beside_baselines_and_shipped(segue, recordings, tmp_p
     assert ran.code == 0, ran.err
     card = json.loads((out / "card.json").read_text())
     rows = card["figures"]["named"]["rows"]
-    assert list(rows) == ["unprocessed", "codec round trip", "sinc (soxr HQ)", "band replication", "model, 1 steps",
-                          "model, 2 steps"]  # fmt: skip
+    assert list(rows) == [
+        "unprocessed",
+        "sinc",
+        "band replication",
+        "codec round trip",
+        "model, 1 steps",
+        "model, 2 steps",
+    ]
     assert rows["codec round trip"]["lsd full"]["mean"] < 0.01 < rows["model, 1 steps"]["lsd full"]["mean"]
     assert card["training"]["examples"] == 16 and card["bytes"] == (out / "model.safetensors").stat().st_size
     again = segue("resolver", "measure", out / "model.safetensors", recordings, "--steps", "1", "--clips", "4")
     assert json.loads(again.out)["rows"]["model, 1 steps"] == rows["model, 1 steps"]
     assert segue("resolver", "measure", run, recordings, "--steps", "0").code == 2
+    again = segue("resolver", "ship", run, "--out", out, "--measure", f"named={recordings}", "--sources", sources,
+                  "--command", "segue train", "--commit", "abc", "--steps", "four")  # fmt: skip
+    assert again.code == 2 and "--steps four" in again.line

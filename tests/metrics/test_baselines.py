@@ -16,7 +16,7 @@ def noise(rate_hz, seconds=1.0, seed=0):
 
 def band_power(wave, rate_hz, low_hz, high_hz):
     hz = np.fft.rfftfreq(len(wave), 1 / rate_hz)
-    return float((np.abs(np.fft.rfft(wave))[(hz >= low_hz) & (hz < high_hz)] ** 2).sum())
+    return float((np.abs(np.fft.rfft(wave * np.hanning(len(wave))))[(hz >= low_hz) & (hz < high_hz)] ** 2).sum())
 
 
 @pytest.mark.parametrize("rates", [(8000, 16000), (11025, 48000), (44100, 16000), (8000, 8000)])
@@ -28,9 +28,22 @@ def test_sinc_keeps_the_length_and_a_tone(rates):
     assert np.abs(made - want)[400:-400].max() < 1e-3
 
 
-def test_sinc_adds_nothing_above_the_old_band():
-    made = sinc(noise(8000), 8000, 16000)
-    assert band_power(made, 16000, 4100, 8000) < 1e-5 * band_power(made, 16000, 0, 4000)
+@pytest.mark.parametrize("rates", [(8000, 16000), (11025, 48000), (16000, 44100)])
+def test_sinc_adds_nothing_above_the_old_band_and_loses_nothing_of_it(rates):
+    short = noise(rates[0])
+    made, half_hz = sinc(short, *rates), rates[0] / 2
+    assert made.dtype == short.dtype
+    assert band_power(made, rates[1], 1.01 * half_hz, rates[1]) < 1e-6 * band_power(made, rates[1], 0, half_hz)
+    edge = [
+        band_power(x, hz, 0.96 * half_hz, 0.99 * half_hz) * hz**-2 for x, hz in ((made, rates[1]), (short, rates[0]))
+    ]
+    assert edge[0] == pytest.approx(edge[1], rel=0.02)
+    np.testing.assert_allclose(sinc(made, *rates[::-1])[50:-50], short[50:-50], atol=2e-3)
+
+
+@pytest.mark.parametrize("samples", [0, 1, 2, 3])
+def test_sinc_of_next_to_nothing(samples):
+    assert len(sinc(np.ones((samples, 2)), 8000, 16000)) == 2 * samples
 
 
 @pytest.mark.parametrize("rate_hz, cutoff_hz", [(16000, 4000.0), (48000, 4000.0), (44100, 12000.0), (22050, 1500.0)])

@@ -8,6 +8,8 @@ import torch
 from running import assert_same, run, start, timeless
 from safetensors.torch import load_file
 
+from segue.pipeline import SuperResolver
+from segue.tasks.degradation import degrade, protocol
 from segue.training.build import build_model, make_task
 from segue.training.checkpoint import list_checkpoints
 from segue.training.checks import check_before_training
@@ -127,9 +129,19 @@ def test_checks_say_what_is_taken_away_and_that_a_teacher_is_blind(hisses, resol
     assert "500 to 1000 Hz, teacher bands hears 500 to 700 Hz" in warning
 
 
-def test_a_cache_of_a_codec_without_bands_is_refused(taught, resolution):
-    with pytest.raises(UserError, match="--codec gain-shape"):
-        check_before_training(resolution("sr-demo"), taught)
+def test_latents_without_bands_are_generated_whole_and_the_low_band_is_kept_all_the_same(taught, resolution, tmp_path):
+    config = resolution("sr-demo", "train.total_examples=32")
+    assert any("warning: the codec spectral does not hold" in line for line in check_before_training(config, taught))
+    x_0, condition, mask = prepared(config, taught, [5, 6, 7, 8])
+    assert not condition.given.any() and torch.equal(condition.complete(x_0), x_0)
+    assert (condition.audio != 0).any() and x_0[:, :, 0].abs().min() > 0  # both whole
+    run(config, taught, tmp_path)
+    resolver = SuperResolver.load(tmp_path)
+    low = degrade(torch.randn(1, 4000, generator=torch.Generator().manual_seed(0)), 2000, protocol("nuwave2", 500.0))
+    made = resolver.resolve(low, torch.tensor([500.0]), resolver.noise(resolver.frames(4000), 0)[None])
+    added, kept = (torch.fft.rfft(x[0] * torch.hann_window(4000)).abs().square() for x in (made - low, low))
+    assert added[:800].sum() < 1e-3 * kept[:800].sum()  # up to 400 Hz
+    assert added[1100:].sum() > 100 * kept[1100:].sum()  # from 550 Hz
 
 
 def test_a_cutoff_that_leaves_nothing_is_refused(hisses, resolution):

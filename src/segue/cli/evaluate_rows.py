@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from segue.cli.evaluate_common import header_of, read, some
 from segue.codecs import load_codec
+from segue.codecs.base import Codec
 from segue.data.manifest import Clip
 from segue.data.progress import track
 from segue.metrics.baselines import band_replication, sinc
 from segue.types import UserError
 
 Waves = dict[str, tuple[np.ndarray, np.ndarray]]
+Way = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -72,39 +76,39 @@ def rows_beside(
     coder = load_codec(codec, rate_hz)
     if coder.sample_rate_hz != rate_hz:
         raise UserError(f"--codec {codec}: is for {coder.sample_rate_hz:,} Hz, and the pairs are at {rate_hz:,} Hz")
-
-    def through_codec(low: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return coder.decode(coder.encode(torch.from_numpy(reference)[None]), len(reference))[0].numpy()
-
-    half_hz = round(2 * cutoff_hz)
-    rows = {
-        "unprocessed": (lambda low, reference: low, "the input, at the rate of the pairs"),
-        "sinc": (
-            lambda low, reference: _fitted(sinc(_decimated(low, half_hz / rate_hz), half_hz, rate_hz), len(low)),
-            f"the input at {half_hz} Hz (exactly), resampled by soxr HQ",
-        ),
-        "band replication": (
-            lambda low, reference: band_replication(torch.from_numpy(low), rate_hz, cutoff_hz).numpy(),
-            "of the input, blind (segue.metrics.baselines)",
-        ),
-        "codec round trip": (
-            through_codec,
-            f"the reference through the codec {codec}",
-        ),
-    }
     made = {}
-    for name, (make, words) in rows.items():
+    for name, (make, words) in ways_beside(coder, cutoff_hz).items():
         items = track(lows.items(), len(lows), name, "clips")
-        waves = {i: (make(low, pairs.waves[i][1]).astype(np.float32), pairs.waves[i][1]) for i, low in items}
+        waves = {i: (_made(make, low, pairs.waves[i][1]), pairs.waves[i][1]) for i, low in items}
         made[name] = (waves, words)
     return made
 
 
-def _decimated(low: np.ndarray, share: float) -> np.ndarray:
-    """[T] at `share` of its rate by cutting its spectrum: a filter here would be counted against the one under test."""
-    samples = round(len(low) * share)
-    return np.fft.irfft(np.fft.rfft(low)[: samples // 2 + 1], samples) * (samples / len(low))
+def ways_beside(codec: Codec, cutoff_hz: float) -> dict[str, tuple[Way, str]]:
+    """name -> (low [1, T], reference [1, T] -> estimate [1, T]; what the row is), all at the codec's rate."""
+    rate_hz, half_hz = codec.sample_rate_hz, round(2 * cutoff_hz)
+
+    def by_sinc(low: Tensor, reference: Tensor) -> Tensor:
+        there_and_back = sinc(sinc(low[0].double().numpy(), rate_hz, half_hz), half_hz, rate_hz)
+        return torch.from_numpy(_fitted(there_and_back, low.shape[1]))[None]
+
+    @torch.inference_mode()
+    def through_codec(low: Tensor, reference: Tensor) -> Tensor:
+        return codec.decode(codec.encode(reference), reference.shape[1])
+
+    return {
+        "unprocessed": (lambda low, reference: low, "the input, at the rate of the pairs"),
+        "sinc": (by_sinc, f"the input at {half_hz} Hz, interpolated exactly (segue.metrics.baselines)"),
+        "band replication": (
+            lambda low, reference: band_replication(low, rate_hz, cutoff_hz),
+            "of the input, blind (segue.metrics.baselines)",
+        ),
+        "codec round trip": (through_codec, f"the reference through the codec {codec.name}"),
+    }
+
+
+def _made(make: Way, low: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    return make(torch.from_numpy(low)[None], torch.from_numpy(reference)[None])[0].numpy().astype(np.float32)
 
 
 def _fitted(wave: np.ndarray, samples: int) -> np.ndarray:

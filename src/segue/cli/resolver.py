@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,14 +11,14 @@ import numpy as np
 import torch
 import typer
 from safetensors.torch import save_file
-from scipy import signal
 from torch import Tensor
 
+from segue.cli.evaluate_rows import ways_beside
 from segue.cli.origin import machine
 from segue.cli.shipping import measured_and_listed
+from segue.codecs.base import Codec
 from segue.data.progress import track
 from segue.files import make_folder, sha256_of, write_text
-from segue.metrics.baselines import band_replication, sinc
 from segue.metrics.bootstrap import bootstrap_interval
 from segue.metrics.spectral import lsd, si_sdr_db
 from segue.models.files import read_tensors
@@ -28,7 +28,7 @@ from segue.training.sounds import list_sounds, read_sounds
 from segue.types import UserError
 
 PRESET = "nuwave2"
-Measured = dict[str, dict]
+Model = Callable[[Tensor, int], Tensor]
 
 
 def measure(
@@ -41,10 +41,8 @@ def measure(
     seconds: Annotated[float, typer.Option(help="Of each sound at most, from its start.")] = 4.0,
 ) -> None:
     """LSD (full, low and high band) and SI-SDR of a model and of every baseline, with 95 % intervals, as JSON."""
+    counts = _counts(steps)
     resolver = SuperResolver.load(None if run == "default" else run)
-    counts = tuple(int(word) for word in steps.split(",") if word.isdecimal())
-    if not counts or 0 in counts:
-        raise UserError(f"--steps {steps}: give whole numbers with commas, such as 4,50")
     typer.echo(json.dumps(measured(resolver, source, cutoff_hz, test, counts, clips, seconds), indent=2))
 
 
@@ -62,6 +60,7 @@ def ship(
 ) -> None:
     """Keep a trained model's averaged weights in float16, measure them, and write their card."""
     folders, listed = measured_and_listed(measure_on, sources)
+    counts = _counts(steps)
     tensors, metadata = read_tensors(model_file(run))
     kept = {name: value.half() for name, value in tensors.items() if name.startswith("ema.")}
     kept |= {name: value for name, value in tensors.items() if name.startswith("latents.")}
@@ -69,7 +68,6 @@ def ship(
     file = out / "model.safetensors"
     save_file({name: value.contiguous() for name, value in kept.items()}, file, metadata)
     resolver = SuperResolver.load(file)
-    counts = tuple(int(word) for word in steps.split(","))
     about, cutoff_hz = resolver.saved.card, resolver.saved.card.degradation["cutoff_max_hz"]
     state = json.loads((model_file(run).parent / "state.json").read_text())
     card = {
@@ -99,6 +97,13 @@ def ship(
     typer.echo(json.dumps(card["figures"], indent=2))
 
 
+def _counts(steps: str) -> tuple[int, ...]:
+    words = steps.split(",")
+    if not all(word.strip().isdecimal() and int(word) for word in words):
+        raise UserError(f"--steps {steps}: give whole numbers with commas, such as 4,50")
+    return tuple(int(word) for word in words)
+
+
 def measured(
     resolver: SuperResolver,
     source: Path,
@@ -115,44 +120,49 @@ def measured(
     """
     rate_hz = resolver.sample_rate_hz
     waves = _waves(source, rate_hz, clips, round(seconds * rate_hz))
-    filters = protocol(test, cutoff_hz)
-    pairs = [(wave, degrade(wave[None], rate_hz, [filter_])) for filter_ in filters for wave in waves]
-    ways = _ways(resolver, cutoff_hz, steps)
-    values: dict[str, dict[str, list[float]]] = {}
-    for number, (wave, low) in enumerate(track(pairs, len(pairs), "measuring", "clips")):
-        for name, way in ways.items():
-            made = way(low, wave[None], number)
-            for measure_name, value in _figures(made, wave[None], rate_hz, cutoff_hz).items():
-                values.setdefault(name, {}).setdefault(measure_name, []).append(value)
-    rows = {name: {m: _with_interval(v) for m, v in row.items()} for name, row in values.items()}
-    about = {"source": source.name, "test": test, "cutoff_hz": cutoff_hz, "lsd": PRESET, "clips": len(pairs)}
+    models = {f"model, {count} steps": by_model(resolver, cutoff_hz, count) for count in steps}
+    rows = rows_of(models, resolver.codec, waves, cutoff_hz, test)
+    number = len(waves) * len(protocol(test, cutoff_hz))
+    about = {"source": source.name, "test": test, "cutoff_hz": cutoff_hz, "lsd": PRESET, "clips": number}
     return about | {"seconds_at_most": seconds, "rows": rows}
 
 
-def _ways(resolver: SuperResolver, cutoff_hz: float, steps: tuple[int, ...]) -> dict[str, Callable]:
-    """Name -> (low [1, T], wave [1, T], number) -> estimate [1, T]."""
+def rows_of(
+    models: Mapping[str, Model], codec: Codec, waves: Sequence[Tensor], cutoff_hz: float, test: str = "nuwave2"
+) -> dict[str, dict]:
+    """The baselines' rows and the models', name -> measure -> mean and 95 % bootstrap interval over clips.
 
-    def by_sinc(low: Tensor, wave: Tensor, number: int) -> Tensor:
-        short = signal.resample(low[0].double().numpy(), round(low.shape[1] * 2 * cutoff_hz / resolver.sample_rate_hz))
-        return _fitted(sinc(short, round(2 * cutoff_hz), resolver.sample_rate_hz), low)
-
-    def through_codec(low: Tensor, wave: Tensor, number: int) -> Tensor:
-        return resolver.codec.decode(resolver.codec.encode(wave), wave.shape[1])
-
-    def by_model(count: int) -> Callable:
-        def way(low: Tensor, wave: Tensor, number: int) -> Tensor:
-            noise = resolver.noise(resolver.frames(low.shape[1]), number)[None]
-            return resolver.resolve(low, torch.tensor([cutoff_hz]), noise, steps=count)
-
-        return way
-
-    return {
-        "unprocessed": lambda low, wave, number: low,
-        "codec round trip": through_codec,
-        "sinc (soxr HQ)": by_sinc,
-        "band replication": lambda low, wave, number: band_replication(low, resolver.sample_rate_hz, cutoff_hz),
-        **{f"model, {count} steps": by_model(count) for count in steps},
+    Args:
+        models: name -> (low [1, T], number of the clip) -> estimate [1, T].
+        codec: whose round trip is a row.
+        waves: [T] each, full-band.
+        cutoff_hz, test: what they lose.
+    """
+    rate_hz = codec.sample_rate_hz
+    pairs = [
+        (wave[None], degrade(wave[None], rate_hz, [filter_])) for filter_ in protocol(test, cutoff_hz) for wave in waves
+    ]
+    ways = {
+        name: lambda low, wave, _, make=make: make(low, wave)
+        for name, (make, _) in ways_beside(codec, cutoff_hz).items()
     }
+    ways |= {name: lambda low, _, number, make=make: make(low, number) for name, make in models.items()}
+    values: dict[str, dict[str, list[float]]] = {}
+    for number, (wave, low) in enumerate(track(pairs, len(pairs), "measuring", "clips")):
+        for name, way in ways.items():
+            for measure_name, value in _figures(way(low, wave, number), wave, rate_hz, cutoff_hz).items():
+                values.setdefault(name, {}).setdefault(measure_name, []).append(value)
+    return {name: {m: _with_interval(v) for m, v in row.items()} for name, row in values.items()}
+
+
+def by_model(resolver: SuperResolver, cutoff_hz: float, steps: int) -> Model:
+    """What a row of `rows_of` is made by; the number of the clip is the seed."""
+
+    def way(low: Tensor, number: int) -> Tensor:
+        noise = resolver.noise(resolver.frames(low.shape[1]), number)[None]
+        return resolver.resolve(low, torch.tensor([cutoff_hz]), noise, steps=steps)
+
+    return way
 
 
 def _figures(made: Tensor, wave: Tensor, rate_hz: int, cutoff_hz: float) -> dict[str, float]:
@@ -179,8 +189,3 @@ def _with_interval(values: list[float]) -> dict:
     array = np.array(values)
     low, high = bootstrap_interval(lambda rows: float(array[rows].mean()), len(array))
     return {"mean": round(float(array.mean()), 4), "interval": [round(low, 4), round(high, 4)]}
-
-
-def _fitted(wave: np.ndarray, like: Tensor) -> Tensor:
-    missing = max(0, like.shape[1] - len(wave))
-    return torch.from_numpy(np.pad(wave, (0, missing))[: like.shape[1]]).float()[None]

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+from math import gcd
+
 import numpy as np
-import soxr
 import torch
+from scipy.fft import next_fast_len
+from scipy.signal import resample
 from torch import Tensor
 
 from segue.types import UserError
 
 _DROP_DB = (3.0, 24.0)  # least and most that one copy of the patch loses
+_SIDE = 1024  # samples of mirror image beyond either end, where a spectrum's ends meet
 _EDGE = 0.95  # the patch ends here, below the flank of the filter that made the input
 
 
 def sinc(wave: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
-    """Band-limited interpolation (soxr HQ) of [T] or [T, channels], round(T to_hz / from_hz) samples: adds no band."""
-    samples = round(len(wave) * to_hz / from_hz)
-    made = soxr.resample(wave, from_hz, to_hz)[:samples]
-    return np.pad(made, [(0, samples - len(made)), *[(0, 0)] * (made.ndim - 1)])
+    """Band-limited interpolation of [T] or [T, channels], round(T to_hz / from_hz) samples: the band exactly, no other.
+
+    By the spectrum of the whole, its ends continued by their odd mirror image. Resamplers that work in streams let go
+    before the band ends (soxr, HQ and VHQ alike, at 93 % of it), which costs .3 to 1 of low-band LSD.
+    """
+    if from_hz == to_hz or not len(wave):
+        return wave
+    common, samples = gcd(from_hz, to_hz), round(len(wave) * to_hz / from_hz)
+    up, down = to_hz // common, from_hz // common
+    side = -(-_SIDE // down) * down
+    size = next_fast_len(-(-(len(wave) + 2 * side) // down)) * down
+    ends = [(side, size - len(wave) - side), *[(0, 0)] * (wave.ndim - 1)]
+    made = resample(np.pad(wave, ends, mode="reflect", reflect_type="odd"), size // down * up)
+    return made[side // down * up :][:samples].astype(wave.dtype, copy=False)
 
 
 def band_replication(low: Tensor, sample_rate_hz: int, cutoff_hz: float) -> Tensor:

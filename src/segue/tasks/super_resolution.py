@@ -27,7 +27,8 @@ class SuperResolution(Task):
 
     A cached latent is the waveform, so the degraded clip is made from it in the training step. x_0 is the clean clip's
     latent with the given bands zero, the condition is the degraded clip's with the missing bands zero: their sum is a
-    whole latent.
+    whole latent. Where the codec cannot tell bands apart (an autoencoder's latents), x_0 is the whole clean latent and
+    the condition the whole degraded one: the low band is generated, too (docs/super-resolution.md compares the two).
     """
 
     name = "super-resolution"
@@ -41,16 +42,11 @@ class SuperResolution(Task):
             seed: of the run.
 
         Raises:
-            UserError: a codec that cannot tell bands apart, or cutoffs that leave nothing to generate.
+            UserError: cutoffs that leave nothing to generate.
         """
-        if not hasattr(codec, "bands_below"):
-            raise UserError(
-                f"super-resolution keeps the low band, which the codec {codec.name} does not hold apart; mend: "
-                "segue encode SOURCE --codec gain-shape --out another folder"
-            )
         self.codec, self.config, self.samples, self.seed = codec, config, samples, seed
         highest_hz = max(config.cutoff_max_hz, config.held_out.cutoff_hz)
-        all_given = bool(codec.bands_below(torch.tensor([highest_hz])).all())
+        all_given = bool(_bands(codec, torch.tensor([highest_hz])).all())
         if highest_hz >= codec.sample_rate_hz / 2 or all_given:
             raise UserError(
                 f"degradation cutoffs up to {highest_hz:g} Hz, and the cache is at {codec.sample_rate_hz:,} Hz: "
@@ -59,6 +55,8 @@ class SuperResolution(Task):
 
     def statistics(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         """The cache's, with levels of a larger scale: they weigh more in the loss, and appear at higher noise."""
+        if not levels_of(self.codec):
+            return mean, std
         scale = torch.ones_like(std)
         scale[: self.codec.levels] = LEVEL_WEIGHT
         return mean, std.clamp(min=1e-2) / scale
@@ -134,7 +132,7 @@ def given(
     """What a band-limited wave gives the model.
 
     Args:
-        codec: with `bands_below`.
+        codec: where it tells bands apart, those above the cutoff are left out, and those below are not generated.
         low: [B, T] at the codec's rate.
         cutoff_hz: [B], where each wave's band ends.
         statistics: mean and standard deviation [C, 1].
@@ -142,6 +140,24 @@ def given(
     """
     latents = codec.encode(low)
     mask = torch.ones_like(latents[:, 0], dtype=torch.bool) if mask is None else mask
-    bands = codec.bands_below(cutoff_hz)
-    audio = standardise(latents, *statistics, mask).masked_fill(~bands[..., None], 0.0)
+    bands, audio = _bands(codec, cutoff_hz), standardise(latents, *statistics, mask)
+    if tells_bands(codec):
+        audio = audio.masked_fill(~bands[..., None], 0.0)
     return Condition(audio=audio, given=bands, cutoff=cutoff_hz / (codec.sample_rate_hz / 2))
+
+
+def tells_bands(codec: Codec) -> bool:
+    """Whether the codec's channels belong to bands, so that some can be kept and others generated."""
+    return hasattr(codec, "bands_below")
+
+
+def levels_of(codec: Codec) -> int:
+    """How many of its first channels are levels of bands."""
+    return getattr(codec, "levels", 0)
+
+
+def _bands(codec: Codec, cutoff_hz: Tensor) -> Tensor:
+    """[B, C] bool: the channels that need not be generated."""
+    if tells_bands(codec):
+        return codec.bands_below(cutoff_hz)
+    return torch.zeros(len(cutoff_hz), codec.channels, dtype=torch.bool, device=cutoff_hz.device)

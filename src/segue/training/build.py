@@ -16,7 +16,7 @@ from segue.process.noise import keyed_generator
 from segue.tasks.base import Task
 from segue.tasks.degradation import DegradationConfig
 from segue.tasks.generation import Generation
-from segue.tasks.super_resolution import SuperResolution
+from segue.tasks.super_resolution import SuperResolution, levels_of
 from segue.training.checkpoint import latest_checkpoint
 from segue.training.config import RunConfig
 from segue.types import UserError, import_extra
@@ -58,7 +58,7 @@ def dit_config(config: RunConfig, cache: LatentCache) -> DiTConfig:
     predicts = config.model.predicts
     if predicts == "auto":
         predicts = "clean" if dit.channels * dit.patch_frames > dit.width else "velocity"
-    levels = make_task(config, cache).codec.levels if dit.audio and predicts == "clean" else 0
+    levels = levels_of(make_task(config, cache).codec) if dit.audio and predicts == "clean" else 0
     return replace(dit, predicts=predicts, audio_skip=levels)
 
 

@@ -10,6 +10,7 @@ from segue.data.cache import LatentCache
 from segue.memory import spoken
 from segue.models.presets import parameters_of
 from segue.tasks.generation import standardise
+from segue.tasks.super_resolution import tells_bands
 from segue.training.build import dit_config, make_task
 from segue.training.config import RunConfig
 from segue.training.guidance import teacher_statistics
@@ -46,6 +47,11 @@ def _check_degradation(config: RunConfig, cache: LatentCache) -> list[str]:
         f"degradation: {drawn.families} filters of order {drawn.order_min} to {drawn.order_max}, cutoffs "
         f"{drawn.cutoff_min_hz:g} to {drawn.cutoff_max_hz:g} Hz; generated up to {rate_hz // 2:,} Hz"
     ]
+    if not tells_bands(task.codec):
+        lines.append(
+            f"warning: the codec {task.codec.name} does not hold the low band apart, so that all of it is generated "
+            "anew; segue encode --codec gain-shape gives the better model (docs/super-resolution.md)"
+        )
     teacher = cache.meta["teacher"] if config.policy.needs_teacher else None
     heard_hz, from_hz = (teacher or {}).get("sample_rate_hz", rate_hz) / 2, drawn.held_out.cutoff_hz
     if heard_hz < rate_hz / 2:
