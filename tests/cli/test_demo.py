@@ -51,3 +51,42 @@ def test_another_plan_in_the_same_folder_is_refused(made, segue):
     out, _ = made
     ran = segue("demo", "--out", out, "--clips", 240, "--minutes", 3, "--judged", 12)
     assert ran.code == 2 and "minutes was 0.2, is 3.0" in ran.line and "--fresh" in ran.line
+
+
+@pytest.fixture(scope="module")
+def widened(tmp_path_factory):
+    from segue.cli.main import main
+
+    out = tmp_path_factory.mktemp("demo") / "wide"
+    arguments = ["demo", "--task", "super-resolution", "--out", str(out), "--clips", "200", "--minutes", "0.2"]
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, "--judged", "8"])
+    assert not stopped.value.code
+    return out
+
+
+def test_super_resolution_has_its_table_its_players_and_its_pictures(widened):
+    summary, page = (widened / name for name in ("summary.json", "report.html"))
+    summary, page = json.loads(summary.read_text()), page.read_text()
+    models = ["sr-demo-static", "sr-demo", "shipped model"]
+    assert list(summary["rows"]) == ["unprocessed", "sinc", "band replication", "codec round trip", *models]
+    rows = {name: {m: v["mean"] for m, v in row.items()} for name, row in summary["rows"].items()}
+    assert rows["codec round trip"]["lsd full"] < 0.01 < rows["band replication"]["lsd full"]
+    assert all(row["lsd low"] < 0.15 for row in rows.values())  # the low band is kept, whatever was learned
+    assert rows["unprocessed"]["lsd high"] == pytest.approx(rows["sinc"]["lsd high"], rel=0.1)
+    assert {arm["examples_seen"] for arm in summary["arms"].values()} == {320}
+    count = len(summary["prompts"])
+    assert count >= 4 and page.count("data:audio/wav;base64") == count * (2 + len(models))
+    for words in ("before", "original", *rows, "regime r (0 semantic", "guidance weight", "SSL-space discrepancy",
+                  f"{rows['sr-demo']['lsd high']:.3f}", "Audio super-resolution, trained"):  # fmt: skip
+        assert words in page, words
+    assert (widened / "arms" / "sr-demo" / "samples" / "000.wav").exists()
+
+
+def test_a_folder_of_one_task_is_refused_for_the_other_and_a_wrong_word_is_named(widened, segue):
+    ran = segue("demo", "--out", widened, "--clips", 200, "--minutes", 0.2, "--judged", 8, "--codec", "gain-shape")
+    assert ran.code == 2, ran.err
+    ran = segue("demo", "--task", "upsampling", "--out", widened)
+    assert ran.code == 2 and "--task upsampling: use one of generation, super-resolution" in ran.line
+    ran = segue("demo", "--task", "super-resolution", "--out", widened, "--judged", 1)
+    assert ran.code == 2 and "--judged at least 8" in ran.line

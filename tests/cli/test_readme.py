@@ -49,6 +49,15 @@ def test_the_commands_for_super_resolution(segue, recordings, tmp_path, monkeypa
     assert soundfile.info("wide.wav").samplerate == 16000 and soundfile.info("wide.wav").frames == 16000
 
 
+def test_the_demos_take_the_options_that_are_named(segue, tmp_path, monkeypatch):
+    """Each up to its first refusal: the demos themselves are run by test_demo.py."""
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"`(segue demo[^`]*)`", README.read_text())
+    assert any("--task super-resolution" in command for command in commands) and len(commands) >= 2
+    for command in commands:
+        assert "--judged at least 8" in segue(*shlex.split(command)[1:], "--judged", 1).line
+
+
 def test_the_six_lines(recordings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = block("six lines")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from segue.report import resolution
 from segue.report.curves import curve_figures, read_events
 from segue.report.page import (
     bar,
@@ -91,24 +92,33 @@ def write_summary(path: Path, summary: Mapping) -> Path:
 
 
 def write_demo_report(
-    demo_dir: Path, summary: Mapping, arms: Mapping[str, ArmPage], real: Sequence[PromptClip] = ()
+    demo_dir: Path,
+    summary: Mapping,
+    arms: Mapping[str, ArmPage],
+    real: Sequence[PromptClip] = (),
+    columns: Mapping[str, Sequence[PromptClip]] | None = None,
 ) -> Path:
     """Write demo_dir/report.html, one self-contained page; return its path.
 
     Args:
-        summary: as given to `write_summary`; every measure on the page comes from it. Missing parts are left out.
+        summary: as given to `write_summary`; every measure on the page comes from it. Missing parts are left out. Its
+            "task" decides which table is drawn.
         arms: name -> run folder (its log.jsonl gives the curves) and clips.
         real: clips of the data set, shown beside the clips of the same prompt.
+        columns: what to play from left to right, by name; default: what each arm made, and `real`.
     """
+    wide = _is_wide(summary)
+    if columns is None:
+        columns = {name: arm.clips for name, arm in arms.items()} | {"real clip": real}
     body = [
         heading("segue demo", _lead(summary), _chips(summary)),
-        f"<p>{_ABOUT}</p>",
+        f"<p>{resolution.ABOUT if wide else _ABOUT}</p>",
         "<h2>Measures</h2>",
-        _measures(summary),
-        f'<p class="note">{_READING}</p>',
+        resolution.measures_table(summary) if wide else _measures(summary),
+        f'<p class="note">{resolution.READING if wide else _READING}</p>',
         _training_table(summary),
         "<h2>Listen</h2>",
-        *_listening(arms, real),
+        *_listening(columns, linear=wide),
     ]
     logs = {name: read_events(Path(arm.run_dir)) for name, arm in arms.items()}
     curves = curve_figures(logs)
@@ -123,12 +133,17 @@ def write_demo_report(
     return write_page(Path(demo_dir) / "report.html", page("segue demo", body))
 
 
+def _is_wide(summary: Mapping) -> bool:
+    return summary.get("task") == "super-resolution"
+
+
 def _lead(summary: Mapping) -> str:
     dataset = summary.get("dataset", {})
     about = f"{number(dataset['clips'])} captioned clips, " if "clips" in dataset else ""
     about += f"{dataset['hours']:.1f} hours; " if "hours" in dataset else ""
     names = list(summary.get("arms", {}))
-    return f"Text to audio, trained from nothing on this machine: {about}{' against '.join(names)}."
+    task = "Audio super-resolution" if _is_wide(summary) else "Text to audio"
+    return f"{task}, trained from nothing on this machine: {about}{' against '.join(names)}."
 
 
 def _chips(summary: Mapping) -> list[tuple[str, str]]:
@@ -194,20 +209,21 @@ def _loss_cell(arm: Mapping, t: str) -> str:
     return f"{last:.3f}" + (f"<small>at first {first:.3f}</small>" if first is not None else "")
 
 
-def _listening(arms: Mapping[str, ArmPage], real: Sequence[PromptClip]) -> list[str]:
-    """A card a prompt: each arm's clip, and the real clip where there is one."""
-    columns = {name: _by_prompt(arm.clips) for name, arm in arms.items()} | {"real clip": _by_prompt(real)}
+def _listening(columns: Mapping[str, Sequence[PromptClip]], linear: bool) -> list[str]:
+    """A card a prompt: of each column the clip that there is."""
+    keyed = {name: _by_prompt(clips) for name, clips in columns.items()}
     cards = []
-    for key in dict.fromkeys(key for column in columns.values() for key in column):
-        clips = {name: column[key] for name, column in columns.items() if key in column}
+    for key in dict.fromkeys(key for column in keyed.values() for key in column):
+        clips = {name: column[key] for name, column in keyed.items() if key in column}
         held_out = any(clip.held_out for clip in clips.values())
         badge = '<span class="badge">held-out pair</span>' if held_out else ""
-        cells = "".join(f"<div>{_clip(name, clip)}</div>" for name, clip in clips.items())
+        cells = "".join(f"<div>{_clip(name, clip, linear)}</div>" for name, clip in clips.items())
         title = f'<div class="prompt"><h3>{escape(key[0])}</h3>{badge}</div>'
         cards.append(f'<div class="card">{title}<div class="grid">{cells}</div></div>')
     low, high = SPECTROGRAM_RANGE_DB
     scale = (
-        f"Spectrograms: log-mel; one colour scale for all, {low:.0f} to {high:.0f} dB relative to a full-scale sine."
+        f"Spectrograms: {'linear' if linear else 'log-mel'}; one colour scale for all, {low:.0f} to {high:.0f} dB "
+        "relative to a full-scale sine."
     )
     return [f'<p class="note">{scale}</p>', *cards]
 
@@ -221,9 +237,9 @@ def _by_prompt(clips: Sequence[PromptClip]) -> dict[tuple[str, int], PromptClip]
     return keyed
 
 
-def _clip(name: str, clip: PromptClip) -> str:
+def _clip(name: str, clip: PromptClip, linear: bool) -> str:
     heard = f'<div class="heard">judge hears {escape(clip.judged)}</div>' if clip.judged else ""
-    picture = spectrogram_png(clip.wave, clip.sample_rate_hz, width_px=620, height_px=310)
+    picture = spectrogram_png(clip.wave, clip.sample_rate_hz, width_px=620, height_px=310, linear=linear)
     drawn = figure(image(picture, f"spectrogram, {name}: {clip.prompt}"))
     return f'<p class="label">{escape(name)}</p>{drawn}{player(clip.wave, clip.sample_rate_hz)}{heard}'
 
@@ -239,8 +255,9 @@ def _origin(summary: Mapping) -> list[str]:
             "<p>How well the judge hears clips of known content, clean and damaged:</p>",
             _judge_table(judge["card"]),
         ]
-    kept = ("commit", "machine", "versions", "seed", "dataset", "codec", "model")
-    pairs = [(key, summary[key]) for key in kept if key in summary] + [("judge.sha256", judge.get("sha256"))]
+    kept = ("commit", "machine", "versions", "seed", "dataset", "codec", "model", "test")
+    pairs = [(key, summary[key]) for key in kept if key in summary]
+    pairs += [("judge.sha256", judge.get("sha256"))] if judge or not _is_wide(summary) else []
     parts.append(f"<details open><summary>Settings and versions</summary>{facts(pairs)}</details>")
     parts.append('<p class="note">summary.json, beside this page, holds every figure of its tables.</p>')
     return parts
