@@ -22,6 +22,13 @@ def test_spectrogram_shows_a_tone_at_its_height(wave):
     assert 0.6 < brightest < 0.85  # 440 Hz: 2/10 of the mel axis, above the margin
 
 
+def test_a_linear_spectrogram_gives_the_upper_half_of_the_band_half_of_the_picture():
+    tone = (0.1 * np.sin(2 * np.pi * 6000 * np.arange(16000) / 16000)).astype(np.float32)
+    picture = pixels(spectrogram_png(tone, 16000, width_px=640, height_px=300, linear=True))
+    column = picture[:, 320, :3].sum(axis=1) * (picture[:, 320, 3] > 0)
+    assert 0.2 < column.argmax() / 300 < 0.3  # 6 of 8 kHz, above the margin
+
+
 def test_louder_is_brighter_on_one_scale(wave):
     loud, soft = (pixels(spectrogram_png(g * wave, 16000))[..., :3].sum() for g in (1.0, 0.01))
     assert loud > soft
