@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import nn
 
 from segue.stage.block_structure import StructureConfig, structure_step
 from segue.stage.controller import Decision
+from segue.training.sharding import norm_of, whole_blocks
 
 
 @contextmanager
@@ -28,6 +28,7 @@ def block_step(config: StructureConfig, decision: Decision, model: nn.Module, st
     before = [p.detach().clone() for p in grouped] if acts else []
     yield
     if acts:
-        moved = torch._foreach_norm(torch._foreach_sub([p.detach() for p in grouped], before))
-        norm = decision.structure_strength * config.every * float(torch.stack(moved).norm())
-        structure_step(model.blocks, decision.structure, norm, config.control, config.readers, config.writers)
+        moved = norm_of([p.detach() - then for p, then in zip(grouped, before)])
+        norm = decision.structure_strength * config.every * float(moved)
+        with whole_blocks(model.blocks):
+            structure_step(model.blocks, decision.structure, norm, config.control, config.readers, config.writers)

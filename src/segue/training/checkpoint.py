@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from segue.files import sync, write_text
 from segue.models.files import ModelCard, read_tensors, save_model
+from segue.training.sharding import like, local, whole_tensors
 from segue.training.terms import Terms
 from segue.types import UserError, first_line
 
@@ -64,10 +65,15 @@ def save_checkpoint(
     statistics: tuple[Tensor, Tensor],
     card: ModelCard,
     keep_last: int,
+    writes: bool = True,
 ) -> Path:
     """Write a checkpoint folder atomically, then delete all but the last `keep_last`.
 
-    Whatever lies ahead of this moment is deleted too: the run went on from here because it could not be read.
+    Every rank must ask: sharded tensors are gathered, and the files are those of one process. Whatever
+    lies ahead of this moment is deleted too: the run went on from here because it could not be read.
+
+    Args:
+        writes: whether this rank is the one that does.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; older checkpoints are untouched.
@@ -75,11 +81,15 @@ def save_checkpoint(
     folder = run_dir / "checkpoints"
     target = folder / f"examples-{state.examples_seen:010d}"
     temporary = folder / f".{target.name}.{os.getpid()}"
+    weights, averaged = (whole_tensors(tensors, writes) for tensors in (model.state_dict(), ema))
+    moments = whole_tensors(_optimizer_tensors(optimizer), writes)
+    if not writes:
+        return target
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_model(temporary / "model.safetensors", model.state_dict(), ema, *statistics, card)
-        save_file(_optimizer_tensors(optimizer) | terms.tensors(), temporary / "optimizer.safetensors")
+        save_model(temporary / "model.safetensors", weights, averaged, *statistics, card)
+        save_file(moments | terms.tensors(), temporary / "optimizer.safetensors")
         for file in temporary.iterdir():
             sync(file)
         write_text(temporary / "state.json", json.dumps(asdict(state), indent=1))
@@ -171,9 +181,11 @@ def load_checkpoint(
             f"{folder}: trained on a cache of another {' and '.join(other)}; resume with the run's own cache"
         )
     try:
-        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        held = model.state_dict()
+        model.load_state_dict({k: like(v, held[k]) if k in held else v for k, v in weights.items()})
         for name, value in ema.items():
-            value.copy_(tensors[f"ema.{name}"])
+            local(value).copy_(local(like(tensors[f"ema.{name}"], value)))
         _restore_optimizer(optimizer, {k: v for k, v in kept.items() if not k.startswith("head.")})
         terms.load(kept)
     except (KeyError, RuntimeError) as error:
@@ -213,15 +225,16 @@ def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Adam's state as index.name -> tensor; the groups' numbers come from the config."""
     state = optimizer.state_dict()["state"]
-    return {f"{i}.{k}": v.detach().cpu().contiguous() for i, s in state.items() for k, v in s.items()}
+    return {f"{i}.{k}": v for i, s in state.items() for k, v in s.items()}
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     data = optimizer.state_dict()
     data["state"] = {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for key, value in tensors.items():
         index, name = key.split(".", 1)
-        data["state"].setdefault(int(index), {})[name] = value
-    if data["state"] and len(data["state"]) != sum(len(g["params"]) for g in data["param_groups"]):
+        data["state"].setdefault(int(index), {})[name] = like(value, parameters[int(index)])
+    if data["state"] and len(data["state"]) != len(parameters):
         raise RuntimeError("the optimiser has another number of parameters")
     optimizer.load_state_dict(data)

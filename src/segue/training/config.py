@@ -18,6 +18,7 @@ from segue.types import UserError
 # study gives the run, stays what it was.
 LATER = {"later": True}
 TASKS = ("generation", "super-resolution")
+SHARDINGS = ("none", "fsdp2")
 OBJECTIVES = ("auto", "velocity", "clean", "min-snr", "uncertainty")
 
 
@@ -91,6 +92,8 @@ class TrainConfig:
         validation_clips: held-out clips of the fixed-t validation.
         keep_last: checkpoints that stay on disk.
         tensorboard: write TensorBoard files beside log.jsonl.
+        sharding: "none" (every process holds the whole model) or "fsdp2" (weights, gradients, moments and averaged
+            weights are split over the processes; training/sharding.py).
         patience: bad steps in a row (training/faults.py) after which the run stops; each of them is skipped.
         spike: robust standard deviations above the last steps' loss at which a step is bad; 0 = no step is.
     """
@@ -110,6 +113,7 @@ class TrainConfig:
     validation_clips: int = 64
     keep_last: int = 2
     tensorboard: bool = True
+    sharding: str = field(default="none", metadata=LATER)
     patience: int = field(default=5, metadata=LATER)
     spike: float = field(default=10.0, metadata=LATER)
 
@@ -120,6 +124,8 @@ class TrainConfig:
             raise UserError(f"train.task is '{self.task}'; use one of {', '.join(TASKS)}")
         if self.objective not in OBJECTIVES:
             raise UserError(f"train.objective is '{self.objective}'; use one of {', '.join(OBJECTIVES)}")
+        if self.sharding not in SHARDINGS:
+            raise UserError(f"train.sharding is '{self.sharding}'; use one of {', '.join(SHARDINGS)}")
         for name in ("total_examples", "batch_size", "accumulation", "keep_last", "validation_clips", "patience"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} is {getattr(self, name)}; give at least 1")

@@ -18,6 +18,7 @@ from segue.stage.discrepancy import Discrepancy
 from segue.training.config import TrainConfig
 from segue.training.log import RunLog
 from segue.training.progress import Meter
+from segue.training.sharding import norm_of, whole
 from segue.types import UserError
 
 WINDOW = 64  # good steps that a spike is judged against
@@ -124,8 +125,8 @@ class Guard:
     @property
     def calm(self) -> bool:
         """Whether the last step was good and every weight is finite: what a checkpoint may be made of."""
-        norms = torch.stack(torch._foreach_norm([p.detach() for p in self._model.parameters()]))
-        return self.state.in_a_row == 0 and bool(torch.isfinite(norms).all())
+        norm = norm_of([p.detach() for p in self._model.parameters()])
+        return self.state.in_a_row == 0 and bool(torch.isfinite(norm))
 
     def judge(
         self, seen: int, sums: Tensor, norm: Tensor, teacher: tuple[Tensor, Tensor] | None, losses: list[Tensor]
@@ -203,7 +204,7 @@ class Guard:
             ("weight", {n: p.detach() for n, p in self._model.named_parameters()}),
             ("gradient", {n: p.grad for n, p in self._model.named_parameters() if p.grad is not None}),
         ):
-            named = [n for n, x in tensors.items() if not bool(torch.isfinite(x).all())]
+            named = [n for n, x in tensors.items() if bool(whole((~torch.isfinite(x)).sum()))]
             if named:
                 return f"; {what} not finite in {named[0]} and {len(named) - 1} more of {len(tensors)} tensors"
         return ""

@@ -21,6 +21,7 @@ from segue.training.ears import Ears
 from segue.training.guidance import Guidance
 from segue.training.log import RunLog
 from segue.training.probe import Probe
+from segue.training.sharding import whole_blocks
 from segue.training.step import Example, run_model
 from segue.training.validation import validate
 from segue.types import UserError
@@ -107,7 +108,8 @@ class Instruments:
             if signal == "gradient-cosine":
                 cosine = gradient_cosine(self._model, self._guidance, self._cosine_example)
         if due.structure:
-            structure = measure_structure(self.policy.structure, state.structure, self._model.blocks)
+            with whole_blocks(self._model.blocks):
+                structure = measure_structure(self.policy.structure, state.structure, self._model.blocks)
         self.seconds = time.monotonic() - started
         self.last = Observation(
             seen,

@@ -39,6 +39,7 @@ from segue.training.moments import crossed, intervals
 from segue.training.optim import clip_gradients, learning_rate, make_optimizer, update_ema
 from segue.training.progress import Meter, Share
 from segue.training.ranks import lost_ranks, on_any_rank, sync_only
+from segue.training.sharding import check_sharding, share_out, wrap
 from segue.training.step import draw_example, run_model
 from segue.training.terms import make_terms
 from segue.training.validation import make_validation_set, record_validation
@@ -101,6 +102,7 @@ def train(
     seed, batch_size = config.train.seed, config.train.batch_size
     if batch_size % world:
         raise UserError(f"train.batch_size {batch_size} must be a multiple of the {world} processes")
+    check_sharding(config, accelerator)
 
     model = build_model(config, cache, seed)
     task = make_task(config, cache)
@@ -108,7 +110,8 @@ def train(
     resume = resume and bool(list_checkpoints(run_dir))
     if not resume:
         task.prime(model, cache, statistics)
-    averaged = copy.deepcopy(model).eval().requires_grad_(False).to(accelerator.device)
+    averaged = copy.deepcopy(model).eval().requires_grad_(False)
+    share_out(config, accelerator, model, averaged)
     ema = averaged.state_dict()
     optim = replace(config.optim, learning_rate=peak_learning_rate(config, model.config.width))
     optimizer = make_optimizer(model, optim)
@@ -123,7 +126,7 @@ def train(
         steps, seconds_before = saved.steps, saved.seconds
         loader.load_state_dict(saved.loader)
     seen, plain = state.examples_seen, model
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, optimizer = wrap(accelerator, model, optimizer)
     validation_set = make_validation_set(task, cache, statistics, config, accelerator.device)
     autocast = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.train.precision == "bf16")
     log_every, validate_every, checkpoint_every = intervals(config)
@@ -139,11 +142,13 @@ def train(
 
     def checkpoint() -> None:
         # What was just restored is on disk already, and what came of a bad step is no state to go on from.
-        if main and guard.calm and not (resume and seen == first_seen):
+        if guard.calm and not (resume and seen == first_seen):
             seconds = seconds_before + time.monotonic() - started
             now = RunState(seen, steps, seconds, loader.state_dict(), state.to_json(), asdict(guard.state))
             card = model_card(config, cache, averaged, seen)
-            save_checkpoint(run_dir, now, plain, ema, optimizer, terms, statistics, card, config.train.keep_last)
+            save_checkpoint(
+                run_dir, now, plain, ema, optimizer, terms, statistics, card, config.train.keep_last, writes=main
+            )
         accelerator.wait_for_everyone()
 
     with (

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.training.config import OptimConfig
+from segue.training.sharding import local, norm_of
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
@@ -26,10 +27,12 @@ def clip_gradients(model: nn.Module, limit: float) -> Tensor:
     coefficient that is NaN, they would no longer say in which part of the model the trouble began.
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    norm = norm_of(gradients)
     if limit:
         scale = (limit / (norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(gradients, torch.where(torch.isfinite(norm), scale, torch.ones_like(scale)))
+        torch._foreach_mul_(
+            [local(g) for g in gradients], torch.where(torch.isfinite(norm), scale, torch.ones_like(scale))
+        )
     return norm
 
 
@@ -58,4 +61,4 @@ def update_ema(average: dict[str, Tensor], model: nn.Module, decay: float, steps
     decay = min(decay, (1 + steps) / (10 + steps))
     current = model.state_dict()
     names = list(average)
-    torch._foreach_lerp_([average[n] for n in names], [current[n] for n in names], 1.0 - decay)
+    torch._foreach_lerp_([local(average[n]) for n in names], [local(current[n]) for n in names], 1.0 - decay)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from contextlib import AbstractContextManager
+from math import ceil
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,9 @@ class Probe:
         latents, mask = cache.latents(rows)
         x_0, condition, mask = task.prepare(latents, mask, *cache.text(rows), statistics)
         eps = keyed_noise(x_0.shape[1:], 0, "probe", range(count))
+        # As many passes on every rank: a sharded model gathers its weights in each.
+        self._passes = ceil(ceil(count / world) / AT_ONCE)
+        heard_here = self._mine or [0]  # a rank without a clip of its own hears one, and counts none
         self._real = teacher_mask(cache, rows).to(device)
         heard = torch.cat([ears(part.to(device)) for part in condition.complete(x_0).split(AT_ONCE)])
         # Codecs and teachers may answer in inference tensors, which autograd would refuse later.
@@ -68,9 +72,9 @@ class Probe:
         self._mean, self._std = target_statistics(heard, self._real)
         self._targets = standardise(heard, self._mean, self._std)
         self.print = _print_of(heard)
-        self._x_0, self._eps = x_0[self._mine].to(device), eps[self._mine].to(device)
-        self._mask = None if mask is None else mask[self._mine].to(device)
-        self._condition = condition.rows(self._mine).to(device)
+        self._x_0, self._eps = x_0[heard_here].to(device), eps[heard_here].to(device)
+        self._mask = None if mask is None else mask[heard_here].to(device)
+        self._condition = condition.rows(heard_here).to(device)
         self.seconds = 0.0
 
     @torch.no_grad()
@@ -79,7 +83,7 @@ class Probe:
         started, was_training = time.monotonic(), model.training
         model.eval()
         predicted = torch.stack([self._hear(model, t, autocast) for t in self.config.times])
-        sums = probe_sums(predicted, self._mine, self._targets, self._real)
+        sums = probe_sums(predicted[:, : len(self._mine)], self._mine, self._targets, self._real)
         if accelerator.num_processes > 1:
             sums = accelerator.reduce(sums, "sum")
         model.train(was_training)
@@ -89,8 +93,7 @@ class Probe:
     def _hear(self, model: nn.Module, time_: float, autocast: AbstractContextManager) -> Tensor:
         """Standardised features [R, S, F] of the predictions at one time."""
         heard = []
-        for start in range(0, len(self._mine), AT_ONCE):
-            part = slice(start, start + AT_ONCE)
+        for part in torch.arange(len(self._x_0)).tensor_split(self._passes):
             x_0, eps = self._x_0[part], self._eps[part]
             mask = None if self._mask is None else self._mask[part]
             condition = self._condition.rows(part)
