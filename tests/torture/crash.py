@@ -11,6 +11,7 @@ Some lives meet a disk that takes no more bytes (a file-size limit) in place of 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import shutil
@@ -203,9 +204,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--figures", type=Path, help="Write them as JSON here, too.")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         count = torture(options.kills, options.seed, Path(folder) / "crash")
+    if options.figures:
+        options.figures.write_text(json.dumps({name: int(value) for name, value in count.items()}))
     print("crash: " + ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in count.items()))
     return 0 if verdict(count) else 1
 

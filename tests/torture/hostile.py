@@ -1,4 +1,4 @@
-"""Sound files that lie, and what the commands make of them: `python tests/torture/hostile.py [FILES]`.
+"""Sound files that lie, and what the commands make of them: `python tests/torture/hostile.py --files 1000`.
 
 Every command runs under a time limit, over a clean corpus and over one in which most files are broken: empty, cut, not
 sound at all, claiming gigabytes, or with bytes of their head and body changed by a seeded generator. Nothing may end by
@@ -8,6 +8,7 @@ process that reaches for the network, even for a name's address, ends at once wi
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -324,13 +325,24 @@ def half_written(folder: Path, lines: list[dict]) -> list[str]:
     return wrong
 
 
-if __name__ == "__main__":
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--files", type=int, default=1000)
+    parser.add_argument("--figures", type=Path, help="Write them as JSON here, too.")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        found = run(Path(place) / "hostile", int(sys.argv[1]) if len(sys.argv) > 1 else 1000)
-    print(json.dumps({k: v for k, v in found.items() if k != "then"}, indent=1))
+        found = run(Path(place) / "hostile", options.files)
+    words = json.dumps({name: value for name, value in found.items() if name != "then"}, indent=1)
+    print(words)
+    if options.figures:
+        options.figures.write_text(words)
     print(
         f"hostile: {found['files']} bad files tried, {found['bad_files']} of them named by check, {found['left_out']} "
         f"by encode, {found['failed']} by upsample, {len(found['unnamed'])} that had to be and were not; "
         f"{found['crashes']} crashes, {found['hangs']} hangs; {found['peak_memory_ratio']} of a clean set's peak memory"
     )
-    sys.exit(bool(found["complaints"] or found["unnamed"] or found["peak_memory_ratio"] > 2))
+    return int(bool(found["complaints"] or found["unnamed"] or found["peak_memory_ratio"] > 2))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
