@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.data.cache import LatentCache
+from segue.memory import give_back
 from segue.process.noise import keyed_noise
 from segue.process.path import clean_of, sample_path, velocity_of
 from segue.stage.discrepancy import (
@@ -28,7 +29,7 @@ from segue.tasks.base import Task
 from segue.training.ears import Ears, teacher_mask
 from segue.types import UserError
 
-AT_ONCE = 64  # predictions in one pass
+AT_ONCE = 16  # predictions in one pass: decoded and heard, 64 would be the peak of a small run's memory
 
 
 class Probe:
@@ -76,6 +77,7 @@ class Probe:
         self._mask = None if mask is None else mask[heard_here].to(device)
         self._condition = condition.rows(heard_here).to(device)
         self.seconds = 0.0
+        give_back()
 
     @torch.no_grad()
     def measure(self, model: nn.Module, accelerator, autocast: AbstractContextManager) -> Discrepancy:
