@@ -13,6 +13,7 @@ import pytest
 import soundfile
 import torch
 
+from segue.data import cache as cache_module
 from segue.data import encoding
 from segue.data.audio import read_wave
 from segue.data.cache import LatentCache
@@ -137,6 +138,27 @@ def test_teacher_features(build, fakes, small_set):
     expected = fakes.FakeTeacher().encode(torch.from_numpy(wave)[None])
     torch.testing.assert_close(features[1, :15], expected[0], atol=1e-4, rtol=1e-3)
     assert build("none").teacher([0]) is None
+
+
+def test_a_shard_cut_under_an_open_cache_is_one_line(build):
+    """A mapped file would take the process with it."""
+    cache = build()
+    last = len(cache) - 1
+    cache.latents([last])
+    shard = cache.path / "shards" / cache.row(last)["shard"]
+    with shard.open("r+b") as file:
+        file.truncate(200)
+    assert f"{shard}: ends too early; mend" in refusal(cache.latents, [last])
+
+
+def test_more_shards_than_are_kept_open(build, monkeypatch):
+    cache = build()
+    everything = cache.latents(range(len(cache)))[0]
+    monkeypatch.setattr(cache_module, "OPEN_SHARDS", 1)
+    again = LatentCache.open(cache.path)
+    for i in reversed(range(len(again))):
+        assert torch.equal(again.latents([i])[0][0], everything[i])
+    assert len(again._opened) == 1 < len(cache._opened)
 
 
 def test_a_finished_cache_is_opened_at_once_and_equal(build, fakes, tmp_path, monkeypatch):
