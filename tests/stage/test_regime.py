@@ -426,6 +426,8 @@ def test_misuse_is_refused():
         ({"window": 1.0}, "regime.window"),
         ({"min_points": 2}, "regime.min_points"),
         ({"burn_in": -0.1}, "regime.burn_in"),
+        ({"guard": True, "signal": "constant"}, "regime.guard is true"),
+        ({"reference": "end"}, "regime.reference"),
         ({"smoothing": 0.0}, "regime.smoothing"),
         ({"max_move": 0.0}, "regime.max_move"),
         ({"onset_probes": 0}, "regime.onset_probes"),

@@ -64,7 +64,7 @@ class RegimeConfig:
         rise: residual standard deviations above its running minimum at which r is held.
         fallback_at: share of N by which progress must have been detected.
         fallback: `time` (r = n / N from there, until progress is detected) or `none` (r stays 0).
-        guard: force r >= clip((n / N - 0.5) / 0.3, 0, 1), as an arm.
+        guard: force r >= clip((n / N - 0.5) / 0.3, 0, 1), as an arm; a constant regime is read by nobody.
     """
 
     signal: str = "discrepancy"
@@ -96,6 +96,7 @@ class RegimeConfig:
         for name in ("confidence", "max_fall", "onset", "rise"):
             _check(name, getattr(self, name), 0.0 <= getattr(self, name) < math.inf, "give a number of at least 0")
         _check("window", self.window, 1.0 < self.window < math.inf, "give a ratio above 1")
+        _check("guard", "true", not self.guard or self.signal != "constant", "it moves no constant regime: give a signal")
         _check("min_points", self.min_points, self.min_points >= 3, "a line needs at least 3 points")
         _check("onset_probes", self.onset_probes, self.onset_probes >= 1, "give at least 1")
 
@@ -105,7 +106,7 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise UserError(f"regime.{name} is {value!r}; choose one of {', '.join(choices)}")
 
 
-def _check(name: str, value: float, holds: bool, mend: str) -> None:
+def _check(name: str, value: object, holds: bool, mend: str) -> None:
     if not holds:
         raise UserError(f"regime.{name} is {value}; {mend}")
 
