@@ -96,7 +96,8 @@ class RegimeConfig:
         for name in ("confidence", "max_fall", "onset", "rise"):
             _check(name, getattr(self, name), 0.0 <= getattr(self, name) < math.inf, "give a number of at least 0")
         _check("window", self.window, 1.0 < self.window < math.inf, "give a ratio above 1")
-        _check("guard", "true", not self.guard or self.signal != "constant", "it moves no constant regime: give a signal")
+        unread = self.guard and self.signal == "constant"
+        _check("guard", "true", not unread, "it moves no constant regime: give a signal")
         _check("min_points", self.min_points, self.min_points >= 3, "a line needs at least 3 points")
         _check("onset_probes", self.onset_probes, self.onset_probes >= 1, "give at least 1")
 
