@@ -60,7 +60,9 @@ def memory_need(
     """Memory of one float32 training step: weights, gradients, two Adam moments and EMA; activations for backward.
 
     The activations are counted, not estimated: a forward pass on tensors that hold no memory, adding up what autograd
-    keeps. With checkpointing, twice one block's part is added: its recomputed tensors and their gradients.
+    keeps. The first such tensor of a process takes a second or two, in which torch imports torch._dynamo; its first
+    optimiser would do the same, so a run that trains pays nothing for the count. With checkpointing, twice one block's
+    part is added: its recomputed tensors and their gradients.
     """
     parameters = parameters_of(config)
     activations = kept_bytes(config, batch, frames, text_tokens, checkpointing)
