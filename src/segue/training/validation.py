@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from segue.data.cache import LatentCache
+from segue.memory import give_back
 from segue.models.dit import DiT
 from segue.process.noise import keyed_noise
 from segue.tasks.base import Task
@@ -24,6 +25,8 @@ def make_validation_set(
     latents, mask = cache.latents(rows)
     x_0, condition, mask = task.prepare(latents, mask, *cache.text(rows), statistics)
     eps = keyed_noise(x_0.shape[1:], 0, "validation", range(len(rows)))
+    del latents
+    give_back()  # a task may decode and encode all of these clips at once
     return [Example(x_0, eps, torch.full((len(rows),), t), condition, mask).to(device) for t in VALIDATION_TIMES]
 
 
