@@ -1,7 +1,8 @@
 """What the stage machinery costs: python benchmarks/stage_cost.py CACHE [--examples 50000] [--rounds 5] [--steps 12]
 
-Steps of the static recipe and of the guided one are timed in turns, so that a machine that slows down slows both; probe
-and block check are timed by themselves and counted as a run of `--examples` would take them. `--whole N` also trains
+Steps of the static recipe and of the guided one are timed in turns, in CPU time, so that what else runs on the machine
+disturbs both alike and little; probe and block check are timed by themselves and counted as a run of `--examples` would
+take them. `--whole N` also trains
 both arms of N examples each, in turns, and compares their wall-clock.
 """
 
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from segue.cli.demo import DEMO_SETTINGS
+from segue.cli.demo import SETTINGS
 from segue.cli.origin import commit, machine
 from segue.data.cache import LatentCache
 from segue.data.loader import LatentLoader
@@ -54,8 +55,8 @@ class Stepper:
         self.position = 0
 
     def steps(self, count: int) -> float:
-        """Seconds a step, over `count` of them."""
-        started = time.perf_counter()
+        """CPU seconds a step, over `count` of them."""
+        started = time.process_time()
         for _ in range(count):
             batch = self.loader.next_batch()
             prepared = self.task.prepare(
@@ -73,25 +74,25 @@ class Stepper:
             self.optimizer.zero_grad(set_to_none=True)
             self.terms.step(1e-3, self.decision)
             self.position += self.config.train.batch_size
-        return (time.perf_counter() - started) / count
+        return (time.process_time() - started) / count
 
 
 def median_sec(call, rounds: int) -> float:
-    """Median seconds of a call, after one that warms up."""
+    """Median CPU seconds of a call, after one that warms up."""
     call()
     seconds = []
     for _ in range(rounds):
-        started = time.perf_counter()
+        started = time.process_time()
         call()
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
     return statistics.median(seconds)
 
 
 def parts(cache: LatentCache, examples: int, rounds: int, steps: int) -> dict:
-    """Seconds of each part, and their share of a run of `examples`."""
+    """CPU seconds of each part, and their share of a run of `examples`."""
     accelerator = make_accelerator("cpu")
-    static = override(load_recipe("static-uniform"), [f"train.total_examples={examples}"])
-    stage = override(load_recipe("stage"), [f"train.total_examples={examples}", *DEMO_SETTINGS])
+    changes = [f"train.total_examples={examples}", *SETTINGS]
+    static, stage = (override(load_recipe(name), changes) for name in ("static-uniform", "stage"))
     arms = {"static": Stepper(static, cache, accelerator), "guided": Stepper(stage, cache, accelerator)}
     times = {name: [] for name in arms}
     for arm in arms.values():
@@ -103,7 +104,9 @@ def parts(cache: LatentCache, examples: int, rounds: int, steps: int) -> dict:
     ratios = [g / s for g, s in zip(times["guided"], times["static"])]
 
     model, policy = arms["guided"].model, stage.policy
+    started = time.process_time()
     ears = make_ears(policy, cache, cache.statistics, accelerator.device)
+    fit_sec = time.process_time() - started
     probe = Probe(policy.probe, arms["guided"].task, cache, cache.statistics, ears, accelerator.device)
     probe_sec = median_sec(lambda: probe.measure(model, accelerator, nullcontext()), rounds)
     state = StageController(policy).init(examples).structure
@@ -119,6 +122,7 @@ def parts(cache: LatentCache, examples: int, rounds: int, steps: int) -> dict:
     shares = {
         "guidance, while on": statistics.median(ratios) - 1,
         f"{probes} probes": probes * probe_sec / whole_sec,
+        "the probe's ears": fit_sec / whole_sec,
         f"{checks} block checks": checks * check_sec / whole_sec,
         "block term, once on": block_sec / step["static"],
     }
@@ -127,6 +131,7 @@ def parts(cache: LatentCache, examples: int, rounds: int, steps: int) -> dict:
         "step_sec": step,
         "guided_over_static": ratios,
         "probe_sec": probe_sec,
+        "fit_sec": fit_sec,
         "check_sec": check_sec,
         "block_sec_per_step": block_sec,
         "share_of_static_run": shares,
@@ -139,7 +144,7 @@ def whole(cache: LatentCache, examples: int, rounds: int) -> dict:
     seconds = {"static-uniform": [], "stage": []}
     for _ in range(rounds):
         for name, kept in seconds.items():
-            changes = [f"train.total_examples={examples}", "train.tensorboard=false", *DEMO_SETTINGS]
+            changes = [f"train.total_examples={examples}", "train.tensorboard=false", *SETTINGS]
             config = override(load_recipe(name), changes)
             with tempfile.TemporaryDirectory() as folder:
                 started = time.perf_counter()

@@ -13,5 +13,11 @@ def test_stage_cost_counts_every_part(taught):
     spec.loader.exec_module(stage_cost)
     found = stage_cost.parts(taught, 2000, rounds=1, steps=1)
     shares = found["share_of_static_run"]
-    assert [name.split(" ", 1)[-1] for name in shares] == ["while on", "probes", "block checks", "term, once on"]
+    assert [name.split(" ", 1)[-1] for name in shares] == [
+        "while on",
+        "probes",
+        "probe's ears",
+        "block checks",
+        "term, once on",
+    ]
     assert all(math.isfinite(share) for share in shares.values()) and found["most"] == sum(shares.values())
