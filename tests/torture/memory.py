@@ -110,9 +110,8 @@ def said(name: str, stated: int, peak: int) -> tuple[int, int]:
 def growth(cache, folder: Path, steps: int) -> tuple[float, list[int]]:
     """Growth of the resident memory over the last four fifths of a run of the smallest model, and the samples."""
     folder.mkdir()
-    # One example's loss says more of its time than of the run: batches of one know no spike.
     changes = [*SHORT, "train.batch_size=1", f"train.total_examples={steps}", "train.checkpoint_every=0",
-               "train.spike=0", "model.patch_frames=8", f"train.log_every={max(1, steps // 200)}", "train.keep_last=1"]  # fmt: skip
+               "model.patch_frames=8", f"train.log_every={max(1, steps // 200)}", "train.keep_last=1"]  # fmt: skip
     config = override(load_recipe("static-uniform"), changes)
     pid = forked(lambda: train(config, StageController(config.policy), cache, folder, device="cpu", quiet=True))
     samples = []

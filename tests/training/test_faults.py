@@ -38,6 +38,8 @@ def test_each_fault_is_named(loss, alignment, norm, dead, words):
 def test_what_is_no_fault():
     assert judge(CALM, 1.9, 0, 1e6, 0, spike=10) is None  # below median + 10 * (a tenth of the median)
     assert judge(CALM, 100, 0, 1, 0, spike=0) is None
+    uneven = FaultState(losses=(*([0.1] * 60), 3.0, 2.5))  # a batch of one: the loss follows its time
+    assert judge(uneven, 5.9, 0, 1, 0, spike=10) is None and "spike" in judge(uneven, 6.1, 0, 1, 0, spike=10)
     assert judge(FaultState(losses=CALM.losses[:31]), 100, 0, 1, 0, spike=10) is None  # too early to tell
 
 

@@ -55,7 +55,7 @@ def judge(state: FaultState, loss: float, alignment: float, norm: float, dead: f
     """What is wrong with a step, in words, or None. A pure function of numbers that are the same on every rank.
 
     A spike (our definition) is a flow loss of more than `spike` robust standard deviations (1.4826 MAD, and never less
-    than a tenth of the median) above the median of the last 64 good steps.
+    than a tenth of the median) above the median of the last 64 good steps, and of more than twice the highest of them.
 
     Args:
         loss, alignment, norm: mean flow loss, mean alignment and gradient norm over all ranks.
@@ -70,7 +70,8 @@ def judge(state: FaultState, loss: float, alignment: float, norm: float, dead: f
     if spike and len(state.losses) >= FEWEST:
         middle = median(state.losses)
         spread = max(1.4826 * median(abs(x - middle) for x in state.losses), 0.1 * middle)
-        if loss > middle + spike * spread:
+        # Batches of one or two: the loss follows the times drawn, far beyond any spread of the middle ones.
+        if loss > max(middle + spike * spread, 2 * max(state.losses)):
             return f"the flow loss is {loss:.4g}, a spike over the {middle:.4g} of the steps before"
     return None
 
