@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -53,3 +55,21 @@ def small_set(tmp_path, write_sine):
     folder = tmp_path / "set"
     (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+@pytest.fixture(scope="session")
+def write_tar():
+    """write_tar(path, members) -> path; members are (name, bytes) pairs, or TarInfo headers without a body."""
+
+    def write(path, members):
+        with tarfile.open(path, "w") as tar:
+            for member in members:
+                if isinstance(member, tarfile.TarInfo):
+                    tar.addfile(member)
+                else:
+                    header = tarfile.TarInfo(member[0])
+                    header.size = len(member[1])
+                    tar.addfile(header, io.BytesIO(member[1]))
+        return path
+
+    return write

@@ -7,19 +7,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from segue.data.cache import LatentCache
 from segue.data.encoding import build_cache
 from segue.data.loader import LatentLoader
 from segue.data.manifest import load_manifest
 from segue.types import UserError
 
 
-class Rows:
+class Rows(LatentCache):
     """A cache of `count` rows whose contents are their numbers; row i has 1 + i % 4 captions."""
 
-    path, meta = "rows", {"teacher": None}
-
     def __init__(self, count):
-        self.count = count
+        self.path, self.meta, self.count = "rows", {"teacher": None}, count
 
     def rows(self, split):
         return [10 * i for i in range(self.count)] if split == "train" else []

@@ -4,12 +4,16 @@ import json
 import time
 
 import psutil
-from running import assert_same, run, start, two_ranks
+import pytest
+from running import assert_same, run, start, timeless, two_ranks
 from safetensors.torch import load_file
 
+from segue.data.cache import LatentCache
+from segue.data.packing import pack_cache
 from segue.training.checkpoint import list_checkpoints
 from segue.training.config import override
 from segue.training.log import read_log
+from segue.types import UserError
 
 
 def test_two_ranks_go_on_where_one_stopped(taught, recipe, tmp_path):
@@ -58,3 +62,25 @@ def ranks_of(launcher_pid: int) -> dict[int, psutil.Process]:
     """Rank -> process, of all that the launcher started."""
     ranked = [(p.environ().get("RANK"), p) for p in psutil.Process(launcher_pid).children(recursive=True)]
     return {int(rank): p for rank, p in ranked if rank is not None}
+
+
+def test_a_streamed_run_goes_on_bit_for_bit_and_two_ranks_give_what_one_gives(taught, recipe, tmp_path):
+    packed = pack_cache(taught, tmp_path / "packed", rows_per_shard=8, window=2)
+    config = recipe("time-ramp", "train.total_examples=96", "train.checkpoint_every=24", "train.keep_last=9")
+    _, whole = run(config, packed, tmp_path / "whole")
+    run(config, packed, tmp_path / "cut")
+    for later in list_checkpoints(tmp_path / "cut")[1:]:
+        (later / "state.json").unlink()
+    _, resumed = run(config, LatentCache.open(packed.path), tmp_path / "cut", resume=True)
+    assert_same(whole, resumed)
+    assert timeless(tmp_path / "cut" / "log.jsonl") == timeless(tmp_path / "whole" / "log.jsonl")
+    for later in list_checkpoints(tmp_path / "cut")[1:]:
+        (later / "state.json").unlink()
+    out, err = start(tmp_path / "cut", config, packed, *two_ranks(29645)).communicate(timeout=300)
+    assert out.count("finished") == 2, err
+    last = [list_checkpoints(tmp_path / name)[-1] for name in ("whole", "cut")]
+    assert_same(whole, load_file(last[1] / "model.safetensors"), atol=2e-4, rtol=1e-3)
+    first, second = (json.loads((p / "state.json").read_text())["loader"] for p in last)
+    assert first == second and first["windows"] == "2 shards of 8 rows"
+    with pytest.raises(UserError, match="windows 2 shards of 8 rows there"):
+        run(config, taught, tmp_path / "cut", resume=True)

@@ -1,4 +1,4 @@
-"""`segue data`: check a data set, or render the demo set."""
+"""`segue data`: check a data set, pack a cache into shards, or render the demo set."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Annotated
 
 import typer
 
+from segue.data.cache import LatentCache
 from segue.data.check import check_clips, report_json, report_lines, stated_bytes
 from segue.data.demo import render_demo_set
 from segue.data.manifest import load_manifest
+from segue.data.packing import pack_cache
 from segue.memory import spoken
 from segue.types import printable
 
@@ -32,7 +34,10 @@ def render_demo(
 
 
 def check(
-    source: Annotated[Path, typer.Argument(help="Folder of sounds with .txt captions, or a .csv or .jsonl manifest.")],
+    source: Annotated[
+        str,
+        typer.Argument(help="Folder of sounds with .txt captions, .csv or .jsonl manifest, or tars: x-{00..99}.tar."),
+    ],
     captions: Annotated[
         str, typer.Option(help="'manifest': captions come with the data; 'filename': made from file names.")
     ] = "manifest",
@@ -50,3 +55,14 @@ def check(
         if report.bad:
             print(f"{len(report.bad)} bad files; mend: repair or remove them, or segue encode --skip-bad")
     return 2 if report.bad else 0
+
+
+def pack(
+    cache: Annotated[Path, typer.Argument(help="A finished latent cache of `segue encode`.")],
+    out: Annotated[Path, typer.Option(help="Folder of the shards; a killed packing goes on there.")],
+    rows_per_shard: Annotated[int, typer.Option(help="Rows of a shard.")] = 512,
+    window: Annotated[int, typer.Option(help="Shards that training shuffles together.")] = 8,
+) -> None:
+    """Pack a latent cache into WebDataset tar shards, which `segue train --data OUT` streams."""
+    packed = pack_cache(LatentCache.open(cache), out, rows_per_shard=rows_per_shard, window=window)
+    print(f"{out}: {len(packed):,} rows in {len(list(out.glob('*.tar'))):,} shards; train with --data {out}")

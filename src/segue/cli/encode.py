@@ -17,7 +17,10 @@ from segue.types import UserError
 
 
 def encode(
-    source: Annotated[Path, typer.Argument(help="Folder of sounds with .txt captions, or a .csv or .jsonl manifest.")],
+    source: Annotated[
+        str,
+        typer.Argument(help="Folder of sounds with .txt captions, .csv or .jsonl manifest, or tars: x-{00..99}.tar."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the cache; a killed run goes on there.")],
     codec: Annotated[
         str | None,

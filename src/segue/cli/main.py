@@ -46,7 +46,10 @@ def make_app() -> typer.Typer:
     app.command("study")(study.study)
     app.command("compare")(compare.compare)
     groups = {
-        "data": ("Look at a data set, or render the demo set.", {"check": data.check, "render-demo": data.render_demo}),
+        "data": (
+            "Look at a data set, pack a cache into shards, or render the demo set.",
+            {"check": data.check, "pack": data.pack, "render-demo": data.render_demo},
+        ),
         "codec": (
             "Train the codec on your own sounds.",
             {"train": codec.train, "refine": codec.refine, "measure": codec.measure, "ship": codec.ship},

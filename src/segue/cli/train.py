@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import typer
 
 from segue._version import __version__
 from segue.data.cache import LatentCache
+from segue.data.tars import is_address, located
 from segue.files import write_text
 from segue.pipeline import Pipeline, SuperResolver
 from segue.recipes import load_recipe
@@ -30,7 +32,10 @@ from segue.types import UserError
 
 def train(
     recipe: Annotated[str | None, typer.Argument(help="A name of `segue recipes`.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Latent cache made by `segue encode`.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Latent cache made by `segue encode`, or shards of `segue data pack`: folder or address."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to make.")] = None,
     examples: Annotated[int | None, typer.Option(help="Length of the run in examples seen.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order, noise and times.")] = None,
@@ -67,22 +72,22 @@ def train(
         if given:
             raise UserError(f"--resume takes everything from {resume}/config.json; leave {', '.join(given)} away")
         config, cache_path = _stored(resume)
-        out, data = resume, cache_path
+        out = resume
     else:
         for name, value in (("RECIPE", recipe), ("--data", data), ("--out", out)):
             if value is None:
                 raise UserError(
                     f"{name} is missing; for example: segue train static-uniform --data CACHE --out runs/mine"
                 )
-        config = _config(recipe, examples, seed, set_ or [])
+        config, cache_path = _config(recipe, examples, seed, set_ or []), located(data)
     if dry_run:
         print(json.dumps(to_json(config), indent=1))
-        for line in check_before_training(config, LatentCache.open(data)):
+        for line in check_before_training(config, LatentCache.open(cache_path)):
             print(line)
         return 0
     result = run_training(
         config,
-        data,
+        cache_path,
         out,
         resume=resume is not None,
         device=device,
@@ -102,7 +107,7 @@ def train(
 
 def run_training(
     config: RunConfig,
-    cache_path: Path,
+    cache_path: Path | str,
     run_dir: Path,
     *,
     resume: bool = False,
@@ -114,17 +119,20 @@ def run_training(
 ) -> TrainResult:
     """Check, train, generate a few held-out captions, write the run's report.
 
+    Of several processes the first alone checks, and writes what the loop does not.
+
     Raises:
         UserError: the run folder is taken, or a check fails.
     """
-    if not resume and (run_dir / "config.json").exists():
+    first = os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate tell it, before they have met
+    if first and not resume and (run_dir / "config.json").exists():
         mend = f"go on with --resume {run_dir}, or choose another --out"
         raise UserError(f"{run_dir}: holds a run already ({len(list_checkpoints(run_dir))} checkpoints); {mend}")
     cache = LatentCache.open(cache_path)
-    for line in check_before_training(config, cache):
+    for line in check_before_training(config, cache) if first else []:
         if not quiet:
             print(line, file=sys.stderr)
-    if not resume:
+    if first and not resume:
         write_config(run_dir, config, cache_path)
     controller = StageController(config.policy)
     result = train_loop(
@@ -138,6 +146,8 @@ def run_training(
         trust_remote_code=trust_remote_code,
         grace_sec=grace_sec,
     )
+    if not first:
+        return result
     if result.finished and samples > 0:
         if config.train.task == "generation":
             write_samples(run_dir, cache, samples)
@@ -196,11 +206,11 @@ def _config(recipe: str, examples: int | None, seed: int | None, changes: list[s
     return override(config, changes)
 
 
-def _stored(run_dir: Path) -> tuple[RunConfig, Path]:
+def _stored(run_dir: Path) -> tuple[RunConfig, Path | str]:
     path = run_dir / "config.json"
     try:
         stored = json.loads(path.read_text())
-        return from_json(stored["run"]), Path(stored["cache"])
+        return from_json(stored["run"]), located(stored["cache"])
     except FileNotFoundError as error:
         raise UserError(
             f"{path}: no such file; give the folder of a run that was started with `segue train`"
@@ -209,7 +219,8 @@ def _stored(run_dir: Path) -> tuple[RunConfig, Path]:
         raise UserError(f"{path}: damaged ({error}); start the run anew") from error
 
 
-def write_config(run_dir: Path, config: RunConfig, cache_path: Path) -> None:
+def write_config(run_dir: Path, config: RunConfig, cache_path: Path | str) -> None:
     """config.json of a run: everything that decides it, beside its data."""
-    stored = {"segue": __version__, "cache": str(cache_path.resolve()), "run": to_json(config)}
+    cache = cache_path if is_address(cache_path) else str(Path(cache_path).resolve())
+    stored = {"segue": __version__, "cache": cache, "run": to_json(config)}
     write_text(run_dir / "config.json", json.dumps(stored, indent=1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import gcd, lcm
 from pathlib import Path
@@ -145,8 +145,9 @@ def read_wave(path: Path, sample_rate_hz: int) -> np.ndarray:
     Raises:
         BadAudio: unreadable, truncated, zero length, non-finite or silent.
     """
-    header = read_header(Path(path))
-    wave = read_segment(Path(path), header, 0.0, header.seconds, (sample_rate_hz,))[0]
+    path = Path(path) if isinstance(path, str) else path
+    header = read_header(path)
+    wave = read_segment(path, header, 0.0, header.seconds, (sample_rate_hz,))[0]
     if np.abs(wave).max(initial=0.0) <= SILENT_PEAK:
         raise BadAudio(path, "silent")
     return wave
@@ -188,11 +189,13 @@ def _cut(mono: np.ndarray, rate_hz: int, offset_sec: float, length_sec: float, w
 
 @contextmanager
 def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
-    try:
-        file = soundfile.SoundFile(path)
-    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
-        raise BadAudio(path, _why_not_sound(path, error)) from error
-    with file:
+    with ExitStack() as opened:
+        try:
+            # libsndfile opens files by itself; members of a tar (data/tars.py) are handed to it.
+            source = path if isinstance(path, (str, Path)) else opened.enter_context(path.open("rb"))
+            file = opened.enter_context(soundfile.SoundFile(source))
+        except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
+            raise BadAudio(path, _why_not_sound(path, error)) from error
         yield file
 
 

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from segue.data.tars import is_address
 from segue.types import UserError, first_line
 
 SCHEMA_VERSION = 1
@@ -34,7 +35,10 @@ class LatentCache:
         meta: meta.json: fingerprints of codec, text encoder and teacher, seconds, dtype, counts, skipped files.
         channels, frames: C and L of every row; shorter rows are zero beyond their mask.
         text_dim, text_tokens: E and K of every caption.
+        windows: what decides the order of training beside the seed; "" where nothing does.
     """
+
+    windows = ""
 
     def __init__(self, path: Path, meta: dict, index: list[dict]) -> None:
         self.path, self.meta, self._index = path, meta, index
@@ -46,7 +50,7 @@ class LatentCache:
     def open(
         cls, path: Path | str, codec_fingerprint: dict | None = None, text_fingerprint: dict | None = None
     ) -> LatentCache:
-        """Open a finished cache.
+        """Open a finished cache, or what `segue data pack` made of one, in a folder or at an address.
 
         Args:
             codec_fingerprint, text_fingerprint: where given, what the cache must have been made with.
@@ -54,6 +58,10 @@ class LatentCache:
         Raises:
             UserError: no cache, an unfinished or damaged one, another version, or other fingerprints.
         """
+        if is_address(path) or (Path(path) / "shards.json").exists():
+            from segue.data.streaming import StreamedCache  # which is one of these itself
+
+            return StreamedCache.open(path)
         path = Path(path)
         if not (path / "meta.json").exists():
             if (path / "building.json").exists():
@@ -95,6 +103,13 @@ class LatentCache:
     def rows(self, split: str) -> list[int]:
         """Row numbers of a split ("train", "valid", "test"), in order."""
         return [i for i, row in enumerate(self._index) if row["split"] == split]
+
+    def shuffled(self, rows: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """These rows in the order of one epoch."""
+        return rows[generator.permutation(len(rows))]
+
+    def expect(self, indices: Sequence[int], teacher: bool) -> None:
+        """Rows that will be asked for next: read ahead where they are streamed, with teacher features if so."""
 
     def row(self, i: int) -> dict:
         """Index entry: id, sha256, shard, row, frames, split, captions, caption_rows, start_sec, length_sec, fields."""
@@ -206,41 +221,69 @@ def _check_form(path: Path, meta: dict, index: list[dict]) -> None:
         UserError: parts missing, of another kind, or out of range; a shard outside the cache's own folder.
     """
     try:
-        for part in ("codec", "text", "teacher", "teacher_source", "teacher_frame_rate_hz", "counts", "dtype"):
-            meta[part]
-        counts = [meta[n] for n in ("channels", "frames", "text_dim", "text_tokens", "sample_rate_hz", "hop_samples")]
+        check_meta(meta)
         shards = {s["file"]: s["rows"] for s in meta["shards"]}
         text_rows = sum(s["rows"] for s in meta["text_shards"])
         files = [s["file"] for s in (*meta["shards"], *meta["text_shards"])]
-        mean, std = torch.tensor(meta["statistics"]["mean"]), torch.tensor(meta["statistics"]["std"])
         sane = (
-            all(type(n) is int and 0 < n < 1 << 31 for n in counts)
-            and all(_SHARD_NAME.fullmatch(name) for name in files)
+            all(_SHARD_NAME.fullmatch(name) for name in files)
             and all(s["rows"] == CAPTIONS_PER_SHARD for s in meta["text_shards"][:-1])
-            and mean.shape == std.shape == (meta["channels"],)
-            and bool(mean.isfinite().all() and std.isfinite().all() and (std > 0).all())
-            and type(meta["seconds"]) in (int, float)
-            and 0 < meta["seconds"] < float("inf")
-            and isinstance(meta["codec_source"], str)
             and len(index) > 0
-            and (meta["teacher"] is None or (meta["teacher_dim"] > 0 and 0 < meta["teacher_frame_rate_hz"] < 1e6))
         )
         for row in index:
+            check_row(row, meta)
             sane = (
                 sane
-                and all(type(n) is int for n in (row["row"], row["frames"], *row["caption_rows"]))
+                and all(type(n) is int for n in (row["row"], *row["caption_rows"]))
                 and 0 <= row["row"] < shards[row["shard"]]
-                and 0 < row["frames"] <= meta["frames"]
-                and isinstance(row["split"], str)
-                and isinstance(row["fields"], dict)
-                and 0 < row["length_sec"] <= meta["seconds"] + 1e-6
-                and len(row["caption_rows"]) == len(row["captions"]) > 0
+                and len(row["caption_rows"]) == len(row["captions"])
                 and all(0 <= c < text_rows for c in row["caption_rows"])
             )
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(_malformed(path, f"{type(error).__name__}: {first_line(error)}")) from error
     if not sane:
         raise UserError(_malformed(path, "entries out of range"))
+
+
+def check_meta(meta: dict) -> None:
+    """What meta.json says of rows, whatever form they are in.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError, RuntimeError: parts missing, of another kind, or out of range.
+    """
+    for part in ("codec", "text", "teacher", "teacher_source", "teacher_frame_rate_hz", "counts", "dtype"):
+        meta[part]
+    counts = [meta[n] for n in ("channels", "frames", "text_dim", "text_tokens", "sample_rate_hz", "hop_samples")]
+    mean, std = torch.tensor(meta["statistics"]["mean"]), torch.tensor(meta["statistics"]["std"])
+    sane = (
+        all(type(n) is int and 0 < n < 1 << 31 for n in counts)
+        and mean.shape == std.shape == (meta["channels"],)
+        and bool(mean.isfinite().all() and std.isfinite().all() and (std > 0).all())
+        and type(meta["seconds"]) in (int, float)
+        and 0 < meta["seconds"] < float("inf")
+        and isinstance(meta["codec_source"], str)
+        and (meta["teacher"] is None or (meta["teacher_dim"] > 0 and 0 < meta["teacher_frame_rate_hz"] < 1e6))
+    )
+    if not sane:
+        raise ValueError("entries out of range")
+
+
+def check_row(row: dict, meta: dict) -> None:
+    """What a row says of itself.
+
+    Raises:
+        KeyError, TypeError, ValueError: parts missing, of another kind, or out of range.
+    """
+    sane = (
+        type(row["frames"]) is int
+        and 0 < row["frames"] <= meta["frames"]
+        and isinstance(row["split"], str)
+        and isinstance(row["fields"], dict)
+        and 0 < row["length_sec"] <= meta["seconds"] + 1e-6
+        and len(row["captions"]) > 0
+    )
+    if not sane:
+        raise ValueError("entries out of range")
 
 
 def _malformed(path: Path, why: str) -> str:

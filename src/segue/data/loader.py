@@ -71,15 +71,19 @@ class LatentLoader:
     def next_batch(self) -> Batch:
         """This rank's part of the next global batch."""
         first = self.position + self.rank * self.batch_size
-        indices, choice = self._at(range(first, first + self.batch_size))
+        indices = self._rows_at(range(first, first + self.batch_size))
+        choice = self._choice(range(first, first + self.batch_size), indices)
         self.position += self.batch_size * self.world
         latents, mask = self.cache.latents(indices)
         teacher = self.cache.teacher(indices) if self.with_teacher else None
-        return Batch(latents, mask, *self.cache.text(indices, choice), teacher, indices)
+        batch = Batch(latents, mask, *self.cache.text(indices, choice), teacher, indices)
+        first = self.position + self.rank * self.batch_size
+        self.cache.expect(self._rows_at(range(first, first + self.batch_size)), self.with_teacher)
+        return batch
 
     def clips(self, positions: range) -> list[str]:
         """Ids of the clips at these positions, of whichever rank."""
-        return [self.cache.row(i)["id"] for i in self._at(positions)[0]]
+        return [self.cache.row(i)["id"] for i in self._rows_at(positions)]
 
     def state_dict(self) -> dict:
         """JSON-able position, the same on every rank."""
@@ -89,6 +93,7 @@ class LatentLoader:
             "split": self.split,
             "rows": len(self._rows),
             "global_batch_size": self.batch_size * self.world,
+            **({"windows": self.cache.windows} if self.cache.windows else {}),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -99,7 +104,9 @@ class LatentLoader:
         """
         own = self.state_dict()
         differing = [
-            f"{k} {state.get(k)} there, {v} here" for k, v in own.items() if k != "position" and state.get(k) != v
+            f"{k} {state.get(k)} there, {own.get(k)} here"
+            for k in (own | state).keys() - {"position"}
+            if state.get(k) != own.get(k)
         ]
         if differing:
             raise UserError(
@@ -108,20 +115,19 @@ class LatentLoader:
             )
         self.position = state["position"]
 
-    def _at(self, positions: range) -> tuple[list[int], list[int]]:
-        indices, choice = [], []
-        for position in positions:
-            epoch, offset = divmod(position, len(self._rows))
-            row = int(self._rows[self._permutation(epoch)[offset]])
-            captions = len(self.cache.row(row)["captions"])
-            indices.append(row)
-            choice.append(_caption_choice(self.seed, position, captions))
-        return indices, choice
+    def _rows_at(self, positions: range) -> list[int]:
+        places = (divmod(position, len(self._rows)) for position in positions)
+        return [int(self._order(epoch)[offset]) for epoch, offset in places]
 
-    def _permutation(self, epoch: int) -> np.ndarray:
+    def _choice(self, positions: range, indices: list[int]) -> list[int]:
+        """Which of its captions each row comes with."""
+        counts = (len(self.cache.row(i)["captions"]) for i in indices)
+        return [_caption_choice(self.seed, position, count) for position, count in zip(positions, counts)]
+
+    def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._epochs:
             self._epochs = {e: p for e, p in self._epochs.items() if e == epoch - 1}  # two are enough at an epoch's end
-            self._epochs[epoch] = np.random.default_rng([self.seed, epoch]).permutation(len(self._rows))
+            self._epochs[epoch] = self.cache.shuffled(self._rows, np.random.default_rng([self.seed, epoch]))
         return self._epochs[epoch]
 
 

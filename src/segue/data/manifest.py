@@ -20,7 +20,7 @@ SPLITS = ("train", "valid", "test")
 VALID_SHARE = 0.05
 MOST_LINE_BYTES = 1 << 20  # of a manifest or a caption file: longer ones are no captions but a mistake, or a trap
 MOST_CAPTION_CHARACTERS = 4000
-_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
+_ARCHIVES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 _OURS = ("path", "caption", "captions", "id", "split")
 
 
@@ -30,7 +30,7 @@ class Clip:
 
     Attributes:
         id: unique in its set; by default the path inside the set without suffix.
-        path: the sound file.
+        path: the sound file; inside a tar, the member that stands in for it (data/tars.py).
         captions: what it sounds like, at least one wording.
         split: "train", "valid" or "test".
         fields: whatever else the manifest says of it.
@@ -49,18 +49,25 @@ def load_manifest(source: Path | str, captions: Literal["manifest", "filename"] 
     Args:
         source: a folder of sound files (recursive) with a .txt of the same name beside each, where each non-empty line
             is one wording; or a folder that holds manifest.jsonl; or a .jsonl or .csv file with the columns path
-            (relative to the manifest), caption (or captions, a list), id, split; further columns become fields.
+            (relative to the manifest), caption (or captions, a list), id, split; further columns become fields; or
+            WebDataset tars, shards/clips-{000000..000099}.tar, read in place (data/tar_manifest.py).
         captions: "filename" makes captions from file and folder names, where the data has none.
 
     Raises:
         UserError: one line that names the file, what is wrong with it, and the mend.
     """
-    source = Path(source)
     if captions not in ("manifest", "filename"):
         raise UserError(f"--captions must be 'manifest' or 'filename', not {captions!r}")
+    from_names = captions == "filename"
+    if str(source).endswith(".tar"):
+        from segue.data.tar_manifest import clips_of_tars  # it takes its parts from here
+
+        clips = clips_of_tars(str(source), from_names)
+        _refuse_duplicate_ids(source, clips)
+        return _with_splits(clips)
+    source = Path(source)
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; mend: check the path")
-    from_names = captions == "filename"
     if source.is_dir():
         listed = source / "manifest.jsonl"
         clips = (
@@ -129,13 +136,13 @@ def _from_folder(root: Path, from_names: bool) -> list[Clip]:
 
 
 def _caption_lines(path: Path) -> tuple[str, ...]:
-    lines = tuple(_caption(f"{path}, line {number}", line) for number, line in _lines(path) if line.strip())
+    lines = tuple(caption_text(f"{path}, line {number}", line) for number, line in _lines(path) if line.strip())
     if not lines:
         raise UserError(f"{path}: an empty caption; mend: write what the sound is")
     return lines
 
 
-def _caption(where: str, text: str) -> str:
+def caption_text(where: str, text: str) -> str:
     """White space made single.
 
     Raises:
@@ -145,11 +152,15 @@ def _caption(where: str, text: str) -> str:
         raise UserError(
             f"{where}: a caption of {len(text):,} characters, up to {MOST_CAPTION_CHARACTERS:,} are read; mend: cut it"
         )
-    _refuse_control(where, "the caption", cleaned := " ".join(text.split()))
+    refuse_control(where, "the caption", cleaned := " ".join(text.split()))
     return cleaned
 
 
-def _refuse_control(where: str, what: str, text: str) -> None:
+def refuse_control(where: str, what: str, text: str) -> None:
+    """
+    Raises:
+        UserError: `text` holds a control character.
+    """
     for character in text:
         if category(character) in ("Cc", "Cs"):
             name = f"U+{ord(character):04X}"
@@ -232,7 +243,7 @@ def _from_rows(manifest: Path, rows: Iterator[tuple[int, dict]], from_names: boo
             raise UserError(f"{where}: no path; mend: give the sound file's path relative to the manifest")
         if len(name) > 4096:
             raise UserError(f"{where}: a path of {len(name):,} characters; mend: give the sound file's path")
-        _refuse_control(where, "the path", name)
+        refuse_control(where, "the path", name)
         path = root / name
         _refuse_outside(inside, path, f"{where}: {name}")
         if not _is_file(path):
@@ -242,24 +253,34 @@ def _from_rows(manifest: Path, rows: Iterator[tuple[int, dict]], from_names: boo
         split = row.get("split") or ""
         if not isinstance(identity, (str, int)) or identity == "":
             raise UserError(f"{where}: id must be text, not {identity!r}; mend: a text that no other row has")
-        _refuse_control(where, "the id", str(identity))
+        refuse_control(where, "the id", str(identity))
         if split and split not in SPLITS:
             raise UserError(f"{where}: split must be train, valid or test, not {split!r}")
-        captions = _row_captions(where, row) if {"caption", "captions"} & row.keys() else ()
+        captions = row_captions(where, row) if {"caption", "captions"} & row.keys() else ()
         if from_names and not captions:
             captions = _name_captions(path, relative)
         if not captions:
             raise UserError(f"{where}: no caption; mend: add one, or --captions filename to make captions from names")
-        clips.append(Clip(str(identity), path, captions, split, {k: v for k, v in row.items() if k not in _OURS}))
+        clips.append(Clip(str(identity), path, captions, split, other_fields(row)))
     return clips
 
 
-def _row_captions(where: str, row: dict) -> tuple[str, ...]:
+def other_fields(row: dict) -> dict:
+    """Whatever a row says beside what is ours."""
+    return {k: v for k, v in row.items() if k not in _OURS}
+
+
+def row_captions(where: str, row: dict) -> tuple[str, ...]:
+    """The captions of a row that has some.
+
+    Raises:
+        UserError: no text, or an empty one.
+    """
     captions = row.get("captions", row.get("caption"))
     captions = [captions] if isinstance(captions, str) else captions
     if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
         raise UserError(f"{where}: caption must be text (or captions a list of texts); mend: quote it")
-    cleaned = tuple(_caption(where, c) for c in captions)
+    cleaned = tuple(caption_text(where, c) for c in captions)
     if not cleaned or not all(cleaned):
         raise UserError(f"{where}: an empty caption; mend: write what the sound is")
     return cleaned

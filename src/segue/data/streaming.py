@@ -1,0 +1,277 @@
+"""Latents from WebDataset tar shards (data/packing.py makes them): a latent cache whose rows are read where they lie.
+
+Nothing is held but the rows at hand, from a disk or from an address that the user named. The order of training is a
+permutation of the shards, and in each window of some shards one of their rows: reading stays near, and the order is a
+function of seed and position alone, so a run goes on exactly, on any number of ranks. webdataset's own readers cannot
+promise that: they split shards among workers, shuffle through a buffer, and skip to a position by reading up to it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from segue.data.cache import LatentCache, check_meta, check_row
+from segue.data.tars import file_bytes, is_address, located, read_spans
+from segue.types import UserError, first_line
+
+INDEX = "shards.json"
+SCHEMA_VERSION = 1
+HELD_BYTES = 1 << 24  # of rows that are kept, beside the batch at hand
+MOST_ROW_BYTES = 1 << 28  # a row of two hours of latents; beyond it an index lies
+_NAME = re.compile(r"[a-z]+-\d{6}\.tar")
+# What lies lead to; RuntimeError holds RecursionError, and what torch says of shapes.
+_WRONG = (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
+_PARTS = ("json", "latents.safetensors", "teacher.safetensors")
+
+
+def key_of(row: int) -> str:
+    """The key of a row's members."""
+    return f"{row:09d}"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar.
+
+    Attributes:
+        file: its name.
+        split: of all its rows.
+        bytes: its size.
+        offsets: of each sample, and of its teacher features, and twice of what follows the last.
+    """
+
+    file: str
+    split: str
+    bytes: int
+    offsets: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """How many samples it holds."""
+        return len(self.offsets) // 2 - 1
+
+
+@dataclass(frozen=True)
+class _Row:
+    entry: dict
+    latents: Tensor
+    tokens: Tensor
+    mask: Tensor
+    teacher: Tensor | None
+    bytes: int
+
+
+class StreamedCache(LatentCache):
+    """A packed cache; see LatentCache for what its methods return.
+
+    Attributes:
+        path: its folder, or the address of it.
+        windows: in words, what decides its order beside the seed.
+    """
+
+    def __init__(self, path: Path | str, meta: dict, shards: list[Shard], window: int, rows_per_shard: int) -> None:
+        super().__init__(path, meta | {"shards": [], "text_shards": []}, [])
+        self.windows = f"{window} shards of {rows_per_shard} rows"
+        self._shards, self._window = shards, window
+        self._first = np.cumsum([0, *(shard.rows for shard in shards)])
+        self._held: dict[int, _Row] = {}
+        self._ahead: tuple[list[int], Future] | None = None
+        self._pool = ThreadPoolExecutor(1)
+
+    @classmethod
+    def open(cls, path: Path | str) -> StreamedCache:
+        """Read shards.json of a folder or an address.
+
+        Raises:
+            UserError: there is none, it is of another version, it is not as `segue data pack` writes it, or a shard is
+                missing or of another size than it says.
+        """
+        path = located(path)
+        try:
+            index = json.loads(file_bytes(_inside(path, INDEX)))
+            if index.get("schema_version") != SCHEMA_VERSION:
+                raise UserError(
+                    f"{path}: shards of format {index.get('schema_version')}, not {SCHEMA_VERSION} as this version "
+                    "reads; mend: segue data pack again"
+                )
+            shards = [Shard(s["file"], s["split"], s["bytes"], tuple(s["offsets"])) for s in index["shards"]]
+            check_meta(index["meta"])
+            window, rows_per_shard = index["window"], index["rows_per_shard"]
+            _check_shards(shards, window, rows_per_shard)
+        except _WRONG as error:
+            raise UserError(
+                f"{path}: {INDEX} is not as segue data pack writes it ({type(error).__name__}: {first_line(error)}); "
+                "mend: pack again"
+            ) from error
+        if not is_address(path):
+            for shard in shards:
+                file = path / shard.file
+                if not file.is_file() or file.stat().st_size != shard.bytes:
+                    raise UserError(f"{file}: missing, cut short or replaced; mend: copy it again, or segue data pack")
+        return cls(path, index["meta"], shards, window, rows_per_shard)
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    def rows(self, split: str) -> list[int]:
+        firsts = zip(self._first.tolist(), self._shards)
+        return [i for first, shard in firsts if shard.split == split for i in range(first, first + shard.rows)]
+
+    def row(self, i: int) -> dict:
+        return self._rows([i])[0].entry
+
+    def latents(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        rows = self._rows(indices)
+        frames = torch.tensor([row.entry["frames"] for row in rows])
+        latents = torch.stack([row.latents for row in rows]).float()
+        return latents, torch.arange(self.frames) < frames.unsqueeze(1)
+
+    def text(self, indices: Sequence[int], choice: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        tokens = torch.zeros(len(indices), self.text_tokens, self.text_dim)
+        mask = torch.zeros(len(indices), self.text_tokens, dtype=torch.bool)
+        for b, (row, which) in enumerate(zip(self._rows(indices), choice or [0] * len(indices), strict=True)):
+            length = row.mask.shape[1]
+            tokens[b, :length] = row.tokens[which % len(row.tokens)].float()
+            mask[b, :length] = row.mask[which % len(row.tokens)]
+        return tokens, mask
+
+    def teacher(self, indices: Sequence[int]) -> tuple[Tensor, Tensor] | None:
+        if self.meta["teacher"] is None:
+            return None
+        rows = self._rows(indices, teacher=True)
+        features = torch.stack([row.teacher for row in rows]).float()
+        frames = torch.tensor([ceil(row.entry["length_sec"] * self.meta["teacher_frame_rate_hz"]) for row in rows])
+        return features, torch.arange(features.shape[1]) < frames.unsqueeze(1)
+
+    def shuffled(self, rows: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        shard_of = np.searchsorted(self._first, rows, side="right") - 1
+        shards = generator.permutation(np.unique(shard_of))
+        windows = [shards[i : i + self._window] for i in range(0, len(shards), self._window)]
+        return np.concatenate([generator.permutation(rows[np.isin(shard_of, window)]) for window in windows])
+
+    def expect(self, indices: Sequence[int], teacher: bool) -> None:
+        wanted = [i for i in indices if not self._has(i, teacher)]
+        self._ahead = (wanted, self._pool.submit(self._read, wanted, teacher)) if wanted else None
+
+    def _has(self, i: int, teacher: bool) -> bool:
+        wanted = teacher and self.meta["teacher"] is not None
+        return i in self._held and not (wanted and self._held[i].teacher is None)
+
+    def _rows(self, indices: Sequence[int], teacher: bool = False) -> list[_Row]:
+        if self._ahead is not None and set(self._ahead[0]) & set(indices):
+            self._held |= dict(zip(self._ahead[0], self._ahead[1].result()))
+            self._ahead = None
+        missing = [i for i in dict.fromkeys(indices) if not self._has(i, teacher)]
+        self._held |= dict(zip(missing, self._read(missing, teacher)))
+        found = [self._held[i] for i in indices]
+        self._forget(set(indices))
+        return found
+
+    def _forget(self, wanted: set[int]) -> None:
+        """Let the rows go that were read longest ago, until few enough are left beside those wanted."""
+        spare = sum(row.bytes for row in self._held.values()) - HELD_BYTES
+        for i in [i for i in self._held if i not in wanted]:
+            if spare <= 0:
+                break
+            spare -= self._held.pop(i).bytes
+
+    def _read(self, indices: Sequence[int], teacher: bool) -> list[_Row]:
+        spans = []
+        for i in indices:
+            number = int(np.searchsorted(self._first, i, side="right")) - 1
+            shard, at = self._shards[number], 2 * (i - int(self._first[number]))
+            stop = shard.offsets[at + 2] if teacher else shard.offsets[at + 1]
+            spans.append((str(_inside(self.path, shard.file)), shard.offsets[at], stop))
+        return [self._parsed(i, span, data) for i, span, data in zip(indices, spans, read_spans(spans))]
+
+    def _parsed(self, i: int, span: tuple[str, int, int], data: bytes) -> _Row:
+        """
+        Raises:
+            UserError: the bytes are not those of row i.
+        """
+        try:
+            parts = _members(data, key_of(i))
+            entry = json.loads(parts["json"])
+            check_row(entry, self.meta)
+            tensors = load(parts["latents.safetensors"])
+            features = load(parts["teacher.safetensors"])["teacher"] if "teacher.safetensors" in parts else None
+            row = _Row(entry, tensors["latents"], tensors["tokens"], tensors["mask"], features, len(data))
+            self._check_shapes(row)
+        except (*_WRONG, tarfile.TarError, SafetensorError) as e:
+            raise UserError(
+                f"{span[0]}: row {i} is not at byte {span[1]:,} as {INDEX} says ({type(e).__name__}: {first_line(e)}); "
+                "mend: copy both again, or segue data pack"
+            ) from e
+        return row
+
+    def _check_shapes(self, row: _Row) -> None:
+        captions, longest = len(row.entry["captions"]), row.mask.shape[-1]
+        fits = row.latents.shape == (self.channels, self.frames) and row.latents.is_floating_point()
+        fits = fits and row.tokens.shape == (captions, longest, self.text_dim) and longest <= self.text_tokens
+        fits = fits and row.mask.shape == (captions, longest) and row.mask.dtype == torch.bool
+        if row.teacher is not None:
+            fits = fits and row.teacher.ndim == 2 and row.teacher.shape[1] == self.meta["teacher_dim"]
+        if not fits:
+            raise ValueError("tensors of other shapes")
+
+
+def _members(data: bytes, key: str) -> dict[str, bytes]:
+    """The parts of one sample, headers and all: name behind the key -> bytes.
+
+    Raises:
+        ValueError, tarfile.TarError: other members than a sample has, in another order, or cut.
+    """
+    parts, at = {}, 0
+    for name in _PARTS:
+        if at == len(data) and name == _PARTS[2]:
+            break
+        header = tarfile.TarInfo.frombuf(data[at : at + 512], "utf-8", "strict")
+        if header.name != f"{key}.{name}":
+            raise ValueError(f"{header.name[:80]} in place of {key}.{name}")
+        start, at = at + 512, at + 512 + -(-header.size // 512) * 512
+        if header.size < 0 or at > len(data):
+            raise ValueError(f"{key}.{name} is cut")
+        parts[name] = data[start : start + header.size]
+    return parts
+
+
+def _check_shards(shards: list[Shard], window: int, rows_per_shard: int) -> None:
+    """
+    Raises:
+        ValueError: entries out of range.
+    """
+    sane = type(window) is int and window > 0 and type(rows_per_shard) is int and rows_per_shard > 0 and shards
+    for shard in shards:
+        offsets = shard.offsets
+        sane = (
+            sane
+            and bool(_NAME.fullmatch(shard.file))
+            and shard.file.startswith(f"{shard.split}-")
+            and type(shard.bytes) is int
+            and all(type(offset) is int for offset in offsets)
+            and len(offsets) >= 4
+            and len(offsets) % 2 == 0
+            and offsets[0] >= 0
+            and all(a <= b for a, b in zip(offsets, offsets[1:]))
+            and all(a < b <= a + MOST_ROW_BYTES for a, b in zip(offsets[::2], offsets[2::2]))
+            and offsets[-1] <= shard.bytes
+        )
+    if not sane or len({shard.file for shard in shards}) < len(shards):
+        raise ValueError("entries out of range")
+
+
+def _inside(path: Path | str, name: str) -> Path | str:
+    return f"{path.rstrip('/')}/{name}" if isinstance(path, str) else path / name
