@@ -15,9 +15,9 @@ from segue.cli.origin import command, commit, machine
 from segue.cli.train import run_training
 from segue.data.cache import LatentCache
 from segue.study.config import EvaluationSettings, read_study
-from segue.study.evaluate import evaluate_run, load_listening
+from segue.study.evaluate import at_each_moment, judging, load_listening
 from segue.study.processes import locked, stop_with_parent
-from segue.study.resolution import evaluate_resolution
+from segue.study.resolution import distances
 from segue.study.run import CELL, clear_cell, finish_cell, planned_cells, prepare, run_cells
 from segue.study.tables import write_study_report
 from segue.training.checkpoint import latest_checkpoint, list_checkpoints
@@ -86,12 +86,14 @@ def work(folder: Path) -> int:
                 return 130
         settings = EvaluationSettings(**cell["evaluation"] | {"evaluate_at": tuple(cell["evaluation"]["evaluate_at"])})
         device = "cpu" if cell["device"] == "auto" else cell["device"]
-        sizes = {"total": total, "batch_size": config.train.batch_size, "device": device}
+        measure = None
         if cell["listening"]:
-            evaluate_run(folder, load_listening(Path(cell["listening"])), settings, **sizes)
+            measure = judging(load_listening(Path(cell["listening"])), settings, device)
         elif config.train.task == "super-resolution" and settings.judge_clips:
             cache = LatentCache.open(Path(cell["cache"]))
-            evaluate_resolution(folder, cache, config.degradation.held_out, settings, **sizes)
+            measure = distances(cache, config.degradation.held_out, settings, device)
+        if measure is not None:
+            at_each_moment(folder, settings, measure, total=total, batch_size=config.train.batch_size)
         finish_cell(folder, _state(folder)["seconds"], commit())
     return 0
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import math
 import sys
-import time
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from segue.data.audio import BadAudio, read_header
 from segue.memory import peak_bytes
+from segue.training.progress import Meter
 from segue.types import UserError, first_line
 from segue.upsampling.enhance import Resolver
 from segue.upsampling.form import SUBTYPES, SUFFIXES
@@ -67,7 +64,14 @@ def upsample(
     resolver = load_resolver(run, weights, device)
     settings = _fitted(settings, resolver)
     failures, taken = 0, set()
-    with _progress(sum(_seconds(job) for job in jobs)) as advance:
+    done = 0.0
+
+    def advance(seconds: float) -> None:
+        nonlocal done
+        done += seconds
+        meter.update(done, f"{meter.rate(done):.1f}x real time")
+
+    with Meter("upsampling", sum(_seconds(job) for job in jobs), unit="s of sound") as meter:
         for job in jobs:
             line = _one(job, resolver, settings, dry_run, taken, advance)
             failures += line["status"] == "failed"
@@ -158,41 +162,3 @@ def _seconds(job: Job) -> float:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _progress(seconds: float):
-    """A bar on a terminal, a line now and then elsewhere: seconds of sound done, times real time, time left."""
-    console = Console(stderr=True)
-    began, done, said = time.monotonic(), 0.0, time.monotonic() - 11.0
-    if not console.is_terminal:
-
-        def advance(sec: float) -> None:
-            nonlocal done, said
-            done, now = done + sec, time.monotonic()
-            if now - said >= 15.0:
-                said, speed = now, done / max(now - began, 1e-9)
-                _say(f"upsampling: {done:.0f}/{seconds:.0f} s, {speed:.1f}x real time, "
-                     f"{max(0.0, seconds - done) / max(speed, 1e-9):.0f} s left")  # fmt: skip
-
-        yield advance
-        return
-    columns = (
-        TextColumn("upsampling"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} s"),
-        TextColumn("{task.fields[speed]:.1f}x real time"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    # rich would send what is printed to its own console, past a file that standard output goes to.
-    with Progress(*columns, console=console, redirect_stdout=sys.stdout.isatty()) as bar:
-        task = bar.add_task("upsampling", total=seconds, speed=0.0)
-
-        def move(sec: float) -> None:
-            nonlocal done
-            done += sec
-            bar.update(task, advance=sec, speed=done / max(time.monotonic() - began, 1e-9))
-
-        yield move

@@ -41,6 +41,7 @@ PHASE_ITERATIONS = 2
 REFERENCE_NOTES = 4  # reference notes for every judged one
 EVALUATIONS = "evaluation.jsonl"
 Measures = dict[str, float]
+Listen = Callable[[Path], tuple[Measures, dict[str, np.ndarray]]]  # checkpoint folder -> its figures, and arrays
 
 
 @dataclass(frozen=True)
@@ -117,25 +118,8 @@ def load_listening(folder: Path) -> Listening:
     return Listening(reference=load_file(folder / "reference.safetensors")["reference"], **stored)
 
 
-def evaluate_run(
-    run_dir: Path,
-    listening: Listening,
-    settings: EvaluationSettings,
-    *,
-    total: int,
-    batch_size: int,
-    device: str = "cpu",
-) -> None:
-    """Evaluate the checkpoints of a finished run that are not evaluated yet, then delete all but the last.
-
-    Args:
-        run_dir: with checkpoints at every share of settings.evaluate_at.
-        total: examples of the run.
-        batch_size: of the training: a checkpoint stands at the first whole batch at or beyond its share.
-
-    Raises:
-        UserError: a checkpoint is missing.
-    """
+def judging(listening: Listening, settings: EvaluationSettings, device: str = "cpu") -> Listen:
+    """For `at_each_moment`: what the judge hears in what a checkpoint makes of the prompts."""
     judge, pipeline_of = Judge.load(), _loader(device)
     captions = [p["caption"] for p in listening.prompts]
     sampling = Sampling(steps=settings.steps, solver="multistep", guidance_scale=settings.guidance)
@@ -148,21 +132,24 @@ def evaluate_run(
         values, arrays = measures(heard, judge, listening.prompts, listening.reference, ~broken.numpy())
         return {"clips": len(captions), **values, "clips_not_finite": int(broken.sum())}, arrays
 
-    at_each_moment(run_dir, settings, listen, total=total, batch_size=batch_size)
+    return listen
 
 
 def at_each_moment(
     run_dir: Path,
     settings: EvaluationSettings,
-    measure: Callable[[Path], tuple[Measures, dict[str, np.ndarray]]],
+    measure: Listen,
     *,
     total: int,
     batch_size: int,
 ) -> None:
-    """Measure the checkpoints at the shares that are not measured yet, write a line each, delete all but the last.
+    """Measure the checkpoints of a finished run that are not measured yet, write a line each, delete all but the last.
 
     Args:
+        run_dir: with checkpoints at every share of settings.evaluate_at.
         measure: checkpoint folder -> what the line says, and the arrays to keep beside it.
+        total: examples of the run.
+        batch_size: of the training: a checkpoint stands at the first whole batch at or beyond its share.
 
     Raises:
         UserError: a checkpoint is missing.

@@ -13,32 +13,19 @@ from segue.data.cache import LatentCache
 from segue.metrics.spectral import lsd
 from segue.pipeline import SuperResolver
 from segue.study.config import EvaluationSettings
-from segue.study.evaluate import REPLICATES, Measures, at_each_moment
+from segue.study.evaluate import REPLICATES, Listen, Measures
 from segue.tasks.degradation import Degradation, degrade
 
 PRESET = "nuwave2"
 AT_ONCE = 16  # clips
 
 
-def evaluate_resolution(
-    run_dir: Path,
-    cache: LatentCache,
-    filter_: Degradation,
-    settings: EvaluationSettings,
-    *,
-    total: int,
-    batch_size: int,
-    device: str = "cpu",
-) -> None:
-    """LSD (full, low and high band, preset nuwave2) of a finished run's checkpoints; settings.judge_clips clips.
+def distances(cache: LatentCache, filter_: Degradation, settings: EvaluationSettings, device: str = "cpu") -> Listen:
+    """For `at_each_moment`: LSD (full, low and high band, preset nuwave2) of settings.judge_clips clips.
 
     Args:
         cache: whose splits valid and test are measured on.
         filter_: what the clips lose.
-        total, batch_size: of the training.
-
-    Raises:
-        UserError: a checkpoint is missing.
     """
     rows = cache.rows("valid") + cache.rows("test")
     count = min(settings.judge_clips, len(rows))
@@ -57,7 +44,7 @@ def evaluate_resolution(
         replicates = {f"replicates.{n}": v[indices].mean(1).astype(np.float32) for n, v in arrays.items()}
         return {"clips": count, **found}, arrays | replicates
 
-    at_each_moment(run_dir, settings, listen, total=total, batch_size=batch_size)
+    return listen
 
 
 def _pair(

@@ -10,18 +10,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Meter:
-    """Progress of a run in examples, with rate, time left, and the latest words of the loop."""
+    """Progress of a run in examples (or another unit), with rate, time left, and the latest words of the loop."""
 
-    def __init__(self, title: str, total: int, done: int = 0, quiet: bool = False) -> None:
+    def __init__(self, title: str, total: float, done: float = 0, quiet: bool = False, unit: str = "examples") -> None:
         self.title, self.total, self.start_at = title, total, done
-        self.quiet = quiet
+        self.quiet, self.unit = quiet, unit
         self._started = time.monotonic()
         self._next_line = 0.0
         self._bar: Progress | None = None
         if sys.stderr.isatty() and not quiet:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
             left = (TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[words]}"))
-            self._bar = Progress(*columns, *left, console=Console(stderr=True))
+            # rich would send what is printed to its own console, past a file that standard output goes to.
+            self._bar = Progress(*columns, *left, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty())
             self._task = self._bar.add_task(title, total=total, completed=done, words="")
             self._bar.start()
 
@@ -31,12 +32,12 @@ class Meter:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def rate(self, done: int) -> float:
-        """Examples per second since the meter was made."""
+    def rate(self, done: float) -> float:
+        """Units per second since the meter was made."""
         return (done - self.start_at) / max(1e-9, time.monotonic() - self._started)
 
-    def update(self, done: int, words: str = "") -> None:
-        """Show that `done` examples are behind us."""
+    def update(self, done: float, words: str = "") -> None:
+        """Show that `done` units are behind us."""
         if self._bar is not None:
             self._bar.update(self._task, completed=done, words=f"{self.rate(done):.0f}/s {words}")
         elif not self.quiet and time.monotonic() >= self._next_line:
@@ -44,7 +45,7 @@ class Meter:
             rate = self.rate(done)
             left = f", {(self.total - done) / rate:.0f} s left" if rate > 0 and done > self.start_at else ""
             print(
-                f"{self.title}: {done:,}/{self.total:,} examples, {rate:.0f}/s{left} {words}",
+                f"{self.title}: {done:,.0f}/{self.total:,.0f} {self.unit}, {rate:.0f}/s{left} {words}",
                 file=sys.stderr,
                 flush=True,
             )
