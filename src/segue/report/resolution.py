@@ -9,7 +9,7 @@ from segue.report.page import table
 ABOUT = (
     "Both arms trained from the same seed on the same clips for the same number of examples: each clip lost its top to "
     "a filter drawn at random, and the model learned to give it back. Then held-out notes were narrowed by one fixed "
-    "filter and widened again."
+    "filter and widened again. Played are those held-out clips, of some twenty, that lost most."
 )
 READING = (
     "LSD: log-spectral distance to the original in decades of power, full band, below and above the cutoff; lower is "
