@@ -131,7 +131,10 @@ def _captions(source: str | None, clips: dict[str, Clip]) -> dict[str, Clip]:
             i: Clip(i, c.path, (tag_of(c.path, "title"),), "") for i, c in clips.items() if tag_of(c.path, "title")
         }
     else:
-        found = {clip.id: clip for clip in load_manifest(Path(source))}
+        try:
+            found = {clip.id: clip for clip in load_manifest(Path(source))}
+        except UserError as error:  # it speaks to those who encode
+            raise UserError(str(error).split("; mend:")[0] + "; mend: give --captions a complete manifest") from error
     lacking = [i for i in clips if i not in found]
     if lacking:
         raise UserError(f"--captions {source}: none for {len(lacking)} of {len(clips)} clips ({some(lacking)})")

@@ -41,7 +41,7 @@ from segue.metrics.spectral import (
     visqol_mos,
 )
 from segue.report.evaluate import ClipPair
-from segue.types import UserError
+from segue.types import UserError, import_extra
 
 
 def super_resolution(
@@ -69,6 +69,7 @@ def super_resolution(
     """
     if cutoff_hz is None and low is not None:
         raise UserError("--input needs --cutoff-hz: where its band ends")
+    inputs = None if low is None else find_sounds(low)
     found, pairs = _read_pairs({"EST": est, "REF": ref}, trim)
     if cutoff_hz is not None and not 0.0 < cutoff_hz < pairs.rate_hz / 2:
         raise UserError(
@@ -81,10 +82,9 @@ def super_resolution(
     if cutoff_hz is None:
         found.warnings.append("no --cutoff-hz: no low and high band, and no rows beside")
     else:
-        if low is None:
+        if inputs is None:
             lows, made_by = lows_by_protocol(pairs, cutoff_hz, protocol), f"protocol {protocol}"
         else:
-            inputs = find_sounds(low)
             lows, made_by = lows_of(pairs, inputs), f"as in {low}"
             found.sets["input"] = described(low, inputs)
         for name, (waves, words) in rows_beside(pairs, lows, cutoff_hz, codec).items():
@@ -154,6 +154,7 @@ def _signal_measures(visqol: bool) -> list[_PairMeasure]:
         _PairMeasure("SNR", "dB", "higher", lambda e, r, hz: snr_db(e, r), lambda hz: {"definition": "float64"}),
     ]  # fmt: skip
     if visqol:
+        import_extra("visqol", "visqol")  # before the long work
         about = {"implementation": "visqol-python", "mode": "audio", "rate": "resampled to 48 kHz (soxr HQ)"}
         measures.append(_PairMeasure("ViSQOL", "MOS", "higher", visqol_mos, lambda hz: about))
     return measures

@@ -10,16 +10,22 @@ from segue.types import UserError
 
 
 def bootstrap_interval(
-    statistic: Callable[[np.ndarray], float], n: int, *, draws: int = 1000, level: float = 0.95, seed: int = 0
+    statistic: Callable[[np.ndarray], float],
+    n: int,
+    *,
+    draws: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+    about: float | None = None,
 ) -> tuple[float, float]:
     """Percentile bootstrap over clips (Efron 1979): resample n indices with replacement, take the middle `level`.
-
-    A statistic that is biased in n (the Frechet distance is: repeated clips shrink the covariance) keeps that bias in
-    every draw; read such an interval as a width, not as a place.
 
     Args:
         statistic: maps an integer index array [n] to one number.
         n: number of clips.
+        about: where given, the draws are shifted so that their mean lies there. For statistics that repeated clips
+            bias (the inception score: fewer different clips are less varied) the plain interval may miss the value
+            (our definition).
 
     Raises:
         UserError: n < 2, draws < 1 or level outside (0, 1).
@@ -30,8 +36,13 @@ def bootstrap_interval(
         )
     generator = np.random.default_rng(seed)
     values = np.array([statistic(generator.integers(0, n, n)) for _ in range(draws)], dtype=np.float64)
+    return _middle(values, level, about)
+
+
+def _middle(values: np.ndarray, level: float, about: float | None) -> tuple[float, float]:
     low, high = np.quantile(values, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-    return float(low), float(high)
+    shift = 0.0 if about is None else about - values.mean()
+    return float(low + shift), float(high + shift)
 
 
 def two_sample_interval(
@@ -62,9 +73,7 @@ def two_sample_interval(
     values = np.array(
         [statistic(generator.integers(0, n, n), generator.integers(0, m, m)) for _ in range(draws)], dtype=np.float64
     )
-    low, high = np.quantile(values, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-    shift = 0.0 if about is None else about - values.mean()
-    return float(low + shift), float(high + shift)
+    return _middle(values, level, about)
 
 
 def in_fixed_order(embeddings: np.ndarray) -> np.ndarray:

@@ -84,10 +84,13 @@ def inception_score(
         some = rows[i]
         return float(np.exp(kl_by_pair(some, np.broadcast_to(some.mean(axis=0), some.shape)).mean()))
 
-    interval = bootstrap_interval(score, len(rows), draws=draws, level=level, seed=seed)
-    about = {"classes": rows.shape[1], "splits": 1, "interval": bootstrap_words(draws, level, seed)}
+    value = score(np.arange(len(rows)))
+    low, high = bootstrap_interval(score, len(rows), draws=draws, level=level, seed=seed, about=value)
+    interval = (max(low, 1.0), high)
+    how = "bootstrap over clips, shifted to the value (repeats lower every draw)"
+    about = {"classes": rows.shape[1], "splits": 1, "interval": bootstrap_words(draws, level, seed, how)}
     return make_measure(
-        "inception score", score(np.arange(len(rows))), interval, len(rows), better="higher", parameters=about,
+        "inception score", value, interval, len(rows), better="higher", parameters=about,
         embedding=embedding,
     )  # fmt: skip
 

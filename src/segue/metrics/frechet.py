@@ -172,7 +172,7 @@ def _checked(embeddings: np.ndarray, name: str, allow_few: bool) -> np.ndarray:
     if n < dimension and not allow_few:
         raise UserError(
             f"{n} {name} clips are too few for a Frechet distance in {dimension} dimensions; "
-            f"mend: give at least {dimension}, read KAD instead, or allow_few=True"
+            f"mend: give at least {dimension}, or read KAD instead"
         )
     if not np.isfinite(embeddings).all():
         raise UserError(f"the {name} embeddings hold values that are not finite; look for NaN in those clips")
