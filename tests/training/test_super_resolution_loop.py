@@ -31,7 +31,7 @@ def resolution(recipe):
 def prepared(config, cache, positions):
     task = make_task(config, cache)
     rows = cache.rows("train")[:4]
-    return task.prepare(*cache.latents(rows), *cache.text(rows), task.statistics(*cache.statistics), positions)
+    return task.prepare(cache.batch(rows), task.statistics(*cache.statistics), positions)
 
 
 def test_data_and_condition_are_two_parts_of_one_latent(hisses, resolution):
@@ -90,12 +90,12 @@ def test_priming_predicts_missing_levels_from_given_ones(hisses, resolution):
     statistics = task.statistics(*hisses.statistics)
     task.prime(model, hisses, statistics)
     rows = hisses.rows("valid")
-    latents, mask = hisses.latents(rows)
-    x_0, condition, _ = task.prepare(latents, mask, *hisses.text(rows), statistics)
+    batch = hisses.batch(rows)
+    x_0, condition, _ = task.prepare(batch, statistics)
     with torch.no_grad():
-        made = model(torch.zeros_like(x_0), torch.ones(len(rows)), condition, mask).prediction
+        made = model(torch.zeros_like(x_0), torch.ones(len(rows)), condition, batch.mask).prediction
     missing = ~condition.given[0, : task.codec.levels]
-    wanted, made = (x[:, : task.codec.levels][:, missing].transpose(1, 2)[mask] for x in (x_0, made))
+    wanted, made = (x[:, : task.codec.levels][:, missing].transpose(1, 2)[batch.mask] for x in (x_0, made))
     assert (made - wanted).square().mean() < 0.5 * wanted.var()  # of 40 short clips
     assert model.config.audio_skip == task.codec.levels and made.abs().max() > 0
 

@@ -53,8 +53,7 @@ def block_scores(run: Path, data: Path, clips: int, t: float) -> list[float]:
     rows = cache.rows("valid")[:clips]
     if not rows:
         raise UserError(f"{data}: no clip has split 'valid'")
-    latents, mask = cache.latents(rows)
-    x_0, condition, mask = task.prepare(latents, mask, *cache.text(rows), (saved.mean, saved.std))
+    x_0, condition, mask = task.prepare(cache.batch(rows), (saved.mean, saved.std))
     times = torch.full((len(rows),), t)
     x_t = sample_path(x_0, keyed_noise(x_0.shape[1:], 0, "taps", range(len(rows))), times)
 

@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
@@ -25,6 +26,27 @@ CAPTIONS_PER_SHARD = 4096
 OPEN_SHARDS = 128  # files; a process may open 256 on some systems
 _DTYPES = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "BOOL": np.dtype("?")}
 _SHARD_NAME = re.compile(r"(latents|text)-[0-9a-f]{32}\.safetensors")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of a cache, as a task takes them.
+
+    Attributes:
+        latents: [B, C, L] float32, not standardised.
+        mask: [B, L] bool, True where a frame is real.
+        tokens: [B, K, E] float32 text token embeddings.
+        tokens_mask: [B, K] bool, True where a token is real.
+        teacher: [B, S, F] features and [B, S] bool mask, where they are asked for.
+        indices: rows of the cache.
+    """
+
+    latents: Tensor
+    mask: Tensor
+    tokens: Tensor
+    tokens_mask: Tensor
+    teacher: tuple[Tensor, Tensor] | None
+    indices: list[int]
 
 
 class LatentCache:
@@ -114,6 +136,11 @@ class LatentCache:
     def row(self, i: int) -> dict:
         """Index entry: id, sha256, shard, row, frames, split, captions, caption_rows, start_sec, length_sec, fields."""
         return self._index[i]
+
+    def batch(self, indices: Sequence[int], choice: Sequence[int] | None = None, with_teacher: bool = False) -> Batch:
+        """These rows; see `text` for `choice`."""
+        teacher = self.teacher(indices) if with_teacher else None
+        return Batch(*self.latents(indices), *self.text(indices, choice), teacher, list(indices))
 
     def latents(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """[B, C, L] float32 latents, not standardised, and [B, L] bool, True where a frame is real."""

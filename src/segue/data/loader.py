@@ -2,34 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
-from torch import Tensor
 
-from segue.data.cache import LatentCache
+from segue.data.cache import Batch, LatentCache
 from segue.types import UserError
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What a rank trains on in one step.
-
-    Attributes:
-        latents: [B, C, L] float32, not standardised.
-        mask: [B, L] bool, True where a frame is real.
-        tokens: [B, K, E] float32 text token embeddings.
-        tokens_mask: [B, K] bool, True where a token is real.
-        teacher: [B, S, F] features and [B, S] bool mask, where the loader is asked for them.
-        indices: cache rows of the batch.
-    """
-
-    latents: Tensor
-    mask: Tensor
-    tokens: Tensor
-    tokens_mask: Tensor
-    teacher: tuple[Tensor, Tensor] | None
-    indices: list[int]
 
 
 class LatentLoader:
@@ -74,9 +50,7 @@ class LatentLoader:
         indices = self._rows_at(range(first, first + self.batch_size))
         choice = self._choice(range(first, first + self.batch_size), indices)
         self.position += self.batch_size * self.world
-        latents, mask = self.cache.latents(indices)
-        teacher = self.cache.teacher(indices) if self.with_teacher else None
-        batch = Batch(latents, mask, *self.cache.text(indices, choice), teacher, indices)
+        batch = self.cache.batch(indices, choice, with_teacher=self.with_teacher)
         first = self.position + self.rank * self.batch_size
         self.cache.expect(self._rows_at(range(first, first + self.batch_size)), self.with_teacher)
         return batch

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from segue.data.cache import LatentCache
+from segue.data.cache import Batch, LatentCache
 from segue.types import Condition
 
 
@@ -35,20 +35,12 @@ class Task(ABC):
 
     @abstractmethod
     def prepare(
-        self,
-        latents: Tensor,
-        mask: Tensor,
-        tokens: Tensor,
-        tokens_mask: Tensor,
-        statistics: tuple[Tensor, Tensor],
-        positions: Sequence[int] | None = None,
+        self, batch: Batch, statistics: tuple[Tensor, Tensor], positions: Sequence[int] | None = None
     ) -> tuple[Tensor, Condition, Tensor | None]:
         """A cached batch as the training step takes it: x_0 [B, C, L], Condition, and the mask (None: all is real).
 
         Args:
-            latents: [B, C, L] as cached.
-            mask: [B, L] bool, True where a frame is real.
-            tokens, tokens_mask: [B, K, E] and [B, K], the captions.
+            batch: rows of a cache.
             statistics: mean and standard deviation [C, 1].
             positions: of the examples in the run, which key what the task draws; None for held-out clips, where
                 nothing is drawn.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from segue.data.cache import Batch
 from segue.tasks.base import Task
 from segue.types import Condition
 
@@ -32,19 +33,14 @@ class Generation(Task):
     name = "generation"
 
     def prepare(
-        self,
-        latents: Tensor,
-        mask: Tensor,
-        tokens: Tensor,
-        tokens_mask: Tensor,
-        statistics: tuple[Tensor, Tensor],
-        positions: Sequence[int] | None = None,
+        self, batch: Batch, statistics: tuple[Tensor, Tensor], positions: Sequence[int] | None = None
     ) -> tuple[Tensor, Condition, Tensor | None]:
         """See Task.prepare.
 
         What costs time and changes nothing is left out here: a mask that masks nothing (attention without one takes
         the faster kernel), and text columns that are padding in the whole batch.
         """
-        x_0 = standardise(latents, *statistics, mask)
-        longest = max(1, int(tokens_mask.sum(1).max()))
-        return x_0, Condition(tokens[:, :longest], tokens_mask[:, :longest]), None if bool(mask.all()) else mask
+        x_0 = standardise(batch.latents, *statistics, batch.mask)
+        longest = max(1, int(batch.tokens_mask.sum(1).max()))
+        captions = Condition(batch.tokens[:, :longest], batch.tokens_mask[:, :longest])
+        return x_0, captions, None if bool(batch.mask.all()) else batch.mask

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.codecs.base import Codec
-from segue.data.cache import LatentCache
+from segue.data.cache import Batch, LatentCache
 from segue.memory import give_back
 from segue.models.dit import SKIP_FRAMES, skip_features
 from segue.process.noise import keyed_noise
@@ -76,9 +76,9 @@ class SuperResolution(Task):
         gram, cross = 0.0, 0.0
         for first in range(0, len(rows), 64):
             part = rows[first : first + 64]
-            latents, mask = cache.latents(part)
-            positions = range(first, first + len(part))
-            x_0, condition, _ = self.prepare(latents, mask, *cache.text(part), statistics, positions)
+            batch = cache.batch(part)
+            mask = batch.mask
+            x_0, condition, _ = self.prepare(batch, statistics, range(first, first + len(part)))
             features = nn.functional.pad(
                 skip_features(condition.audio[:, :levels], condition.given[:, :levels]), (side, side)
             )
@@ -105,16 +105,10 @@ class SuperResolution(Task):
         return model(noise, torch.ones(len(x_0)), condition, mask).prediction
 
     def prepare(
-        self,
-        latents: Tensor,
-        mask: Tensor,
-        tokens: Tensor,
-        tokens_mask: Tensor,
-        statistics: tuple[Tensor, Tensor],
-        positions: Sequence[int] | None = None,
+        self, batch: Batch, statistics: tuple[Tensor, Tensor], positions: Sequence[int] | None = None
     ) -> tuple[Tensor, Condition, Tensor | None]:
         """See Task.prepare. Captions are not used."""
-        wave = self.codec.decode(latents, self.samples)
+        wave, mask = self.codec.decode(batch.latents, self.samples), batch.mask
         if positions is None:
             drawn, keys = [self.config.held_out] * len(wave), range(len(wave))
         else:
@@ -122,7 +116,7 @@ class SuperResolution(Task):
         low = degrade(wave, self.codec.sample_rate_hz, drawn, self.seed, keys)
         cutoff_hz = torch.tensor([degradation.cutoff_hz for degradation in drawn])
         condition = given(self.codec, low, cutoff_hz, statistics, mask)
-        x_0 = standardise(latents, *statistics, mask).masked_fill(condition.given[..., None], 0.0)
+        x_0 = standardise(batch.latents, *statistics, mask).masked_fill(condition.given[..., None], 0.0)
         return x_0, condition, None if bool(mask.all()) else mask
 
 

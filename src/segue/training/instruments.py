@@ -201,8 +201,7 @@ def _cosine_example(
     task: Task, cache: LatentCache, statistics: tuple, config: RunConfig, device: torch.device
 ) -> Example:
     rows = cache.rows("valid")[:32]
-    latents, mask = cache.latents(rows)
-    x_0, condition, mask = task.prepare(latents, mask, *cache.text(rows), statistics)
+    x_0, condition, mask = task.prepare(cache.batch(rows), statistics)
     eps = keyed_noise(x_0.shape[1:], 0, "gradient cosine", range(len(rows)))
     t = torch.full((len(rows),), COSINE_TIME)
     return Example(x_0, eps, t, condition, mask, cache.teacher(rows)).to(device)

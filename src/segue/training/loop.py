@@ -178,10 +178,7 @@ def train(
             loader.with_teacher = terms.follows(decision)
             batch = loader.next_batch()
             first = seen + rank * len(batch.indices)
-            x_0, condition, mask = task.prepare(
-                batch.latents, batch.mask, batch.tokens, batch.tokens_mask, statistics,
-                range(first, first + len(batch.indices)),
-            )  # fmt: skip
+            x_0, condition, mask = task.prepare(batch, statistics, range(first, first + len(batch.indices)))
             example = draw_example(
                 x_0, condition, mask, decision.timesteps,
                 seed=seed, position=seen, rank=rank, world=world,

@@ -60,8 +60,7 @@ class Probe:
         count = len(rows)
         self.config, self._ears, self._device = config, ears, device
         self.clips, self._mine = count, list(range(rank, count, world))
-        latents, mask = cache.latents(rows)
-        x_0, condition, mask = task.prepare(latents, mask, *cache.text(rows), statistics)
+        x_0, condition, mask = task.prepare(cache.batch(rows), statistics)
         eps = keyed_noise(x_0.shape[1:], 0, "probe", range(count))
         # As many passes on every rank: a sharded model gathers its weights in each.
         self._passes = ceil(ceil(count / world) / AT_ONCE)

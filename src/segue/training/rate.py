@@ -26,10 +26,7 @@ def measure_rate(config: RunConfig, controller: StageController, cache: LatentCa
             started = time.monotonic()
         batch = loader.next_batch()
         position = step * config.train.batch_size
-        prepared = task.prepare(
-            batch.latents, batch.mask, batch.tokens, batch.tokens_mask, statistics,
-            range(position, position + config.train.batch_size),
-        )  # fmt: skip
+        prepared = task.prepare(batch, statistics, range(position, position + config.train.batch_size))
         example = draw_example(*prepared, decision.timesteps, seed=0, position=position)
         losses(model, example, model.predicts, config.train.objective).mean().backward()
         optimizer.step()

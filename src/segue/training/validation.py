@@ -22,10 +22,8 @@ def make_validation_set(
 ) -> list[Example]:
     """Fixed clips, captions and noise at each fixed time: losses of any two runs on one cache compare."""
     rows = cache.rows("valid")[: config.train.validation_clips]
-    latents, mask = cache.latents(rows)
-    x_0, condition, mask = task.prepare(latents, mask, *cache.text(rows), statistics)
+    x_0, condition, mask = task.prepare(cache.batch(rows), statistics)
     eps = keyed_noise(x_0.shape[1:], 0, "validation", range(len(rows)))
-    del latents
     give_back()  # a task may decode and encode all of these clips at once
     return [Example(x_0, eps, torch.full((len(rows),), t), condition, mask).to(device) for t in VALIDATION_TIMES]
 
