@@ -59,9 +59,7 @@ class Stepper:
         started = time.process_time()
         for _ in range(count):
             batch = self.loader.next_batch()
-            prepared = self.task.prepare(
-                batch.latents, batch.mask, batch.tokens, batch.tokens_mask, self.cache.statistics
-            )
+            prepared = self.task.prepare(batch, self.cache.statistics)
             law = self.decision.timesteps
             example = draw_example(*prepared, law, seed=0, position=self.position, teacher=batch.teacher)
             outcome = run_model(
