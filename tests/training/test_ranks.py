@@ -50,7 +50,8 @@ def test_where_one_rank_dies_all_end_and_the_run_goes_on(cache, config, tmp_path
     _, words = process.communicate(timeout=60)
     assert process.returncode != 0 and time.monotonic() - killed < 60
     assert not any(rank.is_running() for rank in ranks.values())
-    assert "UserError" in words and "another rank is gone" in words
+    # The survivor says so in a line, unless the launcher notices first and ends it (seen once, on a loaded machine).
+    assert ("UserError" in words and "another rank is gone" in words) or "closing signal SIGTERM" in words
     # What is left is whole: one process goes on from it.
     seen = json.loads((list_checkpoints(tmp_path)[-1] / "state.json").read_text())["examples_seen"]
     short = override(config, [f"train.total_examples={seen + 8}"])
