@@ -43,14 +43,15 @@ from segue.data.cache import LatentCache
 from segue.stage.controller import StageController
 from segue.training.config import from_json
 from segue.training.loop import train
-import json, torch
+import json, os, torch
 torch.set_num_threads(1)
 run_dir = Path(sys.argv[1])
 stored = json.loads((run_dir / "config.json").read_text())
 config = from_json(stored["run"])
 resume = any((run_dir / "checkpoints").glob("examples-*/state.json"))
 result = train(config, StageController(config.policy), LatentCache.open(stored["cache"]), run_dir, resume=resume, device="cpu")
-print("finished" if result.finished else "stopped", result.examples_seen)
+# In one write: two ranks share the pipe, and print() writes its parts one by one.
+os.write(1, f"{'finished' if result.finished else 'stopped'} {result.examples_seen}\n".encode())
 """
 
 
