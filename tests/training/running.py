@@ -51,7 +51,7 @@ config = from_json(stored["run"])
 resume = any((run_dir / "checkpoints").glob("examples-*/state.json"))
 result = train(config, StageController(config.policy), LatentCache.open(stored["cache"]), run_dir, resume=resume, device="cpu")
 # In one write: two ranks share the pipe, and print() writes its parts one by one.
-os.write(1, f"{'finished' if result.finished else 'stopped'} {result.examples_seen}\n".encode())
+os.write(1, f"{'finished' if result.finished else 'stopped'} {result.examples_seen}\\n".encode())
 """
 
 
