@@ -59,6 +59,18 @@ def test_guidance_aligns(taught, recipe, tmp_path):
     assert aligned[-1] < 0.75 * aligned[0]
 
 
+def test_one_step_of_three_is_guided_three_times_as_hard(taught, recipe, tmp_path):
+    """Its first step is that of three times the weight; of five steps two are guided, and the log counts those."""
+    last, one_step = {}, ("train.total_examples=8", "optim.warmup_fraction=0")
+    for name, change in {"thrice": "weight=1.5", "sparse": "every=3", "plain": "weight=0"}.items():
+        _, last[name] = run(recipe("repa", f"guidance.{change}", *one_step), taught, tmp_path / name)
+    assert_same(last["thrice"], last["sparse"])
+    assert any(not torch.equal(v, last["plain"][n]) for n, v in last["sparse"].items())
+    run(recipe("repa", "guidance.every=3", "train.total_examples=40", "train.log_every=8"), taught, tmp_path / "five")
+    aligned = [e["alignment"] for e in read_log(tmp_path / "five" / "log.jsonl") if e["event"] == "train"]
+    assert [a is not None for a in aligned] == [True, False, False, True, False]
+
+
 def test_the_time_ramp_walks_through_all_stages(taught, recipe, tmp_path):
     run(recipe("time-ramp", "train.total_examples=800"), taught, tmp_path)
     log = stages(tmp_path)
@@ -91,10 +103,12 @@ def test_the_discrepancy_falls_as_the_model_learns(taught, recipe, tmp_path):
     assert list(log[0]["discrepancy_by_t"]) == ["0.5", "0.7", "0.85", "0.95"]
 
 
-@pytest.mark.parametrize("name", ["stage", "time-ramp", "haste", "uncertainty", "stage-per-time"])
+@pytest.mark.parametrize(
+    "name", ["stage", "time-ramp", "time-ramp guidance.every=3", "haste", "uncertainty", "stage-per-time"]
+)
 def test_resumed_equals_uninterrupted_across_every_latch(taught, recipe, tmp_path, name):
-    """Cut at each checkpoint in turn: guidance goes off, probes fall due, heads have moments."""
-    config = recipe(name, "train.total_examples=96", "train.checkpoint_every=16", "train.keep_last=9")
+    """Cut at each checkpoint in turn: guidance goes off or sits out a step, probes fall due, heads have moments."""
+    config = recipe(*name.split(), "train.total_examples=96", "train.checkpoint_every=16", "train.keep_last=9")
     _, whole = run(config, taught, tmp_path / "whole")
     for cut in (1, 4):
         folder = tmp_path / f"cut{cut}"
@@ -109,7 +123,7 @@ def test_resumed_equals_uninterrupted_across_every_latch(taught, recipe, tmp_pat
 
 
 def test_two_ranks_decide_what_one_decides(taught, recipe, tmp_path):
-    config = recipe("time-ramp", "train.total_examples=64", "probe.run=always")
+    config = recipe("time-ramp", "train.total_examples=64", "probe.run=always", "guidance.every=2")
     out, err = start(tmp_path / "one", config, taught).communicate(timeout=120)
     assert "finished 64" in out, err
     launcher = two_ranks(29633)
@@ -141,7 +155,7 @@ def test_a_replaced_probe_is_refused(taught, recipe, tmp_path):
     ("name", "change", "named"),
     [("stage", "regime.signal=loudness", "regime.signal"), ("repa", "guidance.tap=99", "guidance.tap"),
      ("stage", "probe.clips=4", "probe.clips"), ("stage", "guidance.law=never", "guidance.law"),
-     ("stage", "timesteps.law=late", "timesteps.law"), ("stage-no-guidance", "regime.signal=gradient-cosine", "guidance.weight")],
+     ("stage", "guidance.every=0", "guidance.every"), ("stage", "timesteps.law=late", "timesteps.law"), ("stage-no-guidance", "regime.signal=gradient-cosine", "guidance.weight")],
 )  # fmt: skip
 def test_a_policy_that_cannot_work_is_refused(taught, recipe, tmp_path, name, change, named):
     with pytest.raises(UserError, match=named):

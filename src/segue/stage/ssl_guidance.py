@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,8 @@ class GuidanceConfig:
         projector: "mlp" (three layers, SiLU; REPA) or "conv" (one convolution of width 3; iREPA, arXiv 2512.10794).
         hidden: hidden width of the MLP; 0 = half the model's width. REPA's 2048 would cost half of dit-3m's step.
         space: "hidden" (the tap) or "output" (the decoded one-step prediction through the teacher).
+        every: only every so many steps are guided, by so many times the weight: the same gradient on average, for that
+            part of the cost.
     """
 
     weight: float = 0.0
@@ -50,6 +52,7 @@ class GuidanceConfig:
     projector: str = "mlp"
     hidden: int = 0
     space: str = "hidden"
+    every: int = field(default=1, metadata={"later": True})  # configs from before it read as they were
 
     def __post_init__(self) -> None:
         _one_of("guidance.law", self.law, LAWS)
@@ -64,6 +67,8 @@ class GuidanceConfig:
             raise UserError(f"guidance.tap is {self.tap}; give a share of the depth below 1 or a block index")
         if self.hidden < 0:
             raise UserError(f"guidance.hidden is {self.hidden}; give a width, or 0 for half the model's")
+        if self.every < 1:
+            raise UserError(f"guidance.every is {self.every}; give 1 (every step) or more")
 
 
 def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:

@@ -41,7 +41,7 @@ from segue.training.progress import Meter, Share
 from segue.training.ranks import lost_ranks, on_any_rank, sync_only
 from segue.training.sharding import check_sharding, share_out, wrap
 from segue.training.step import draw_example, run_model
-from segue.training.terms import make_terms
+from segue.training.terms import make_terms, means
 from segue.training.validation import make_validation_set, record_validation
 from segue.types import UserError
 
@@ -175,7 +175,8 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             share.start()
-            loader.with_teacher = terms.follows(decision)
+            guided = terms.at_step(decision, steps)
+            loader.with_teacher = terms.follows(guided)
             batch = loader.next_batch()
             first = seen + rank * len(batch.indices)
             x_0, condition, mask = task.prepare(batch, statistics, range(first, first + len(batch.indices)))
@@ -192,8 +193,8 @@ def train(
             for index, piece in enumerate(pieces):
                 last = index == len(pieces) - 1
                 with autocast, sync_only(accelerator, model, last):
-                    outcome = run_model(model, piece, plain.predicts, config.train.objective, terms.tap(decision))
-                    per_example, to_log = terms.loss(outcome, piece, decision)
+                    outcome = run_model(model, piece, plain.predicts, config.train.objective, terms.tap(guided))
+                    per_example, to_log = terms.loss(outcome, piece, guided)
                     accelerator.backward(per_example.sum() / len(example.t))
                 sums += to_log / len(example.t)
                 flow.append(outcome.loss.detach())
@@ -206,7 +207,7 @@ def train(
                 ):
                     optimizer.step()
                 state = controller.learn(state, gains, seen)
-                terms.step(rate, decision)
+                terms.step(rate, guided)
                 steps += 1
                 update_ema(ema, plain, config.optim.ema_decay, steps)
                 recent.append(sums)
@@ -219,10 +220,10 @@ def train(
 
             checkpoint_due = crossed(seen, seen - batch_size, checkpoint_every) and seen < total
             if recent and (crossed(seen, seen - batch_size, log_every) or checkpoint_due or seen >= total):
-                mean_loss, alignment = torch.stack(recent).mean(0).tolist()
+                mean_loss, alignment = means(recent)
                 recent.clear()
                 log.write(
-                    "train", seen, loss=mean_loss, alignment=alignment if terms.follows(decision) else None,
+                    "train", seen, loss=mean_loss, alignment=alignment,
                     learning_rate=rate, grad_norm=float(norm), timestep_mean=float(decision.timesteps.mean()),
                     examples_per_sec=(seen - first_seen) / (time.monotonic() - started), loader_share=share.take(),
                 )  # fmt: skip

@@ -5,7 +5,7 @@ Terms that a policy does not use are not built: the loss is then the mean flow l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,6 +38,13 @@ class Terms:
         """Those that train beside the model."""
         projector = None if self.guidance is None else self.guidance.head
         return [head for head in (projector, self.uncertainty) if head is not None]
+
+    def at_step(self, decision: Decision, step: int) -> Decision:
+        """The decision as this step carries it out: one of `guidance.every` is guided, that many times as hard."""
+        if self.guidance is None or self.guidance.config.every == 1:
+            return decision
+        every = self.guidance.config.every
+        return replace(decision, guidance_weight=0.0 if step % every else every * decision.guidance_weight)
 
     def follows(self, decision: Decision) -> bool:
         """Whether this step needs the teacher's features."""
@@ -81,6 +88,17 @@ class Terms:
         """The inverse of `tensors`."""
         for head in self.heads:
             head.load(tensors)
+
+
+def means(sums: list[Tensor]) -> tuple[float, float | None]:
+    """Mean flow loss of steps, and mean alignment of the guided ones; None where none was.
+
+    Args:
+        sums: [2] of each step: flow loss and alignment, which is 0 where a step was not guided.
+    """
+    flow, aligned = torch.stack(sums).unbind(1)
+    guided = aligned[aligned != 0]
+    return float(flow.mean()), float(guided.mean()) if len(guided) else None
 
 
 def make_terms(
