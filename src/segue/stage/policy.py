@@ -14,7 +14,7 @@ from segue.stage.discrepancy import ProbeConfig
 from segue.stage.regime import RegimeConfig
 from segue.stage.ssl_guidance import GuidanceConfig
 
-PROBED = ("discrepancy", "slope-over-peak")  # signals that are read off the probe
+PROBED = ("discrepancy", "level", "slope-over-peak")  # signals that are read off the probe
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean, median
 
 from segue.stage.slope import Slope, log_slope
 from segue.types import UserError
 
-SIGNALS = ("discrepancy", "slope-over-peak", "validation", "gradient-cosine", "time", "constant")
+SIGNALS = ("discrepancy", "level", "slope-over-peak", "validation", "gradient-cosine", "time", "constant")
 FALLBACKS = ("time", "none")
 REFERENCES = ("burn-in", "start")
 _NAMES = {
     "discrepancy": "discrepancy",
+    "level": "discrepancy",
     "slope-over-peak": "discrepancy",
     "validation": "validation loss",
     "gradient-cosine": "gradient cosine",
@@ -42,7 +43,8 @@ class RegimeConfig:
 
     Attributes:
         signal: what the value is: `discrepancy` (SSL-space), `validation` (loss), both through the scale-free
-            estimator; `slope-over-peak` (the plain estimator on the discrepancy: slope per example over the steepest
+            estimator; `level` (where the discrepancy stands between `level_open` and `level_closed`: no slope, and no
+            N); `slope-over-peak` (the plain estimator on the discrepancy: slope per example over the steepest
             so far); `gradient-cosine` (between the gradients of alignment and denoising, after HASTE, arXiv
             2505.16792); `time` (r = n / N); `constant`.
         constant: r of signal `constant`.
@@ -51,6 +53,9 @@ class RegimeConfig:
         reference: where the gain so far is counted from. "burn-in": the first probes after it, METHOD's way; on a power
             law r is then a function of n / N alone. "start": the untrained model's probe at n = 0, so that r says where
             a run stands whatever length was planned; kappa must then be larger, as the whole first fall counts.
+        level_open, level_closed: of the signal `level`, the discrepancies at which r* is 0 and 1; between them it goes
+            by ln D, so that on a power law each doubling of n moves it alike. They are the demo set's (docs/method.md):
+            another teacher or other sounds want their own.
         window: rho, the line is fitted over [n / rho, n].
         min_points: fewest points of a line.
         burn_in: share of N whose probes are not used (the end of the learning-rate warm-up, if that is later).
@@ -84,6 +89,8 @@ class RegimeConfig:
     fallback_at: float = 0.3
     fallback: str = "time"
     guard: bool = False
+    level_open: float = field(default=0.12, metadata={"later": True})  # configs from before them read as they were
+    level_closed: float = field(default=0.06, metadata={"later": True})
 
     def __post_init__(self) -> None:
         _one_of("signal", self.signal, SIGNALS)
@@ -96,6 +103,13 @@ class RegimeConfig:
         for name in ("confidence", "max_fall", "onset", "rise"):
             _check(name, getattr(self, name), 0.0 <= getattr(self, name) < math.inf, "give a number of at least 0")
         _check("window", self.window, 1.0 < self.window < math.inf, "give a ratio above 1")
+        _check("level_closed", self.level_closed, self.level_closed > 0, "give a positive number")
+        _check(
+            "level_open",
+            self.level_open,
+            self.level_closed < self.level_open < math.inf,
+            "give more than regime.level_closed",
+        )
         unread = self.guard and self.signal == "constant"
         _check("guard", "true", not unread, "it moves no constant regime: give a signal")
         _check("min_points", self.min_points, self.min_points >= 3, "a line needs at least 3 points")
@@ -324,10 +338,8 @@ def _estimate(
         return state, None, f"burn-in until {math.ceil(burn_in_end):,} examples"
     if line is None:
         return state, None, f"{len(state.history)} of the {config.min_points} probes that a slope needs"
-    estimate = {"slope-over-peak": _slope_over_peak, "gradient-cosine": _gradient_cosine}.get(
-        config.signal, _scale_free
-    )
-    return estimate(config, state, line, n)
+    others = {"level": _level, "slope-over-peak": _slope_over_peak, "gradient-cosine": _gradient_cosine}
+    return others.get(config.signal, _scale_free)(config, state, line, n)
 
 
 def _scale_free(config: RegimeConfig, state: RegimeState, line: Slope, n: int) -> tuple[RegimeState, float | None, str]:
@@ -351,6 +363,16 @@ def _scale_free(config: RegimeConfig, state: RegimeState, line: Slope, n: int) -
     expected = _expected(config, line, gain)
     words = f"the next doubling is expected to bring {_percent(expected / config.kappa)} of the gain so far"
     return state, 1.0 - min(1.0, expected), words
+
+
+def _level(config: RegimeConfig, state: RegimeState, line: Slope, n: int) -> tuple[RegimeState, float, str]:
+    """r* = ln(D_open / D) / ln(D_open / D_closed), clipped: how far along, not how fast. Our definition."""
+    state = replace(state, onset_at=n if state.onset_at is None else state.onset_at)
+    if line.fitted >= config.level_open:
+        return state, 0.0, f"the discrepancy is {line.fitted:.3f}; r leaves 0 below {config.level_open:g}"
+    passed = math.log(config.level_open / max(line.fitted, config.level_closed))
+    words = f"the discrepancy is {line.fitted:.3f}, on its way from {config.level_open:g} to {config.level_closed:g}"
+    return state, passed / math.log(config.level_open / config.level_closed), words
 
 
 def _slope_over_peak(config: RegimeConfig, state: RegimeState, line: Slope, n: int) -> tuple[RegimeState, float, str]:
