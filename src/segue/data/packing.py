@@ -18,7 +18,7 @@ import numpy as np
 from safetensors.torch import save
 
 from segue.data.cache import LatentCache
-from segue.data.encoding import DTYPES
+from segue.data.plan import DTYPES
 from segue.data.progress import track
 from segue.data.streaming import INDEX, SCHEMA_VERSION, Shard, StreamedCache, key_of
 from segue.data.tars import tar_members

@@ -1,0 +1,198 @@
+"""What a latent cache will hold, before anything is encoded: its parts, its segments, its shards, and what is refused.
+
+A shard's name is a hash of the contents, codec and settings that its rows depend on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+
+from segue.codecs.base import Codec
+from segue.conditioners.base import TextConditioner
+from segue.data.cache import SCHEMA_VERSION, difference, read_index, read_json
+from segue.data.check import Inspection
+from segue.data.manifest import Clip
+from segue.ssl.base import Teacher
+from segue.types import UserError, printable
+
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+SHORTEST_REST = 0.1  # of a segment: a shorter rest at the end of a long file is left out
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One row to be: a stretch of a file."""
+
+    clip: Clip
+    inspection: Inspection
+    start_sec: float
+    length_sec: float
+    frames: int
+
+    @property
+    def key(self) -> tuple[str, float, float]:
+        """What its row depends on, beside the settings."""
+        return self.inspection.sha256, self.start_sec, self.length_sec
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What turns sound and captions into rows."""
+
+    codec: Codec
+    conditioner: TextConditioner
+    teacher: Teacher | None
+    seconds: float
+    dtype: str
+    device: str
+
+    @property
+    def samples(self) -> int:
+        """Of a whole segment, at the codec's rate."""
+        return round(self.seconds * self.codec.sample_rate_hz)
+
+    @property
+    def frames(self) -> int:
+        """Latent frames of a whole segment."""
+        return self.codec.latent_frames(self.samples)
+
+    @property
+    def rates_hz(self) -> tuple[int, ...]:
+        """What files are read at: the codec's rate, and the teacher's own."""
+        return tuple(part.sample_rate_hz for part in (self.codec, self.teacher) if part is not None)
+
+    def settings(self) -> dict:
+        """What the bytes of the cache depend on, beside the data."""
+        settings = {
+            "schema_version": SCHEMA_VERSION,
+            "codec": self.codec.fingerprint(),
+            "text": self.conditioner.fingerprint(),
+            "teacher": None if self.teacher is None else self.teacher.fingerprint(),
+            "seconds": self.seconds,
+            "dtype": self.dtype,
+        }
+        return json.loads(json.dumps(settings))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows that are encoded and written together; the name is a hash of all that they depend on."""
+
+    file: str
+    items: Sequence
+
+
+def shards_of(items: Sequence, size: int, key: Callable, what: str) -> list[Shard]:
+    """Items in order, `size` to a shard; `key` is what an item's row depends on."""
+    shards = []
+    for start in range(0, len(items), size):
+        part = items[start : start + size]
+        digest = sha256(json.dumps([key(item) for item in part], sort_keys=True).encode()).hexdigest()[:32]
+        shards.append(Shard(f"{what}-{digest}.safetensors", part))
+    return shards
+
+
+def segments_of(clip: Clip, inspection: Inspection, parts: Parts) -> Iterator[Segment]:
+    """The consecutive segments of a file; a rest shorter than a tenth of one is left out."""
+    rate_hz, whole = parts.codec.sample_rate_hz, parts.samples
+    total = max(1, round(inspection.header.seconds * rate_hz))
+    for start in range(0, total, whole):
+        samples = min(whole, total - start)
+        if start > 0 and samples < SHORTEST_REST * whole:
+            break
+        frames = min(parts.frames, parts.codec.latent_frames(samples))
+        yield Segment(clip, inspection, start / rate_hz, samples / rate_hz, frames)
+
+
+def index_of(shards: list[Shard], captions: list[str]) -> list[dict]:
+    """Rows of index.jsonl, in the order of the shards."""
+    number = {caption: n for n, caption in enumerate(captions)}
+    return [
+        {
+            "id": segment.clip.id,
+            "sha256": segment.inspection.sha256,
+            "shard": shard.file,
+            "row": row,
+            "frames": segment.frames,
+            "split": segment.clip.split,
+            "captions": list(segment.clip.captions),
+            "caption_rows": [number[caption] for caption in segment.clip.captions],
+            "start_sec": segment.start_sec,
+            "length_sec": segment.length_sec,
+            "fields": json.loads(json.dumps(segment.clip.fields)),
+        }
+        for shard in shards
+        for row, segment in enumerate(shard.items)
+    ]
+
+
+def check_arguments(clips: Sequence[Clip], parts: Parts) -> None:
+    """Refuse no clips, an unknown dtype, a length that is not positive."""
+    if not clips:
+        raise UserError("no clips to encode; mend: name a folder that holds sounds")
+    if parts.dtype not in DTYPES:
+        raise UserError(f"--dtype must be one of {', '.join(DTYPES)}, not {parts.dtype!r}")
+    if not parts.samples > 0:
+        raise UserError(f"--seconds must be positive, not {parts.seconds}")
+
+
+def refuse_other_settings(out: Path, settings: dict) -> None:
+    """Refuse a folder that holds anything but a cache, whole or begun, of these settings."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; mend: name a new or empty folder")
+    made_with = next((p for p in (out / "meta.json", out / "building.json") if p.exists()), None)
+    if made_with is None:
+        if out.exists() and any(p.name != "shards" and p.suffix != ".tmp" for p in out.iterdir()):
+            raise UserError(f"{out}: holds files that are not a latent cache; mend: name a new or empty folder")
+        return
+    found = read_json(made_with)
+    if any(found.get(name) != value for name, value in settings.items()):
+        raise UserError(
+            f"{out}: a cache made with other settings ({difference(found, settings)}); "
+            "mend: --out another folder, or delete this one"
+        )
+
+
+def refuse_other_files(out: Path, index: list[dict]) -> None:
+    """Refuse a finished cache whose index is not this one, and say what changed."""
+    found = read_index(out)
+    if found == index:
+        return
+
+    def contents(rows: list[dict]) -> dict[str, str]:
+        return {row["id"]: row["sha256"] for row in rows}
+
+    then, now = contents(found), contents(index)
+    new, gone = now.keys() - then.keys(), then.keys() - now.keys()
+    changed = {i for i in now.keys() & then.keys() if now[i] != then[i]}
+    counts = [
+        f"{len(ids)} {word} (e.g. {min(ids)})"
+        for ids, word in ((changed, "changed"), (new, "new"), (gone, "gone"))
+        if ids
+    ]
+    raise UserError(
+        f"{out}: made from other files: {', '.join(counts) or 'captions, splits or fields differ'}; "
+        "mend: --out another folder, or delete this one"
+    )
+
+
+def bad_files(clips: Sequence[Clip], inspections: Sequence[Inspection], skip_bad: bool) -> list[dict]:
+    """What cannot be used, as {id, reason}: refused, or left out and said so."""
+    bad = [{"id": c.id, "reason": i.problem} for c, i in zip(clips, inspections) if i.problem is not None]
+    if bad and not skip_bad:
+        named = [f"{c.path}: {i.problem}" for c, i in zip(clips, inspections) if i.problem is not None]
+        more = f"; and {len(bad) - 10} more" if len(bad) > 10 else ""
+        raise UserError(
+            f"{len(bad)} of {len(clips)} files cannot be used ({'; '.join(named[:10])}{more}); "
+            "mend: repair them, or --skip-bad to go on without them"
+        )
+    for entry in bad:
+        print(printable(f"left out {entry['id']}: {entry['reason']}"), file=sys.stderr)
+    return bad
