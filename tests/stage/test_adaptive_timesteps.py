@@ -36,10 +36,10 @@ def high_noise_share(law):
 
 
 @settings(deadline=None, max_examples=60)
-@given(r=regimes, floor=floors, mu_0=st.floats(0.0, 3.0), remaining=remainders)
-def test_no_noise_level_starves(r, floor, mu_0, remaining):
+@given(r=regimes, floor=floors, mu_0=st.floats(0.0, 3.0), back=st.floats(0.0, 1.0), remaining=remainders)
+def test_no_noise_level_starves(r, floor, mu_0, back, remaining):
     """The density is at least the floor everywhere, and high noise keeps its share of the floor at any r."""
-    for law in (stage_law(r, floor, mu_0), per_time_law(tuple(zip(TIMES, remaining)), floor)):
+    for law in (stage_law(r, floor, mu_0, back), per_time_law(tuple(zip(TIMES, remaining)), floor)):
         assert law.density(GRID).min() >= floor - 1e-12
         assert high_noise_share(law) >= 0.2 * floor - 1e-12
 
@@ -49,6 +49,14 @@ def test_the_default_law_keeps_a_tenth_of_its_draws_above_t_08():
     assert min(shares) == shares[-1] == pytest.approx(0.107, abs=1e-3)
     assert shares[0] == pytest.approx(0.239, abs=1e-3)
     assert shares == sorted(shares, reverse=True)
+
+
+@pytest.mark.parametrize(("back", "end"), [(1.0, -1.2), (0.5, -0.6), (0.0, 0.0)])
+def test_the_lean_at_the_end_is_a_share_of_the_lean_at_the_start(back, end):
+    config = TimestepsConfig(law="stage", floor=0.2, mu_0=1.2, lean_back=back)
+    for r, mu in ((0.0, 1.2), (1.0, end)):
+        law = choose_law(config, Uniform(), regime_slow=r, remaining_by_time=(), share=0.5)
+        assert law == Mixture(0.2, LogitNormal(mu, 1.0))
 
 
 def test_the_stage_law_leans_to_noise_then_to_data():
@@ -147,6 +155,7 @@ def test_a_law_that_skips_times_cannot_be_corrected():
         ({"law": "cosine"}, "timesteps.law"),
         ({"floor": 1.2}, "timesteps.floor"),
         ({"mu_0": -1.0}, "timesteps.mu_0"),
+        ({"lean_back": 1.5}, "timesteps.lean_back"),
         ({"mu_0": float("nan")}, "timesteps.mu_0"),
         ({"clusters": 0}, "timesteps.clusters"),
         ({"open_at": 0.0}, "timesteps.open_at"),

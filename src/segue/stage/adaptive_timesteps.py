@@ -10,7 +10,7 @@ Laws are chosen at each probe and are plain frozen data; the draws come from the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -35,7 +35,8 @@ class TimestepsConfig:
             what each probe time has still to gain); `curriculum` (`curriculum_law`); `learned`
             (`segue.stage.learned_timesteps`: by what a step gained).
         floor: f, share of the uniform law under `stage` and `per-time`: P(t > 0.8) >= 0.2 f whatever r is.
-        mu_0: lean of the stage law at r = 0; -mu_0 at r = 1.
+        mu_0: lean of the stage law at r = 0, to high noise.
+        lean_back: at r = 1 it leans by so much of mu_0 to low noise; 0 ends at the middle.
         corrected: weight each example by 1 / density, so that the expected loss is that of uniform times and only its
             variance follows the law. Off by default: moving the emphasis is the intent.
         clusters: of the curriculum, levels of noise that open one after the other.
@@ -50,6 +51,7 @@ class TimestepsConfig:
     clusters: int = 10
     open_at: float = 0.5
     learn_every: int = 1280
+    lean_back: float = field(default=1.0, metadata={"later": True})  # configs from before it read as they were
 
     def __post_init__(self) -> None:
         if self.law not in LAWS:
@@ -58,6 +60,8 @@ class TimestepsConfig:
             raise UserError(f"timesteps.floor is {self.floor}; give a share from 0 to 1")
         if not 0.0 <= self.mu_0 <= 3.0:
             raise UserError(f"timesteps.mu_0 is {self.mu_0}; give a number from 0 to 3")
+        if not 0.0 <= self.lean_back <= 1.0:
+            raise UserError(f"timesteps.lean_back is {self.lean_back}; give a share from 0 to 1")
         if self.clusters < 1:
             raise UserError(f"timesteps.clusters is {self.clusters}; give at least 1")
         if not 0.0 < self.open_at <= 1.0:
@@ -90,7 +94,7 @@ def choose_law(
         share: n / N.
     """
     if config.law == "stage":
-        return stage_law(regime_slow, config.floor, config.mu_0)
+        return stage_law(regime_slow, config.floor, config.mu_0, config.lean_back)
     if config.law == "per-time":
         return per_time_law(remaining_by_time, config.floor)
     if config.law == "curriculum":
@@ -99,8 +103,8 @@ def choose_law(
 
 
 @lru_cache(maxsize=16)  # a law's quantile table lives on it; between probes it is asked for at every step
-def stage_law(regime: float, floor: float = 0.5, mu_0: float = 0.8) -> Mixture:
-    """p_r(t) = f U(0, 1) + (1 - f) LogitNormal(mu_0 (1 - 2 r), 1). Our definition.
+def stage_law(regime: float, floor: float = 0.5, mu_0: float = 0.8, lean_back: float = 1.0) -> Mixture:
+    """p_r(t) = f U(0, 1) + (1 - f) LogitNormal(mu_0 (1 - (1 + b) r), 1). Our definition.
 
     r = 0 (semantic acquisition) leans to high noise, where only the caption can tell what the sound is; r = 1
     (refinement) leans to low noise. The uniform floor keeps every noise level in the diet.
@@ -108,14 +112,15 @@ def stage_law(regime: float, floor: float = 0.5, mu_0: float = 0.8) -> Mixture:
     Args:
         regime: r in [0, 1].
         floor: f, share of the uniform law.
-        mu_0: how far the log-normal part leans at the two ends.
+        mu_0: how far the log-normal part leans to high noise at r = 0.
+        lean_back: b, how much of that to low noise at r = 1.
 
     Raises:
         ValueError: regime outside [0, 1].
     """
     if not 0.0 <= regime <= 1.0:
         raise ValueError(f"regime is {regime}; it lies in [0, 1]")
-    return Mixture(floor, LogitNormal(mu_0 * (1.0 - 2.0 * regime), 1.0))
+    return Mixture(floor, LogitNormal(mu_0 * (1.0 - (1.0 + lean_back) * regime), 1.0))
 
 
 @lru_cache(maxsize=16)
