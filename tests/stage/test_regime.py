@@ -113,13 +113,13 @@ def test_counted_from_the_start_r_knows_nothing_of_the_planned_length():
 
 
 def test_the_level_reads_where_the_curve_stands_and_neither_slope_nor_planned_length():
-    """D = .12 (n / 40,000)^-.4 passes .06 at 226,274 examples: r* = log2(n / 40,000) / 2.5 between, 0 before, 1 after."""
+    """D = .1 (n / 40,000)^-.4 passes .05 at 226,274 examples: r* = log2(n / 40,000) / 2.5 between, 0 before, 1 after."""
     config = RegimeConfig(signal="level", smoothing=1e-6)
     places, read = [round(1000 * 1.06**k) for k in range(1, 110)], {}
     for total in (100_000, 1_000_000):
         state = start_regime()
         for n in places:
-            value = 0.12 * (n / 40_000) ** -0.4
+            value = 0.1 * (n / 40_000) ** -0.4
             state, reading = update_regime(config, state, examples_seen=n, total_examples=total, value=value)
             read[total, n] = reading.regime
     both = [n for n in places if n > 30_000]  # both are past their burn-in, with eight probes behind them
@@ -130,8 +130,8 @@ def test_the_level_reads_where_the_curve_stands_and_neither_slope_nor_planned_le
     ] == 1.0  # a line in a curve
     flat = follow("flat", config)  # never down to level_open: the semantic stage, not a failed signal
     assert {reading.regime for _, _, reading in flat} == {0.0} and flat[-1][2].signal == "level"
-    assert "r leaves 0 below 0.12" in flat[-1][2].reason
-    assert follow(lambda x: 0.05, config)[-1][2].regime == pytest.approx(1.0, abs=0.01)
+    assert "r leaves 0 below 0.1" in flat[-1][2].reason
+    assert follow(lambda x: 0.04, config)[-1][2].regime == pytest.approx(1.0, abs=0.01)
 
 
 def test_without_a_probe_at_the_start_the_reference_is_taken_after_burn_in():
@@ -451,7 +451,7 @@ def test_misuse_is_refused():
         ({"guard": True, "signal": "constant"}, "regime.guard is true"),
         ({"reference": "end"}, "regime.reference"),
         ({"level_closed": 0.0}, "regime.level_closed"),
-        ({"level_open": 0.05}, "regime.level_open is 0.05; give more than regime.level_closed"),
+        ({"level_open": 0.04}, "regime.level_open is 0.04; give more than regime.level_closed"),
         ({"smoothing": 0.0}, "regime.smoothing"),
         ({"max_move": 0.0}, "regime.max_move"),
         ({"onset_probes": 0}, "regime.onset_probes"),

@@ -89,8 +89,8 @@ class RegimeConfig:
     fallback_at: float = 0.3
     fallback: str = "time"
     guard: bool = False
-    level_open: float = field(default=0.12, metadata={"later": True})  # configs from before them read as they were
-    level_closed: float = field(default=0.06, metadata={"later": True})
+    level_open: float = field(default=0.1, metadata={"later": True})  # configs from before them read as they were
+    level_closed: float = field(default=0.05, metadata={"later": True})
 
     def __post_init__(self) -> None:
         _one_of("signal", self.signal, SIGNALS)
