@@ -51,26 +51,28 @@ class Stepper:
         _, self.decision = controller.update(controller.init(config.train.total_examples), Observation(0))
         self.task = make_task(config, cache)
         self.loader = LatentLoader(cache, "train", config.train.batch_size, 0)
-        self.loader.with_teacher = self.terms.follows(self.decision)
-        self.position = 0
+        self.position = self.count = 0
 
     def steps(self, count: int) -> float:
         """CPU seconds a step, over `count` of them."""
         started = time.process_time()
         for _ in range(count):
+            decision = self.terms.at_step(self.decision, self.count)
+            self.loader.with_teacher = self.terms.follows(decision)
             batch = self.loader.next_batch()
             prepared = self.task.prepare(batch, self.cache.statistics)
-            law = self.decision.timesteps
+            law = decision.timesteps
             example = draw_example(*prepared, law, seed=0, position=self.position, teacher=batch.teacher)
             outcome = run_model(
-                self.model, example, self.model.predicts, self.config.train.objective, self.terms.tap(self.decision)
+                self.model, example, self.model.predicts, self.config.train.objective, self.terms.tap(decision)
             )
-            losses, _ = self.terms.loss(outcome, example, self.decision)
+            losses, _ = self.terms.loss(outcome, example, decision)
             losses.mean().backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-            self.terms.step(1e-3, self.decision)
+            self.terms.step(1e-3, decision)
+            self.count += 1
             self.position += self.config.train.batch_size
         return (time.process_time() - started) / count
 

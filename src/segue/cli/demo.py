@@ -35,7 +35,7 @@ STAGE_COST = 0.12  # of a static run: projector and probe, on the slow side
 LANE_SHARE = 0.85  # of its rate alone, where another run computes beside it
 # A small model learns more in a few CPU minutes than one of 3 M parameters (docs/log.md). As it is as small as its
 # codec, it cannot afford to decode every probe: it is heard in latents, on fewer clips.
-SETTINGS = ("model.preset=dit-1m", "probe.space=latent", "probe.clips=16", "probe.spacing=1.08")
+SETTINGS = ("model.preset=dit-1m", "probe.space=latent", "probe.clips=8", "probe.spacing=1.08")
 
 
 @dataclass(frozen=True)
