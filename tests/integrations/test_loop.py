@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -133,6 +134,21 @@ def test_the_time_ramp_drives_times_and_guidance():
     # After the latch nothing is asked of model or teacher.
     stage.tap.clear()
     assert stage.guidance(None, None) == 0.0
+
+
+def test_guidance_sits_out_every_other_step_and_counts_twice():
+    model, given = tiny_dit(), {}
+    t = torch.full((16,), 0.5)
+    for every in (1, 2):
+        policy = replace(RAMP, guidance=GuidanceConfig(0.5, every=every))
+        stage = Stage(TOTAL, model.blocks, teacher=FEATURES, policy=policy, log=quiet)
+        given[every] = []
+        for _ in range(3):
+            model(DATA[:16], t)
+            given[every].append(float(torch.as_tensor(stage.guidance(FEATURES[:16], t)).detach()))
+            stage.after_step(1)  # far too few examples to move r
+        stage.remove()
+    assert given[2] == pytest.approx([2 * given[1][0], 0.0, 2 * given[1][2]]) and given[1][1] > 0
 
 
 def test_an_interrupted_run_equals_an_uninterrupted_one():

@@ -31,7 +31,7 @@ from segue.training.rate import measure_rate
 from segue.types import UserError
 
 REPORT_SEC = 45.0  # decoding, judging and drawing; the generation itself is counted in examples
-STAGE_COST = 0.12  # of a static run: projector and probe, on the slow side
+STAGE_COST = 0.08  # of a static run: projector and probe, on the slow side
 LANE_SHARE = 0.85  # of its rate alone, where another run computes beside it
 # A small model learns more in a few CPU minutes than one of 3 M parameters (docs/log.md). As it is as small as its
 # codec, it cannot afford to decode every probe: it is heard in latents, on fewer clips.

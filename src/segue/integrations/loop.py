@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from segue.integrations.attach import attach
 from segue.process.noise import keyed_generator, keyed_noise
 from segue.process.path import clean_of, sample_path
-from segue.stage.adaptive_timesteps import TimestepsConfig, importance
+from segue.stage.adaptive_timesteps import LEANING, importance
 from segue.stage.block_structure import measure_structure, structure_step
 from segue.stage.controller import ControllerState, Decision, Observation, StageController
 from segue.stage.discrepancy import (
@@ -37,13 +37,20 @@ from segue.stage.discrepancy import (
 )
 from segue.stage.policy import Policy
 from segue.stage.regime import RegimeConfig
-from segue.stage.ssl_guidance import GuidanceConfig, Projector, alignment_loss, standardise, time_weight
+from segue.stage.ssl_guidance import (
+    GuidanceConfig,
+    Projector,
+    alignment_loss,
+    standardise,
+    step_weight,
+    time_weight,
+)
 from segue.types import UserError
 
 
 def stage_policy() -> Policy:
     """Regime from the discrepancy, decaying guidance of 0.5 and times that follow the regime; no block term."""
-    return Policy(regime=RegimeConfig(), timesteps=TimestepsConfig(law="stage"), guidance=GuidanceConfig(weight=0.5))
+    return Policy(regime=RegimeConfig(), timesteps=LEANING, guidance=GuidanceConfig(weight=0.5))
 
 
 class Printer:
@@ -232,7 +239,8 @@ class Stage:
         tokens_mask: Tensor | None = None,
         span: float = 1.0,
     ) -> Tensor | float:
-        """lambda times the batch's mean of w(t) L_align; 0.0, for nothing, once guidance has ended.
+        """lambda times the batch's mean of w(t) L_align; 0.0, for nothing, in steps that guidance sits out
+        (`guidance.every`) and once it has ended.
 
         Call it after the model's forward pass on the same batch.
 
@@ -246,7 +254,7 @@ class Stage:
         Raises:
             UserError: the model has not run, or the tapped tokens carry no gradient.
         """
-        weight = self.decision.guidance_weight
+        weight = step_weight(self._policy.guidance, self.decision.guidance_weight, self._steps)
         if weight == 0.0:
             return 0.0
         hidden = self.tap.hidden

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from segue.process.timesteps import LogitNormal, Shifted, TimestepLaw
-from segue.stage.adaptive_timesteps import TimestepsConfig, stage_law
+from segue.stage.adaptive_timesteps import LEANING, TimestepsConfig, stage_law
 from segue.stage.block_structure import StructureConfig
 from segue.stage.regime import RegimeConfig
 from segue.stage.ssl_guidance import GuidanceConfig
@@ -22,9 +22,6 @@ from segue.types import UserError
 LAMBDA_0 = 0.5  # REPA's weight of the alignment (arXiv 2410.06940)
 GUIDED_EVERY = 2  # steps: half the cost, no difference in what is obeyed (docs/results.md, "How far to lean")
 BLOCK_STRENGTH = 0.015  # of the update's norm
-# How the stage law leans: four of five draws about t = 0.77 at r = 0, about t = 0.35 at r = 1. METHOD's (floor 0.5,
-# 0.8, as far back) obeyed captions far less well after as many examples (docs/results.md, "How far to lean").
-TIMES = TimestepsConfig(law="stage", floor=0.2, mu_0=1.2, lean_back=0.5)
 # METHOD's 4 leaves the semantic stage while most captions are still disobeyed, and ends a little below a run that
 # stays there (docs/results.md). 8 asks that the next doubling bring less than a sixteenth before r reaches 0.5.
 KAPPA = 8.0
@@ -97,7 +94,7 @@ def stage() -> RunConfig:
         "stage",
         static_uniform(),
         regime=RegimeConfig(signal="discrepancy", kappa=KAPPA),
-        timesteps=TIMES,
+        timesteps=LEANING,
         guidance=GuidanceConfig(weight=LAMBDA_0, law="decay", every=GUIDED_EVERY),
         # Beyond METHOD's null of rotations: a smooth drift with depth, which any cut divides well, is no grouping.
         structure=StructureConfig(enabled=True, strength=BLOCK_STRENGTH, max_drift_p=0.05),
@@ -156,7 +153,7 @@ def stage_per_time() -> RunConfig:
 
 def stage_corrected() -> RunConfig:
     """`stage` with losses weighed back to uniform times: the law then changes the variance alone."""
-    return _policy("stage-corrected", stage(), timesteps=replace(TIMES, corrected=True))
+    return _policy("stage-corrected", stage(), timesteps=replace(LEANING, corrected=True))
 
 
 # --- super-resolution -----------------------------------------------------------------------------------------------
@@ -203,7 +200,7 @@ def _policy(recipe: str, parent: RunConfig, **changes) -> RunConfig:
 
 
 def _stage_law(regime: float) -> TimestepLaw:
-    return stage_law(regime, TIMES.floor, TIMES.mu_0, TIMES.lean_back)
+    return stage_law(regime, LEANING.floor, LEANING.mu_0, LEANING.lean_back)
 
 
 def _static(recipe: str, law: TimestepLaw) -> RunConfig:

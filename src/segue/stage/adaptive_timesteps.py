@@ -75,6 +75,11 @@ class TimestepsConfig:
             )
 
 
+# How the `stage` recipe leans: four of five draws about t = 0.77 at r = 0, about t = 0.35 at r = 1. METHOD's constants
+# (the defaults above) obeyed captions far less well after as many examples (docs/results.md, "How far to lean").
+LEANING = TimestepsConfig(law="stage", floor=0.2, mu_0=1.2, lean_back=0.5)
+
+
 def choose_law(
     config: TimestepsConfig,
     static_law: TimestepLaw,

@@ -101,6 +101,17 @@ def guidance_weight(config: GuidanceConfig, regime_monotone: float, share: float
     return 0.0 if part < config.latch else config.weight * part
 
 
+def step_weight(config: GuidanceConfig, weight: float, step: int) -> float:
+    """lambda of one step: of `config.every` steps the first is guided, that many times as hard; the others not at all.
+
+    Args:
+        config: `every`.
+        weight: lambda in force (`guidance_weight`).
+        step: optimiser steps taken so far.
+    """
+    return 0.0 if step % config.every else config.every * weight
+
+
 def time_weight(t: Tensor, t_min: float) -> Tensor:
     """w(t) [B] float32: 0 for times [B] below t_min, else 1."""
     return (t >= t_min).float()

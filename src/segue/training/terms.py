@@ -14,6 +14,7 @@ from segue.data.cache import LatentCache
 from segue.models.dit import DiTConfig
 from segue.stage.adaptive_timesteps import importance
 from segue.stage.controller import Decision
+from segue.stage.ssl_guidance import step_weight
 from segue.training.config import OptimConfig, RunConfig
 from segue.training.ears import Ears
 from segue.training.guidance import Guidance
@@ -40,11 +41,10 @@ class Terms:
         return [head for head in (projector, self.uncertainty) if head is not None]
 
     def at_step(self, decision: Decision, step: int) -> Decision:
-        """The decision as this step carries it out: one of `guidance.every` is guided, that many times as hard."""
-        if self.guidance is None or self.guidance.config.every == 1:
+        """The decision with the guidance weight of this step (`step_weight`)."""
+        if self.guidance is None:
             return decision
-        every = self.guidance.config.every
-        return replace(decision, guidance_weight=0.0 if step % every else every * decision.guidance_weight)
+        return replace(decision, guidance_weight=step_weight(self.guidance.config, decision.guidance_weight, step))
 
     def follows(self, decision: Decision) -> bool:
         """Whether this step needs the teacher's features."""
