@@ -67,9 +67,9 @@ def test_a_recipe_explains_itself_in_words():
     state, decision = controller.update(state, Observation(0, discrepancy=Discrepancy(1.0, ((0.5, 1.0),))))
     assert (
         decision.reason
-        == "semantic stage by discrepancy (r 0.00), guidance 0.50, block term off, next probe at 200 examples"
+        == "semantic stage by level (r 0.00), guidance 0.50, block term off, next probe at 200 examples"
     )
-    assert decision.headline == "semantic stage by discrepancy, guidance on, block term off"
+    assert decision.headline == "semantic stage by level, guidance on, block term off"
     assert not controller.due(state, 199).probe and controller.due(state, 200).probe
 
 
@@ -85,7 +85,7 @@ def test_a_falling_then_flat_discrepancy_moves_everything_at_once():
     weights, means = [], []
     for seen in range(0, total + 1, 100):
         state = ControllerState.from_json(json.loads(json.dumps(state.to_json())))
-        value = 0.2 + 0.8 * math.exp(-seen / 8_000)
+        value = 0.04 + 0.66 * math.exp(-seen / 8_000)
         probe = Discrepancy(value, ((0.5, value), (0.9, value))) if controller.due(state, seen).probe else None
         state, decision = controller.update(state, Observation(seen, discrepancy=probe))
         weights.append(decision.guidance_weight)
