@@ -66,8 +66,7 @@ def test_a_recipe_explains_itself_in_words():
     assert controller.due(state, 0).probe and not controller.due(state, 0).structure
     state, decision = controller.update(state, Observation(0, discrepancy=Discrepancy(1.0, ((0.5, 1.0),))))
     assert (
-        decision.reason
-        == "semantic stage by level (r 0.00), guidance 0.50, block term off, next probe at 200 examples"
+        decision.reason == "semantic stage by level (r 0.00), guidance 0.50, block term off, next probe at 200 examples"
     )
     assert decision.headline == "semantic stage by level, guidance on, block term off"
     assert not controller.due(state, 199).probe and controller.due(state, 200).probe
