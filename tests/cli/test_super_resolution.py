@@ -53,8 +53,12 @@ def test_a_run_is_measured_beside_baselines_and_shipped(segue, recordings, tmp_p
     ]
     assert rows["codec round trip"]["lsd full"]["mean"] < 0.01 < rows["model, 1 steps"]["lsd full"]["mean"]
     assert card["training"]["examples"] == 16 and card["bytes"] == (out / "model.safetensors").stat().st_size
-    again = segue("resolver", "measure", out / "model.safetensors", recordings, "--steps", "1", "--clips", "4")
-    assert json.loads(again.out)["rows"]["model, 1 steps"] == rows["model, 1 steps"]
+    figures = out / "figures.json"
+    again = segue("resolver", "measure", out / "model.safetensors", recordings, "--steps", "1", "--clips", "4",
+                  "--json", figures)  # fmt: skip
+    assert json.loads(figures.read_text())["rows"]["model, 1 steps"] == rows["model, 1 steps"]
+    shown = next(line for line in again.out.splitlines() if "model, 1 steps" in line)
+    assert f"{rows['model, 1 steps']['lsd full']['mean']:.3f} (" in shown
     assert segue("resolver", "measure", run, recordings, "--steps", "0").code == 2
     again = segue("resolver", "ship", run, "--out", out, "--measure", f"named={recordings}", "--sources", sources,
                   "--command", "segue train", "--commit", "abc", "--steps", "four")  # fmt: skip

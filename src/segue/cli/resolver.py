@@ -10,6 +10,8 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from rich.console import Console
+from rich.table import Table
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -39,11 +41,15 @@ def measure(
     steps: Annotated[str, typer.Option(help="Solver steps, with commas.")] = "4,50",
     clips: Annotated[int, typer.Option(help="Sounds at most, evenly taken.")] = 64,
     seconds: Annotated[float, typer.Option(help="Of each sound at most, from its start.")] = 4.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures there, too.")] = None,
 ) -> None:
-    """LSD (full, low and high band) and SI-SDR of a model and of every baseline, with 95 % intervals, as JSON."""
+    """LSD (full, low and high band) and SI-SDR of a model and of every baseline, with 95 % intervals."""
     counts = _counts(steps)
     resolver = SuperResolver.load(None if run == "default" else run)
-    typer.echo(json.dumps(measured(resolver, source, cutoff_hz, test, counts, clips, seconds), indent=2))
+    figures = measured(resolver, source, cutoff_hz, test, counts, clips, seconds)
+    if json_file is not None:
+        write_text(json_file, json.dumps(figures, indent=2) + "\n")
+    _print(figures)
 
 
 def ship(
@@ -95,6 +101,21 @@ def ship(
     }
     write_text(out / "card.json", json.dumps(card, indent=2) + "\n")
     typer.echo(json.dumps(card["figures"], indent=2))
+
+
+def _print(figures: dict) -> None:
+    about = "{clips} clips of {source}, cut at {cutoff_hz:,.0f} Hz by {test}, LSD preset {lsd}".format(**figures)
+    table = Table(title=f"{about}; 95 % intervals over clips", title_justify="left")
+    names = list(next(iter(figures["rows"].values())))
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right")
+    for name, row in figures["rows"].items():
+        cells = (row[measure] for measure in names)
+        table.add_row(name, *("{mean:.3f} ({interval[0]:.3f} to {interval[1]:.3f})".format(**cell) for cell in cells))
+    console = Console()
+    console = console if console.is_terminal else Console(width=160)  # into a file or a pipe: no cut columns
+    console.print(table)
 
 
 def _counts(steps: str) -> tuple[int, ...]:
