@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from segue.training.build import build_model
 from segue.training.checkpoint import list_checkpoints
-from segue.training.config import override
+from segue.training.config import OPTIMIZERS, override
 from segue.training.log import read_log
 from segue.types import UserError
 
@@ -32,7 +32,9 @@ def test_a_run_learns_and_leaves_what_it_promises(cache, config, tmp_path):
     assert any(not torch.equal(tensors[f"model.{n[4:]}"], v) for n, v in tensors.items() if n.startswith("ema."))
 
 
-def test_resumed_equals_uninterrupted_bit_for_bit(cache, config, tmp_path):
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_resumed_equals_uninterrupted_bit_for_bit(cache, config, tmp_path, kind):
+    config = override(config, [f"optim.kind={kind}"])
     _, whole = run(config, cache, tmp_path / "whole")
     # The same run stopped after its second checkpoint: what came later is taken away, as a kill would have.
     keep = replace(config, train=replace(config.train, keep_last=9))

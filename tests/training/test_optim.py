@@ -1,4 +1,6 @@
+import copy
 import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -6,7 +8,8 @@ import torch
 
 from segue.models.dit import DiT, DiTConfig
 from segue.training.config import OptimConfig
-from segue.training.optim import learning_rate, make_optimizer, update_ema
+from segue.training.optim import learning_rate, make_optimizer, update_average, update_ema
+from segue.types import UserError
 
 BASE = OptimConfig(learning_rate=2.0, warmup_fraction=0.1, decay="linear", decay_fraction=0.4)
 
@@ -60,3 +63,91 @@ def test_the_rate_that_a_config_leaves_open_falls_with_the_width():
     assert peak_learning_rate(config, 160) == peak_learning_rate(config, 48) == 2e-3
     assert peak_learning_rate(config, 1600) == pytest.approx(2e-4)
     assert peak_learning_rate(override(config, ["optim.learning_rate=5e-4"]), 1600) == 5e-4
+
+
+def small_dit():
+    torch.manual_seed(0)
+    return DiT(DiTConfig(channels=4, text_dim=6, width=16, depth=2, heads=2))
+
+
+def fill_gradients(model, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for p in model.parameters():
+        p.grad = torch.randn(p.shape, generator=generator)
+
+
+def test_muon_orthogonalises_the_blocks_and_leaves_the_rest_to_adamw():
+    model, plain = small_dit(), small_dit()
+    config = OptimConfig(kind="muon", learning_rate=0.01, weight_decay=0.0)
+    muon, adamw = make_optimizer(model, config), make_optimizer(plain, replace(config, kind="adamw"))
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    for m, o in ((model, muon), (plain, adamw)):
+        fill_gradients(m, 1)
+        o.step()
+    orthogonal = 0
+    for (name, p), q in zip(model.named_parameters(), plain.parameters()):
+        if not (name.startswith("blocks.") and p.ndim == 2):
+            assert torch.equal(p, q), name
+            continue
+        update = (before[name] - p.detach()) / (0.01 * 0.2 * math.sqrt(max(p.shape)))
+        # Five Newton-Schulz iterations in bfloat16 bring singular values near 1, not to it.
+        assert 0.5 < float(torch.linalg.matrix_norm(update.double(), 2)) < 1.4, name
+        orthogonal += 1
+    assert orthogonal >= 8
+
+
+def test_muons_state_goes_through_a_state_dict():
+    model, twin = small_dit(), small_dit()
+    config = OptimConfig(kind="muon", learning_rate=0.01)
+    optimizer, other = make_optimizer(model, config), make_optimizer(twin, config)
+    fill_gradients(model, 1)
+    optimizer.step()
+    twin.load_state_dict(model.state_dict())
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for m, o in ((model, optimizer), (twin, other)):
+        for group in o.param_groups:
+            group["lr"] = 0.003  # what the loop sets must reach both parts
+        fill_gradients(m, 2)
+        o.step()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters()))
+    still = [p.detach().clone() for p in model.parameters()]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), still))
+
+
+def test_schedule_free_averages_by_its_closed_form():
+    """x_k is the mean of z_1 ... z_k at a constant rate (arXiv 2405.15682, equation 6); no EMA has a part in it."""
+    model = torch.nn.Linear(1, 1, bias=False).double()
+    model.weight.data.fill_(1.0)
+    config = OptimConfig(kind="schedule-free", learning_rate=0.1, weight_decay=0.0, beta1=0.9, ema_decay=0.5)
+    optimizer = make_optimizer(model, config)
+    average, z, second, seen = {"weight": torch.ones(1, 1, dtype=torch.float64)}, 1.0, 0.0, []
+    for k in range(1, 9):
+        y = 0.1 * z + 0.9 * (sum(seen) / len(seen) if seen else 1.0)
+        assert float(model.weight.detach()) == pytest.approx(y, abs=1e-12)
+        gradient = y - 3.0
+        model.weight.grad = torch.full_like(model.weight, gradient)
+        optimizer.step()
+        update_average(average, model, optimizer, config, k)
+        second = 0.99 * second + 0.01 * gradient**2
+        z -= 0.1 * gradient / (math.sqrt(second / (1 - 0.99**k)) + 1e-8)
+        seen.append(z)
+        assert float(average["weight"]) == pytest.approx(sum(seen) / k, abs=1e-12)
+
+
+def test_schedule_free_has_no_decay_and_unknown_kinds_are_named():
+    assert learning_rate(replace(BASE, kind="schedule-free"), 0.99) == 2.0
+    assert learning_rate(replace(BASE, kind="schedule-free"), 0.05) == pytest.approx(1.0)
+    with pytest.raises(UserError, match=r"optim\.kind is 'adam'; choose one of adamw, muon, schedule-free"):
+        OptimConfig(kind="adam")
+
+
+def test_a_missing_optimizer_names_its_mend(monkeypatch):
+    monkeypatch.setitem(sys.modules, "schedulefree", None)
+    with pytest.raises(UserError, match=r"segue-audio\[optimizers\]"):
+        make_optimizer(small_dit(), OptimConfig(kind="schedule-free"))
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(UserError, match=r"optim.kind=muon needs torch 2\.9"):
+        make_optimizer(small_dit(), OptimConfig(kind="muon"))

@@ -141,6 +141,7 @@ def test_ordinary_tensors_are_left_as_they_are():
     [
         ("train.sharding=fsdp2", 1, "NO", "on a single process"),
         ("regime.signal=gradient-cosine", 2, "MULTI_CPU", "gradient-cosine"),
+        ("optim.kind=muon", 2, "MULTI_CPU", r"take optim\.kind=adamw"),
         ("train.sharding=none", 2, "FSDP", "answer no to FSDP"),
     ],
 )

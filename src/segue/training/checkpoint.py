@@ -1,7 +1,7 @@
 """Checkpoints: a folder a moment, moved into place whole, the last few kept.
 
     checkpoints/examples-00012800/model.safetensors      weights, EMA, statistics, card: all that inference needs
-                                  optimizer.safetensors  Adam's moments, and the heads that train beside the model
+                                  optimizer.safetensors  the optimiser's state, the heads that train beside the model
                                   state.json             counters, loader position, controller state; written last
 
 Random draws are keyed by position (process/noise.py), so there are no generator states to keep.
@@ -188,7 +188,7 @@ def load_checkpoint(
             local(value).copy_(local(like(tensors[f"ema.{name}"], value)))
         _restore_optimizer(optimizer, {k: v for k, v in kept.items() if not k.startswith("head.")})
         terms.load(kept)
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:
         line = str(error).splitlines()[0]
         raise UserError(
             f"{folder}: made with other settings ({line}); resume with the settings in config.json"
@@ -222,10 +222,17 @@ def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise DamagedCheckpoint(f"{path}: damaged ({first_line(error.__cause__ or error)})") from error
 
 
+# What a schedule-free optimiser keeps of its past in its groups; their other numbers come from the config.
+_OF_GROUPS = ("k", "weight_sum", "lr_max")
+
+
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Adam's state as index.name -> tensor; the groups' numbers come from the config."""
-    state = optimizer.state_dict()["state"]
-    return {f"{i}.{k}": v for i, s in state.items() for k, v in s.items()}
+    """The optimiser's state as index.name -> tensor, and group.index.name."""
+    data = optimizer.state_dict()
+    kept = {f"{i}.{k}": v for i, s in data["state"].items() for k, v in s.items()}
+    for i, group in enumerate(data["param_groups"]):
+        kept |= {f"group.{i}.{k}": torch.tensor(group[k], dtype=torch.float64) for k in _OF_GROUPS if k in group}
+    return kept
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
@@ -233,8 +240,12 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
     data["state"] = {}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        data["state"].setdefault(int(index), {})[name] = like(value, parameters[int(index)])
+        *of_group, index, name = key.split(".")
+        if of_group:
+            group = data["param_groups"][int(index)]
+            group[name] = type(group[name])(value.item())
+        else:
+            data["state"].setdefault(int(index), {})[name] = like(value, parameters[int(index)])
     if data["state"] and len(data["state"]) != len(parameters):
         raise RuntimeError("the optimiser has another number of parameters")
     optimizer.load_state_dict(data)

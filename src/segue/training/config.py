@@ -17,6 +17,7 @@ from segue.types import UserError
 # A field that came later is written where it is set: the config of a run that does without it, and so the name that a
 # study gives the run, stays what it was.
 LATER = {"later": True}
+OPTIMIZERS = ("adamw", "muon", "schedule-free")
 TASKS = ("generation", "super-resolution")
 SHARDINGS = ("none", "fsdp2")
 OBJECTIVES = ("auto", "velocity", "clean", "min-snr", "uncertainty")
@@ -44,12 +45,15 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW, its schedule, clipping and EMA.
+    """The optimiser, its schedule, clipping and EMA.
 
     Attributes:
+        kind: "adamw"; "muon" (on the matrices of the blocks, AdamW on the rest); "schedule-free" (AdamW whose averaged
+            weights take the place of a decaying rate, and of the EMA).
         learning_rate: peak rate; 0 = 2e-3 up to a width of 160, and falling as 160 / width beyond (training/build.py).
         warmup_fraction: share of the run over which the rate rises linearly.
-        decay: "constant", "linear" (over the last decay_fraction, to zero) or "cosine" (over all of it).
+        decay: "constant", "linear" (over the last decay_fraction, to zero) or "cosine" (over all of it); schedule-free
+            runs have none.
         decay_fraction: share of the run that a linear decay takes.
         weight_decay: decoupled; on matrices only, not on biases, norms and the null token.
         beta1, beta2: Adam's averaging constants.
@@ -66,8 +70,11 @@ class OptimConfig:
     beta2: float = 0.99
     grad_clip: float = 1.0
     ema_decay: float = 0.999
+    kind: str = field(default="adamw", metadata=LATER)
 
     def __post_init__(self) -> None:
+        if self.kind not in OPTIMIZERS:
+            raise UserError(f"optim.kind is '{self.kind}'; choose one of {', '.join(OPTIMIZERS)}")
         if self.decay not in ("constant", "linear", "cosine"):
             raise UserError(f"optim.decay is '{self.decay}'; use 'constant', 'linear' or 'cosine'")
 

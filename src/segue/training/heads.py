@@ -7,6 +7,8 @@ all ranks or on none.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +23,7 @@ class Head:
     def __init__(self, name: str, module: nn.Module, optim: OptimConfig, accelerator) -> None:
         self.name, self.plain = name, module
         self._accelerator, self._clip = accelerator, optim.grad_clip
-        optimizer = make_optimizer(module, optim)
+        optimizer = make_optimizer(module, replace(optim, kind="adamw"))
         self.module, self.optimizer = accelerator.prepare(module, optimizer)
 
     def step(self, rate: float) -> None:

@@ -36,7 +36,7 @@ from segue.training.interrupt import Interrupt
 from segue.training.log import RunLog
 from segue.training.memory import peak_bytes
 from segue.training.moments import crossed, intervals
-from segue.training.optim import clip_gradients, learning_rate, make_optimizer, update_ema
+from segue.training.optim import clip_gradients, learning_rate, make_optimizer, update_average
 from segue.training.progress import Meter, Share
 from segue.training.ranks import lost_ranks, on_any_rank, sync_only
 from segue.training.sharding import check_sharding, share_out, wrap
@@ -209,7 +209,7 @@ def train(
                 state = controller.learn(state, gains, seen)
                 terms.step(rate, guided)
                 steps += 1
-                update_ema(ema, plain, config.optim.ema_decay, steps)
+                update_average(ema, plain, optimizer, optim, steps)
                 recent.append(sums)
             else:
                 guard.skip(log, meter, seen, wrong, optim.learning_rate)

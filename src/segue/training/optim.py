@@ -1,4 +1,4 @@
-"""AdamW, its learning-rate schedule, and the averaged weights."""
+"""The optimiser, its learning-rate schedule, and the averaged weights."""
 
 from __future__ import annotations
 
@@ -9,14 +9,70 @@ from torch import Tensor, nn
 
 from segue.training.config import OptimConfig
 from segue.training.sharding import local, norm_of
+from segue.types import UserError, import_extra
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only; biases, norms and the null token are left alone."""
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """What `config.kind` says, with weight decay on matrices only; biases, norms and the null token are left alone.
+
+    Raises:
+        UserError: a torch without Muon, or schedulefree is not installed.
+    """
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim == 2]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim != 2]
+    if config.kind == "muon":
+        return MuonAndAdamW(model, matrices, others, config)
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+    betas = (config.beta1, config.beta2)
+    if config.kind == "schedule-free":
+        return _schedule_free(groups, config.learning_rate, betas)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+
+
+class MuonAndAdamW(torch.optim.Optimizer):
+    """torch's Muon on the matrices inside `model.blocks` and AdamW on the rest, as one optimiser of one rate.
+
+    An orthogonal update is scaled to the rms of Adam's (arXiv 2502.16982, section 2.2), so that rate and weight decay
+    mean the same to both.
+
+    Raises:
+        UserError: a torch without Muon.
+    """
+
+    def __init__(self, model: nn.Module, matrices: list[Tensor], others: list[Tensor], config: OptimConfig) -> None:
+        if not hasattr(torch.optim, "Muon"):
+            raise UserError(f"optim.kind=muon needs torch 2.9 or newer, this is {torch.__version__}")
+        blocks = {id(p) for p in getattr(model, "blocks", nn.Module()).parameters()}
+        inside = [p for p in matrices if id(p) in blocks]
+        outside = [p for p in matrices if id(p) not in blocks]
+        rate, decay = config.learning_rate, config.weight_decay
+        groups = [{"params": outside, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+        self.parts = (
+            torch.optim.Muon(inside, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(groups, lr=rate, betas=(config.beta1, config.beta2), fused=True),
+        )
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        muon, adamw = self.parts
+        muon.param_groups, adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
+        muon.state = adamw.state = self.state
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)  # at the end of load_state_dict: groups and state are new
+        self._share()
+
+    def step(self, closure: None = None) -> None:
+        """One step of both."""
+        for part in self.parts:
+            part.step()
+
+
+def _schedule_free(groups: list[dict], rate: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
+    optimizer = import_extra("schedulefree", "optimizers").AdamWScheduleFree(groups, lr=rate, betas=betas)
+    optimizer.train()  # and so it stays: `update_average` reads the averaged weights off its state
+    return optimizer
 
 
 @torch.no_grad()
@@ -40,12 +96,34 @@ def learning_rate(config: OptimConfig, progress: float) -> float:
     """The rate at a share `progress` in [0, 1] of the run: linear warm-up, then as `config.decay` says."""
     if config.warmup_fraction > 0 and progress < config.warmup_fraction:
         return config.learning_rate * progress / config.warmup_fraction
+    if config.kind == "schedule-free":
+        return config.learning_rate
     if config.decay == "cosine":
         done = (progress - config.warmup_fraction) / max(1e-12, 1.0 - config.warmup_fraction)
         return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
     if config.decay == "linear" and config.decay_fraction > 0:
         return config.learning_rate * min(1.0, max(0.0, 1.0 - progress) / config.decay_fraction)
     return config.learning_rate
+
+
+@torch.no_grad()
+def update_average(
+    average: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, config: OptimConfig, steps: int
+) -> None:
+    """Move the averaged weights, in place, after an optimiser's step: an EMA, or what a schedule-free one averages.
+
+    Args:
+        average: name -> tensor, as the model's state_dict.
+        model: the trained model.
+        optimizer: what stepped.
+        config: its kind, and the EMA's decay.
+        steps: optimiser steps done.
+    """
+    update_ema(average, model, config.ema_decay, steps)
+    if config.kind == "schedule-free":  # the model holds y = (1 - beta1) z + beta1 x; x is the average
+        for name, y in model.named_parameters():
+            if "z" in optimizer.state[y]:
+                average[name].copy_(y.lerp(optimizer.state[y]["z"], 1.0 - 1.0 / config.beta1))
 
 
 @torch.no_grad()

@@ -35,6 +35,11 @@ def check_sharding(config: RunConfig, accelerator) -> None:
             "train.sharding=fsdp2 on a single process: start several (torchrun --nproc_per_node 2 -m segue.cli.main "
             "train ...), or set train.sharding=none; a run that goes on has it in its config.json"
         )
+    if config.optim.kind != "adamw":
+        raise UserError(
+            f"train.sharding=fsdp2: optim.kind={config.optim.kind} was not tried on weights that no rank holds whole; "
+            "take optim.kind=adamw, or train.sharding=none"
+        )
     if config.policy.regime.signal == "gradient-cosine":
         raise UserError(
             "train.sharding=fsdp2: regime.signal=gradient-cosine takes gradients of whole blocks, which no rank holds; "
