@@ -6,7 +6,8 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from segue.data.manifest import caption_from_name, load_manifest
+from segue.data.clip import caption_from_name
+from segue.data.manifest import load_manifest
 from segue.types import UserError
 
 

@@ -20,7 +20,7 @@ from segue.cli.origin import command, commit, machine
 from segue.codecs.base import Codec
 from segue.data.audio import read_wave
 from segue.data.cache import LatentCache
-from segue.data.manifest import Clip
+from segue.data.clip import Clip
 from segue.data.vocabulary import held_out_pairs
 from segue.files import write_text
 from segue.models.presets import parameters_of

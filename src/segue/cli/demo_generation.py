@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from segue.cli.demo_common import Trained, listening_prompts, say, spread, training_figures, wave_of, write_samples
-from segue.data.manifest import Clip
+from segue.data.clip import Clip
 from segue.metrics.judge import Judge
 from segue.metrics.notes import NoteLabel, measure_notes, words
 from segue.pipeline import Pipeline, Sampling

@@ -10,7 +10,8 @@ import typer
 
 from segue.cli.evaluate_common import Draws, Findings, Out, Seed, described, ends, find_sounds, finish, read, some
 from segue.cli.evaluate_embeddings import embed, load_embedding, refuse_guides, tag_of
-from segue.data.manifest import Clip, load_manifest
+from segue.data.clip import Clip
+from segue.data.manifest import load_manifest
 from segue.metrics.accuracy import accuracy
 from segue.metrics.alignment import similarity_by_clip, text_audio_similarity
 from segue.metrics.card import Measure, bootstrap_words, make_measure

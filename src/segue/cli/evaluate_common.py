@@ -18,7 +18,8 @@ from rich.table import Table
 
 from segue.cli.origin import command, commit, machine
 from segue.data.audio import SUFFIXES, BadAudio, Header, read_header, read_wave
-from segue.data.manifest import Clip, load_manifest
+from segue.data.clip import Clip
+from segue.data.manifest import load_manifest
 from segue.files import sha256_of, write_bytes, write_text
 from segue.metrics.card import Measure
 from segue.report.evaluate import ClipPair, worst_and_best_png

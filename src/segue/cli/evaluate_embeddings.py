@@ -11,7 +11,7 @@ import numpy as np
 import soundfile
 
 from segue.cli.evaluate_common import Findings, header_of, read
-from segue.data.manifest import Clip
+from segue.data.clip import Clip
 from segue.data.progress import track
 from segue.files import sha256_of
 from segue.metrics.embeddings import Embedding, EncoderEmbedding, JudgeEmbedding, cached, guided

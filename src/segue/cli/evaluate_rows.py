@@ -12,7 +12,7 @@ from torch import Tensor
 from segue.cli.evaluate_common import header_of, read, some
 from segue.codecs import load_codec
 from segue.codecs.base import Codec
-from segue.data.manifest import Clip
+from segue.data.clip import Clip
 from segue.data.progress import track
 from segue.metrics.baselines import band_replication, sinc
 from segue.types import UserError

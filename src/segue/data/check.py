@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from segue.data.audio import BLOCK_SAMPLES, BadAudio, Header, Levels, examine
-from segue.data.manifest import SPLITS, Clip
+from segue.data.clip import SPLITS, Clip
 from segue.data.progress import track
 from segue.memory import resident_bytes
 

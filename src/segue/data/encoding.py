@@ -29,8 +29,8 @@ from segue.conditioners.base import TextConditioner
 from segue.data.audio import BadAudio, Header, read_segment
 from segue.data.cache import CAPTIONS_PER_SHARD, LatentCache
 from segue.data.check import Inspection, inspect_clips
+from segue.data.clip import Clip
 from segue.data.finish import finish_cache
-from segue.data.manifest import Clip
 from segue.data.plan import (
     DTYPES,
     Parts,

@@ -18,7 +18,7 @@ from segue.codecs.base import Codec
 from segue.conditioners.base import TextConditioner
 from segue.data.cache import SCHEMA_VERSION, difference, read_index, read_json
 from segue.data.check import Inspection
-from segue.data.manifest import Clip
+from segue.data.clip import Clip
 from segue.ssl.base import Teacher
 from segue.types import UserError, printable
 

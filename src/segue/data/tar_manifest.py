@@ -12,7 +12,7 @@ import re
 from pathlib import PurePosixPath
 
 from segue.data.audio import SUFFIXES
-from segue.data.manifest import (
+from segue.data.clip import (
     MOST_LINE_BYTES,
     SPLITS,
     Clip,

@@ -25,7 +25,7 @@ from segue.codecs.base import Codec
 from segue.conditioners import load_conditioner
 from segue.data.audio import read_wave
 from segue.data.cache import LatentCache
-from segue.data.manifest import Clip
+from segue.data.clip import Clip
 from segue.files import write_bytes, write_text
 from segue.metrics.frechet import frechet_between_gaussians, gaussian_of
 from segue.metrics.judge import Judge, JudgeOutput

@@ -13,9 +13,10 @@ from pathlib import Path
 from segue.codecs import default_codec, load_codec
 from segue.conditioners import load_conditioner
 from segue.data.cache import LatentCache
+from segue.data.clip import Clip
 from segue.data.demo import render_demo_set
 from segue.data.encoding import build_cache
-from segue.data.manifest import Clip, load_manifest
+from segue.data.manifest import load_manifest
 from segue.files import sha256_of, write_text
 from segue.ssl import load_teacher
 from segue.study.config import Cell, DataSource, Study, cells_of, run_config
