@@ -24,12 +24,13 @@ demo: setup
 	$(BIN)/segue demo --out runs/demo
 
 # The runs and the tables of docs/results.md: hours of CPU; killed, the same command goes on.
-STUDIES := tuned long-tuned sensitivity method long super-resolution
+STUDIES := tuned long-tuned sensitivity sizes-tiny sizes-3m optimisers method long super-resolution
 study: setup
 	for s in $(STUDIES); do $(BIN)/segue study studies/$$s.json --out runs/$$s --markdown docs/tables/$$s.md || exit; done
 
 tables: setup
 	for s in $(STUDIES); do $(BIN)/segue study studies/$$s.json --out runs/$$s --report-only --markdown docs/tables/$$s.md || exit; done
+	for m in family_accuracy frechet_distance; do cp runs/long-tuned/pictures/$$m-examples.png docs/pictures/$$m.png || exit; done
 
 test: setup
 	$(BIN)/python -m pytest

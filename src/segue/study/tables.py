@@ -178,9 +178,8 @@ def _pictures(study: Study, runs: Mapping, folder: Path) -> list[tuple[str, byte
         bands = {name: b for name, b in bands.items() if b is not None}
         if not bands:
             continue
-        scale = 100.0 if percent else 1.0
         for axis, label in (("examples", "examples seen"), ("seconds", "seconds of training")):
-            lines = {name: _line(b, axis, scale) for name, b in bands.items()}
+            lines = {name: _line(b, axis, percent) for name, b in bands.items()}
             heading = f"{title}{' (%)' if percent else ''}"
             png = curve_png(lines, label, heading)
             write_bytes(folder / f"{measure}-{axis}.png", png)
@@ -188,8 +187,10 @@ def _pictures(study: Study, runs: Mapping, folder: Path) -> list[tuple[str, byte
     return pictures
 
 
-def _line(found: Band, axis: str, scale: float) -> Line:
-    edges = [None if edge is None else edge * scale for edge in (found.low, found.high)]
+def _line(found: Band, axis: str, percent: bool) -> Line:
+    # Intervals of few seeds reach where no measure can be: below 0, above 100 %.
+    scale, most = (100.0, 1.0) if percent else (1.0, None)
+    edges = [None if edge is None else np.clip(edge, 0.0, most) * scale for edge in (found.low, found.high)]
     return Line(getattr(found, axis), found.mean * scale, *edges)
 
 
