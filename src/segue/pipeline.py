@@ -19,7 +19,7 @@ from segue.codecs.base import Codec
 from segue.codecs.spectral import SpectralCodec
 from segue.conditioners import load_conditioner
 from segue.conditioners.base import TextConditioner
-from segue.models.files import SavedModel, load_model
+from segue.models.files import SavedModel, load_model, model_file
 from segue.process.guidance import guided
 from segue.process.noise import keyed_noise
 from segue.process.path import velocity_of
@@ -290,20 +290,3 @@ def _check_same(part: str, have: dict, want: dict) -> None:
     other = [f"{key} {have.get(key)} for {value}" for key, value in want.items() if have.get(key) != value]
     if other:
         raise UserError(f"the model was trained with another {part} ({', '.join(other)}); load that one")
-
-
-def model_file(path: Path) -> Path:
-    """The model.safetensors that a run folder, checkpoint folder or file name means.
-
-    Raises:
-        UserError: there is none.
-    """
-    if path.is_file():
-        return path
-    if (path / "model.safetensors").is_file():
-        return path / "model.safetensors"
-    found = sorted((path / "checkpoints").glob("examples-*/model.safetensors"))
-    if found:
-        return found[-1]
-    what = "holds no checkpoint yet" if path.is_dir() else "does not exist"
-    raise UserError(f"{path}: {what}; give a run folder of `segue train`, a checkpoint folder or a model.safetensors")

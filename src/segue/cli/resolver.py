@@ -23,8 +23,8 @@ from segue.data.progress import track
 from segue.files import make_folder, sha256_of, write_text
 from segue.metrics.bootstrap import bootstrap_interval
 from segue.metrics.spectral import lsd, si_sdr_db
-from segue.models.files import read_tensors
-from segue.pipeline import SuperResolver, model_file
+from segue.models.files import model_file, read_tensors
+from segue.pipeline import SuperResolver
 from segue.tasks.degradation import degrade, protocol
 from segue.training.sounds import list_sounds, read_sounds
 from segue.types import UserError

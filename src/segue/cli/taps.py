@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from segue.data.cache import LatentCache
-from segue.models.files import load_model
-from segue.pipeline import model_file
+from segue.models.files import load_model, model_file
 from segue.process.noise import keyed_noise
 from segue.process.path import sample_path, velocity_of
 from segue.stage.ssl_guidance import causal_scores

@@ -142,3 +142,20 @@ def _refuse_other_shapes(config: DiTConfig, tensors: dict[str, Tensor]) -> None:
     for name, shape in wanted.items():
         if name in tensors and tensors[name].shape != shape:
             raise ValueError(f"{name} is {list(tensors[name].shape)}, not {list(shape)}")
+
+
+def model_file(path: Path) -> Path:
+    """The model.safetensors that a run folder, checkpoint folder or file name means.
+
+    Raises:
+        UserError: there is none.
+    """
+    if path.is_file():
+        return path
+    if (path / "model.safetensors").is_file():
+        return path / "model.safetensors"
+    found = sorted((path / "checkpoints").glob("examples-*/model.safetensors"))
+    if found:
+        return found[-1]
+    what = "holds no checkpoint yet" if path.is_dir() else "does not exist"
+    raise UserError(f"{path}: {what}; give a run folder of `segue train`, a checkpoint folder or a model.safetensors")

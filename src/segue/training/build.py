@@ -10,14 +10,13 @@ import torch
 from segue.codecs import load_codec
 from segue.data.cache import LatentCache
 from segue.models.dit import DiT, DiTConfig
-from segue.models.files import ModelCard, read_tensors
+from segue.models.files import ModelCard, model_file, read_tensors
 from segue.models.presets import preset
 from segue.process.noise import keyed_generator
 from segue.tasks.base import Task
 from segue.tasks.degradation import DegradationConfig
 from segue.tasks.generation import Generation
 from segue.tasks.super_resolution import SuperResolution, levels_of
-from segue.training.checkpoint import latest_checkpoint
 from segue.training.config import RunConfig
 from segue.types import UserError, import_extra
 
@@ -89,8 +88,8 @@ def _start(model: DiT, path: Path) -> None:
     Raises:
         UserError: no model there, or one of another shape.
     """
-    file = path if path.is_file() else latest_checkpoint(path) / "model.safetensors"
-    found = {k.removeprefix("ema."): v for k, v in read_tensors(file)[0].items() if k.startswith("ema.")}
+    tensors, _ = read_tensors(model_file(path))
+    found = {k.removeprefix("ema."): v for k, v in tensors.items() if k.startswith("ema.")}
     weights = {name: found.get(name) for name, _ in model.named_parameters()}
     other = [n for n, v in weights.items() if v is None or v.shape != model.get_parameter(n).shape]
     if other:
