@@ -30,7 +30,7 @@ study: setup
 
 tables: setup
 	for s in $(STUDIES); do $(BIN)/segue study studies/$$s.json --out runs/$$s --report-only --markdown docs/tables/$$s.md || exit; done
-	for m in family_accuracy frechet_distance; do cp runs/long-tuned/pictures/$$m-examples.png docs/pictures/$$m.png || exit; done
+	for m in family_accuracy frechet_distance validation_loss; do cp runs/long-tuned/pictures/$$m-examples.png docs/pictures/$$m.png || exit; done
 
 test: setup
 	$(BIN)/python -m pytest
