@@ -12,7 +12,8 @@ from segue.codecs import load_codec
 from segue.conditioners import load_conditioner
 from segue.data.encoding import build_cache
 from segue.data.manifest import load_manifest
-from segue.study.config import cells_of, study_from_json
+from segue.files import sha256_of
+from segue.study.config import cell_key, cells_of, study_from_json
 from segue.study.evaluate import make_listening
 from segue.study.run import CELLS, DONE, FAILED, planned_cells, prepare, run_cells, status_of
 from segue.study.tables import write_study_report
@@ -93,6 +94,32 @@ def test_changed_settings_make_new_cells_and_leave_the_old(description, fake, tm
     assert (out / CELLS / "order").read_text().splitlines() == ["base 0"] * 2
     assert len(list((out / CELLS).glob("base-*"))) == 2
     assert [c.key for c in planned_cells(out)] == [c.key for c in prepared.cells]
+
+
+def test_what_an_older_version_finished_is_known_again(description, fake, tmp_path):
+    """A config of before a setting existed is the same run, unless what it does say differs from what is asked."""
+    out = tmp_path / "out"
+    study = study_of(description, "base", seeds=[0])
+    prepared = prepare(study, out)
+    assert run_cells(prepared, study, out, fake, quiet=True)
+    folder = out / CELLS / prepared.cells[0].folder
+    cell = json.loads((folder / "cell.json").read_text())
+    del cell["config"]["policy"]["probe"]["closest"]
+    meta = sha256_of([prepared.cache.path / "meta.json"])
+    cell["key"] = cell_key(cell["config"], meta, "", study.evaluation)
+    (folder / "cell.json").write_text(json.dumps(cell))
+    folder.rename(old := out / CELLS / f"base-seed0-{cell['key']}")
+
+    again = prepare(study, out)
+    assert [c.folder for c in again.cells] == [old.name] and status_of(old) == ("done", "")
+    assert run_cells(again, study, out, fake, quiet=True)
+    assert (out / CELLS / "order").read_text().splitlines() == ["base 0"]
+    assert write_study_report(study, out, again.cells, ORIGIN) == "1 of 1 runs done"
+
+    own = description["set"]
+    for changes in ({"set": [*own, "probe.closest=0.02"]}, {"set": [*own, "optim.beta1=0.8"]}, {"steps": 3}):
+        asked = prepare(study_of(description, "base", seeds=[0], **changes), out)
+        assert asked.cells[0].folder != old.name, changes
 
 
 def test_a_study_without_a_finished_baseline_still_makes_tables(description, fake, tmp_path):

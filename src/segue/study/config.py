@@ -13,7 +13,7 @@ from math import ceil, gcd, lcm
 from pathlib import Path
 
 from segue.recipes import load_recipe
-from segue.training.config import RunConfig, override, to_json
+from segue.training.config import RunConfig, from_json, override, to_json
 from segue.types import UserError
 
 MOST_SNAPSHOTS = 64
@@ -206,9 +206,22 @@ def cells_of(study: Study, data_fingerprint: str, judged: str) -> list[Cell]:
     for seed in study.seeds:
         for arm in [arm for arm in study.arms if seed in study.seeds_of(arm)]:
             config = to_json(run_config(study, arm, seed))
-            about = {"config": config, "data": data_fingerprint, "judged": judged, **asdict(study.evaluation)}
-            cells.append(Cell(arm.name, seed, fingerprint(about), config))
+            cells.append(Cell(arm.name, seed, cell_key(config, data_fingerprint, judged, study.evaluation), config))
     return cells
+
+
+def cell_key(config: Mapping, data_fingerprint: str, judged: str, evaluation: EvaluationSettings) -> str:
+    """The hash that names a cell: all that decides its figures, beside segue's own code."""
+    return fingerprint({"config": config, "data": data_fingerprint, "judged": judged, **asdict(evaluation)})
+
+
+def same_settings(stored: dict, wanted: dict) -> bool:
+    """True where two configs say the same once settings that the older one did not know have their defaults."""
+    try:
+        read = to_json(from_json(stored))
+    except UserError:
+        return False
+    return fingerprint(read) == fingerprint(wanted)
 
 
 def fingerprint(data: object) -> str:

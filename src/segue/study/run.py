@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from segue.codecs import default_codec, load_codec
@@ -19,7 +20,16 @@ from segue.data.encoding import build_cache
 from segue.data.manifest import load_manifest
 from segue.files import sha256_of, write_text
 from segue.ssl import load_teacher
-from segue.study.config import Cell, DataSource, Study, cells_of, run_config
+from segue.study.config import (
+    Cell,
+    DataSource,
+    EvaluationSettings,
+    Study,
+    cell_key,
+    cells_of,
+    run_config,
+    same_settings,
+)
 from segue.study.evaluate import Listening, make_listening
 from segue.study.processes import examples_logged, last_words, locked, start_worker, stop_workers
 from segue.training.checks import check_before_training
@@ -59,7 +69,8 @@ def prepare(study: Study, out: Path) -> Prepared:
     listening = None
     if tasks == {"generation"}:
         listening = make_listening(cache, clips, study.evaluation.judge_clips, out / "listening")
-    cells = cells_of(study, sha256_of([cache.path / "meta.json"]), listening.key if listening else "")
+    question = sha256_of([cache.path / "meta.json"]), listening.key if listening else "", study.evaluation
+    cells = [_finished_before(cell, out / CELLS, question) for cell in cells_of(study, *question[:2])]
     plan = {"study": asdict(study), "cache": str(cache.path.resolve()), "cells": [asdict(cell) for cell in cells]}
     write_text(out / "plan.json", json.dumps(plan, indent=1))
     return Prepared(cache, listening, cells)
@@ -157,6 +168,22 @@ def _data(source: DataSource, out: Path) -> tuple[LatentCache, list[Clip]]:
     teacher = None if source.teacher == "none" else load_teacher(source.teacher or "compact")
     text = load_conditioner("minilm")
     return build_cache(clips, codec, text, teacher, out=out / "cache", seconds=DEMO_SECONDS), clips
+
+
+def _finished_before(cell: Cell, cells_dir: Path, question: tuple[str, str, EvaluationSettings]) -> Cell:
+    """The cell as an earlier version of segue finished it, or itself.
+
+    A setting that came later changes every key. A run made before it is the same run where all that was settable then
+    is the same and its new settings are at their defaults, so hours of training are not thrown away by an update.
+    """
+    if (cells_dir / cell.folder / DONE).exists():
+        return cell
+    for done in sorted(cells_dir.glob(f"{glob.escape(cell.arm)}-seed{cell.seed}-*/{DONE}")):
+        stored = json.loads((done.parent / CELL).read_text())
+        config = stored["config"]
+        if stored["key"] == cell_key(config, *question) and same_settings(config, cell.config):
+            return replace(cell, key=stored["key"], config=config)
+    return cell
 
 
 def _write_cell(folder: Path, cell: Cell, prepared: Prepared, study: Study, device: str) -> None:
