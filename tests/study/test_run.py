@@ -14,7 +14,8 @@ from segue.data.encoding import build_cache
 from segue.data.manifest import load_manifest
 from segue.files import sha256_of
 from segue.study.config import cell_key, cells_of, study_from_json
-from segue.study.evaluate import make_listening
+from segue.study.hearing import is_hearing, load_hearing, make_hearing
+from segue.study.judged import make_listening
 from segue.study.run import CELLS, DONE, FAILED, planned_cells, prepare, run_cells, status_of
 from segue.study.tables import write_study_report
 from segue.training.log import read_log
@@ -220,7 +221,8 @@ def test_the_question_to_the_judge_is_asked_once(notes, tmp_path):
 
 def test_replicates_resample_clips_within_kinds_and_pair_between_runs():
     from segue.metrics.judge import Judge, JudgeOutput
-    from segue.study.evaluate import REPLICATES, measures
+    from segue.study.evaluate import REPLICATES
+    from segue.study.judged import measures
 
     judge, generator = Judge.load(), np.random.default_rng(0)
     prompts = [{"caption": "", "family": judge.families[0], "pitch": 60, "held_out": k >= 20} for k in range(30)]
@@ -271,3 +273,48 @@ def test_arms_of_super_resolution_are_measured_by_lsd(notes, description, tmp_pa
     mixed = study_from_json(about | {"arms": ["static-uniform", arm]}, "s.json")
     with pytest.raises(UserError, match="do not compare"):
         prepare(mixed, tmp_path / "mixed")
+
+
+def test_sounds_that_no_judge_knows_are_heard_by_an_ear_of_their_own(notes, description, tmp_path):
+    """The same cache with a field named: the ear is fitted on its training clips, the judge is not asked."""
+    cache, manifest = notes
+    data = {"cache": str(cache.path), "manifest": str(manifest), "class_field": "pitch"}
+    changes = {"data": data, "judge_clips": 70, "seeds": [0], "arms": ["static-uniform"]}
+    study, out = study_from_json(description | changes, "s.json"), tmp_path / "out"
+    folder = cell_folder(study, out)
+    asked = load_hearing(out / "listening")
+    assert is_hearing(out / "listening") and asked.reference.shape == (20, 64) and asked.reference_kind == "real clips"
+    assert len(asked.prompts) == 70 and {p["held_out"] for p in asked.prompts} == {True, False}
+    assert asked.ear.classes == tuple(str(60 + k) for k in range(12))
+    assert asked.ceilings["real"]["class_accuracy"] == 1.0  # a sine of each pitch, heard before
+    assert "log_mel_distance" not in asked.ceilings["real"]  # ten clips in 64 dimensions: no such figure
+    again = prepare(study, out).listening
+    assert again.key == asked.key and (again.reference == asked.reference).all()
+
+    assert work(folder) == 0
+    lines = read_log(folder / "evaluation.jsonl")
+    assert [line["share"] for line in lines] == [0.5, 1.0] and all(line["clips"] == 70 for line in lines)
+    assert all(0 <= line["class_accuracy"] <= 1 and line["clips_not_finite"] == 0 for line in lines)
+    assert write_study_report(study, out, planned_cells(out), ORIGIN) == "1 of 1 runs done"
+    text = (out / "report.md").read_text()
+    assert "class obeyed %" in text and "in log-mel statistics" in text and "judge" not in text
+
+    other = make_hearing(cache, load_manifest(manifest), 70, "", tmp_path / "no field")
+    assert other.ear is None and set(other.ceilings["real"]) == set()
+    with pytest.raises(UserError, match=r"data\.class_field: no clip .* field 'colour'"):
+        make_hearing(cache, [], 70, "colour", tmp_path / "none")
+
+
+def test_the_distance_of_any_sounds_falls_to_nothing_for_the_same_clips():
+    from segue.study.hearing import measures
+
+    draw = np.random.default_rng(0)
+    reference = draw.standard_normal((400, 64))
+    prompts = [{"class": "", "held_out": False}] * 400
+    same, arrays = measures(reference, None, prompts, reference)
+    moved, _ = measures(reference + 2.0, None, prompts, reference)
+    assert same["log_mel_distance"] == pytest.approx(0, abs=1e-6)
+    assert moved["log_mel_distance"] == pytest.approx(64 * 4.0, abs=1e-6)
+    assert arrays["replicates.log_mel_distance"].shape == (200,) and "class_right" not in arrays
+    usable = np.arange(400) < 64
+    assert measures(reference, None, prompts, reference, usable)[0] == {}

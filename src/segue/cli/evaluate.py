@@ -36,11 +36,11 @@ def generation(
     ] = None,
     embedding: Annotated[
         str,
-        typer.Option(help="judge, compact, a trained teacher's folder, a hub name (WavLM, CLAP, AST...), or weights of "
-                     "your own: panns:FILE, vggish:FILE, vggish-pca:FILE."),
+        typer.Option(help="judge, log-mel, compact, a trained teacher's folder, a hub name (WavLM, CLAP, AST...), or "
+                     "weights of your own: panns:FILE, vggish:FILE, vggish-pca:FILE."),
     ] = "judge",
     layer: Annotated[
-        int | None, typer.Option(help="Hidden layer of it; default: its middle. Not for judge, PANNs, VGGish.")
+        int | None, typer.Option(help="Hidden layer of it; default: its middle. Not for judge, log-mel, PANNs, VGGish.")
     ] = None,
     crop_seconds: Annotated[
         float | None, typer.Option(help="How much of a clip it hears; default: 10. Not for judge.")

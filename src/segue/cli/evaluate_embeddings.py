@@ -16,6 +16,7 @@ from segue.data.progress import track
 from segue.files import sha256_of
 from segue.metrics.embeddings import Embedding, EncoderEmbedding, JudgeEmbedding, cached, guided
 from segue.metrics.judge import Judge
+from segue.metrics.log_mel import LogMelEmbedding
 from segue.metrics.panns import PannsEmbedding
 from segue.metrics.vggish import VggishEmbedding
 from segue.types import UserError
@@ -46,21 +47,23 @@ def load_embedding(name: str, layer: int | None, crop_sec: float | None, trust_r
     """What --embedding names.
 
     Args:
-        name: judge; panns:FILE, vggish:FILE or vggish-pca:FILE with the published weights as safetensors; or what
-            `segue.ssl.load_teacher` takes.
+        name: judge; log-mel; panns:FILE, vggish:FILE or vggish-pca:FILE with the published weights as safetensors; or
+            what `segue.ssl.load_teacher` takes.
         crop_sec: default 10.
 
     Raises:
         UserError: it cannot be loaded, or has no layer or crop to choose.
     """
     kind, _, file = name.partition(":")
-    if layer is not None and kind in ("judge", *_FROM_FILE):
+    if layer is not None and kind in ("judge", "log-mel", *_FROM_FILE):
         raise UserError(f"--layer: {kind} has one embedding only; leave --layer away")
     if name == "judge":
         if crop_sec is not None:
             raise UserError("--crop-seconds: the judge hears the first 2.048 s; leave --crop-seconds away")
         return JudgeEmbedding(Judge.load())
     crop_sec = CROP_SEC if crop_sec is None else crop_sec
+    if name == "log-mel":
+        return LogMelEmbedding(crop_sec)
     if kind in _FROM_FILE:
         if not file:
             raise UserError(f"--embedding {name}: needs its weights, {kind}:FILE.safetensors; docs/metrics.md says how")

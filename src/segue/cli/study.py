@@ -15,7 +15,9 @@ from segue.cli.origin import command, commit, machine
 from segue.cli.train import run_training
 from segue.data.cache import LatentCache
 from segue.study.config import EvaluationSettings, read_study
-from segue.study.evaluate import at_each_moment, judging, load_listening
+from segue.study.evaluate import at_each_moment
+from segue.study.hearing import hearing, is_hearing, load_hearing
+from segue.study.judged import judging, load_listening
 from segue.study.processes import locked, stop_with_parent
 from segue.study.resolution import distances
 from segue.study.run import CELL, clear_cell, finish_cell, planned_cells, prepare, run_cells
@@ -88,7 +90,9 @@ def work(folder: Path) -> int:
         device = "cpu" if cell["device"] == "auto" else cell["device"]
         measure = None
         if cell["listening"]:
-            measure = judging(load_listening(Path(cell["listening"])), settings, device)
+            asked = Path(cell["listening"])
+            ears = hearing(load_hearing(asked), settings, device) if is_hearing(asked) else None
+            measure = ears or judging(load_listening(asked), settings, device)
         elif config.train.task == "super-resolution" and settings.judge_clips:
             cache = LatentCache.open(Path(cell["cache"]))
             measure = distances(cache, config.degradation.held_out, settings, device)

@@ -47,6 +47,8 @@ class DataSource:
         cache: path of a finished cache.
         manifest: with `cache`: the data set it was encoded from; Frechet distances are then taken to real clips rather
             than to decoded latents.
+        class_field: with `cache`: a field of its manifest; a linear ear then says whether generated clips are of the
+            class that was asked for. For sounds that the judge does not know.
         codec: with `demo_clips`: the codec; "" = the shipped one.
         teacher: with `demo_clips`: the teacher whose features are cached; "" = the shipped one, "none" = none.
     """
@@ -54,6 +56,7 @@ class DataSource:
     demo_clips: int = 0
     cache: str = ""
     manifest: str = ""
+    class_field: str = ""
     codec: str = ""
     teacher: str = ""
 
@@ -265,7 +268,7 @@ def _source(given: object, where: str) -> DataSource:
         raise UserError(f'{where}: data is either {{"demo_clips": 6000}} or {{"cache": PATH}}')
     if clips and (not isinstance(clips, int) or clips < 200):
         raise UserError(f"{where}: data.demo_clips is {clips!r}; give at least 200")
-    wrong = [key for key in ("manifest",) if clips and key in data]
+    wrong = [key for key in ("manifest", "class_field") if clips and key in data]
     wrong += [key for key in ("codec", "teacher") if cache and key in data]
     if wrong:
         raise UserError(f"{where}: data.{wrong[0]} does not go with {'demo_clips' if clips else 'cache'}")

@@ -30,7 +30,8 @@ from segue.study.config import (
     run_config,
     same_settings,
 )
-from segue.study.evaluate import Listening, make_listening
+from segue.study.hearing import Hearing, make_hearing
+from segue.study.judged import Listening, make_listening
 from segue.study.processes import examples_logged, last_words, locked, start_worker, stop_workers
 from segue.training.checks import check_before_training
 from segue.training.interrupt import Interrupt
@@ -44,10 +45,10 @@ CELLS, CELL, DONE, FAILED = "cells", "cell.json", "done.json", "failed.json"
 
 @dataclass(frozen=True)
 class Prepared:
-    """A study ready to run: its data, its question to the judge (None = none), and its cells."""
+    """A study ready to run: its data, its question to the judge or to an ear of the data's (None = none), its cells."""
 
     cache: LatentCache
-    listening: Listening | None
+    listening: Listening | Hearing | None
     cells: list[Cell]
 
 
@@ -68,7 +69,7 @@ def prepare(study: Study, out: Path) -> Prepared:
         raise UserError(f"arms of {' and '.join(sorted(tasks))} do not compare; make a study of each")
     listening = None
     if tasks == {"generation"}:
-        listening = make_listening(cache, clips, study.evaluation.judge_clips, out / "listening")
+        listening = _question(study, cache, clips, out / "listening")
     question = sha256_of([cache.path / "meta.json"]), listening.key if listening else "", study.evaluation
     cells = [_finished_before(cell, out / CELLS, question) for cell in cells_of(study, *question[:2])]
     plan = {"study": asdict(study), "cache": str(cache.path.resolve()), "cells": [asdict(cell) for cell in cells]}
@@ -157,6 +158,13 @@ def status_of(folder: Path) -> tuple[str, str]:
     if (folder / FAILED).exists():
         return "failed", json.loads((folder / FAILED).read_text())["line"]
     return ("unfinished" if (folder / CELL).exists() else "missing"), ""
+
+
+def _question(study: Study, cache: LatentCache, clips: list[Clip], folder: Path) -> Listening | Hearing | None:
+    """The judge's where the data are notes that it knows and no field is named, else the log-mel ear's."""
+    count, field = study.evaluation.judge_clips, study.data.class_field
+    judged = None if field else make_listening(cache, clips, count, folder)
+    return judged or make_hearing(cache, clips, count, field, folder)
 
 
 def _data(source: DataSource, out: Path) -> tuple[LatentCache, list[Clip]]:

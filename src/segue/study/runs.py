@@ -22,6 +22,8 @@ MEASURES: dict[str, tuple[str, bool, bool]] = {
     "family_accuracy_held_out": ("family, held-out pairs", True, True),
     "pitch_accuracy_held_out": ("pitch, held-out pairs", True, True),
     "frechet_distance": ("Fréchet distance", False, False),
+    "class_accuracy": ("class obeyed", True, True),
+    "log_mel_distance": ("Fréchet distance, log-mel", False, False),
     "lsd": ("LSD", False, False),
     "lsd_high": ("LSD, high band", False, False),
     "lsd_low": ("LSD, low band", False, False),

@@ -15,6 +15,7 @@ from segue.report.compare import Line, Table, curve_png, write_comparison_page
 from segue.study.aggregate import Band, CellCurves, band, compare, wall_clock
 from segue.study.config import Cell, Study
 from segue.study.evaluate import REPLICATES
+from segue.study.hearing import EAR
 from segue.study.run import CELLS, DONE, status_of
 from segue.study.runs import LOSS_AT, MEASURES, run_curves
 
@@ -56,6 +57,7 @@ def write_study_report(
     listening = out / "listening" / "listening.json"
     heard = json.loads(listening.read_text()) if listening.exists() else {}
     results |= {"ceilings": heard.get("ceilings", {}), "frechet_reference": heard.get("reference_kind")}
+    results |= {"frechet_space": "log-mel statistics" if heard.get("ear") == EAR else "the judge's space"}
     write_text(place / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False))
     tables = tables_of(study, results)
     notes = _notes(study, results)
@@ -222,9 +224,9 @@ def _notes(study: Study, results: Mapping) -> list[str]:
     if results.get("frechet_reference"):
         notes.append(
             f"Judged at {', '.join(f'{s:g}' for s in evaluation['evaluate_at'])} of the run: "
-            f"{evaluation['judge_clips']} notes, averaged weights, {evaluation['steps']} multistep steps, guidance "
+            f"{evaluation['judge_clips']} clips, averaged weights, {evaluation['steps']} multistep steps, guidance "
             f"scale {evaluation['guidance']:g}; "
-            f"Fréchet distance to {results['frechet_reference']} in the judge's space."
+            f"Fréchet distance to {results['frechet_reference']} in {results['frechet_space']}."
         )
     notes.append(TARGET_READING)
     return notes

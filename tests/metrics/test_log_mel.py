@@ -1,0 +1,63 @@
+"""Log-mel statistics in closed form, and the linear ear on classes that are known to part."""
+
+import numpy as np
+import pytest
+import torch
+
+from segue.metrics.embeddings import cached
+from segue.metrics.log_mel import DIM, FLOOR_DB, LogMelEmbedding, fit_linear_ear, log_mel_statistics
+from segue.types import UserError
+
+RATE_HZ = 16_000
+
+
+def noise(seed, count=4, samples=16_384):
+    return 0.1 * torch.randn(count, samples, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_gain_moves_the_means_by_its_decibels_and_nothing_else():
+    wave = noise(0)
+    quiet, loud = log_mel_statistics(wave, RATE_HZ), log_mel_statistics(4.0 * wave, RATE_HZ)
+    np.testing.assert_allclose(loud[:, :32] - quiet[:, :32], 20 * np.log10(4.0), atol=1e-5)
+    np.testing.assert_allclose(loud[:, 32:], quiet[:, 32:], atol=1e-5)
+
+
+def test_silence_is_the_floor_and_does_not_move():
+    found = log_mel_statistics(torch.zeros(1, 16_384), RATE_HZ)
+    assert found.shape == (1, DIM) and (found[0, :32] == FLOOR_DB).all() and (found[0, 32:] == 0).all()
+
+
+def test_clips_do_not_know_of_each_other():
+    wave = noise(1)
+    together = log_mel_statistics(wave, RATE_HZ)
+    np.testing.assert_allclose(together[2], log_mel_statistics(wave[2:3], RATE_HZ)[0])
+
+
+def test_the_embedding_hears_its_crop_and_has_a_card(tmp_path):
+    ears = LogMelEmbedding(crop_sec=1.0)
+    wave = noise(2, 1, 40_000)[0].numpy()
+    heard = cached(tmp_path, "abc", ears, lambda: wave)["embedding"]
+    np.testing.assert_allclose(heard, log_mel_statistics(torch.from_numpy(wave[None, :RATE_HZ]), RATE_HZ)[0])
+    assert ears.card()["dim"] == len(heard) == 64 and ears.card() != LogMelEmbedding(2.0).card()
+    with pytest.raises(UserError, match="--crop-seconds"):
+        LogMelEmbedding(0.0)
+
+
+@pytest.mark.parametrize("classes", (2, 3, 5))
+def test_the_ear_hears_classes_apart_and_guesses_where_there_are_none(classes):
+    draw = np.random.default_rng(0)
+    centres = 4.0 * draw.standard_normal((classes, 64))
+    labels = np.arange(60 * classes) % classes
+    names = [f"class {k}" for k in labels]
+    features = 50.0 + centres[labels] + draw.standard_normal((len(labels), 64))
+    ear = fit_linear_ear(features, names)
+    fresh = 50.0 + centres[labels] + draw.standard_normal((len(labels), 64))
+    assert ear.hear(fresh) == names
+    shuffled = fit_linear_ear(draw.standard_normal((len(labels), 64)), names)
+    right = np.mean(np.array(shuffled.hear(draw.standard_normal((len(labels), 64)))) == names)
+    assert abs(right - 1 / classes) < 4 * np.sqrt(0.25 / len(labels))
+
+
+def test_an_ear_for_one_class_is_refused():
+    with pytest.raises(UserError, match="two classes at least, found organ"):
+        fit_linear_ear(np.zeros((4, 64)), ["organ"] * 4)
