@@ -24,7 +24,7 @@ demo: setup
 	$(BIN)/segue demo --out runs/demo
 
 # The runs and the tables of docs/results.md: hours of CPU; killed, the same command goes on.
-STUDIES := tuned long-tuned sensitivity sizes-tiny sizes-3m optimisers kinds-notes kinds-speech kinds-drums method long super-resolution
+STUDIES := tuned long-tuned sensitivity sizes-tiny sizes-3m optimisers kinds-notes kinds-speech kinds-drums kinds-speech-varied kinds-drums-varied method long super-resolution
 study: setup
 	for s in $(STUDIES); do $(BIN)/segue study studies/$$s.json --out runs/$$s --markdown docs/tables/$$s.md || exit; done
 

@@ -319,3 +319,43 @@ def test_open_refuses_what_does_not_fit(build, fakes, tmp_path):
     assert "cache format 9" in refusal(LatentCache.open, path)
     (path / "meta.json").write_text("{")
     assert "cannot be read" in refusal(LatentCache.open, path)
+
+
+def test_variants_are_the_recording_later_and_softer(build, fakes, small_set):
+    """Each row of a variant is what its index entry says of it; held-out clips come once, as recorded."""
+    plain, cache = build("plain", dtype="float32"), build("varied", dtype="float32", variants=3)
+    clips = {clip.id: clip for clip in load_manifest(small_set)}
+    recorded = [{k: v for k, v in cache.row(i).items() if k not in ("shard", "row")}
+                for i in range(len(cache)) if "variant" not in cache.row(i)]  # fmt: skip
+    known = [{k: v for k, v in plain.row(i).items() if k not in ("shard", "row")} for i in range(len(plain))]
+    assert recorded == known and cache.meta["counts"]["hours"] == plain.meta["counts"]["hours"]
+    assert cache.rows("valid") and len(cache.rows("valid")) == len(plain.rows("valid"))
+    codec, samples, varied = fakes.FakeCodec(), round(SECONDS * 8000), 0
+    for i in range(len(cache)):
+        row = cache.row(i)
+        if "variant" not in row:
+            continue
+        varied += 1
+        variant = row["variant"]
+        assert row["split"] == "train" and variant["number"] in (1, 2)
+        assert -3 <= variant["gain_db"] <= 0 and 0 <= variant["delay_sec"] <= 0.05
+        wave = read_wave(clips[row["id"]].path, 8000)[round(row["start_sec"] * 8000) :][
+            : round(row["length_sec"] * 8000)
+        ]
+        heard = np.pad(wave * 10 ** (variant["gain_db"] / 20), (round(variant["delay_sec"] * 8000), samples))[:samples]
+        expected = codec.encode(torch.from_numpy(heard.astype(np.float32))[None])[0, :, : row["frames"]]
+        torch.testing.assert_close(cache.latents([i])[0][0][:, : row["frames"]], expected, atol=1e-5, rtol=1e-5)
+    assert varied >= 2 * len({cache.row(i)["id"] for i in cache.rows("train")}) > 0
+    starts = {
+        (r["id"], r["variant"]["number"], r["start_sec"]) for r in map(cache.row, range(len(cache))) if "variant" in r
+    }
+    assert len(starts) == varied
+
+
+def test_variants_are_the_same_each_time_and_another_number_is_refused(build):
+    first, again = build("first", variants=2), build("again", variants=2)
+    assert bytes_of(first.path) == bytes_of(again.path)
+    assert "variants 2 there, 1 here" in refusal(build, "first")
+    assert "variants 2 there, 3 here" in refusal(build, "first", variants=3)
+    assert "variants 1 there, 2 here" in refusal(lambda: (build("plain"), build("plain", variants=2)))
+    assert "--variants must lie between 1 and 100, not 0" in refusal(build, "none", variants=0)

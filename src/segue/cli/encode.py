@@ -44,6 +44,13 @@ def encode(
         str, typer.Option(help="'manifest': captions come with the data; 'filename': made from file names.")
     ] = "manifest",
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable files out, and list them.")] = False,
+    variants: Annotated[
+        int,
+        typer.Option(
+            help="Versions of each training clip: the first as recorded, the others up to 3 dB softer and 50 ms later "
+            "(long files: cut elsewhere). For small sets."
+        ),
+    ] = 1,
     dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
     batch_size: Annotated[int, typer.Option(help="Clips encoded together.")] = 32,
     workers: Annotated[int, typer.Option(help="Threads that decode.")] = 2,
@@ -65,6 +72,7 @@ def encode(
         seconds=seconds,
         dtype=dtype,
         skip_bad=skip_bad,
+        variants=variants,
         batch_size=batch_size,
         workers=workers,
         device=device,

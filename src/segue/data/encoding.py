@@ -36,6 +36,7 @@ from segue.data.plan import (
     Parts,
     Segment,
     Shard,
+    Variant,
     bad_files,
     check_arguments,
     index_of,
@@ -77,6 +78,7 @@ def build_cache(
     seconds: float,
     dtype: str = "float16",
     skip_bad: bool = False,
+    variants: int = 1,
     batch_size: int = 32,
     workers: int = 2,
     device: str = "cpu",
@@ -88,13 +90,14 @@ def build_cache(
 
     Args:
         skip_bad: leave unusable files out and list them in meta.json, instead of refusing.
+        variants: rows for each stretch of a training file; all but the first are varied (see `plan.segments_of`).
         device: where the codec runs; a teacher runs where it is.
 
     Raises:
         UserError: bad files, a cache made with other settings or from other files, a full disk.
     """
     out = Path(out)
-    parts = Parts(codec.to(device), conditioner, teacher, float(seconds), dtype, device)
+    parts = Parts(codec.to(device), conditioner, teacher, float(seconds), dtype, device, variants)
     check_arguments(clips, parts)
     settings = parts.settings()
     refuse_other_settings(out, settings)
@@ -268,7 +271,15 @@ def _read(segment: Segment, seconds: float, rates_hz: tuple[int, ...]) -> list[n
         pieces = read_segment(segment.clip.path, header, segment.start_sec, segment.length_sec, rates_hz)
     except BadAudio as error:
         raise _Unread(segment.clip.path, error.reason) from error
-    return [np.pad(piece, (0, max(0, round(seconds * rate) - len(piece)))) for piece, rate in zip(pieces, rates_hz)]
+    return [_placed(piece, segment.variant, rate, seconds) for piece, rate in zip(pieces, rates_hz)]
+
+
+def _placed(piece: np.ndarray, variant: Variant, rate_hz: int, seconds: float) -> np.ndarray:
+    """A piece as its row has it: delayed, softened, filled up with zeros."""
+    whole, before = round(seconds * rate_hz), round(variant.delay_sec * rate_hz)
+    if variant.gain_db:
+        piece = piece * np.float32(10.0 ** (variant.gain_db / 20.0))
+    return np.pad(piece, (before, max(0, whole - before - len(piece))))[:whole]  # two roundings may add a sample
 
 
 @torch.inference_mode()

@@ -55,7 +55,7 @@ def finish_cache(
             "rows": len(index),
             "clips": len({row["id"] for row in index}),
             "captions": sum(len(shard.items) for shard in text_shards),
-            "hours": sum(row["length_sec"] for row in index) / 3600,
+            "hours": sum(row["length_sec"] for row in index if "variant" not in row) / 3600,
             "splits": {split: splits.count(split) for split in sorted(set(splits))},
         },
         "skipped": skipped,

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from segue.codecs.base import Codec
@@ -24,22 +25,39 @@ from segue.types import UserError, printable
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 SHORTEST_REST = 0.1  # of a segment: a shorter rest at the end of a long file is left out
+# Of a variant. Small: what the caption says of level and timing shall stay true, and softer never clips.
+MOST_VARIANTS = 100
+MOST_SOFTER_DB, MOST_DELAY_SEC = 3.0, 0.05
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a row differs from what was recorded: number 0 is the recording."""
+
+    number: int = 0
+    gain_db: float = 0.0
+    delay_sec: float = 0.0
+
+
+RECORDED = Variant()
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One row to be: a stretch of a file."""
+    """One row to be: a stretch of a file, as recorded or varied."""
 
     clip: Clip
     inspection: Inspection
     start_sec: float
     length_sec: float
     frames: int
+    variant: Variant = RECORDED
 
     @property
-    def key(self) -> tuple[str, float, float]:
+    def key(self) -> tuple:
         """What its row depends on, beside the settings."""
-        return self.inspection.sha256, self.start_sec, self.length_sec
+        recorded = self.inspection.sha256, self.start_sec, self.length_sec
+        return recorded if self.variant == RECORDED else (*recorded, self.variant.gain_db, self.variant.delay_sec)
 
 
 @dataclass(frozen=True)
@@ -52,6 +70,7 @@ class Parts:
     seconds: float
     dtype: str
     device: str
+    variants: int = 1
 
     @property
     def samples(self) -> int:
@@ -78,6 +97,8 @@ class Parts:
             "seconds": self.seconds,
             "dtype": self.dtype,
         }
+        if self.variants > 1:  # named only then: caches of before there were any stay what they are
+            settings["variants"] = self.variants
         return json.loads(json.dumps(settings))
 
 
@@ -100,15 +121,26 @@ def shards_of(items: Sequence, size: int, key: Callable, what: str) -> list[Shar
 
 
 def segments_of(clip: Clip, inspection: Inspection, parts: Parts) -> Iterator[Segment]:
-    """The consecutive segments of a file; a rest shorter than a tenth of one is left out."""
+    """The consecutive segments of a file; a rest shorter than a tenth of one is left out.
+
+    A file to train on comes `parts.variants` times, the first time as recorded. A variant of a long file is cut at
+    other places, one of a short file begins up to 50 ms later, and both are up to 3 dB softer; what a variant is
+    depends on the file's content and its number alone.
+    """
     rate_hz, whole = parts.codec.sample_rate_hz, parts.samples
     total = max(1, round(inspection.header.seconds * rate_hz))
-    for start in range(0, total, whole):
-        samples = min(whole, total - start)
-        if start > 0 and samples < SHORTEST_REST * whole:
-            break
-        frames = min(parts.frames, parts.codec.latent_frames(samples))
-        yield Segment(clip, inspection, start / rate_hz, samples / rate_hz, frames)
+    for number in range(parts.variants if clip.split == "train" else 1):
+        draw = np.random.default_rng([int(inspection.sha256[:15], 16), number])
+        later = round(draw.random() * (whole if total > whole else MOST_DELAY_SEC * rate_hz)) if number else 0
+        gain_db = -MOST_SOFTER_DB * round(draw.random(), 3) if number else 0.0
+        first, delay = (later, 0) if total > whole else (0, min(later, total - 1))
+        for start in range(first, total, whole):
+            samples = min(whole - delay, total - start)
+            if start > first and samples < SHORTEST_REST * whole:
+                break
+            frames = min(parts.frames, parts.codec.latent_frames(delay + samples))
+            variant = Variant(number, gain_db, delay / rate_hz)
+            yield Segment(clip, inspection, start / rate_hz, samples / rate_hz, frames, variant)
 
 
 def index_of(shards: list[Shard], captions: list[str]) -> list[dict]:
@@ -127,6 +159,7 @@ def index_of(shards: list[Shard], captions: list[str]) -> list[dict]:
             "start_sec": segment.start_sec,
             "length_sec": segment.length_sec,
             "fields": json.loads(json.dumps(segment.clip.fields)),
+            **({} if segment.variant == RECORDED else {"variant": asdict(segment.variant)}),
         }
         for shard in shards
         for row, segment in enumerate(shard.items)
@@ -141,6 +174,8 @@ def check_arguments(clips: Sequence[Clip], parts: Parts) -> None:
         raise UserError(f"--dtype must be one of {', '.join(DTYPES)}, not {parts.dtype!r}")
     if not parts.samples > 0:
         raise UserError(f"--seconds must be positive, not {parts.seconds}")
+    if not 1 <= parts.variants <= MOST_VARIANTS:
+        raise UserError(f"--variants must lie between 1 and {MOST_VARIANTS}, not {parts.variants}")
 
 
 def refuse_other_settings(out: Path, settings: dict) -> None:
@@ -153,6 +188,8 @@ def refuse_other_settings(out: Path, settings: dict) -> None:
             raise UserError(f"{out}: holds files that are not a latent cache; mend: name a new or empty folder")
         return
     found = read_json(made_with)
+    settings = {"variants": 1} | settings
+    found = {"variants": 1} | found
     if any(found.get(name) != value for name, value in settings.items()):
         raise UserError(
             f"{out}: a cache made with other settings ({difference(found, settings)}); "

@@ -24,7 +24,7 @@ from segue.metrics.log_mel import DIM, LinearEar, fit_linear_ear, log_mel_statis
 from segue.pipeline import Sampling
 from segue.study.config import EvaluationSettings, fingerprint
 from segue.study.evaluate import Listen, Measures, resamples
-from segue.study.material import checkpoint_loader, decoded_rows, quick, recorded_rows
+from segue.study.material import checkpoint_loader, decoded_rows, is_recorded, quick, recorded_rows
 from segue.types import UserError
 
 DISTANCE = "log_mel_distance"
@@ -67,7 +67,7 @@ def make_hearing(cache: LatentCache, clips: Sequence[Clip], count: int, field: s
     Raises:
         UserError: no row has the field, or fewer than two values occur.
     """
-    rows = {split: [i for i in cache.rows(split) if not field or _class(cache, i, field)]
+    rows = {split: [i for i in cache.rows(split) if is_recorded(cache, i) and (not field or _class(cache, i, field))]
             for split in ("train", "valid", "test")}  # fmt: skip
     if field and not all((rows["train"], rows["valid"] + rows["test"])):
         raise UserError(f"data.class_field: no clip to train on and to ask for has a field '{field}' in the manifest")

@@ -20,7 +20,7 @@ from segue.metrics.judge import Judge, JudgeOutput
 from segue.pipeline import Sampling
 from segue.study.config import EvaluationSettings, fingerprint
 from segue.study.evaluate import Listen, Measures, resamples
-from segue.study.material import checkpoint_loader, decoded_rows, quick, recorded_rows
+from segue.study.material import checkpoint_loader, decoded_rows, is_recorded, quick, recorded_rows
 
 REFERENCE_NOTES = 4  # reference notes for every judged one
 
@@ -163,7 +163,8 @@ def _notes(cache: LatentCache, judge: Judge) -> list[int]:
     found = []
     for i in range(len(cache)):
         fields = cache.row(i).get("fields") or {}
-        if fields.get("kind") == "note" and fields.get("family") in judge.families and fields["pitch"] in judge.pitches:
+        known = fields.get("family") in judge.families and fields.get("pitch") in judge.pitches
+        if known and fields.get("kind") == "note" and is_recorded(cache, i):
             found.append(i)
     return found
 

@@ -50,6 +50,11 @@ def checkpoint_loader(device: str) -> Callable[[Path], Pipeline]:
     return load
 
 
+def is_recorded(cache: LatentCache, row: int) -> bool:
+    """Whether a row is a clip as recorded, and no variant of one (`segue encode --variants`)."""
+    return "variant" not in cache.row(row)
+
+
 def decoded_rows(cache: LatentCache, rows: Sequence[int], codec: Codec) -> Tensor:
     """Rows of a cache through the codec's decoder, [B, T]."""
     samples = round(cache.meta["seconds"] * codec.sample_rate_hz)
