@@ -27,8 +27,9 @@ def train(
     import torch
 
     from segue.ssl.compact import CompactConfig
-    from segue.training.teacher import TeacherTrainConfig, train_teacher
+    from segue.training.teacher import train_teacher
     from segue.training.teacher_figures import measure_teacher
+    from segue.training.teacher_views import TeacherTrainConfig
     from segue.types import UserError
 
     if minutes <= 0 or (steps is not None and steps <= 0):
