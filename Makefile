@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # torch first and by its own line: asked for as somebody's dependency, pip may choose a build with gigabytes of CUDA.
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: setup demo study tables test torture check format docs clean
+.PHONY: setup demo study tables test torture check format clean
 
 setup: $(VENV)/.done
 
