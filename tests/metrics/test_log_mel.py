@@ -27,6 +27,19 @@ def test_silence_is_the_floor_and_does_not_move():
     assert found.shape == (1, DIM) and (found[0, :32] == FLOOR_DB).all() and (found[0, 32:] == 0).all()
 
 
+def test_what_lies_beyond_a_clips_length_is_not_heard():
+    wave, length = noise(3), 8_192  # 32 frames; the window of the last one reaches 512 samples further
+    loud = wave.clone()
+    loud[:, length + 512 :] *= 100.0
+    lengths = [length / RATE_HZ] * len(wave)
+    cut = log_mel_statistics(wave, RATE_HZ, lengths)
+    np.testing.assert_allclose(log_mel_statistics(loud, RATE_HZ, lengths), cut)
+    assert not np.allclose(log_mel_statistics(loud, RATE_HZ), cut)
+    whole = [wave.shape[1] / RATE_HZ + 1.0] * len(wave)
+    np.testing.assert_allclose(log_mel_statistics(wave, RATE_HZ, whole), log_mel_statistics(wave, RATE_HZ))
+    assert np.isfinite(log_mel_statistics(wave, RATE_HZ, [0.0] * len(wave))).all()
+
+
 def test_clips_do_not_know_of_each_other():
     wave = noise(1)
     together = log_mel_statistics(wave, RATE_HZ)

@@ -22,14 +22,22 @@ RATE_HZ = 16_000
 DIM = 2 * BANDS
 
 
-def log_mel_statistics(wave: Tensor, sample_rate_hz: int) -> np.ndarray:
+def log_mel_statistics(wave: Tensor, sample_rate_hz: int, seconds: Sequence[float] | None = None) -> np.ndarray:
     """[B, T] -> [B, 64] float64: mean and standard deviation over frames of 32 mel bands in dB, floored at -20 dB.
 
     Our definition. dB of a band's magnitude (a full-scale sine reads about +48); levels are kept, so loudness counts.
+
+    Args:
+        seconds: B lengths; frames whose middle lies beyond are not heard. The whole clip by default.
     """
     mel = mel_magnitude(wave.double(), sample_rate_hz, n_fft=N_FFT, hop_samples=HOP_SAMPLES, bands=BANDS)
     level_db = 20.0 * torch.log10(mel.clamp(min=10 ** (FLOOR_DB / 20.0)))
-    return torch.cat([level_db.mean(dim=2), level_db.std(dim=2, unbiased=False)], dim=1).numpy()
+    middles = torch.arange(level_db.shape[2]) * HOP_SAMPLES
+    ends = torch.full((len(wave),), float("inf")) if seconds is None else sample_rate_hz * torch.tensor(seconds)
+    heard = (middles < ends[:, None].clamp(min=1)).double()[:, None]
+    mean = (level_db * heard).sum(2) / heard.sum(2)
+    deviation = ((level_db - mean[..., None]).square() * heard).sum(2) / heard.sum(2)
+    return torch.cat([mean, deviation.sqrt()], dim=1).numpy()
 
 
 class LogMelEmbedding(Embedding):

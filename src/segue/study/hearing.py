@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save
+from torch import Tensor
 
 from segue.codecs import load_codec
 from segue.data.cache import LatentCache
@@ -37,7 +38,8 @@ class Hearing:
     """What a study of any sounds asks for and compares with; one for the whole study.
 
     Attributes:
-        prompts: {"caption", "class", "held_out"} for each clip; captions of the valid and the test split, in turn.
+        prompts: {"caption", "class", "length_sec", "held_out"} for each clip; captions of the valid and the test split,
+            in turn. A clip is heard for as long as the one that its caption is of: nothing was trained beyond.
         reference: [M, 64] log-mel statistics of training clips.
         ear: for the class; None where the study names no field.
         reference_kind: "real clips" or "decoded latents".
@@ -73,7 +75,7 @@ def make_hearing(cache: LatentCache, clips: Sequence[Clip], count: int, field: s
         raise UserError(f"data.class_field: no clip to train on and to ask for has a field '{field}' in the manifest")
     if count == 0 or not rows["valid"] + rows["test"]:
         return None
-    question = {"cache": cache.meta, "clips": len(clips), "ear": EAR, "field": field, "count": count, "version": 2}
+    question = {"cache": cache.meta, "clips": len(clips), "ear": EAR, "field": field, "count": count, "version": 3}
     key = fingerprint(question)
     if (folder / "listening.json").exists() and json.loads((folder / "listening.json").read_text())["key"] == key:
         return load_hearing(folder)
@@ -81,19 +83,22 @@ def make_hearing(cache: LatentCache, clips: Sequence[Clip], count: int, field: s
     known = _evenly(cache, rows["train"], field, min(REFERENCE_CLIPS * count, len(rows["train"])))
     codec = quick(load_codec(cache.meta["codec_source"], cache.meta["sample_rate_hz"]))
     rate_hz, by_id = codec.sample_rate_hz, {clip.id: clip for clip in clips}
-    made = log_mel_statistics(decoded_rows(cache, known, codec), rate_hz)
-    reference = log_mel_statistics(recorded_rows(cache, known, by_id, rate_hz), rate_hz) if clips else made
+
+    def heard(waves: Tensor, of: Sequence[int]) -> np.ndarray:
+        return log_mel_statistics(waves, rate_hz, [_length_sec(cache, i) for i in of])
+
+    made = heard(decoded_rows(cache, known, codec), known)
+    reference = heard(recorded_rows(cache, known, by_id, rate_hz), known) if clips else made
     # The ear shall not take the codec's sound for a class, so it learns from both where recordings are at hand.
     learned = np.concatenate([reference, made]) if clips else made
     names = [_class(cache, i, field) for i in known] * (len(learned) // len(known))
     ear = fit_linear_ear(learned, names) if field else None
     each = list(dict.fromkeys(asked))  # a clip that is asked for twice is one clip of the ceilings
-    ceilings = {"codec_round_trip": decoded_rows(cache, each, codec)}
+    ceilings = {"codec_round_trip": heard(decoded_rows(cache, each, codec), each)}
     if clips:
-        ceilings["real"] = recorded_rows(cache, each, by_id, rate_hz)
+        ceilings["real"] = heard(recorded_rows(cache, each, by_id, rate_hz), each)
     wanted = [_prompt(cache, i, field) for i in each]
-    measured = {name: measures(log_mel_statistics(waves, rate_hz), ear, wanted, reference)[0]
-                for name, waves in ceilings.items()}  # fmt: skip
+    measured = {name: measures(found, ear, wanted, reference)[0] for name, found in ceilings.items()}
     if len(each) < count:  # a Frechet distance falls with N: one of fewer clips is no ceiling of one of more
         measured = {name: {k: v for k, v in found.items() if k != DISTANCE} for name, found in measured.items()}
     prompts = [_prompt(cache, i, field) for i in asked]
@@ -127,7 +132,8 @@ def hearing(question: Hearing, settings: EvaluationSettings, device: str = "cpu"
         pipeline = pipeline_of(checkpoint)
         waves = pipeline.generate(captions, seed=settings.seed, sampling=sampling, batch_size=32)
         finite = torch.isfinite(waves).all(dim=1)
-        embedding = log_mel_statistics(waves.nan_to_num(0.0, 0.0, 0.0), pipeline.codec.sample_rate_hz)
+        lengths = [p["length_sec"] for p in question.prompts]
+        embedding = log_mel_statistics(waves.nan_to_num(0.0, 0.0, 0.0), pipeline.codec.sample_rate_hz, lengths)
         values, arrays = measures(embedding, question.ear, question.prompts, question.reference, finite.numpy())
         return {"clips": len(captions), **values, "clips_not_finite": int((~finite).sum())}, arrays
 
@@ -186,9 +192,14 @@ def _class(cache: LatentCache, row: int, field: str) -> str:
     return "" if value is None else str(value)
 
 
+def _length_sec(cache: LatentCache, row: int) -> float:
+    return cache.row(row)["length_sec"]
+
+
 def _prompt(cache: LatentCache, row: int, field: str) -> dict:
     entry = cache.row(row)
-    return {"caption": entry["captions"][0], "class": _class(cache, row, field), "held_out": entry["split"] == "test"}
+    about = {"caption": entry["captions"][0], "length_sec": entry["length_sec"], "class": _class(cache, row, field)}
+    return about | {"held_out": entry["split"] == "test"}
 
 
 def _evenly(cache: LatentCache, rows: Sequence[int], field: str, count: int) -> list[int]:
