@@ -290,6 +290,10 @@ def test_sounds_that_no_judge_knows_are_heard_by_an_ear_of_their_own(notes, desc
     assert "log_mel_distance" not in asked.ceilings["real"]  # ten clips in 64 dimensions: no such figure
     again = prepare(study, out).listening
     assert again.key == asked.key and (again.reference == asked.reference).all()
+    fresh = make_hearing(cache, load_manifest(manifest), 70, "pitch", tmp_path / "fresh")
+    stored = load_hearing(tmp_path / "fresh")
+    assert (stored.ear.weight == fresh.ear.weight).all() and (stored.ear.bias == fresh.ear.bias).all()
+    assert stored.ear.hear(fresh.reference) == fresh.ear.hear(fresh.reference)
 
     assert work(folder) == 0
     lines = read_log(folder / "evaluation.jsonl")

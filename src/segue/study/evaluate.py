@@ -56,12 +56,17 @@ def at_each_moment(
             raise UserError(f"{run_dir}: no checkpoint at {share:g} of the run; delete this folder and run it again")
         started = time.monotonic()
         values, arrays = measure(checkpoints[seen])
-        write_bytes(run_dir / "evaluation" / f"examples-{seen:010d}.safetensors", save(arrays))
+        write_bytes(run_dir / "evaluation" / f"examples-{seen:010d}.safetensors", save_arrays(arrays))
         line = {"event": "evaluation", "examples_seen": seen, "share": share, **values,
                 "seconds": time.monotonic() - started}  # fmt: skip
         _append(run_dir / EVALUATIONS, line)
     for old in list_checkpoints(run_dir)[:-1]:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def save_arrays(arrays: dict[str, np.ndarray]) -> bytes:
+    """A safetensors file; an array's memory is written as it lies, so it is laid out in order first."""
+    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
 
 
 def resamples(held_out: np.ndarray) -> list[np.ndarray]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file
 from torch import Tensor
 
 from segue.codecs import load_codec
@@ -24,7 +24,7 @@ from segue.metrics.frechet import frechet_between_gaussians, gaussian_of
 from segue.metrics.log_mel import DIM, LinearEar, fit_linear_ear, log_mel_statistics
 from segue.pipeline import Sampling
 from segue.study.config import EvaluationSettings, fingerprint
-from segue.study.evaluate import Listen, Measures, resamples
+from segue.study.evaluate import Listen, Measures, resamples, save_arrays
 from segue.study.material import checkpoint_loader, decoded_rows, is_recorded, quick, recorded_rows
 from segue.types import UserError
 
@@ -183,7 +183,7 @@ def _write(question: Hearing, folder: Path) -> None:
         "ear": EAR, "classes": list(question.ear.classes) if question.ear else [], "prompts": question.prompts,
         "reference_kind": question.reference_kind, "ceilings": question.ceilings, "key": question.key,
     }  # fmt: skip
-    write_bytes(folder / "reference.safetensors", save(arrays))
+    write_bytes(folder / "reference.safetensors", save_arrays(arrays))
     write_text(folder / "listening.json", json.dumps(stored, indent=1))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file
 
 from segue.codecs import load_codec
 from segue.data.cache import LatentCache
@@ -19,7 +19,7 @@ from segue.metrics.frechet import frechet_between_gaussians, gaussian_of
 from segue.metrics.judge import Judge, JudgeOutput
 from segue.pipeline import Sampling
 from segue.study.config import EvaluationSettings, fingerprint
-from segue.study.evaluate import Listen, Measures, resamples
+from segue.study.evaluate import Listen, Measures, resamples, save_arrays
 from segue.study.material import checkpoint_loader, decoded_rows, is_recorded, quick, recorded_rows
 
 REFERENCE_NOTES = 4  # reference notes for every judged one
@@ -83,7 +83,7 @@ def make_listening(cache: LatentCache, clips: Sequence[Clip], count: int, folder
     }
     kind = "real clips" if clips else "decoded latents"
     stored = {"prompts": prompts, "reference_kind": kind, "ceilings": measured, "key": key}
-    write_bytes(folder / "reference.safetensors", save({"reference": reference}))
+    write_bytes(folder / "reference.safetensors", save_arrays({"reference": reference}))
     write_text(folder / "listening.json", json.dumps(stored, indent=1))
     return Listening(reference=reference, **stored)
 
