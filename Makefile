@@ -24,12 +24,14 @@ demo: setup
 	$(BIN)/segue demo --out runs/demo
 
 # The runs and the tables of docs/results.md: hours of CPU; killed, the same command goes on.
-STUDIES := tuned long-tuned sensitivity sizes-tiny sizes-3m optimisers kinds-notes kinds-speech kinds-drums kinds-speech-varied kinds-drums-varied method long super-resolution
+STUDIES := tuned long-tuned sensitivity sizes-tiny sizes-3m optimisers method long super-resolution
+# Those of other sounds need the sets of benchmarks/kinds_of_sound.py in runs/kinds (docs/results.md says how).
+KINDS := $(if $(wildcard runs/kinds/speech-cache),kinds-speech kinds-drums kinds-drums-varied)
 study: setup
-	for s in $(STUDIES); do $(BIN)/segue study studies/$$s.json --out runs/$$s --markdown docs/tables/$$s.md || exit; done
+	for s in $(STUDIES) $(KINDS); do $(BIN)/segue study studies/$$s.json --out runs/$$s --markdown docs/tables/$$s.md || exit; done
 
 tables: setup
-	for s in $(STUDIES); do $(BIN)/segue study studies/$$s.json --out runs/$$s --report-only --markdown docs/tables/$$s.md || exit; done
+	for s in $(STUDIES) $(KINDS); do $(BIN)/segue study studies/$$s.json --out runs/$$s --report-only --markdown docs/tables/$$s.md || exit; done
 	for m in family_accuracy frechet_distance validation_loss; do cp runs/long-tuned/pictures/$$m-examples.png docs/pictures/$$m.png || exit; done
 
 test: setup
