@@ -94,7 +94,9 @@ class Condition:
 
     def complete(self, x_0: Tensor) -> Tensor:
         """[B, C, L] what is generated, and what was given beside it: a whole latent."""
-        return x_0 if self.audio is None else self.audio.where(self.given[..., None], x_0)
+        if self.audio is None or self.given is None:
+            return x_0
+        return self.audio.where(self.given[..., None], x_0)
 
 
 @dataclass(frozen=True)
