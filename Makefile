@@ -1,6 +1,7 @@
 # Everything a clean clone needs: Python 3.10+ and make.
 #   make demo    train, generate and report on real audio (about 12 minutes on 2 cores after installation)
 #   make test    the tests
+#   make check   style and formatting; make types: the type checker
 #   make torture what is promised under faults, at full size: 100 kills, 10,000 steps (docs/promises.md)
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 # torch first and by its own line: asked for as somebody's dependency, pip may choose a build with gigabytes of CUDA.
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: setup demo study tables test torture check format clean
+.PHONY: setup demo study tables test torture check types fresh format clean
 
 setup: $(VENV)/.done
 
@@ -44,9 +45,17 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+types: setup
+	$(BIN)/mypy
+
+# In environments of their own: what the base dependencies alone do, and what [train] alone does. Minutes, by hand.
+fresh:
+	PYTHON=$(PYTHON) tests/install/fresh.sh base
+	PYTHON=$(PYTHON) tests/install/fresh.sh train
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build src/*.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build src/*.egg-info

@@ -1,8 +1,8 @@
 """segue: stage-adaptive training of audio diffusion models.
 
-Public names, imported when they are first used:
+Public names, imported when they are first used, so that `import segue` takes no time:
 
-    Pipeline, Sampling                     a trained run and captions in, waveforms out
+    Pipeline, SuperResolver, Sampling      a trained run and captions, or narrow sound, in; waveforms out
     DiT, DiTConfig, preset                 the backbone and its sizes
     StageController, Policy, Observation, Decision
     load_codec, load_conditioner           waveform <-> latent; captions -> embeddings
@@ -16,8 +16,35 @@ Public names, imported when they are first used:
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
 
 from segue._version import __version__
+
+if TYPE_CHECKING:  # the same names, for type checkers and editors; a test keeps the two lists equal
+    from segue.codecs import load_codec as load_codec
+    from segue.conditioners import load_conditioner as load_conditioner
+    from segue.data.cache import LatentCache as LatentCache
+    from segue.data.encoding import build_cache as build_cache
+    from segue.data.loader import LatentLoader as LatentLoader
+    from segue.data.manifest import load_manifest as load_manifest
+    from segue.integrations.attach import attach as attach
+    from segue.models.dit import DiT as DiT
+    from segue.models.dit import DiTConfig as DiTConfig
+    from segue.models.presets import preset as preset
+    from segue.pipeline import Pipeline as Pipeline
+    from segue.pipeline import Sampling as Sampling
+    from segue.pipeline import SuperResolver as SuperResolver
+    from segue.recipes import load_recipe as load_recipe
+    from segue.ssl import load_teacher as load_teacher
+    from segue.stage.controller import Decision as Decision
+    from segue.stage.controller import Observation as Observation
+    from segue.stage.controller import StageController as StageController
+    from segue.stage.policy import Policy as Policy
+    from segue.training.config import RunConfig as RunConfig
+    from segue.training.loop import train as train
+    from segue.types import Condition as Condition
+    from segue.types import ModelOutput as ModelOutput
+    from segue.types import UserError as UserError
 
 _HOMES = {
     "Condition": "segue.types",
@@ -25,6 +52,7 @@ _HOMES = {
     "UserError": "segue.types",
     "Pipeline": "segue.pipeline",
     "Sampling": "segue.pipeline",
+    "SuperResolver": "segue.pipeline",
     "DiT": "segue.models.dit",
     "DiTConfig": "segue.models.dit",
     "preset": "segue.models.presets",
@@ -47,10 +75,12 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
+    """A public name, from the module that defines it (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module 'segue' has no attribute '{name}'")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    return value
 
 
 def __dir__() -> list[str]:

@@ -13,13 +13,15 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # every file imports this one, and a help text must not wait for torch
+    import torch
+    from torch import Tensor
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: one line that names the file or option and the mend.
+    """A mistake that the user can correct: one line that names the file or option, and a hint that works.
 
     The command line prints it without a traceback and exits with 2.
     """
@@ -45,7 +47,7 @@ def import_extra(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"this needs {error.name}, which is not installed; mend: pip install 'segue-audio[{extra}]'"
+            f"this needs {error.name}, which is not installed; hint: pip install 'segue-audio[{extra}]'"
         ) from error
 
 
@@ -88,11 +90,13 @@ class Condition:
         some = self.tokens if self.tokens is not None else self.audio
         if some is None:
             return self
-        return replace(self, drop=torch.ones(len(some), dtype=torch.bool, device=some.device))
+        return replace(self, drop=some.new_ones(len(some)).bool())
 
     def complete(self, x_0: Tensor) -> Tensor:
         """[B, C, L] what is generated, and what was given beside it: a whole latent."""
-        return x_0 if self.audio is None else torch.where(self.given[..., None], self.audio, x_0)
+        if self.audio is None or self.given is None:
+            return x_0
+        return self.audio.where(self.given[..., None], x_0)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from segue.report.page import duration
 from segue.training.log import read_log
 
 TINY = ("--set", "model.preset=dit-tiny", "--set", "train.batch_size=4", "--set", "train.validation_clips=2")
@@ -47,6 +48,15 @@ def test_train_leaves_what_it_promises(trained):
     assert len(samples) == 4 and all((trained / "samples" / s["file"]).exists() for s in samples)
     html = (trained / "report.html").read_text()
     assert "data:audio/wav;base64" in html and "http" not in html.split("</head>")[0]
+
+
+def test_the_page_of_a_run_reads_what_training_wrote(trained):
+    page = (trained / "report.html").read_text()
+    state = json.loads(max(trained.glob("checkpoints/*/state.json")).read_text())
+    assert "<h1>semantic-law</h1>" in page
+    for chip in ("examples seen <b>24</b>", "of <b>24</b>", f"training time <b>{duration(state['seconds'])}</b>"):
+        assert chip in page
+    assert "<dt>train.batch_size</dt><dd>4</dd>" in page
 
 
 def test_generate_same_seed_same_bytes_with_the_prompt_inside(segue, trained, tmp_path):

@@ -14,7 +14,12 @@ def wave():
 def write_run(folder, wave):
     """A run folder as training leaves it, with a last line that a kill cut short."""
     (folder / "samples").mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"recipe": "static-uniform", "train": {"total_examples": 3200}}))
+    run = {"recipe": "static-uniform", "train": {"total_examples": 6400}}
+    (folder / "config.json").write_text(json.dumps({"segue": "0.1.0", "cache": "/data/cache", "run": run}))
+    for seen, seconds in ((320, 61.0), (3200, 526.4)):
+        state = folder / "checkpoints" / f"examples-{seen:010d}" / "state.json"
+        state.parent.mkdir(parents=True)
+        state.write_text(json.dumps({"examples_seen": seen, "steps": seen // 32, "seconds": seconds}))
     lines = []
     for seen in range(0, 3201, 320):
         losses = {"0.1": 1.0 / (1 + seen), "0.9": 2.0 / (1 + seen)}

@@ -15,8 +15,18 @@ def test_page_holds_curves_samples_and_configuration(run_dir):
     for title in ("validation loss at fixed t", "training loss", "learning rate", "regime r", "guidance weight"):
         assert title in page
     assert "a &lt;loud&gt; violin" in page and "held-out pair" in page
-    assert "train.total_examples" in page and "3,200" in page
+    assert "train.total_examples" in page and "6,400" in page
     assert page.count("<audio") == 1
+
+
+def test_page_says_recipe_length_and_time_of_the_run(run_dir):
+    page = write_run_report(run_dir.rename(run_dir.with_name("mine"))).read_text()
+    assert "<h1>static-uniform</h1>" in page and "Training run in mine/" in page
+    for chip in (
+        "examples seen <b>3,200</b>", "of <b>6,400</b>", "training time <b>8 min 46 s</b>", "per second <b>6.08</b>"
+    ):  # fmt: skip
+        assert chip in page
+    assert "<dt>recipe</dt><dd>static-uniform</dd>" in page and "<dt>cache</dt><dd>/data/cache</dd>" in page
 
 
 def test_page_needs_nothing_beside_it(run_dir):

@@ -1,10 +1,12 @@
 """Study files: what they may hold, and one line for what they may not."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
-from segue.study.config import cells_of, read_study, snapshot_step, study_from_json
+from segue.study.config import EvaluationSettings, cells_of, read_study, snapshot_step, study_from_json
 from segue.types import UserError
 
 
@@ -109,3 +111,10 @@ def test_files_that_are_no_studies(tmp_path, description):
         (tmp_path / "s.json").write_text(text)
         with pytest.raises(UserError, match=r"s\.json"):
             read_study(tmp_path / "s.json")
+
+
+def test_the_page_of_studies_tells_the_defaults():
+    page = (Path(__file__).parents[2] / "docs" / "studies.md").read_text()
+    row = re.search(r"`judge_clips`, `steps`, `guidance` .*\| ([\d, .]+) \|", page)
+    settings = EvaluationSettings()
+    assert [float(x) for x in row[1].split(",")] == [settings.judge_clips, settings.steps, settings.guidance]

@@ -1,104 +1,81 @@
-"""`segue`, the command line: one file a verb. This one names them and turns a user's mistake into one line, exit 2."""
+"""`segue`, the command line: the table of its verbs, one file each."""
 
 from __future__ import annotations
 
-import errno
-import sys
+from collections.abc import Sequence
 
-import typer
+from segue._version import __version__
+from segue.cli.verbs import Group, Verb, make_command, run_command
 
-from segue.cli import (
-    codec,
-    compare,
-    data,
-    demo,
-    encode,
-    evaluate,
-    evaluate_pairs,
-    generate,
-    judge,
-    recipes,
-    resolver,
-    study,
-    taps,
-    teacher,
-    train,
-    upsample,
-)
-from segue.types import UserError, printable
-
-# The class behind every complaint about the command line. typer has carried a click of its own since 0.20; this finds
-# the right one in either case: BadParameter <- UsageError <- ClickException.
-UsageProblem = typer.BadParameter.__mro__[2]
-
-
-def make_app() -> typer.Typer:
-    """The table of verbs."""
-    options = {"no_args_is_help": True, "add_completion": False, "rich_markup_mode": None}
-    app = typer.Typer(help="Train audio diffusion models stage-adaptively; generate with them.", **options)
-    app.command("demo")(demo.demo)
-    app.command("encode")(encode.encode)
-    app.command("train")(train.train)
-    app.command("generate")(generate.generate)
-    app.command("upsample")(upsample.upsample)
-    app.command("recipes")(recipes.recipes)
-    app.command("taps")(taps.taps)
-    app.command("study")(study.study)
-    app.command("compare")(compare.compare)
-    groups = {
-        "data": (
-            "Look at a data set, pack a cache into shards, or render the demo set.",
-            {"check": data.check, "pack": data.pack, "render-demo": data.render_demo},
-        ),
-        "codec": (
-            "Train the codec on your own sounds.",
-            {"train": codec.train, "refine": codec.refine, "measure": codec.measure, "ship": codec.ship},
-        ),
-        "teacher": (
-            "Train the self-supervised teacher on your own sounds.",
-            {"train": teacher.train, "measure": teacher.measure, "ship": teacher.ship},
-        ),
-        "evaluate": (
-            "Measure sounds: every figure with its interval, N and metric card.",
-            {
-                "generation": evaluate.generation,
-                "super-resolution": evaluate_pairs.super_resolution,
-                "files": evaluate_pairs.files,
-            },
-        ),
-        "resolver": (
-            "Measure or ship a super-resolution model.",
-            {"measure": resolver.measure, "ship": resolver.ship},
-        ),
-        "judge": ("The classifier that listens to notes.", {"train": judge.train, "card": judge.card}),
-    }
-    for name, (words, verbs) in groups.items():
-        group = typer.Typer(help=words, **options)
-        for verb, function in verbs.items():
-            group.command(verb)(function)
-        app.add_typer(group, name=name)
-    return app
+# A line must fit beside its verb in 80 columns.
+VERBS: dict[str, Verb | Group] = {
+    "demo": Verb("segue.cli.demo:demo", "Render sounds, train two recipes on them, compare them."),
+    "encode": Verb("segue.cli.encode:encode", "Encode a folder of sounds into a cache to train on."),
+    "train": Verb("segue.cli.train:train", "Train a model on a cache, or go on with a run."),
+    "generate": Verb("segue.cli.generate:generate", "Generate sounds from prompts."),
+    "upsample": Verb("segue.cli.upsample:upsample", "Add the missing upper band to sound files."),
+    "recipes": Verb("segue.cli.recipes:recipes", "List the recipes that `segue train` takes."),
+    "taps": Verb("segue.cli.taps:taps", "Find the block of a model that alignment should tap."),
+    "study": Verb("segue.cli.study:study", "Train every arm with every seed, and make tables."),
+    "compare": Verb("segue.cli.compare:compare", "Compare runs, and how soon each reaches a value."),
+    "data": Group(
+        "Check a data set, pack a cache, render the demo set.",
+        {
+            "check": Verb("segue.cli.data:check", "Decode every file, and name those that cannot be used."),
+            "pack": Verb("segue.cli.data:pack", "Pack a cache into tar shards that training streams."),
+            "render-demo": Verb("segue.cli.data:render_demo", "Render the captioned sounds of the demo."),
+        },
+    ),
+    "codec": Group(
+        "Train a codec on your own sounds, or measure one.",
+        {
+            "train": Verb("segue.cli.codec:train", "Train a codec on a folder of sounds."),
+            "refine": Verb("segue.cli.codec:refine", "Train a codec's decoder on; its latents stay valid."),
+            "measure": Verb("segue.cli.codec:measure", "Measure a codec on held-out sounds."),
+            "ship": Verb("segue.cli.codec:ship", "Make a trained codec the one that is shipped."),
+        },
+    ),
+    "teacher": Group(
+        "Train a self-supervised teacher on your own sounds.",
+        {
+            "train": Verb("segue.cli.teacher:train", "Train a teacher on a folder of sounds."),
+            "measure": Verb("segue.cli.teacher:measure", "Measure a teacher by linear probes."),
+            "ship": Verb("segue.cli.teacher:ship", "Make a trained teacher the one that is shipped."),
+        },
+    ),
+    "evaluate": Group(
+        "Measure sounds: every figure with its interval and card.",
+        {
+            "generation": Verb("segue.cli.evaluate:generation", "Compare generated with real sounds."),
+            "super-resolution": Verb(
+                "segue.cli.evaluate_pairs:super_resolution", "Compare upsampled with true sounds."
+            ),
+            "files": Verb("segue.cli.evaluate_pairs:files", "Compare pairs of files, such as a codec's."),
+        },
+    ),
+    "resolver": Group(
+        "Measure or ship a super-resolution model.",
+        {
+            "measure": Verb("segue.cli.resolver:measure", "Measure a model beside every baseline."),
+            "ship": Verb("segue.cli.resolver:ship", "Make a trained model the one that is shipped."),
+        },
+    ),
+    "judge": Group(
+        "The classifier that listens to notes.",
+        {
+            "train": Verb("segue.cli.judge:train", "Train a judge and write its card."),
+            "card": Verb("segue.cli.judge:card", "Show what a judge was trained on and how well it does."),
+        },
+    ),
+}
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run one command and exit: 0 done, 2 a mistake that the user can mend, 130 interrupted."""
-    try:
-        code = make_app()(arguments, standalone_mode=False)
-    except UserError as error:
-        sys.exit(_complain(str(error), 2))
-    except UsageProblem as error:
-        sys.exit(_complain(error.format_message(), 2))
-    except OSError as error:
-        full = " (the disk is full; free some and run the command again)" if error.errno == errno.ENOSPC else ""
-        sys.exit(_complain(f"{error.filename or 'file'}: {error.strerror}{full}", 2))
-    except (KeyboardInterrupt, typer.Abort):
-        sys.exit(_complain("interrupted", 130))
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _complain(line: str, code: int) -> int:
-    print(f"segue: {printable(' '.join(line.split()))}", file=sys.stderr)
-    return code
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit: 0 done, 2 a mistake that the user can correct, 130 interrupted."""
+    command = make_command(
+        "Train audio diffusion models stage-adaptively; generate with them.", f"segue {__version__}", VERBS
+    )
+    run_command(command, "segue", arguments)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import reduce
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +69,8 @@ class AutoencoderConfig:
     @classmethod
     def from_json(cls, data: dict) -> AutoencoderConfig:
         """From a JSON object, where tuples are lists."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)
 
 
 class Block(nn.Module):
@@ -113,6 +116,11 @@ class Autoencoder(nn.Module):
     Training uses analyse, encode and predict; synthesise needs no gradient.
     """
 
+    latent_mean: Tensor
+    latent_std: Tensor
+    window: Tensor
+    centre_advance: Tensor
+
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = c = config
@@ -129,9 +137,10 @@ class Autoencoder(nn.Module):
         self.decoder_slow = _blocks(c.decoder_blocks[0], deep, c)
         self.up = nn.Linear(deep, 2 * deep)
         self.decoder_fast = _blocks(c.decoder_blocks[1], deep, c)
-        self.to_spectrum = nn.Sequential(nn.LayerNorm(deep), nn.Linear(deep, 3 * self.bins))
+        spectrum = nn.Linear(deep, 3 * self.bins)
+        self.to_spectrum = nn.Sequential(nn.LayerNorm(deep), spectrum)
         # Start near silence: untrained levels around full scale would swamp the first steps.
-        nn.init.constant_(self.to_spectrum[1].bias[: self.bins], -1.0)
+        nn.init.constant_(spectrum.bias[: self.bins], -1.0)
         self.register_buffer("latent_mean", torch.zeros(c.channels))
         self.register_buffer("latent_std", torch.ones(c.channels))
         self.register_buffer("window", torch.hann_window(self.window_samples), persistent=False)
@@ -153,6 +162,7 @@ class Autoencoder(nn.Module):
 
     def encode(self, analysis: Analysis) -> tuple[Tensor, Tensor]:
         """Posterior mean and log-variance, each [B, C, L]."""
+        assert analysis.weight is not None, "a prediction is not encoded again"
         advance = analysis.advance * analysis.weight**0.3
         features = torch.cat([(analysis.log_magnitude + 7) / 3.5, advance.real, advance.imag], dim=-1)
         x = self.encoder_fast(self.enter(features))
@@ -213,7 +223,7 @@ class Autoencoder(nn.Module):
 def _overlap(frames: Tensor, hop: int) -> Tensor:
     """Add [B, frames, 4 hop] at every hop -> [B, (frames + 3) hop]."""
     parts = frames.unflatten(-1, (4, hop))
-    return sum(F.pad(parts[:, :, k], (0, 0, k, 3 - k)) for k in range(4)).flatten(1)
+    return reduce(torch.add, (F.pad(parts[:, :, k], (0, 0, k, 3 - k)) for k in range(4))).flatten(1)
 
 
 class AutoencoderCodec(Codec):
@@ -264,7 +274,7 @@ class AutoencoderCodec(Codec):
                 digest.update(name.encode() + value.cpu().float().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def to(self, device) -> AutoencoderCodec:
+    def to(self, device: torch.device | str) -> AutoencoderCodec:
         """Move the network; returns itself."""
         self.network.to(device)
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from math import ceil
 
+import torch
 from torch import Tensor
 
 
@@ -49,6 +50,6 @@ class Codec(ABC):
         """Latent frames per second."""
         return self.sample_rate_hz / self.hop_samples
 
-    def to(self, device) -> Codec:
+    def to(self, device: torch.device | str) -> Codec:
         """Move what has weights; a codec without any returns itself."""
         return self

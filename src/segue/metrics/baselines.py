@@ -6,11 +6,9 @@ from math import gcd
 
 import numpy as np
 import torch
-from scipy.fft import next_fast_len
-from scipy.signal import resample
 from torch import Tensor
 
-from segue.types import UserError
+from segue.types import UserError, import_extra
 
 _DROP_DB = (3.0, 24.0)  # least and most that one copy of the patch loses
 _SIDE = 1024  # samples of mirror image beyond either end, where a spectrum's ends meet
@@ -25,6 +23,8 @@ def sinc(wave: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
     """
     if from_hz == to_hz or not len(wave):
         return wave
+    next_fast_len = import_extra("scipy.fft", "evaluate").next_fast_len
+    resample = import_extra("scipy.signal", "evaluate").resample
     common, samples = gcd(from_hz, to_hz), round(len(wave) * to_hz / from_hz)
     up, down = to_hz // common, from_hz // common
     side = -(-_SIDE // down) * down

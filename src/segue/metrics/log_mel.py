@@ -100,7 +100,7 @@ def fit_linear_ear(embedding: np.ndarray, names: Sequence[str]) -> LinearEar:
     classes = sorted(set(names))
     if len(classes) < 2:
         raise UserError(f"a linear ear needs two classes at least, found {', '.join(classes) or 'none'}")
-    linear = import_extra("sklearn.linear_model", "train")
+    linear = import_extra("sklearn.linear_model", "evaluate")
     mean, deviation = embedding.mean(axis=0), np.maximum(embedding.std(axis=0), 1e-6)
     model = linear.LogisticRegression(C=0.1, max_iter=1000)
     model.fit((embedding - mean) / deviation, [classes.index(name) for name in names])

@@ -38,8 +38,8 @@ def worst_and_best_png(rows: Sequence[ClipPair]) -> bytes:
     """
     if not rows:
         raise UserError("a picture of the worst and best clips needs clips")
-    figure = import_extra("matplotlib.figure", "demo").Figure(figsize=(8.0, 1.75 * len(rows)), dpi=110)
-    import_extra("matplotlib.backends.backend_agg", "demo").FigureCanvasAgg(figure)
+    figure = import_extra("matplotlib.figure", "evaluate").Figure(figsize=(8.0, 1.75 * len(rows)), dpi=110)
+    import_extra("matplotlib.backends.backend_agg", "evaluate").FigureCanvasAgg(figure)
     figure.patch.set_alpha(0.0)
     columns = max(len(row.clips) for row in rows)
     grid = figure.subplots(len(rows), columns, squeeze=False)

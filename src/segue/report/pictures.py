@@ -102,10 +102,10 @@ def curves_png(
 
 def _figure(width_px: int, height_px: int, titled: bool = False):
     """A transparent figure that knows no global state (no pyplot) and draws without a screen."""
-    figure_module = import_extra("matplotlib.figure", "demo")
+    figure_module = import_extra("matplotlib.figure", "train")
     width, height = width_px / 160, height_px / 160
     figure = figure_module.Figure(figsize=(width, height), dpi=160)
-    import_extra("matplotlib.backends.backend_agg", "demo").FigureCanvasAgg(figure)
+    import_extra("matplotlib.backends.backend_agg", "train").FigureCanvasAgg(figure)
     figure.patch.set_alpha(0.0)
     # Fixed margins: matplotlib's automatic layout takes longer than all the rest of the drawing.
     left, right, bottom, top = (

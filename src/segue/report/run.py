@@ -16,18 +16,20 @@ MOST_SAMPLES = 32  # each carries its sound inside the page
 
 
 def write_run_report(run_dir: Path) -> Path:
-    """Write run_dir/report.html from config.json, log.jsonl and samples/, whichever are there; return its path.
+    """Write run_dir/report.html from config.json, log.jsonl, checkpoints/ and samples/, whichever are there.
+
+    Returns its path.
 
     Raises:
         UserError: run_dir is not a folder, or cannot be written.
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
-        raise UserError(f"{run_dir} is not a run folder; mend: name a folder that `segue train` wrote")
-    config, events = _json(run_dir / "config.json", dict), read_events(run_dir)
-    body = [
-        heading(str(config.get("recipe") or run_dir.name), f"Training run in {run_dir.name}/", _chips(config, events))
-    ]
+        raise UserError(f"{run_dir} is not a run folder; hint: name a folder that `segue train` wrote")
+    stored, events = _json(run_dir / "config.json", dict), read_events(run_dir)
+    config = stored.get("run") if isinstance(stored.get("run"), dict) else {}
+    chips = _chips(config, events, _newest_state(run_dir))
+    body = [heading(str(config.get("recipe") or run_dir.name), f"Training run in {run_dir.name}/", chips)]
     curves = curve_figures({run_dir.name: events})
     if curves:
         body += ["<h2>Curves</h2>", f'<div class="card grid">{"".join(curves)}</div>']
@@ -40,23 +42,30 @@ def write_run_report(run_dir: Path) -> Path:
     if samples:
         body += ["<h2>Samples</h2>", *samples]
     if config:
-        body += ["<h2>Configuration</h2>", facts(config.items())]
+        where = {name: stored[name] for name in ("segue", "cache") if name in stored}
+        body += ["<h2>Configuration</h2>", facts((where | config).items())]
     if len(body) == 1:
         body.append("<p>Nothing is logged yet.</p>")
     return write_page(run_dir / "report.html", page(f"segue: {run_dir.name}", body))
 
 
-def _chips(config: dict, events: list[dict]) -> list[tuple[str, str]]:
-    train = [e for e in events if e.get("event") == "train"]
+def _newest_state(run_dir: Path) -> dict:
+    """Counters of the newest checkpoint; empty where there is none."""
+    states = sorted((run_dir / "checkpoints").glob("examples-*/state.json"))
+    return _json(states[-1], dict) if states else {}
+
+
+def _chips(config: dict, events: list[dict], state: dict) -> list[tuple[str, str]]:
     validation = [e for e in events if e.get("event") == "validation"]
     chips = [("examples seen", number(events[-1]["examples_seen"]) if events else "")]
     total = config.get("train", {}).get("total_examples") if isinstance(config.get("train"), dict) else None
     chips.append(("of", number(total) if total else ""))
-    rates = [e["examples_per_sec"] for e in train if e.get("examples_per_sec")]
-    if rates:
-        rate = sorted(rates)[len(rates) // 2]
-        chips.append(("examples per second", number(float(rate))))
-        chips.append(("training time about", duration(events[-1]["examples_seen"] / rate)))
+    # The checkpoint counts the seconds of every session. The log's rates are of one session each, and no sum of them
+    # is the time that a run took.
+    seconds, seen = state.get("seconds"), state.get("examples_seen")
+    if isinstance(seconds, (int, float)) and isinstance(seen, int) and seconds > 0:
+        chips.append(("examples per second", number(seen / seconds)))
+        chips.append(("training time", duration(seconds)))
     if validation and isinstance(validation[-1].get("loss"), (int, float)):
         chips.append(("validation loss", f"{validation[-1]['loss']:.4f}"))
     return chips

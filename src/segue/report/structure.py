@@ -87,7 +87,7 @@ def groups_png(
         raise UserError("a picture of block groups needs checks with the same blocks each; got none or others")
     followed = np.asarray(follow_groups(groups)).T  # [blocks, checks]
     drawing, axes = _figure(width_px, height_px, titled=True)
-    colours = import_extra("matplotlib.colors", "demo")
+    colours = import_extra("matplotlib.colors", "train")
     count = max(1, int(followed.max()) + 1)
     cycle = colours.ListedColormap([COLOURS[i % len(COLOURS)] for i in range(count)])
     axes.imshow(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
 
@@ -33,7 +34,7 @@ class Teacher(ABC):
     def encode(self, wave: Tensor) -> Tensor:
         """[B, T] waveform at sample_rate_hz -> [B, S, F] float32 features."""
 
-    def to(self, device) -> Teacher:
+    def to(self, device: torch.device | str) -> Teacher:
         """Move what has weights; returns itself."""
         return self
 

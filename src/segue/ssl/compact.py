@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import reduce
 from math import ceil, log2
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +65,8 @@ class CompactConfig:
     @classmethod
     def from_json(cls, data: dict) -> CompactConfig:
         """From a JSON object, where tuples are lists."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)
 
     @property
     def frame_samples(self) -> int:
@@ -73,6 +76,11 @@ class CompactConfig:
 
 class LogMel(nn.Module):
     """Waveforms to log-mel patches; `mean` and `std` [bands] standardise them."""
+
+    mean: Tensor
+    std: Tensor
+    window: Tensor
+    filters: Tensor
 
     def __init__(self, config: CompactConfig) -> None:
         super().__init__()
@@ -149,14 +157,17 @@ def rotate(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
 class CompactEncoder(nn.Module):
     """The network. `statistics` [2, depth + 1, F] are mean and deviation of the default mixture, then of each layer."""
 
+    statistics: Tensor
+
     def __init__(self, config: CompactConfig) -> None:
         super().__init__()
         self.config = c = config
         self.mel = LogMel(c)
         self.enter = nn.Linear(c.patch_frames * c.bands, c.width)
-        self.blocks = nn.ModuleList(Block(c.width, c.heads, c.expansion) for _ in range(c.depth))
+        blocks = [Block(c.width, c.heads, c.expansion) for _ in range(c.depth)]
+        self.blocks = nn.ModuleList(blocks)
         # Residual branches start small: deep stacks then start near the identity.
-        for block in self.blocks:
+        for block in blocks:
             nn.init.normal_(block.out.weight, std=0.02 / (2 * c.depth) ** 0.5)
             nn.init.normal_(block.contract.weight, std=0.02 / (2 * c.depth) ** 0.5)
         self.register_buffer("statistics", torch.stack([torch.zeros(c.depth + 1, c.width)] * 2))
@@ -182,7 +193,7 @@ class CompactEncoder(nn.Module):
         """[B, T] -> [B, S, F] of one layer (1 to depth), or of the default mixture; not yet standardised."""
         wanted = self.config.layers if layer is None else (layer,)
         outputs = self(self.mel.patches(self.mel(wave)), depth=max(wanted))
-        return sum(normalise(outputs[i - 1]) for i in wanted) / len(wanted)
+        return reduce(torch.add, (normalise(outputs[i - 1]) for i in wanted)) / len(wanted)
 
 
 def normalise(x: Tensor) -> Tensor:
@@ -243,7 +254,7 @@ class CompactTeacher(Teacher):
             "weights": digest.hexdigest()[:16],
         }
 
-    def to(self, device) -> CompactTeacher:
+    def to(self, device: torch.device | str) -> CompactTeacher:
         """Move the encoder; returns itself."""
         self.encoder.to(device)
         return self

@@ -13,12 +13,10 @@ from math import gcd
 
 import numpy as np
 import torch
-from scipy import signal
-from scipy.fft import next_fast_len
 from torch import Tensor
 
 from segue.process.noise import keyed_generator
-from segue.types import UserError
+from segue.types import UserError, import_extra
 
 FAMILIES = ("chebyshev1", "butterworth", "bessel", "elliptic", "fft")
 RESAMPLING = ("fft", "poly", "none")
@@ -180,7 +178,7 @@ def degrade(
                 f"cutoff {degradation.cutoff_hz:g} Hz of sound at {sample_rate_hz:,} Hz: nothing would be missing; "
                 f"give one below {sample_rate_hz / 2:g}"
             )
-    size = next_fast_len(samples + RINGING_SAMPLES, real=True)
+    size = import_extra("scipy.fft", "train").next_fast_len(samples + RINGING_SAMPLES, real=True)
     bins_hz = np.arange(size // 2 + 1) * (sample_rate_hz / size)
     gain = torch.from_numpy(np.stack([response(d, bins_hz, sample_rate_hz) for d in degradations]))
     low = _filtered(wave.float(), gain.to(wave.device), size)
@@ -201,6 +199,7 @@ def response(degradation: Degradation, bins_hz: np.ndarray, sample_rate_hz: int)
     below = bins_hz <= cutoff_hz
     if family == "fft":
         return below.astype(np.float32)
+    signal = import_extra("scipy.signal", "train")
     if family == "chebyshev1":
         sos = signal.cheby1(order, degradation.ripple_db, cutoff_hz, fs=sample_rate_hz, output="sos")
     elif family == "butterworth":
@@ -238,6 +237,7 @@ def _down_and_up(low: Tensor, cutoff_hz: float, sample_rate_hz: int) -> Tensor:
     rate_hz = 2 * round(cutoff_hz)
     common = gcd(rate_hz, sample_rate_hz)
     up, down = rate_hz // common, sample_rate_hz // common
+    signal = import_extra("scipy.signal", "train")
     there = signal.resample_poly(low.double().cpu().numpy(), up, down)
     back = signal.resample_poly(there, down, up)[: low.shape[-1]]
     return torch.from_numpy(np.pad(back, (0, low.shape[-1] - len(back)))).to(low)

@@ -139,8 +139,8 @@ def accuracy(features: np.ndarray, probe: Probe) -> float:
     Raises:
         UserError: scikit-learn is missing.
     """
-    linear = import_extra("sklearn.linear_model", "train")
-    scaling = import_extra("sklearn.preprocessing", "train")
+    linear = import_extra("sklearn.linear_model", "evaluate")
+    scaling = import_extra("sklearn.preprocessing", "evaluate")
     labels = np.array(probe.labels)
     train, test = np.array(probe.train), np.array(probe.test)
     scaler = scaling.StandardScaler().fit(features[train])

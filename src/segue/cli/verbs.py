@@ -1,0 +1,142 @@
+"""A command line whose verbs are imported when they are run: `--help` must not wait for torch.
+
+Verbs are listed with the line that the help shows. Their functions, with all that those import, are looked up when a
+verb is run, asked for its own help, or completed by the shell.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from segue.types import UserError, printable
+
+# The class behind every complaint about the command line. typer has carried a click of its own since 0.20; this finds
+# the right one in either case: BadParameter <- UsageError <- ClickException.
+UsageProblem: Any = typer.BadParameter.__mro__[2]
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One command.
+
+    Attributes:
+        home: its function, "package.module:function".
+        words: what it does, as the list of commands says it: the first sentence of the function's docstring.
+    """
+
+    home: str
+    words: str
+
+    def function(self):
+        """The function, imported now."""
+        module, _, name = self.home.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Commands that share a first word.
+
+    Attributes:
+        words: what they are for.
+        verbs: their second words.
+    """
+
+    words: str
+    verbs: Mapping[str, Verb]
+
+
+class _Deferred(TyperCommand):
+    """A verb in the list of commands, before it is imported."""
+
+    def __init__(self, name: str, verb: Verb) -> None:
+        super().__init__(name, help=verb.words, rich_markup_mode=None)
+        self.verb = verb
+
+    def loaded(self):
+        """The command itself, with its options."""
+        app = typer.Typer(add_completion=False, rich_markup_mode=None)
+        app.command(self.name)(self.verb.function())
+        return typer.main.get_command(app)
+
+
+class _Verbs(TyperGroup):
+    """A group that imports a verb when it is chosen, and prints its help where none is."""
+
+    def resolve_command(self, ctx, args):
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command.loaded() if isinstance(command, _Deferred) else command, rest
+
+    def parse_args(self, ctx, args):
+        if not args and not ctx.resilient_parsing:  # typer's own way is an error, exit 2
+            print(ctx.get_help())
+            ctx.exit()
+        return super().parse_args(ctx, args)
+
+    def add_verbs(self, verbs: Mapping[str, Verb | Group]) -> None:
+        """List verbs, and groups of them."""
+        for name, verb in verbs.items():
+            if isinstance(verb, Verb):
+                self.add_command(_Deferred(name, verb), name)
+                continue
+            group = _Verbs(name=name, help=verb.words, rich_markup_mode=None)
+            group.add_verbs(verb.verbs)
+            self.add_command(group, name)
+
+
+def make_command(words: str, version: str, verbs: Mapping[str, Verb | Group]):
+    """A whole command line.
+
+    Args:
+        words: what it is for.
+        version: what `--version` prints.
+        verbs: name -> verb or group, in the order that the help lists them.
+    """
+
+    def print_version(wanted: bool) -> None:
+        if wanted:
+            print(version)
+            raise typer.Exit
+
+    def root(
+        version: bool = typer.Option(
+            False, "--version", callback=print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ) -> None:
+        pass
+
+    app = typer.Typer(cls=_Verbs, help=words, rich_markup_mode=None)
+    app.callback()(root)
+    command = typer.main.get_command(app)
+    assert isinstance(command, _Verbs)
+    command.add_verbs(verbs)
+    return command
+
+
+def run_command(command, name: str, arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit: 0 done, 2 a mistake that the user can correct in one line, 130 interrupted."""
+    try:
+        code = command.main(arguments, prog_name=name, standalone_mode=False)
+    except UserError as error:
+        sys.exit(_complain(name, str(error), 2))
+    except UsageProblem as error:
+        sys.exit(_complain(name, error.format_message(), 2))
+    except OSError as error:
+        full = " (the disk is full; free some and run the command again)" if error.errno == errno.ENOSPC else ""
+        sys.exit(_complain(name, f"{error.filename or 'file'}: {error.strerror}{full}", 2))
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(_complain(name, "interrupted", 130))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(name: str, line: str, code: int) -> int:
+    print(f"{name}: {printable(' '.join(line.split()))}", file=sys.stderr)
+    return code
