@@ -274,14 +274,14 @@ def test_a_codec_that_claims_another_size_is_refused(tmp_path, change):
         load_codec(str(evil))
 
 
-def test_a_judge_of_other_files_is_refused(tmp_path):
-    from segue.metrics.judge import SHIPPED, Judge
+def test_a_note_classifier_of_other_files_is_refused(tmp_path):
+    from segue.evaluation.note_classifier import SHIPPED, NoteClassifier
 
     for text in ("{}", "[]", "not json", '{"families": 3, "instruments": []}'):
-        shutil.copy(SHIPPED / "judge.safetensors", tmp_path)
+        shutil.copy(SHIPPED / "note-classifier.safetensors", tmp_path)
         (tmp_path / "card.json").write_text(text)
-        with pytest.raises(UserError, match="not a judge"):
-            Judge.load(tmp_path)
+        with pytest.raises(UserError, match="not a note classifier"):
+            NoteClassifier.load(tmp_path)
 
 
 def test_a_file_that_turns_bad_while_it_is_encoded_is_left_out_or_named(small_set, fakes, tmp_path, monkeypatch):

@@ -17,9 +17,9 @@ def measures(value):
         "pitch_accuracy": value / 2,
         "pitch_accuracy_interval": [value / 2 - 0.05, value / 2 + 0.05],
         "pitch_accuracy_chance": 0.02,
-        "judged_clips": 192,
+        "clips": 192,
     }
-    return {**part, "held_out": {**part, "judged_clips": 64}, "frechet_distance": 17.25, "frechet_distance_n": 192}
+    return {**part, "held_out": {**part, "clips": 64}, "frechet_distance": 17.25, "frechet_distance_n": 192}
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def summary():
         "seconds_total": 700.0,
         "dataset": {"clips": 6000, "hours": 3.41},
         "model": {"preset": "dit-3m", "parameters": 3_100_000},
-        "judge": {"sha256": "ab" * 32, "card": card},
+        "note_classifier": {"sha256": "ab" * 32, "card": card},
         "references": {"real": measures(0.9), "codec_round_trip": measures(0.85)},
         "arms": {"static-uniform": arm, "stage": {**arm, **measures(0.6)}},
     }
@@ -63,7 +63,7 @@ def test_page_says_what_the_summary_says(tmp_path, summary, arms, wave):
     for words in (
         "6,000 captioned clips", "3.4 hours", "11 min 40 s", "3.1 M", "abc1234", "segue demo --out runs/demo",
         "real clips", "codec round trip", "40.0 %", "60.0 %", "35–45", "chance 9.0", "n 192", "n 64", "17.2",
-        "51,200", "0.412", "at first 0.900", "98.7 %", "judge hears violin (93%), C 5 (88%)", "held-out pair",
+        "51,200", "0.412", "at first 0.900", "98.7 %", "classified as violin (93%), C 5 (88%)", "held-out pair",
         "validation loss at t = 0.9",
     ):  # fmt: skip
         assert words in page, words

@@ -17,6 +17,7 @@ from segue.training import codec as training
 from segue.training import codec_figures, codec_loop
 from segue.training import sounds as sound_files
 from segue.types import UserError
+from segue_lab.release.codec import release_codec
 
 MODEL = AutoencoderConfig(
     hop_samples=256, channels=4, encoder_width=16, decoder_width=24, encoder_blocks=(1, 1), decoder_blocks=(1, 1)
@@ -75,10 +76,10 @@ def test_training_lowers_the_loss_and_leaves_a_codec(tones, tmp_path):
     assert report["latents"]["mean_abs"] < 0.3
     assert 0.4 < report["latents"]["std_min"] <= report["latents"]["std_max"] < 2
     assert 0 < report["latents"]["lag1_correlation"] <= 1
-    shipped = tmp_path / "shipped"
-    card = codec_figures.ship_codec(tmp_path / "run", shipped, {"tones": tones}, sources=[], command="", commit="")
-    assert json.loads((shipped / "card.json").read_text()) == json.loads(json.dumps(card))
-    assert load_codec(str(shipped)).weights_sha256() == card["weights_sha256"]
+    released = tmp_path / "released"
+    card = release_codec(tmp_path / "run", released, {"tones": tones}, sources=[], command="", commit="")
+    assert json.loads((released / "card.json").read_text()) == json.loads(json.dumps(card))
+    assert load_codec(str(released)).weights_sha256() == card["weights_sha256"]
     assert card["training"]["steps"] == 150
     assert card["figures"]["tones"]["kinds"]["note"]["log_mel_l1"] == pytest.approx(
         report["kinds"]["note"]["log_mel_l1"], abs=0.05
@@ -91,22 +92,6 @@ def test_measures_of_an_exact_codec_are_perfect(tones):
         assert row["clips"] == 4
         assert row["log_mel_l1"] == row["lsd"] == row["convergence"] == 0
         assert row["si_sdr_db"] > 100
-
-
-def test_an_exact_codec_changes_nothing_that_the_judge_hears(tones, tmp_path):
-    rows = []
-    for index in range(4):
-        (tmp_path / f"{index}.flac").write_bytes((tones / f"{index}.flac").read_bytes())
-        label = {"kind": "note", "family": "guitar", "instrument": "nylon guitar", "pitch": 48 + index}
-        row = {"id": str(index), "path": f"{index}.flac", "caption": "a note", "split": "test"}
-        rows.append(json.dumps({**row, **label}) + "\n")
-    (tmp_path / "manifest.jsonl").write_text("".join(rows))
-    heard = codec_figures.judge_round_trip(SpectralCodec(16000), tmp_path)
-    assert heard["clips"] == 4
-    assert {k: heard[k] for k in ("family", "instrument", "pitch")} == heard["real_clips"]
-    (tmp_path / "manifest.jsonl").write_text("".join(rows).replace('"test"', '"train"'))
-    with pytest.raises(UserError, match="no test notes"):
-        codec_figures.judge_round_trip(SpectralCodec(16000), tmp_path)
 
 
 def test_round_trips_to_listen_to_hold_original_and_decoded(tones):

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from segue.codecs.autoencoder import DECODER, Analysis, AutoencoderConfig, load_autoencoder, save_codec
 from segue.training import codec as training
 from segue.training import codec_adversary as refining
-from segue.training import codec_figures, sounds
+from segue.training import sounds
 from segue.types import UserError
+from segue_lab.release.codec import release_codec
 
 MODEL = AutoencoderConfig(
     hop_samples=256, channels=4, encoder_width=16, decoder_width=24, encoder_blocks=(1, 1), decoder_blocks=(1, 1)
@@ -62,7 +63,7 @@ def test_only_the_decoder_moves_and_latents_stay_bit_for_bit(codec, tones, tmp_p
         assert torch.equal(before[name], after[name]) == (not name.startswith(DECODER)), name
     with safe_open(tmp_path / "out" / "codec.safetensors", "pt") as file:
         assert not any("discriminator" in name for name in file.keys())
-    card = codec_figures.ship_codec(tmp_path / "out", tmp_path / "s", {"t": tones}, sources=[], command="", commit="")
+    card = release_codec(tmp_path / "out", tmp_path / "s", {"t": tones}, sources=[], command="", commit="")
     assert card["training"] == {"steps": 60}
     assert card["refinement"]["steps"] == 6
     assert card["latents_sha256"] == load_autoencoder(tmp_path / "s").fingerprint()["latents_sha256"]

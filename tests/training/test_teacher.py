@@ -81,44 +81,9 @@ def test_training_lowers_the_loss_and_leaves_a_teacher(trained, tones):
     assert 0.6 < frames.std(0).mean() < 1.4
 
 
-def test_probes_are_fair_and_the_card_says_them(trained, tones, tmp_path):
-    report = figures.measure_teacher(load_teacher(str(trained)), tones, layers=True)
-    assert report["probes"].keys() == {"family", "pitch"}, "instrument names nothing here"
-    family = report["probes"]["family"]
-    assert (family["train_clips"], family["test_clips"], family["test_split"]) == (36, 12, "test")
-    assert family["chance"] <= 0.5
-    assert family["log_mel_statistics"] > 0.8 and family["teacher"] > 0.8
-    assert {"teacher", "log_mel_statistics", "random_weights", "layer_1", "layer_3"} <= family.keys()
-    card = figures.ship_teacher(
-        trained, tmp_path, {"tones": tones}, sources=[{"name": "tones"}], command="c", commit="0", layers=(3,)
-    )
-    assert json.loads((tmp_path / "card.json").read_text()) == json.loads(json.dumps(card))
-    shipped = load_teacher(str(tmp_path))
-    assert shipped.config.layers == (3,) and shipped.fingerprint()["weights"] == card["weights"]
-    assert card["training"]["steps"] == 100 and card["bytes"] == (tmp_path / "teacher.safetensors").stat().st_size
-    assert (
-        card["figures"]["tones"]["probes"]["family"]
-        == figures.measure_teacher(shipped, tones, layers=True)["probes"]["family"]
-    )
-    torch.testing.assert_close(shipped.encoder.statistics[:, 0], shipped.encoder.statistics[:, 3], atol=2e-3, rtol=2e-3)
-    with pytest.raises(UserError, match="--layer 4: there are layers 1 to 3"):
-        figures.ship_teacher(trained, tmp_path / "x", {"t": tones}, sources=[], command="", commit="", layers=(4,))
-    assert not (tmp_path / "x").exists()
-
-
-def test_a_source_without_labels_gets_collapse_figures(trained, tones, tmp_path):
-    (tmp_path / "a.flac").write_bytes((tones / "1.flac").read_bytes())
-    report = figures.measure_teacher(load_teacher(str(trained)), tmp_path)
-    assert report["probes"] == {} and report["collapse"]["feature_std"] > 0
-
-
-def test_probe_accuracy_is_that_of_what_can_be_told():
-    generator = np.random.default_rng(0)
-    labels = [str(i % 3) for i in range(120)]
-    probe = figures.Probe("x", list(range(90)), list(range(90, 120)), labels, "test")
-    told = np.eye(3)[[int(x) for x in labels]] + 0.05 * generator.standard_normal((120, 3))
-    assert figures.accuracy(told, probe) == 1.0
-    assert figures.accuracy(generator.standard_normal((120, 3)), probe) < 0.7
+def test_held_out_sounds_get_collapse_figures(trained, tones):
+    report = figures.measure_teacher(load_teacher(str(trained)), tones)
+    assert report["clips"] == 12 and report["collapse"]["feature_std"] > 0
 
 
 def test_collapse_is_seen_and_refused():
@@ -267,40 +232,6 @@ def test_unusable_sounds_say_the_mend_and_leave_nothing(tmp_path):
     [
         (["train", "{tones}", "--out", "{out}", "--minutes", "0"], "--minutes and --steps must be above 0"),
         (["train", "{tones}", "--out", "{out}", "--rate", "10"], "--rate 10 Hz is outside"),
-        (
-            [
-                "ship",
-                "{tones}",
-                "--out",
-                "{out}",
-                "--measure",
-                "x",
-                "--sources",
-                "{out}",
-                "--command",
-                "c",
-                "--commit",
-                "0",
-            ],
-            "NAME=FOLDER",
-        ),
-        (
-            [
-                "ship",
-                "{tones}",
-                "--out",
-                "{out}",
-                "--measure",
-                "x=y",
-                "--sources",
-                "{out}",
-                "--command",
-                "c",
-                "--commit",
-                "0",
-            ],
-            "sources",
-        ),
     ],
 )
 def test_the_command_line_says_the_mend(arguments, words, tones, tmp_path, capsys):

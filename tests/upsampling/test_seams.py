@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from segue.data.audio import read_header
-from segue.metrics.baselines import sinc
+from segue.evaluation.baselines import sinc
 from segue.pipeline import SuperResolver
 from segue.upsampling.chunks import cut, joined, make_plan
 from segue.upsampling.enhance import Enhancer

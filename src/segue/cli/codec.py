@@ -1,4 +1,4 @@
-"""`segue codec train`, `segue codec refine`, `segue codec measure` and `segue codec ship`."""
+"""`segue codec train`, `segue codec refine` and `segue codec measure`."""
 
 from __future__ import annotations
 
@@ -102,26 +102,6 @@ def measure(
     from segue.codecs import load_codec
 
     _report(report, f"Codec {codec}", {"codec": load_codec(codec)}, source, clips=clips)
-
-
-def ship(
-    run: Annotated[Path, typer.Argument(help="Folder that `segue codec train` left.")],
-    out: Annotated[Path, typer.Option(help="Folder for codec.safetensors (float16) and card.json.")],
-    measure_on: Annotated[
-        list[str], typer.Option("--measure", help="NAME=FOLDER of sounds to measure on; repeatable.")
-    ],
-    sources: Annotated[Path, typer.Option(help="JSON list of what it was trained on, with licences.")],
-    command: Annotated[str, typer.Option(help="The command that trained it.")],
-    commit: Annotated[str, typer.Option(help="The commit that it was trained at.")],
-    judge_on: Annotated[Path | None, typer.Option(help="A demo set: what the judge hears after the codec.")] = None,
-) -> None:
-    """Halve a trained codec's weights, measure it, and write its card."""
-    from segue.cli.shipping import measured_and_listed
-    from segue.training.codec_figures import ship_codec
-
-    folders, listed = measured_and_listed(measure_on, sources)
-    card = ship_codec(run, out, folders, sources=listed, command=command, commit=commit, judge_on=judge_on)
-    typer.echo(json.dumps(card["figures"], indent=2))
 
 
 def _check_budget(minutes: float, steps: int | None) -> None:

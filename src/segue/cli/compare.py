@@ -12,11 +12,10 @@ import typer
 from rich.console import Console
 from rich.table import Table as TerminalTable
 
-from segue.cli.origin import command, commit, machine
 from segue.files import sha256_of, write_bytes, write_text
+from segue.provenance import command, commit, machine
 from segue.report.compare import Line, Table, curve_png, write_comparison_page
-from segue.study.aggregate import first_reach
-from segue.study.runs import RunCurves, read_run
+from segue.report.run_curves import RunCurves, first_reach, read_run
 from segue.types import UserError
 
 
@@ -61,7 +60,7 @@ def compare(
 _READING = (
     "Value at the end of each run; then the examples (and seconds of training) at which its curve, linear between its "
     "points, first reaches the first run's final value, over those of the first run itself. One run each: no "
-    "intervals; a study has them (segue study)."
+    "intervals; a study has them (segue-lab study)."
 )
 
 

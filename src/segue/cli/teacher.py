@@ -1,4 +1,4 @@
-"""`segue teacher train`, `segue teacher measure` and `segue teacher ship`."""
+"""`segue teacher train` and `segue teacher measure`."""
 
 from __future__ import annotations
 
@@ -47,12 +47,10 @@ def train(
 
 def measure(
     teacher: Annotated[str, typer.Argument(help="Teacher name, or the folder of a trained one.")],
-    source: Annotated[Path, typer.Argument(help="Folder of sounds; labels of its manifest are probed for.")],
-    layers: Annotated[bool, typer.Option("--layers", help="Probe every layer of one of our own.")] = False,
-    clips: Annotated[int, typer.Option(help="Clips at most that a probe trains on.")] = 4000,
+    source: Annotated[Path, typer.Argument(help="Folder of sounds; their test split, else valid, else all.")],
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves PyTorch's choice.")] = 0,
 ) -> None:
-    """Linear probes against log-mel statistics (and random weights), and collapse figures, as JSON."""
+    """Collapse figures of a teacher's space on held-out sounds, as JSON."""
     import torch
 
     from segue.ssl import load_teacher
@@ -60,29 +58,4 @@ def measure(
 
     if threads:
         torch.set_num_threads(threads)
-    report = measure_teacher(load_teacher(teacher), source, layers=layers, clips=clips)
-    typer.echo(json.dumps(report, indent=2))
-
-
-def ship(
-    run: Annotated[Path, typer.Argument(help="Folder that `segue teacher train` left.")],
-    out: Annotated[Path, typer.Option(help="Folder for teacher.safetensors (float16) and card.json.")],
-    measure_on: Annotated[
-        list[str], typer.Option("--measure", help="NAME=FOLDER of sounds to measure on; repeatable.")
-    ],
-    sources: Annotated[Path, typer.Option(help="JSON list of what it was trained on, with licences.")],
-    command: Annotated[str, typer.Option(help="The command that trained it.")],
-    commit: Annotated[str, typer.Option(help="The commit that it was trained at.")],
-    layer: Annotated[
-        list[int] | None, typer.Option("--layer", help="Layer that is given by default; repeatable: their mean.")
-    ] = None,
-) -> None:
-    """Halve a trained teacher's weights, measure it, and write its card."""
-    from segue.cli.shipping import measured_and_listed
-    from segue.training.teacher_figures import ship_teacher
-
-    folders, listed = measured_and_listed(measure_on, sources)
-    card = ship_teacher(
-        run, out, folders, sources=listed, command=command, commit=commit, layers=tuple(layer or ()) or None
-    )
-    typer.echo(json.dumps(card["figures"], indent=2))
+    typer.echo(json.dumps(measure_teacher(load_teacher(teacher), source), indent=2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -155,6 +156,21 @@ def run_training(
             write_resolved(run_dir, cache, config, samples)
     write_run_report(run_dir)
     return result
+
+
+def continue_training(
+    config: RunConfig, cache_path: Path | str, run_dir: Path, *, device: str = "auto", quiet: bool = False
+) -> TrainResult:
+    """Train in `run_dir`, from its newest checkpoint where it has one; for runs that another process looks after.
+
+    Of a start that left no checkpoint nothing counts: it is cleared, and the run begins anew. No samples are made.
+    """
+    resume = (run_dir / "config.json").exists() and bool(list_checkpoints(run_dir))
+    if not resume:
+        for name in ("config.json", "log.jsonl"):
+            (run_dir / name).unlink(missing_ok=True)
+        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+    return run_training(config, cache_path, run_dir, resume=resume, device=device, samples=0, quiet=quiet)
 
 
 def write_samples(run_dir: Path, cache: LatentCache, count: int) -> None:

@@ -1,4 +1,4 @@
-"""Runs or arms side by side: curves with interval bands, tables, one self-contained page."""
+"""Runs or variants side by side: curves with interval bands, tables, one self-contained page."""
 
 from __future__ import annotations
 

@@ -25,9 +25,9 @@ _STAGE = {
 _SEEN = "examples seen"
 
 
-def read_events(run_dir: Path) -> list[dict]:
-    """The lines of a run's log.jsonl in order; empty where there is none. A line cut short by a kill is left out."""
-    path = run_dir / "log.jsonl"
+def read_events(run_dir: Path, name: str = "log.jsonl") -> list[dict]:
+    """The lines of a run's log in order; empty where there is none. A line cut short by a kill is left out."""
+    path = run_dir / name
     events = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:

@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from segue.metrics.mel import mel_magnitude
+from segue.evaluation.folders.sets import ClipPair
+from segue.evaluation.mel import mel_magnitude
 from segue.report.pictures import _GREY, SPECTROGRAM_RANGE_DB, _png
 from segue.types import UserError, import_extra
 
 _N_FFT, _BANDS = 1024, 96
-
-
-@dataclass(frozen=True)
-class ClipPair:
-    """One row of the picture.
-
-    Attributes:
-        title: which clip, and its figure.
-        clips: (label, waveform [T]) from left to right.
-        sample_rate_hz: of the clips.
-    """
-
-    title: str
-    clips: Sequence[tuple[str, np.ndarray]]
-    sample_rate_hz: int
 
 
 def worst_and_best_png(rows: Sequence[ClipPair]) -> bytes:

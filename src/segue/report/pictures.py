@@ -8,10 +8,10 @@ from io import BytesIO
 import numpy as np
 import torch
 
-from segue.metrics.mel import mel_edges_hz, mel_magnitude
+from segue.evaluation.mel import mel_edges_hz, mel_magnitude
 from segue.types import UserError, import_extra
 
-# Two arms side by side is the usual case: blue and orange stay apart for colour-blind eyes.
+# Two variants side by side is the usual case: blue and orange stay apart for colour-blind eyes.
 COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#e0559a", "#8b5cf6", "#94a3b8")
 SPECTROGRAM_RANGE_DB = (-95.0, -15.0)
 _GREY = "#858b98"

@@ -25,7 +25,7 @@ from segue.codecs.autoencoder import (
     AutoencoderConfig,
     save_codec,
 )
-from segue.metrics.mel import mel_edges_hz, triangular_bands
+from segue.evaluation.mel import mel_edges_hz, triangular_bands
 from segue.training.codec_loop import (
     adam_tensors,
     learning_rate_at,

@@ -1,32 +1,18 @@
-"""How well a codec reconstructs, and the card that a shipped one carries."""
+"""How well a codec reconstructs."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import platform
 import time
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from segue.codecs.autoencoder import (
-    WEIGHTS,
-    load_autoencoder,
-    save_codec,
-)
 from segue.codecs.base import Codec
-from segue.data.manifest import load_manifest
-from segue.files import write_text
-from segue.metrics.judge import Judge
-from segue.metrics.mel import stft_magnitude
-from segue.metrics.spectral import log_mel_l1, log_spectral_distance, si_sdr_db
-from segue.training.codec_loop import STATE
+from segue.evaluation.mel import stft_magnitude
+from segue.evaluation.spectral import log_mel_l1, log_spectral_distance, si_sdr_db
 from segue.training.sounds import Sound, list_sounds, read_sounds
-from segue.types import UserError
 
 MEASURES = ("log_mel_l1", "lsd", "convergence", "si_sdr_db", "high_band_db", "flatness_db")
 
@@ -131,88 +117,3 @@ def _lag_correlation(latents: list[Tensor]) -> float:
     product = sum((a * b).sum() for a, b in pairs)
     energy = sum((a.square().sum() + b.square().sum()) / 2 for a, b in pairs)
     return float(product / energy)
-
-
-@torch.inference_mode()
-def judge_round_trip(codec: Codec, source: Path, *, clips: int = 300) -> dict:
-    """What the shipped judge hears in notes of split "test", as they are and after the codec.
-
-    Args:
-        source: a data set whose manifest names family, instrument and pitch of its notes, as the demo set's does.
-
-    Raises:
-        UserError: no such notes, or classes that the judge does not know.
-    """
-    judge = Judge.load()
-    wanted = ("family", "instrument", "pitch")
-    notes = [c for c in load_manifest(source) if c.split == "test" and c.fields.get("kind") == "note"]
-    notes = [c for c in notes if all(c.fields.get(k) is not None for k in wanted)]
-    if not notes:
-        raise UserError(f"{source}: no test notes with {', '.join(wanted)} in its manifest; mend: name a demo set")
-    notes = notes[:: max(1, len(notes) // clips)][:clips]
-    sounds = read_sounds([Sound(c.path, c.split, "note") for c in notes], codec.sample_rate_hz)
-    places = (judge.family_index, judge.instrument_index, judge.pitch_index)
-    right = torch.zeros(2, 3, dtype=torch.float64)
-    for index, note in enumerate(notes):
-        wave = sounds.wave(index)[None]
-        for row, heard in enumerate((wave, codec.decode(codec.encode(wave), wave.shape[-1]))):
-            answer = judge.predict(heard.cpu(), codec.sample_rate_hz)
-            for column, (name, place) in enumerate(zip(wanted, places, strict=True)):
-                right[row, column] += int(getattr(answer, name)[0]) == place(note.fields[name])
-    shares = (right / len(notes)).tolist()
-    real, after = ({name: round(x, 3) for name, x in zip(wanted, row, strict=True)} for row in shares)
-    return {"clips": len(notes), "split": "test notes", **after, "real_clips": real}
-
-
-def ship_codec(
-    run: Path,
-    out: Path,
-    measures: dict[str, Path],
-    *,
-    sources: list[dict],
-    command: str,
-    commit: str,
-    judge_on: Path | None = None,
-) -> dict:
-    """Write the averaged weights of a run in float16, and card.json beside them, into `out`.
-
-    Args:
-        run: folder that `train_codec` left.
-        measures: name -> folder of sounds to measure on.
-        sources: what it was trained on: {"name", "licence", "hours", ...} each, as the card shall say it.
-        command, commit: how it was trained.
-        judge_on: a demo set, to say what the judge hears after the codec.
-
-    Returns:
-        The card.
-    """
-    save_codec(load_autoencoder(run).network, out, half=True)
-    codec = load_autoencoder(out)
-    with safe_open(run / STATE, "pt") as file:
-        state = json.loads(file.metadata()["state"])
-    training = {
-        "command": command,
-        "commit": commit,
-        "steps": state["step"],
-        "hours": round(state["seconds"] / 3600, 2),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread used",
-        "torch": torch.__version__,
-        "config": state["config"],
-        "sources": sources,
-    }
-    # A refined codec was trained before; its card tells of both.
-    stages = {"training": state["origin"], "refinement": training} if "origin" in state else {"training": training}
-    card = {
-        "name": codec.name,
-        "weights_sha256": codec.weights_sha256(),
-        "latents_sha256": codec.weights_sha256(latents_only=True),
-        "bytes": (out / WEIGHTS).stat().st_size,
-        "parameters": sum(p.numel() for p in codec.network.parameters()),
-        "latent_frame_rate_hz": codec.frame_rate_hz,
-        **stages,
-        "figures": {name: measure_codec(codec, folder, clips=40) for name, folder in measures.items()},
-    }
-    if judge_on is not None:
-        card["judge_after_round_trip"] = judge_round_trip(codec, judge_on)
-    write_text(out / "card.json", json.dumps(card, indent=2) + "\n")
-    return card

@@ -1,0 +1,28 @@
+"""`segue-lab teacher probe`: linear probes of a teacher's space."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def probe(
+    teacher: Annotated[str, typer.Argument(help="Teacher name, or the folder of a trained one.")],
+    source: Annotated[Path, typer.Argument(help="Folder of sounds; labels of its manifest are probed for.")],
+    layers: Annotated[bool, typer.Option("--layers", help="Probe every layer of one of our own.")] = False,
+    clips: Annotated[int, typer.Option(help="Clips at most that a probe trains on.")] = 4000,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves PyTorch's choice.")] = 0,
+) -> None:
+    """Linear probes against log-mel statistics (and random weights), and collapse figures, as JSON."""
+    import torch
+
+    from segue.ssl import load_teacher
+    from segue_lab.teacher_probes import probe_teacher
+
+    if threads:
+        torch.set_num_threads(threads)
+    report = probe_teacher(load_teacher(teacher), source, layers=layers, clips=clips)
+    typer.echo(json.dumps(report, indent=2))
