@@ -49,7 +49,7 @@ def test_a_damaged_cache_and_broken_vectors_get_one_line(tmp_path):
     embedding = EncoderEmbedding(Frames())
     cached(tmp_path, "one", embedding, lambda: np.zeros(1000, np.float32))
     next(tmp_path.rglob("*.safetensors")).write_bytes(b"torn")
-    with pytest.raises(UserError, match="damaged; mend: delete it"):
+    with pytest.raises(UserError, match="damaged; hint: delete it"):
         cached(tmp_path, "one", embedding, lambda: np.zeros(1000, np.float32))
     with pytest.raises(UserError, match="not finite"):
         cached(tmp_path, "two", embedding, lambda: np.full(1000, np.nan, np.float32))

@@ -67,7 +67,7 @@ def test_labels_come_from_the_manifest(notes_dir):
 
 
 def test_refuses_labels_that_it_cannot_use(notes_dir, tmp_path):
-    with pytest.raises(UserError, match="never taught"):
+    with pytest.raises(UserError, match="never trained on"):
         load_notes(notes_dir, families=("flute",), instruments=("flute",))
     write_set(tmp_path / "bad", rows=4)
     manifest = tmp_path / "bad" / "manifest.jsonl"
