@@ -130,6 +130,40 @@ def test_what_an_older_version_finished_is_known_again(description, fake, tmp_pa
         assert asked.runs[0].folder != old.name, changes
 
 
+def test_the_folder_of_an_earlier_version_is_read_and_gone_on_with(description, fake, notes, tmp_path):
+    """Its runs were cells in cells/, its variants arms, its evaluation set was called listening."""
+    cache, manifest = notes
+    out = tmp_path / "out"
+    study = study_of(description, "base", seeds=[0], clips=9)
+    prepared = prepare(study, out)
+    assert train_runs(prepared, study, out, fake, quiet=True)
+
+    (out / "runs").rename(out / "cells")
+    (out / "eval-set").rename(out / "listening")
+    asked = json.loads((out / "listening" / "eval-set.json").read_text())
+    (out / "listening" / "eval-set.json").unlink()
+    (out / "listening" / "listening.json").write_text(
+        json.dumps({k: v for k, v in asked.items() if k not in ("space", "classes")})
+    )
+    folder = out / "cells" / prepared.runs[0].folder
+    stored = json.loads((folder / "run.json").read_text())
+    stored["arm"], stored["listening"] = stored.pop("variant"), stored.pop("eval_set")
+    stored["evaluation"]["judge_clips"] = stored["evaluation"].pop("clips")
+    (folder / "cell.json").write_text(json.dumps(stored))
+    (folder / "run.json").unlink()
+    cells = [{"arm": r.variant, "seed": r.seed, "key": r.key, "config": r.config} for r in prepared.runs]
+    (out / "plan.json").write_text(json.dumps({"cells": cells}))
+
+    assert planned_runs(out) == prepared.runs
+    assert write_study_report(study, out, planned_runs(out), ORIGIN) == "1 of 1 runs done"
+    assert "in the note classifier's space" in (out / "report.md").read_text()
+    again = prepare(study, out)
+    assert again.eval_set.key == prepared.eval_set.key and again.runs == prepared.runs
+    assert train_runs(again, study, out, fake, quiet=True)
+    assert (out / "cells" / "order").read_text().splitlines() == ["base 0"]  # nothing was run again
+    assert not (out / "runs").exists() and not (out / "eval-set").exists()
+
+
 def test_a_study_without_a_finished_baseline_still_makes_tables(description, fake, tmp_path):
     study, out = study_of(description, "bad", "good"), tmp_path / "out"
     prepared = prepare(study, out)
