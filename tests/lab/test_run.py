@@ -130,9 +130,8 @@ def test_what_an_older_version_finished_is_known_again(description, fake, tmp_pa
         assert asked.runs[0].folder != old.name, changes
 
 
-def test_the_folder_of_an_earlier_version_is_read_and_gone_on_with(description, fake, notes, tmp_path):
+def test_the_folder_of_an_earlier_version_is_read_and_gone_on_with(description, fake, tmp_path):
     """Its runs were cells in cells/, its variants arms, its evaluation set was called listening."""
-    cache, manifest = notes
     out = tmp_path / "out"
     study = study_of(description, "base", seeds=[0], clips=9)
     prepared = prepare(study, out)

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from segue.report import VariantPage, PromptClip, write_demo_report, write_summary
+from segue.report import PromptClip, VariantPage, write_demo_report, write_summary
 from segue.types import UserError
 
 

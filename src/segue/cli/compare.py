@@ -14,7 +14,8 @@ from rich.table import Table as TerminalTable
 
 from segue.files import sha256_of, write_bytes, write_text
 from segue.provenance import command, commit, machine
-from segue.report.compare import Line, Table, curve_png, write_comparison_page
+from segue.report.compare import Table, write_comparison_page
+from segue.report.pictures import Line, curve_png
 from segue.report.run_curves import RunCurves, first_reach, read_run
 from segue.types import UserError
 

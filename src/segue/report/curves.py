@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from segue.report.page import figure, image
-from segue.report.pictures import curves_png
+from segue.report.pictures import Line, curve_png
 
 # Numbers of "train" lines that get a panel, with its title; the rest of a log is for machines.
 _TRAIN = {"loss": "training loss", "timestep_mean": "mean t drawn"}
@@ -19,7 +19,7 @@ _TRAIN_ALONE = {
 _STAGE = {
     "regime": "regime r (0 semantic, 1 refinement)",
     "guidance_weight": "guidance weight",
-    "timestep_mean": "mean t of the law",
+    "timestep_mean": "mean t of the timestep distribution",
     "discrepancy": "SSL-space discrepancy",
 }
 _SEEN = "examples seen"
@@ -82,8 +82,8 @@ def _points(events: Sequence[dict], event: str, *keys: str) -> tuple[list[float]
 
 
 def _panel(title: str, series: dict) -> str:
-    drawn = {name: points for name, points in series.items() if points[0]}
-    return figure(image(curves_png(drawn, _SEEN, "", title, width_px=720, height_px=430), f"{title} over {_SEEN}"))
+    drawn = {name: Line(*points) for name, points in series.items() if points[0]}
+    return figure(image(curve_png(drawn, _SEEN, title, width_px=720, height_px=430), f"{title} over {_SEEN}"))
 
 
 def _is_number(value: object) -> bool:

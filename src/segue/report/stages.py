@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from segue.report.compare import Line, curve_png
 from segue.report.page import figure, image
+from segue.report.pictures import Line, curve_png
 from segue.report.structure import structure_figures
 
 _SEEN = "examples seen"

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from segue.files import write_bytes, write_text
-from segue.report.compare import Line, Table, curve_png, write_comparison_page
+from segue.report.compare import Table, write_comparison_page
+from segue.report.pictures import Line, curve_png
 from segue.report.run_curves import LOSS_AT, MEASURES, run_curves
 from segue_lab.study.aggregate import Band, StudyCurves, band, compare, wall_clock
 from segue_lab.study.config import PlannedRun, Study
