@@ -45,7 +45,7 @@ def test_ratios_on_known_curves(segue, runs, tmp_path):
     assert loss[f"{tmp_path.name}/c"]["examples_ratio"] == "not reached"
     pitch = results["measures"]["pitch_accuracy"]
     assert pitch["b/run"]["examples_ratio"] == pytest.approx(0.5) and pitch[f"{tmp_path.name}/c"] is None
-    for words in ("a/run", "validation loss at t = 0.9", "pitch obeyed", "not reached"):
+    for words in ("a/run", "validation loss at t = 0.9", "prompt accuracy, pitch", "not reached"):
         assert words in ran.out
     pictures = {p.name for p in (tmp_path / "out" / "pictures").iterdir()}
     assert {"discrepancy-examples.png", "discrepancy-seconds.png", "pitch_accuracy-examples.png"} <= pictures

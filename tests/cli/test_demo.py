@@ -35,7 +35,7 @@ def test_the_summary_holds_what_the_page_shows(made):
     assert page.count("data:audio/wav;base64") >= 3 * (len(summary["prompts"]) - 1)
     for prompt in summary["prompts"]:
         assert prompt["prompt"] in page
-    assert f"{100 * summary['arms']['static-uniform']['family_accuracy']:.1f}" in page
+    assert f"{100 * summary['variants']['static-uniform']['family_accuracy']:.1f}" in page
 
 
 def test_a_second_call_trains_nothing_and_says_the_same(made, segue):

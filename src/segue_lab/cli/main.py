@@ -19,7 +19,7 @@ def make_app() -> typer.Typer:
             "Train the note classifier, or show its card.",
             {"train": classifier.train, "card": classifier.card},
         ),
-        "teacher": ("Probe a teacher's space for labels.", {"probe": teacher.probe}),
+        "teacher": ("Measure a teacher by linear probes.", {"measure": teacher.measure}),
         "release": (
             "Halve trained weights to float16, measure them, and write their card.",
             {"codec": release.codec, "teacher": release.teacher, "super-resolution": release.super_resolution},

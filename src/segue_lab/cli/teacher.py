@@ -1,4 +1,4 @@
-"""`segue-lab teacher probe`: linear probes of a teacher's space."""
+"""`segue-lab teacher measure`: linear probes of a teacher's space."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 
-def probe(
+def measure(
     teacher: Annotated[str, typer.Argument(help="Teacher name, or the folder of a trained one.")],
     source: Annotated[Path, typer.Argument(help="Folder of sounds; labels of its manifest are probed for.")],
     layers: Annotated[bool, typer.Option("--layers", help="Probe every layer of one of our own.")] = False,
