@@ -135,6 +135,6 @@ def test_files_that_are_no_studies(tmp_path, description):
 
 def test_the_page_of_studies_tells_the_defaults():
     page = (Path(__file__).parents[2] / "docs" / "studies.md").read_text()
-    row = re.search(r"`judge_clips`, `steps`, `guidance` .*\| ([\d, .]+) \|", page)
+    row = re.search(r"`clips`, `steps`, `guidance` .*\| ([\d, .]+) \|", page)
     settings = EvaluationSettings()
-    assert [float(x) for x in row[1].split(",")] == [settings.judge_clips, settings.steps, settings.guidance]
+    assert [float(x) for x in row[1].split(",")] == [settings.clips, settings.steps, settings.guidance]

@@ -68,12 +68,12 @@ def generation(
 
     With the note classifier also inception score and, where ids pair, KL both ways; with captions, prompt accuracy.
     """
-    options = {
-        "captions": captions, "embedding": embedding, "layer": layer, "crop_seconds": crop_seconds,
-        "text_embedding": text_embedding, "run": run, "force": force, "unpaired": unpaired, "k": k,
-        "trust_remote_code": trust_remote_code, "draws": draws, "seed": seed,
-    }  # fmt: skip
-    _write(measure_generation(gen, ref, out / "embeddings", **options), out)
+    found = measure_generation(
+        gen, ref, out / "embeddings", captions=captions, embedding=embedding, layer=layer, crop_seconds=crop_seconds,
+        text_embedding=text_embedding, run=run, force=force, unpaired=unpaired, k=k,
+        trust_remote_code=trust_remote_code, draws=draws, seed=seed,
+    )  # fmt: skip
+    _write(found, out)
 
 
 def super_resolution(
@@ -99,8 +99,11 @@ def super_resolution(
 
     With --cutoff-hz beside each: the unprocessed input, sinc, band replication, and the reference through a codec.
     """
-    options = {"cutoff_hz": cutoff_hz, "low": low, "protocol": protocol, "codec": codec}
-    _write(measure_super_resolution(est, ref, visqol=visqol, trim=trim, draws=draws, seed=seed, **options), out)
+    found = measure_super_resolution(
+        est, ref, cutoff_hz=cutoff_hz, low=low, protocol=protocol, codec=codec, visqol=visqol, trim=trim,
+        draws=draws, seed=seed,
+    )  # fmt: skip
+    _write(found, out)
 
 
 def files(

@@ -1,41 +1,46 @@
-"""`segue-lab`, the command line of the laboratory: what makes the project's own figures and weights."""
+"""`segue-lab`, the command line of the laboratory: the table of its verbs."""
 
 from __future__ import annotations
 
-import typer
+from collections.abc import Sequence
 
-from segue.cli.main import run_app
-from segue_lab.cli import block_ablation, classifier, release, study, teacher
+from segue._version import __version__
+from segue.cli.verbs import Group, Verb, make_command, run_command
+
+# A line must fit beside its verb in 80 columns.
+VERBS: dict[str, Verb | Group] = {
+    "study": Verb("segue_lab.cli.study:study", "Train variants by seeds, evaluate them, make tables."),
+    "block-ablation": Verb(
+        "segue_lab.cli.block_ablation:block_ablation", "Find the block that drives a prediction most."
+    ),
+    "classifier": Group(
+        "Train the note classifier, or show its card.",
+        {
+            "train": Verb("segue_lab.cli.classifier:train", "Train a note classifier and write its card."),
+            "card": Verb("segue_lab.cli.classifier:card", "Show how a classifier was trained and how accurate it is."),
+        },
+    ),
+    "teacher": Group(
+        "Measure a teacher by linear probes.",
+        {"measure": Verb("segue_lab.cli.teacher:measure", "Compare a teacher with log-mel and random features.")},
+    ),
+    "release": Group(
+        "Turn trained weights into released ones, with a card.",
+        {
+            "codec": Verb("segue_lab.cli.release:codec", "Halve a codec's weights, measure it, write its card."),
+            "teacher": Verb("segue_lab.cli.release:teacher", "Halve a teacher's weights, measure it, write its card."),
+            "super-resolution": Verb(
+                "segue_lab.cli.release:super_resolution", "Keep a model's averaged weights, and measure it."
+            ),
+        },
+    ),
+}
 
 
-def make_app() -> typer.Typer:
-    """The table of verbs."""
-    options = {"no_args_is_help": True, "add_completion": False, "rich_markup_mode": None}
-    app = typer.Typer(help="Studies, releases and the note classifier: what makes segue's own figures.", **options)
-    app.command("study")(study.study)
-    app.command("block-ablation")(block_ablation.block_ablation)
-    groups = {
-        "classifier": (
-            "Train the note classifier, or show its card.",
-            {"train": classifier.train, "card": classifier.card},
-        ),
-        "teacher": ("Measure a teacher by linear probes.", {"measure": teacher.measure}),
-        "release": (
-            "Halve trained weights to float16, measure them, and write their card.",
-            {"codec": release.codec, "teacher": release.teacher, "super-resolution": release.super_resolution},
-        ),
-    }
-    for name, (words, verbs) in groups.items():
-        group = typer.Typer(help=words, **options)
-        for verb, function in verbs.items():
-            group.command(verb)(function)
-        app.add_typer(group, name=name)
-    return app
-
-
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit as `segue` does."""
-    run_app(make_app(), "segue-lab", arguments)
+    words = "Studies, the note classifier, releases: what makes segue's own figures."
+    run_command(make_command(words, f"segue-lab {__version__}", VERBS), "segue-lab", arguments)
 
 
 if __name__ == "__main__":
