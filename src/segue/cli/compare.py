@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -38,7 +38,7 @@ def compare(
     measures = [m for m in read[0].curves if any(m in run.curves for run in read[1:])]
     if not measures:
         raise UserError(f"{runs[0]}: shares no measure with the other runs (no validation or evaluation is logged yet)")
-    results = {
+    results: dict[str, Any] = {
         "first": next(iter(named)),
         "runs": {name: str(path) for name, path in zip(named, runs)},
         "measures": {m: {name: _figures(run, read[0], m) for name, run in named.items()} for m in measures},

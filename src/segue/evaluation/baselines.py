@@ -49,10 +49,10 @@ def band_replication(low: Tensor, sample_rate_hz: int, cutoff_hz: float) -> Tens
         raise UserError(f"cutoff {cutoff_hz:g} Hz: give one between 0 and {sample_rate_hz / 2:g}, half the rate")
     n_fft = 16 * round(sample_rate_hz * 0.032 / 16)
     window = torch.hann_window(n_fft, device=low.device, dtype=low.dtype).sqrt()
-    shape = {"hop_length": n_fft // 4, "window": window}
-    spectrum = torch.stft(low, n_fft, center=True, pad_mode="constant", return_complex=True, **shape)
+    hop = n_fft // 4
+    spectrum = torch.stft(low, n_fft, hop, window=window, center=True, pad_mode="constant", return_complex=True)
     spectrum = _replicated(spectrum, cutoff_hz * n_fft / sample_rate_hz)
-    return torch.istft(spectrum, n_fft, center=True, length=low.shape[-1], **shape)
+    return torch.istft(spectrum, n_fft, hop, window=window, center=True, length=low.shape[-1])
 
 
 def _replicated(spectrum: Tensor, cutoff_bin: float) -> Tensor:

@@ -7,7 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -201,13 +201,14 @@ def load_clap(name: str) -> ClapEmbedding:
             raise UserError(
                 f"{option} {name}: no CLAP model; text-audio similarity needs one that embeds sound and text"
             )
-        model, info = ClapModel.from_pretrained(
+        loaded: Any = ClapModel.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
         extractor = ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{option} {name}: cannot load it ({first_line(error)}); fetch it anew") from error
+    model, info = loaded
     if info["missing_keys"]:  # transformers fills them with random numbers and goes on
         raise UserError(f"{option} {name}: its files lack {len(info['missing_keys'])} weights; use a complete model")
     sha256 = sha256_of([config, extractor_file, weights])

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from segue.evaluation.bootstrap import in_fixed_order, two_sample_interval
 from segue.evaluation.card import Measure, bootstrap_words, make_measure
@@ -93,8 +94,11 @@ def kernel_audio_distance(
 
 def _kernels(x: np.ndarray, y: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     first, second = torch.from_numpy(x), torch.from_numpy(y)
-    pairs = ((first, first), (second, second), (first, second))
-    return tuple(torch.exp(-torch.cdist(a, b).square() / (2.0 * sigma**2)).numpy() for a, b in pairs)
+
+    def kernel(a: Tensor, b: Tensor) -> np.ndarray:
+        return torch.exp(-torch.cdist(a, b).square() / (2.0 * sigma**2)).numpy()
+
+    return kernel(first, first), kernel(second, second), kernel(first, second)
 
 
 def _unbiased(kxx: np.ndarray, kyy: np.ndarray, kxy: np.ndarray, w: np.ndarray, v: np.ndarray) -> float:

@@ -39,6 +39,8 @@ class NoteFrontEnd(nn.Module):
     clip's maximum, so that a gain changes nothing.
     """
 
+    filters: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         steps = torch.arange(-1, _BANDS + 1, dtype=torch.float64) / _BANDS_PER_OCTAVE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -37,8 +38,9 @@ class PannsFrontEnd:
         """[n_fft/2+1, 64], triangles of equal area."""
         from transformers.audio_utils import mel_filter_bank
 
-        edges = {"min_frequency": 50.0, "max_frequency": self.f_max_hz, "sampling_rate": self.sample_rate_hz}
-        bank = mel_filter_bank(self.n_fft // 2 + 1, _BANDS, **edges, norm="slaney", mel_scale="slaney")
+        bank = mel_filter_bank(
+            self.n_fft // 2 + 1, _BANDS, 50.0, self.f_max_hz, self.sample_rate_hz, norm="slaney", mel_scale="slaney"
+        )
         return torch.from_numpy(bank).float()
 
     def log_mel(self, wave: Tensor) -> Tensor:
@@ -73,7 +75,7 @@ class Cnn14(nn.Module):
         """[B, frames, 64] -> [B, 2048], what the classifier is given."""
         x = self.bn0(log_mel.transpose(1, 2)[..., None]).permute(0, 3, 2, 1)
         for index in range(1, len(_WIDTHS)):
-            block = self.get_submodule(f"conv_block{index}")
+            block = cast(nn.ModuleDict, self.get_submodule(f"conv_block{index}"))
             x = block["bn1"](block["conv1"](x)).relu()
             x = block["bn2"](block["conv2"](x)).relu()
             x = F.avg_pool2d(x, 2) if index < len(_WIDTHS) - 1 else x

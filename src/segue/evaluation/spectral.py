@@ -169,9 +169,11 @@ def multi_resolution_stft(estimate: Tensor, reference: Tensor, *, floor: float =
         raise UserError("a silent reference has no spectral convergence; leave it out and count it")
     total = torch.zeros(len(reference), dtype=torch.float64)
     for n_fft, hop, window in MULTI_RESOLUTION:
-        shape = {"win_length": window, "window": torch.hann_window(window, dtype=torch.float64), "pad_mode": "constant"}
+        hann = torch.hann_window(window, dtype=torch.float64)
         e, r = (
-            torch.stft(x.double(), n_fft, hop, center=True, return_complex=True, **shape).abs()
+            torch.stft(
+                x.double(), n_fft, hop, window, hann, center=True, pad_mode="constant", return_complex=True
+            ).abs()
             for x in (estimate, reference)
         )
         convergence = (r - e).square().sum(dim=(1, 2)).sqrt() / r.square().sum(dim=(1, 2)).sqrt()

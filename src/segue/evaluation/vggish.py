@@ -28,8 +28,9 @@ def log_mel(wave: Tensor) -> Tensor:
     """
     from transformers.audio_utils import mel_filter_bank
 
-    edges = {"min_frequency": 125.0, "max_frequency": 7500.0, "sampling_rate": RATE_HZ}
-    bank = mel_filter_bank(_N_FFT // 2 + 1, BANDS, **edges, mel_scale="kaldi", triangularize_in_mel_space=True)
+    bank = mel_filter_bank(
+        _N_FFT // 2 + 1, BANDS, 125.0, 7500.0, RATE_HZ, mel_scale="kaldi", triangularize_in_mel_space=True
+    )
     frames = wave.unfold(0, _WINDOW, _HOP) * torch.hann_window(_WINDOW)
     return (torch.fft.rfft(frames, _N_FFT).abs() @ torch.from_numpy(bank).float() + _OFFSET).log()
 

@@ -50,8 +50,8 @@ def spectrogram_png(
         extent=(0.0, wave.size / sample_rate_hz, -0.5, len(decibels) - 0.5), interpolation="nearest",
     )  # fmt: skip
     if linear:
-        ticks_hz = range(0, sample_rate_hz // 2 + 1, 2000 * max(1, sample_rate_hz // 20_000))
-        places = [hz * _N_FFT / sample_rate_hz for hz in ticks_hz]
+        ticks_hz = list(range(0, sample_rate_hz // 2 + 1, 2000 * max(1, sample_rate_hz // 20_000)))
+        places = np.array(ticks_hz) * _N_FFT / sample_rate_hz
     else:
         ticks_hz = [f for f in (250, 500, 1000, 2000, 4000, 8000, 16000) if f < 0.9 * sample_rate_hz / 2]
         places = np.interp(ticks_hz, mel_edges_hz(_BANDS, 0.0, sample_rate_hz / 2.0)[1:-1].numpy(), np.arange(_BANDS))
@@ -88,10 +88,10 @@ def _decibels(magnitude: Tensor) -> Tensor:
 class Line:
     """A curve, perhaps with an interval at each point."""
 
-    x: Sequence[float]
-    y: Sequence[float]
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
+    x: Sequence[float] | np.ndarray
+    y: Sequence[float] | np.ndarray
+    low: Sequence[float] | np.ndarray | None = None
+    high: Sequence[float] | np.ndarray | None = None
 
 
 def curve_png(

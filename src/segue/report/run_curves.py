@@ -128,7 +128,9 @@ def run_curves(folder: Path, start: float = 0.0) -> dict[str, Curve]:
     return curves
 
 
-def first_reach(examples: Sequence[float], values: Sequence[float], target: float, *, higher: bool) -> float:
+def first_reach(
+    examples: Sequence[float] | np.ndarray, values: Sequence[float] | np.ndarray, target: float, *, higher: bool
+) -> float:
     """Examples at which a curve, linear between its points, first reaches `target`; infinity where it never does.
 
     Args:
@@ -160,14 +162,17 @@ def clock_of(log: Sequence[Mapping]) -> np.ndarray:
     """
     points, base_seen, base_sec = [(0.0, 0.0)], 0.0, 0.0
     for line in log:
-        rate, seen = line.get("examples_per_sec"), line.get("examples_seen")
-        if line.get("event") != "train" or not isinstance(rate, (int, float)) or rate <= 0 or seen <= points[-1][0]:
+        rate = line.get("examples_per_sec")
+        if line.get("event") != "train" or not isinstance(rate, (int, float)) or rate <= 0:
+            continue
+        seen = float(line["examples_seen"])
+        if seen <= points[-1][0]:
             continue
         now = base_sec + (seen - base_seen) / rate
         if now < points[-1][1]:
             base_seen, base_sec = points[-1]
             now = base_sec + (seen - base_seen) / rate
-        points.append((float(seen), now))
+        points.append((seen, now))
     return np.array(points)
 
 

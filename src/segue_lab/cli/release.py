@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,7 +32,7 @@ def codec(
     from segue_lab.release.codec import release_codec
 
     folders, listed = measured_and_listed(measure_on, sources)
-    about = {"sources": listed, "command": command, "commit": commit}
+    about: dict[str, Any] = {"sources": listed, "command": command, "commit": commit}
     _show(release_codec(run, out, folders, classify_on=classify_on, **about))
 
 
@@ -51,7 +51,7 @@ def teacher(
     from segue_lab.release.teacher import release_teacher
 
     folders, listed = measured_and_listed(measure_on, sources)
-    about = {"sources": listed, "command": command, "commit": commit}
+    about: dict[str, Any] = {"sources": listed, "command": command, "commit": commit}
     _show(release_teacher(run, out, folders, layers=tuple(layer or ()) or None, **about))
 
 
@@ -70,7 +70,7 @@ def super_resolution(
     from segue_lab.release.super_resolution import release_super_resolution
 
     folders, listed = measured_and_listed(measure_on, sources)
-    about = {"sources": listed, "command": command, "commit": commit}
+    about: dict[str, Any] = {"sources": listed, "command": command, "commit": commit}
     _show(release_super_resolution(run, out, folders, steps=step_counts(steps), clips=clips, **about))
 
 

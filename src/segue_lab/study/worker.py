@@ -10,7 +10,7 @@ from segue.cli.train import continue_training
 from segue.data.cache import LatentCache
 from segue.provenance import commit
 from segue.training.checkpoint import latest_checkpoint, list_checkpoints
-from segue.training.config import from_json
+from segue.training.config import RunConfig, from_json
 from segue.training.parallel_runs import locked, stop_with_parent
 from segue.types import UserError
 from segue_lab.study.config import settings_from_json
@@ -44,12 +44,14 @@ def work(folder: Path) -> int:
     return 0
 
 
-def _evaluator(run: dict, config) -> Evaluator | None:
+def _evaluator(run: dict, config: RunConfig) -> Evaluator | None:
     """Who measures what the run's checkpoints make; None = nobody, its validation losses are all."""
     settings = settings_from_json(run["evaluation"])
     device = "cpu" if run["device"] == "auto" else run["device"]
     if run["eval_set"]:
         asked = load_eval_set(Path(run["eval_set"]))
+        if asked is None:
+            raise UserError(f"{run['eval_set']}: the study's prompts are gone; hint: call segue-lab study again")
         return (note_evaluator if asked.space == NOTES else probe_evaluator)(asked, settings, device)
     if config.train.task == "super-resolution" and settings.clips:
         cache = LatentCache.open(Path(run["cache"]))

@@ -37,10 +37,8 @@ def lows_by_protocol(pairs: Pairs, cutoff_hz: float, protocol: str) -> dict[str,
     """
     from segue.tasks import degradation
 
-    if protocol == "fft":
-        filters = (degradation.Degradation(cutoff_hz, "fft"),)
-    else:
-        filters = degradation.protocol(protocol, cutoff_hz)
+    by_fft = protocol == "fft"
+    filters = (degradation.Degradation(cutoff_hz, "fft"),) if by_fft else degradation.protocol(protocol, cutoff_hz)
     if len(filters) > 1:
         raise UserError(
             f"--protocol {protocol}: has {len(filters)} filters, and a folder of estimates was made by one; hint: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from segue.evaluation.folders.sets import ClipPair, Findings, described, ends, f
 from segue.evaluation.frechet import fad_infinity, frechet_measure
 from segue.evaluation.kernel import SCALES, kernel_audio_distance
 from segue.evaluation.manifold import manifold_measures, nearest
+from segue.evaluation.note_classifier import NoteClassifier
 from segue.evaluation.text_similarity import similarity_by_clip, text_audio_similarity
 from segue.types import UserError
 
@@ -62,13 +64,13 @@ def measure_generation(
     # Distances between the two clouds of embeddings.
     embedded = {name: embed(files, by_sound, folder, name) for name, files in sounds.items()}
     x, y = (np.stack([e["embedding"] for e in embedded[name].values()]) for name in ("GEN", "REF"))
-    about = {"embedding": by_sound.card(), "seed": seed}
+    about: dict[str, Any] = {"embedding": by_sound.card(), "seed": seed}
     found.counts = {"GEN": len(x), "REF": len(y)}
-    found.attempt("Frechet distance", lambda: frechet_measure(x, y, draws=min(draws, 100), **about))
-    found.attempt("FAD-infinity", lambda: fad_infinity(x, y, draws=min(draws, 50), **about))
+    found.attempt("Frechet distance", frechet_measure, x, y, draws=min(draws, 100), **about)
+    found.attempt("FAD-infinity", fad_infinity, x, y, draws=min(draws, 50), **about)
     for scale in SCALES:
         found.measures.append(kernel_audio_distance(x, y, scale=scale, draws=draws, **about))
-    found.attempt("precision, recall, density, coverage", lambda: manifold_measures(x, y, k=k, draws=draws, **about))
+    found.attempt("precision, recall, density, coverage", manifold_measures, x, y, k=k, draws=draws, **about)
 
     # Each generated clip beside its nearest neighbour among the real ones.
     distances, neighbours = nearest(x, y)
@@ -169,14 +171,12 @@ def _classified(
     """What the note classifier says: inception score, KL between pairs, and prompt accuracy of pitch and instrument."""
     gen, ref = embedded["GEN"], embedded["REF"]
     rows = np.stack([clip["instrument"] for clip in gen.values()])
-    found.attempt("inception score", lambda: inception_score(rows, draws=draws, **about))
+    found.attempt("inception score", inception_score, rows, draws=draws, **about)
     if pairs:
         x, y = (np.stack([side[i]["instrument"] for i in pairs]) for side in (gen, ref))
         for direction in DIRECTIONS:
-            found.attempt(
-                f"KL({direction})",
-                lambda d=direction: paired_kl(x, y, direction=d, floor=_KL_FLOOR, draws=draws, **about),
-            )
+            options = {"direction": direction, "floor": _KL_FLOOR, "draws": draws}
+            found.attempt(f"KL({direction})", paired_kl, x, y, **options, **about)
         for name, value in zip(pairs, kl_by_pair(x, y, floor=_KL_FLOOR)):
             found.by_file[name][f"kl_{DIRECTIONS[0]}"] = float(value)
     else:
@@ -187,25 +187,29 @@ def _classified(
             "classified_instrument": classifier.instruments[int(clip["instrument"].argmax())],
             "classified_pitch": classifier.pitches[int(clip["pitch"].argmax())],
         }
-    index = {
-        "pitch": (lambda value: classifier.pitch_index(int(value)), len(classifier.pitches)),
-        "family": (classifier.family_index, len(classifier.families)),
-        "instrument": (classifier.instrument_index, len(classifier.instruments)),
-    }
-    for kind, (index_of, classes) in index.items():
+    for kind in ("pitch", "family", "instrument"):
         asked = _asked(labels, kind)
         if asked:
-            got = [int(gen[i][kind].argmax()) for i in asked]
-            found.attempt(
-                f"{kind} accuracy",
-                lambda kind=kind, asked=asked, got=got, index_of=index_of, classes=classes: _accuracy(
-                    kind, got, [index_of(labels[i].fields[kind]) for i in asked], classes, draws, about
-                ),
-            )
+            found.attempt(f"{kind} accuracy", _accuracy, kind, classifier, gen, labels, asked, draws, about)
 
 
-def _accuracy(kind: str, got: list[int], asked: list[int], classes: int, draws: int, about: dict) -> Measure:
-    right = accuracy(got, asked, classes, draws=draws, seed=about["seed"])
+def _accuracy(
+    kind: str, classifier: NoteClassifier, gen: dict, labels: dict[str, Clip], asked: list[str], draws: int, about: dict
+) -> Measure:
+    """Prompt accuracy of one kind of label.
+
+    Raises:
+        UserError: a label that the classifier does not know, or too few clips.
+    """
+    wanted = [labels[i].fields[kind] for i in asked]
+    if kind == "pitch":
+        index, classes = [classifier.pitch_index(int(value)) for value in wanted], len(classifier.pitches)
+    elif kind == "family":
+        index, classes = [classifier.family_index(value) for value in wanted], len(classifier.families)
+    else:
+        index, classes = [classifier.instrument_index(value) for value in wanted], len(classifier.instruments)
+    got = [int(gen[i][kind].argmax()) for i in asked]
+    right = accuracy(got, index, classes, draws=draws, seed=about["seed"])
     parameters = {
         "chance": right.chance,
         "chance_is": "expected with shuffled captions",

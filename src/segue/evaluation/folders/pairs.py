@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ def measure_super_resolution(
     """
     if cutoff_hz is None and low is not None:
         raise UserError("--input needs --cutoff-hz: where its band ends")
-    inputs = None if low is None else find_sounds(low)
+    inputs = None if low is None else (low, find_sounds(low))
     found, pairs = _read_pairs({"EST": est, "REF": ref}, trim)
     if cutoff_hz is not None and not 0.0 < cutoff_hz < pairs.rate_hz / 2:
         raise UserError(
@@ -78,9 +79,9 @@ def measure_super_resolution(
             lows = lows_by_protocol(pairs, cutoff_hz, protocol)
             made_by = f"protocol {protocol}"
         else:
-            lows = lows_of(pairs, inputs)
-            made_by = f"as in {low}"
-            found.sets["input"] = described(low, inputs)
+            lows = lows_of(pairs, inputs[1])
+            made_by = f"as in {inputs[0]}"
+            found.sets["input"] = described(*inputs)
         for name, (waves, words) in rows_beside(pairs, lows, cutoff_hz, codec).items():
             beside = Findings()
             row = {"row": f"{words}; input: {made_by}"}
@@ -115,24 +116,22 @@ class _PairMeasure:
 
 
 def _lsd_measures(presets, bands, cutoff_hz, matched) -> list[_PairMeasure]:
-    return [
-        _PairMeasure(
-            f"LSD {preset} {band}{', loudness-matched' if match else ''}",
-            "decades",
-            "lower",
-            lambda e, r, hz, p=preset, b=band, m=match: lsd(
-                e, r, hz, p, band=b, cutoff_hz=cutoff_hz, loudness_matched=m
-            ),
-            lambda hz, p=preset, b=band, m=match: lsd_card(p, hz, b, None if b == "full" else cutoff_hz, m),
-        )
-        for preset in presets
-        for match in matched
-        for band in bands
-    ]
+    return [_lsd_measure(preset, band, cutoff_hz, match) for preset in presets for match in matched for band in bands]
+
+
+def _lsd_measure(preset: str, band: str, cutoff_hz: float | None, match: bool) -> _PairMeasure:
+    def make(estimate: torch.Tensor, reference: torch.Tensor, rate_hz: int) -> torch.Tensor:
+        return lsd(estimate, reference, rate_hz, preset, band=band, cutoff_hz=cutoff_hz, loudness_matched=match)
+
+    def about(rate_hz: int) -> dict:
+        return lsd_card(preset, rate_hz, band, None if band == "full" else cutoff_hz, match)
+
+    name = f"LSD {preset} {band}{', loudness-matched' if match else ''}"
+    return _PairMeasure(name, "decades", "lower", make, about)
 
 
 def _signal_measures(visqol: bool) -> list[_PairMeasure]:
-    mel = {"n_fft": 1024, "hop_samples": 256, "bands": 80, "floor": 1e-5}
+    mel: dict[str, Any] = {"n_fft": 1024, "hop_samples": 256, "bands": 80, "floor": 1e-5}
     measures = [
         _PairMeasure("log-mel L1", "nepers", "lower", lambda e, r, hz: log_mel_l1(e, r, hz, **mel),
                      lambda hz: {**mel, "mel": "HTK over magnitudes", "sample_rate_hz": hz}),
@@ -186,7 +185,7 @@ def _read_pairs(sources: dict[str, Path], trim: bool) -> tuple[Findings, Pairs]:
     waves = {}
     for i, (a, b) in track(headers.items(), len(headers), "reading", "pairs"):
         samples = min(a.frames, b.frames)
-        waves[i] = tuple(read(side[i].path, rate_hz)[:samples] for side in (first, second))
+        waves[i] = read(first[i].path, rate_hz)[:samples], read(second[i].path, rate_hz)[:samples]
     return Findings({name: described(sources[name], clips) for name, clips in sets.items()}), Pairs(rate_hz, waves)
 
 
@@ -207,12 +206,8 @@ def _measure_pairs(
             row[m.name] = value if np.isfinite(value) else ""
     for m in measures:
         parameters = {"sample_rate_hz": pairs.rate_hz, **m.about(pairs.rate_hz), **about}
-        found.attempt(
-            m.name,
-            lambda m=m, parameters=parameters: mean_over_clips(
-                m.name, numbers[m.name], better=m.better, unit=m.unit, parameters=parameters, draws=draws, seed=seed
-            ),
-        )
+        options = {"better": m.better, "unit": m.unit, "parameters": parameters, "draws": draws, "seed": seed}
+        found.attempt(m.name, mean_over_clips, m.name, np.array(numbers[m.name]), **options)
 
 
 def _with_examples(found: Findings, pairs: Pairs, by: str, labels: tuple[str, str]) -> Findings:

@@ -58,10 +58,10 @@ class Findings:
     by_file: dict[str, dict] = field(default_factory=dict)
     examples: list[ClipPair] = field(default_factory=list)
 
-    def attempt(self, name: str, make: Callable[[], Measure | list[Measure]]) -> None:
-        """Add what `make` measures; where it cannot be computed, say why instead."""
+    def attempt(self, name: str, make: Callable[..., Measure | list[Measure]], /, *arguments, **options) -> None:
+        """Add what `make(*arguments, **options)` measures; where it cannot be computed, say why instead."""
         try:
-            made = make()
+            made = make(*arguments, **options)
         except UserError as error:
             self.not_computed[name] = str(error)
             return
