@@ -70,7 +70,7 @@ class Trained:
         splits = {split: sum(c.split == split for c in self.everything) for split in ("train", "valid", "test")}
         hours = len(self.everything) * SECONDS / 3600
         return {
-            "schema_version": 1,
+            "schema_version": 2,
             "task": self.plan.task,
             "command": command(),
             "commit": commit(),

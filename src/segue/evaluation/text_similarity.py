@@ -34,7 +34,7 @@ def text_audio_similarity(
     """Mean cosine of clips with their own captions ("CLAP score" with CLAP embeddings); higher is better.
 
     The card holds `mismatched`, the mean cosine of clips with other clips' captions, exact over all N (N - 1) pairs:
-    what a generator gets that does not listen to its prompt. One candidate a caption, none chosen.
+    what a generator gets that ignores its prompt. One candidate a caption, none chosen.
 
     Raises:
         UserError: fewer than two clips, or as `similarity_by_clip`.

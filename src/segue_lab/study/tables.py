@@ -109,7 +109,7 @@ def results_of(study: Study, runs: Mapping[str, Mapping[int, StudyCurves]]) -> d
         measures[name] = row
     clocks = {variant: wall_clock(by_seed, baseline) for variant, by_seed in runs.items()}
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "name": study.name,
         "baseline": study.baseline,
         "examples": study.examples,
