@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from segue.data.audio import read_header
+from segue.audio.analyse import survey
+from segue.audio.chunks import cut, joined, make_plan
+from segue.audio.read import read_header
 from segue.metrics.baselines import sinc
 from segue.pipeline import SuperResolver
-from segue.upsampling.chunks import cut, joined, make_plan
 from segue.upsampling.enhance import Enhancer
-from segue.upsampling.survey import survey
 
 RATE_HZ, CORE = 16000, 32 * 256
 

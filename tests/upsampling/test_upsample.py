@@ -8,9 +8,9 @@ import pytest
 import soundfile
 import soxr
 
+from segue.audio.stereo import MODES, axes
 from segue.types import UserError
 from segue.upsampling.jobs import Job
-from segue.upsampling.stereo import MODES, axes
 from segue.upsampling.upsample import Settings, carry_out, prepare
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from segue._version import __version__
-from segue.cli.generate import write_wav
+from segue.audio.write import write_wav
 from segue.cli.origin import command, commit, machine
 from segue.codecs.base import Codec
 from segue.data.audio import read_wave

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
+from segue.audio.tags import read_tags
 from segue.cli.evaluate_common import Findings, header_of, read
 from segue.data.clip import Clip
 from segue.data.progress import track
@@ -127,13 +127,9 @@ def _teacher_of(run: Path, asked: bool, found: Findings) -> dict | None:
 
 
 def _named_runs(clips: dict[str, Clip]) -> list[Path]:
-    named = (re.fullmatch(r"(.+) seed \d+", tag_of(clip.path, "comment")) for clip in clips.values())
+    named = (re.fullmatch(r"(.+) seed -?\d+(?: take \d+)?", tag_of(clip.path, "comment")) for clip in clips.values())
     return sorted({Path(match.group(1)) for match in named if match})
 
 
 def tag_of(path: Path, tag: str) -> str:
-    try:
-        with soundfile.SoundFile(path) as file:
-            return getattr(file, tag) or ""
-    except soundfile.LibsndfileError:
-        return ""  # reading the sound complains, with the reason
+    return read_tags(path).get(tag, "")  # a file without tags, or that cannot be read: reading it complains

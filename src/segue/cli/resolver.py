@@ -16,17 +16,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from segue.cli.evaluate_rows import ways_beside
+from segue.cli.options import finite
 from segue.cli.origin import machine
 from segue.cli.shipping import measured_and_listed
 from segue.codecs.base import Codec
-from segue.data.progress import track
 from segue.files import make_folder, sha256_of, write_text
 from segue.metrics.bootstrap import bootstrap_interval
 from segue.metrics.spectral import lsd, si_sdr_db
 from segue.models.files import model_file, read_tensors
 from segue.pipeline import SuperResolver
+from segue.progress import track
 from segue.tasks.degradation import degrade, protocol
-from segue.training.sounds import list_sounds, read_sounds
+from segue.training.training_audio import clips_of, read_sounds
 from segue.types import UserError
 
 PRESET = "nuwave2"
@@ -45,6 +46,9 @@ def measure(
 ) -> None:
     """LSD (full, low and high band) and SI-SDR of a model and of every baseline, with 95 % intervals."""
     counts = _counts(steps)
+    finite("--cutoff-hz", cutoff_hz, 0.0, above=True)
+    finite("--clips", clips, 1)
+    finite("--seconds", seconds, 0.0, above=True)
     resolver = SuperResolver.load(None if run == "default" else run)
     figures = measured(resolver, source, cutoff_hz, test, counts, clips, seconds)
     if json_file is not None:
@@ -196,9 +200,9 @@ def _figures(made: Tensor, wave: Tensor, rate_hz: int, cutoff_hz: float) -> dict
 
 
 def _waves(source: Path, rate_hz: int, clips: int, samples: int) -> list[Tensor]:
-    sounds = list_sounds(source)
-    sounds = [sound for sound in sounds if sound.split == "test"] or sounds
-    read = read_sounds(sounds[:: max(1, -(-len(sounds) // clips))], rate_hz)
+    members = clips_of(source)
+    members = [clip for clip in members if clip.split == "test"] or members
+    read = read_sounds(members[:: max(1, -(-len(members) // clips))], rate_hz)
     waves = [read.wave(index)[:samples] for index in range(len(read))]
     waves = [wave for wave in waves if len(wave) >= 2048 and bool(wave.any())]  # LSD's window; silence has no figures
     if len(waves) < 2:

@@ -19,13 +19,20 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from segue.data.clip import Clip
 from segue.files import sha256_of, write_text
 from segue.metrics.mel import mel_magnitude
 from segue.ssl.base import Teacher
 from segue.ssl.compact import WEIGHTS, CompactEncoder, CompactTeacher, load_compact, normalise, save_teacher
-from segue.training.codec_loop import STATE
-from segue.training.sounds import Sound, Sounds, list_sounds, read_sounds
-from segue.training.teacher import collapse_figures, fit_mel, fit_statistics, refuse_collapsed, some_waves
+from segue.training.small_run import STATE
+from segue.training.teacher.statistics import (
+    collapse_figures,
+    fit_mel,
+    fit_statistics,
+    refuse_collapsed,
+    some_waves,
+)
+from segue.training.training_audio import Sounds, clips_of, read_sounds
 from segue.types import UserError, import_extra
 
 LABELS = ("family", "instrument", "pitch", "word")
@@ -62,14 +69,14 @@ def measure_teacher(teacher: Teacher, source: Path, *, layers: bool = False, cli
     Raises:
         UserError: unusable sounds, or scikit-learn is missing.
     """
-    sounds = list_sounds(source)
+    sounds = clips_of(source)
     held = [s for s in sounds if s.split == "test"] or [s for s in sounds if s.split == "valid"] or sounds
     some = read_sounds(held[:: max(1, len(held) // 100)][:100], teacher.sample_rate_hz)
     report = {"collapse": _collapse(teacher, some), "clips": len(some), "probes": {}}
     probes, paths = read_probes(source, clips)
     if not probes:
         return report
-    heard = read_sounds([Sound(path, "", "") for path in paths], teacher.sample_rate_hz)
+    heard = read_sounds([Clip(str(path), path, (), "") for path in paths], teacher.sample_rate_hz)
     ways = {"teacher": teacher.encode, "log_mel_statistics": lambda wave: log_mel(wave, teacher.sample_rate_hz)}
     if isinstance(teacher, CompactTeacher):
         ways["random_weights"] = _random_twin(teacher, heard).encode
@@ -265,6 +272,6 @@ def _with_layers(encoder: CompactEncoder, layers: tuple[int, ...], source: Path)
     other = CompactEncoder(replace(encoder.config, layers=layers))
     other.load_state_dict(encoder.state_dict())
     rate_hz = encoder.config.sample_rate_hz
-    members = [s for s in list_sounds(source) if s.split == "train"]
+    members = [s for s in clips_of(source) if s.split == "train"]
     fit_statistics(other, some_waves(read_sounds(members[:: max(1, len(members) // 400)], rate_hz), 400, 4 * rate_hz))
     return other

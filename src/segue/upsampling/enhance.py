@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.upsampling.stereo import axes
-from segue.upsampling.survey import Survey
+from segue.audio.analyse import Survey
+from segue.audio.stereo import axes
 
 _HEARD_RMS = 0.2  # what the model hears a file at, whatever its own loudness
 _GATE_SEC = 0.005

@@ -10,15 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-from segue.data.audio import TOO_SHORT_SEC, BadAudio, Header, read_blocks, read_header
+from segue.audio.analyse import BITS, Survey, survey
+from segue.audio.chunks import Plan, cut, joined, make_plan
+from segue.audio.read import read_blocks, read_claim
+from segue.audio.resample import resampled
+from segue.audio.sound import TOO_SHORT_SEC, BadAudio, Header
+from segue.audio.stereo import MODES
+from segue.audio.tags import read_tags
+from segue.audio.write import Form, container_of, copy, form_of, write_sound
 from segue.types import UserError
-from segue.upsampling.chunks import Plan, cut, joined, make_plan, resampled
 from segue.upsampling.enhance import LOOK_SEC, Enhancer, Resolver
-from segue.upsampling.form import Form, container_of, copy, form_of, read_tags, write_sound
 from segue.upsampling.jobs import Job
 from segue.upsampling.memory import chunk_samples
-from segue.upsampling.stereo import MODES
-from segue.upsampling.survey import BITS, Survey, survey
 
 FULL_SHARE = 0.85  # of half the output's rate
 FULL_HZ = 19_000.0  # nobody hears what is missing above
@@ -85,26 +88,30 @@ def prepare(job: Job, resolver: Resolver, settings: Settings, taken: Collection[
         BadAudio: it cannot be used.
         UserError: its output is there already, or a setting does not fit it.
     """
-    began, header = time.monotonic(), read_header(job.source)
+    began = time.monotonic()
+    if job.problem:
+        raise BadAudio(job.source, job.problem)
+    header = read_claim(job.source)
     settings = replace(settings, container=job.container or settings.container or container_of(header))
     output = job.output(settings.container)
     if output in taken:
-        raise UserError(f"{job.source}: another input has the same name, and so has its output; mend: rename one")
+        raise UserError(f"{job.source}: another input has the same name, and so has its output; hint: rename one")
     if output.exists() and settings.skip_existing:
         return Work(job, "skip", output, began, header, notes=("the output is there already",))
     if output.exists() and not settings.overwrite:
-        raise UserError(f"{output}: exists already; mend: --overwrite, --skip-existing, or another output folder")
+        raise UserError(f"{output}: exists already; hint: --overwrite, --skip-existing, or another output folder")
     if header.channels > 2:
-        raise BadAudio(job.source, f"{header.channels} channels; mend: split it into mono or stereo files")
+        raise BadAudio(job.source, f"{header.channels} channels; hint: split it into mono or stereo files")
+    found = survey(job.source, header)
+    header = replace(header, frames=found.frames)
     if header.seconds < TOO_SHORT_SEC:
         raise BadAudio(job.source, f"too short: {header.frames} samples, {1000 * header.seconds:.1f} ms")
-    found = survey(job.source, header)
     cutoff_hz, found_by = found.bandwidth.cutoff_hz, found.bandwidth.found_by
     top_hz = min(header.sample_rate_hz, resolver.sample_rate_hz) / 2
     if settings.cutoff_hz is not None:
         if not 0 < settings.cutoff_hz < top_hz:
             raise UserError(
-                f"--cutoff {settings.cutoff_hz:g}: {job.source} can hold sound up to {top_hz:g} Hz; mend: a lower one"
+                f"--cutoff {settings.cutoff_hz:g}: {job.source} can hold sound up to {top_hz:g} Hz; hint: a lower one"
             )
         cutoff_hz, found_by = settings.cutoff_hz, "--cutoff"
     work = Work(job, "upsample", output, began, header, found, cutoff_hz, found_by, notes=_notes(header, found))
@@ -213,7 +220,7 @@ def _copy(work: Work) -> None:
     if same and form.subtype == header.subtype:
         copy(work.job.source, work.output)
         return
-    blocks = read_blocks(work.job.source, header)
+    blocks = read_blocks(work.job.source)
     write_sound(work.output, blocks, form, header.frames, read_tags(work.job.source))
 
 
@@ -242,7 +249,7 @@ def _upsample(work: Work, resolver: Resolver, settings: Settings, on_progress: C
     header, form, plan, source = work.header, work.form, work.plan, work.job.source
     sampling = {"steps": settings.steps or resolver.steps, "seed": settings.seed, "stereo": settings.stereo}
     enhance = Enhancer(resolver, work.survey, work.cutoff_hz, **sampling)
-    blocks = read_blocks(source, header, round(header.sample_rate_hz * _BLOCK_SEC))
+    blocks = read_blocks(source, round(header.sample_rate_hz * _BLOCK_SEC))
     low = resampled(blocks, header.sample_rate_hz, resolver.sample_rate_hz, header.channels, plan.total)
 
     def pieces():
@@ -258,7 +265,7 @@ def _upsample(work: Work, resolver: Resolver, settings: Settings, on_progress: C
     offset = float(np.square(work.survey.offset).mean())
     notes = list(work.notes)
     if meter.clipped:
-        notes.append(f"{meter.clipped:,} output samples clipped; mend: --subtype FLOAT keeps them")
+        notes.append(f"{meter.clipped:,} output samples clipped; hint: --subtype FLOAT keeps them")
     if header.sample_rate_hz > form.rate_hz:
         notes.append(
             f"{header.sample_rate_hz:,} Hz held nothing above {work.cutoff_hz:,.0f} Hz; now {form.rate_hz:,} Hz"

@@ -14,31 +14,28 @@ the rest, and no weight has to be found.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from segue.codecs import SHIPPED
 from segue.codecs.autoencoder import DECODER, Analysis, Autoencoder, AutoencoderCodec, save_codec
-from segue.training.codec import ReconstructionLoss, validate
-from segue.training.codec_loop import (
+from segue.training.codec.losses import ReconstructionLoss, validate
+from segue.training.small_run import (
     STATE,
-    adam_tensors,
-    learning_rate_at,
-    part,
-    progress_of,
-    read_state,
+    SmallRun,
+    average,
+    descend,
+    early_decay,
+    read_meta,
     refuse_used,
-    restore_adam,
     run_loop,
-    write_state,
 )
-from segue.training.sounds import draw_crops, read_material
+from segue.training.training_audio import draw_crops, read_training_audio
 from segue.types import UserError
 
 
@@ -160,24 +157,33 @@ def decoder_loss(real: list[list[Tensor]], fake: list[list[Tensor]]) -> dict[str
 
 
 @dataclass
-class RefineState:
-    """All that a resumed run needs. `network` and `ema` share the frozen encoder's values."""
+class RefineRun(SmallRun):
+    """A refinement between two steps. `network` and `ema` share the frozen encoder's values.
+
+    Attributes:
+        adversary: whether it is still asked. reference: what held-out sounds cost at the start.
+    """
+
+    modules = ("network", "ema", "discriminators")
+    optimizers = (
+        ("adam.", "optimizer", "network"),
+        ("discriminator_adam.", "discriminator_optimizer", "discriminators"),
+    )
+    numbers = ("step", "seconds", "adversary", "reference")
 
     network: Autoencoder
     ema: Autoencoder
     discriminators: Discriminators
     optimizer: torch.optim.AdamW
     discriminator_optimizer: torch.optim.AdamW
-    generator: torch.Generator
-    step: int = 0
-    seconds: float = 0.0
     adversary: bool = True
     reference: float = 0.0
 
 
-def init_refinement(codec: AutoencoderCodec, config: RefineConfig, device: torch.device | str) -> RefineState:
+def start(codec: AutoencoderCodec, config: RefineConfig, device: torch.device | str) -> RefineRun:
     """The codec's weights, fresh discriminators; everything outside the decoder is frozen."""
-    network, ema = Autoencoder(codec.config), Autoencoder(codec.config)
+    network = Autoencoder(codec.config)
+    ema = Autoencoder(codec.config)
     for copy in (network, ema):
         copy.load_state_dict(codec.network.state_dict())
         copy.to(device).requires_grad_(False)
@@ -194,85 +200,44 @@ def init_refinement(codec: AutoencoderCodec, config: RefineConfig, device: torch
         discriminators.parameters(), lr=config.discriminator_rate, betas=(0.5, 0.9), weight_decay=0.01, fused=True
     )
     generator = torch.Generator().manual_seed(config.seed)
-    return RefineState(network, ema, discriminators, optimizer, discriminator_optimizer, generator)
+    return RefineRun(network, ema, discriminators, optimizer, discriminator_optimizer, generator=generator)
 
 
-def save_refinement(state: RefineState, config: RefineConfig, origin: dict, folder: Path) -> None:
-    """One file for the state (discriminators included), one for the codec (without them)."""
-    tensors = {f"network.{k}": v for k, v in state.network.state_dict().items()}
-    tensors |= {f"ema.{k}": v for k, v in state.ema.state_dict().items()}
-    tensors |= {f"discriminators.{k}": v for k, v in state.discriminators.state_dict().items()}
-    tensors |= adam_tensors(state.optimizer, state.network, "adam.")
-    tensors |= adam_tensors(state.discriminator_optimizer, state.discriminators, "discriminator_adam.")
-    tensors["generator"] = state.generator.get_state()
-    numbers = {k: getattr(state, k) for k in ("step", "seconds", "adversary", "reference")}
-    write_state(folder, tensors, {**numbers, "config": asdict(config), "origin": origin})
-    save_codec(state.ema, folder)
-
-
-def load_refinement(
-    codec: AutoencoderCodec, config: RefineConfig, folder: Path, device: torch.device | str
-) -> RefineState:
-    """Go on from a saved state.
-
-    Raises:
-        UserError: there is none, or it refines another codec or under other options.
-    """
-    meta, tensors = read_state(folder, asdict(config))
-    state = init_refinement(codec, config, device)
-    for name in ("network", "ema", "discriminators"):
-        getattr(state, name).load_state_dict(part(tensors, f"{name}."))
-    restore_adam(state.optimizer, state.network, part(tensors, "adam."))
-    restore_adam(state.discriminator_optimizer, state.discriminators, part(tensors, "discriminator_adam."))
-    state.generator.set_state(tensors["generator"])
-    for name in ("step", "seconds", "adversary", "reference"):
-        setattr(state, name, meta[name])
-    return state
-
-
-def refine_step(state: RefineState, loss: ReconstructionLoss, batch: Tensor, config: RefineConfig) -> dict[str, float]:
+def refine_step(run: RefineRun, loss: ReconstructionLoss, batch: Tensor, config: RefineConfig) -> dict[str, float]:
     """One step of the discriminators, then one of the decoder, on [B, T] crops; returns the loss and its terms."""
-    network = state.network
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate_at(state.step, progress_of(state, config), config)
+    network = run.network
+    run.set_learning_rate(run.optimizer, config)
     with torch.no_grad():
         target = network.analyse(batch)
         mean, log_variance = network.encode(target)
-        noise = torch.randn(mean.shape, generator=state.generator).to(mean)
+        noise = torch.randn(mean.shape, generator=run.generator).to(mean)
         latents = mean + (0.5 * log_variance).exp() * noise
     prediction = network.predict(latents)
     outputs = (prediction.log_magnitude, prediction.advance)
     terms = loss(prediction, target)
     value = sum(terms.values())
     gradients = torch.autograd.grad(value, outputs)
-    if state.adversary and config.adversarial_share > 0:
-        share = config.adversarial_share * min(1.0, (state.step + 1) / config.adversary_steps)
+    if run.adversary and config.adversarial_share > 0:
+        share = config.adversarial_share * min(1.0, (run.step + 1) / config.adversary_steps)
         fake, real = (picture_of(a)[: config.adversarial_crops] for a in (prediction, target))
-        told = _adversary(state, fake, real, outputs, terms)
+        told = _adversary(run, fake, real, outputs, terms)
         gradients = tuple(g + balanced(a, g, share) for g, a in zip(gradients, told, strict=True))
-    state.optimizer.zero_grad(set_to_none=True)
+    run.optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(outputs, gradients)
-    norm = torch.nn.utils.clip_grad_norm_([p for p in network.parameters() if p.requires_grad], 2.0)
-    if torch.isfinite(norm):
-        state.optimizer.step()
-    decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))
-    with torch.no_grad():
-        for name in DECODER:
-            averaged, current = (list(getattr(n, name).parameters()) for n in (state.ema, network))
-            torch._foreach_lerp_(averaged, current, 1 - decay)
-    state.step += 1
+    norm = descend(run.optimizer, [p for p in network.parameters() if p.requires_grad], 2.0)
+    for name in DECODER:
+        average(getattr(run.ema, name), getattr(network, name), early_decay(config.ema_decay, run.step))
+    run.step += 1
     return {"loss": value.item(), "grad_norm": norm.item(), **{k: v.item() for k, v in terms.items()}}
 
 
-def _adversary(state: RefineState, fake: Tensor, real: Tensor, outputs: tuple, terms: dict[str, Tensor]):
+def _adversary(run: RefineRun, fake: Tensor, real: Tensor, outputs: tuple, terms: dict[str, Tensor]):
     """Train the discriminators on this batch, then ask them: gradients on the prediction; adds to `terms`."""
-    critic, optimizer = state.discriminators, state.discriminator_optimizer
+    critic, optimizer = run.discriminators, run.discriminator_optimizer
     terms["discriminator"] = discriminator_loss(critic(real), critic(fake.detach()))
     optimizer.zero_grad(set_to_none=True)
     terms["discriminator"].backward()
-    norm = torch.nn.utils.clip_grad_norm_(critic.parameters(), 10.0)
-    if torch.isfinite(norm):
-        optimizer.step()
+    descend(optimizer, critic.parameters(), 10.0)
     with torch.no_grad():
         wanted = critic(real)
     told = decoder_loss(wanted, critic(fake))
@@ -288,18 +253,18 @@ def balanced(adversarial: Tensor, reconstruction: Tensor, share: float) -> Tenso
     return adversarial * (wanted / norm.clamp_min(1e-20))
 
 
-def guard(state: RefineState, loss: ReconstructionLoss, waves: list[Tensor], config: RefineConfig) -> None:
+def guard(run: RefineRun, loss: ReconstructionLoss, waves: list[Tensor], config: RefineConfig) -> None:
     """At the first step keep what held-out sounds cost; later, every `guard_steps`, drop an adversary that harms them.
 
     A pure function of the state at a step, so that a run bounded by steps repeats.
     """
-    if state.step % config.guard_steps:
+    if run.step % config.guard_steps:
         return
-    measured = validate(state.ema, loss, waves)
+    measured = validate(run.ema, loss, waves)
     total = sum(measured[k] for k in ("log_magnitude", "log_mel", "convergence"))
-    if state.step == 0:
-        state.reference = total
-    state.adversary = state.adversary and total <= config.guard_ratio * state.reference
+    if run.step == 0:
+        run.reference = total
+    run.adversary = run.adversary and total <= config.guard_ratio * run.reference
 
 
 def refine_codec(
@@ -311,6 +276,7 @@ def refine_codec(
     origin: dict | None = None,
     extra: tuple[Path, ...] = (),
     resume: bool = False,
+    skip_bad: bool = False,
     device: torch.device | str = "cpu",
 ) -> AutoencoderCodec:
     """Train the decoder of a codec on, with an adversary, and leave in `out` what `train_codec` leaves.
@@ -319,40 +285,47 @@ def refine_codec(
 
     Args:
         origin: how the codec was trained, for the card.
+        skip_bad: leave files out that cannot be used, instead of refusing.
 
     Raises:
         UserError: unusable sounds, an output folder that holds another run, or a resume under other options.
     """
     refuse_used(out, resume)
     if not 0 <= config.adversarial_share <= 1:
-        raise UserError(f"adversarial share {config.adversarial_share}; mend: give 0 (none) to 1 (as much as the rest)")
+        raise UserError(f"adversarial share {config.adversarial_share}; hint: give 0 (none) to 1 (as much as the rest)")
     rate_hz = codec.sample_rate_hz
-    material = read_material(source, extra, rate_hz)
+    audio = read_training_audio(source, extra, rate_hz, skip_bad)
     config = replace(config, latents_sha256=codec.weights_sha256(latents_only=True))
-    state = load_refinement(codec, config, out, device) if resume else init_refinement(codec, config, device)
+    run = start(codec, config, device)
+    if resume:
+        run.load(out, config)
     loss = ReconstructionLoss(codec.config, device)
     samples = round(config.crop_sec * rate_hz)
 
     def step() -> dict[str, float]:
-        guard(state, loss, material.valid_waves, config)
-        sounds = (material.training, material.others, config.extra_share)
-        batch = draw_crops(*sounds, config.batch_size, samples, state.generator)
-        return refine_step(state, loss, batch.to(device), config)
+        guard(run, loss, audio.valid_waves, config)
+        sounds = (audio.training, audio.others, config.extra_share)
+        batch = draw_crops(*sounds, config.batch_size, samples, run.generator)
+        return refine_step(run, loss, batch.to(device), config)
+
+    def checkpoint() -> None:
+        run.save(out, config, origin=origin or {})
+        save_codec(run.ema, out)
 
     run_loop(
-        state,
+        run,
         config,
         out,
         title="refining the decoder",
         facts={
-            **material.hours(rate_hz),
-            "discriminator_parameters": sum(p.numel() for p in state.discriminators.parameters()),
+            **audio.hours(rate_hz),
+            "discriminator_parameters": sum(p.numel() for p in run.discriminators.parameters()),
         },
         step=step,
-        measure=lambda: {**validate(state.ema, loss, material.valid_waves), "adversary": state.adversary},
-        checkpoint=lambda: save_refinement(state, config, origin or {}, out),
+        measure=lambda: {**validate(run.ema, loss, audio.valid_waves), "adversary": run.adversary},
+        checkpoint=checkpoint,
     )
-    return AutoencoderCodec(state.ema)
+    return AutoencoderCodec(run.ema)
 
 
 def origin_of(name_or_folder: str) -> dict:
@@ -362,6 +335,5 @@ def origin_of(name_or_folder: str) -> dict:
         return json.loads((folder / "card.json").read_text(encoding="utf-8"))["training"]
     if not (folder / STATE).is_file():
         return {}
-    with safe_open(folder / STATE, "pt") as file:
-        state = json.loads(file.metadata()["state"])
+    state = read_meta(folder)
     return {"steps": state["step"], "hours": round(state["seconds"] / 3600, 2), "config": state["config"]}

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from segue.data.audio import BadAudio, examine, read_header, read_segment, read_wave
+from segue.audio.read import examine, read_header, read_segment, read_wave
+from segue.audio.sound import BadAudio
 
 FORMATS = [
     ("a.wav", 44100, 2, {}),

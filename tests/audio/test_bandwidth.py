@@ -5,12 +5,12 @@ import pytest
 import scipy.signal
 import soundfile
 
-from segue.data.audio import read_header
-from segue.upsampling.survey import survey
+from segue.audio.analyse import survey
+from segue.audio.read import read_claim
 
 
 def bandwidth_of(path):
-    return survey(path, read_header(path)).bandwidth
+    return survey(path, read_claim(path)).bandwidth
 
 
 def hissing(sound, seconds=3.0, rate_hz=16000):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from segue.data.audio import CLIPPED_PEAK, SILENT_PEAK, Header, read_blocks
-from segue.upsampling.bandwidth import Bandwidth, detect, frame_samples
+from segue.audio.bandwidth import Bandwidth, detect, frame_samples
+from segue.audio.read import read_blocks
+from segue.audio.sound import CLIPPED_PEAK, SILENT_PEAK, Header
 
 BITS = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
 _FRAMES = 2000  # spectra taken of a file, evenly spread
@@ -22,6 +23,7 @@ class Survey:
     """What a file holds.
 
     Attributes:
+        frames: samples of each channel, counted.
         peak: largest magnitude on any channel.
         clipped: samples at full scale.
         offset: [channels] mean (DC).
@@ -31,6 +33,7 @@ class Survey:
         bandwidth: where its band ends.
     """
 
+    frames: int
     peak: float
     clipped: int
     offset: np.ndarray
@@ -43,16 +46,20 @@ class Survey:
 def survey(path: Path, header: Header) -> Survey:
     """Read a mono or stereo file once, in pieces.
 
+    Args:
+        header: as `read_claim` gives it; its length serves to spread the spectra, and need not be right.
+
     Raises:
-        BadAudio: damaged, truncated or non-finite.
+        BadAudio: damaged, truncated, non-finite, or beyond any level.
     """
     rate_hz = header.sample_rate_hz
     n_fft = frame_samples(rate_hz)
     step = max(n_fft // 2, header.frames // _FRAMES)
     piece = max(1, round(rate_hz * _BLOCK_SEC))
-    peak, clipped, sums, moments, counts, spectra, following = 0.0, 0, [], [], [], [], 0
+    peak, clipped, following = 0.0, 0, 0
+    sums, moments, counts, spectra = [], [], [], []
     # Blocks of whole pieces; a frame that would cross a block's end begins the next one.
-    for block in read_blocks(path, header, piece * 80):
+    for block in read_blocks(path, piece * 80):
         magnitude = np.abs(block)
         peak = max(peak, float(magnitude.max()))
         clipped += int((magnitude >= CLIPPED_PEAK).sum())
@@ -65,6 +72,9 @@ def survey(path: Path, header: Header) -> Survey:
             spectra.append(_power(block[following : following + n_fft], n_fft))
             following += step
         following = max(0, following - len(block))
+        if len(spectra) > 2 * _FRAMES:  # longer than was claimed
+            spectra = spectra[::2]
+            step *= 2
     if not spectra:  # shorter than a frame
         spectra.append(_power(block, n_fft))
     sums, moments, counts = np.array(sums), np.array(moments), np.array(counts)
@@ -73,6 +83,7 @@ def survey(path: Path, header: Header) -> Survey:
     centred = moments - outer - outer.swapaxes(1, 2) + counts[:, None, None] * np.outer(offset, offset)
     bits = BITS.get(header.subtype)
     return Survey(
+        frames=int(counts.sum()),
         peak=peak,
         clipped=clipped,
         offset=offset,

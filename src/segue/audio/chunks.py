@@ -1,4 +1,4 @@
-"""Streams of sound: resampled, cut into windows with context, joined again without a seam. Arrays are [n, channels]."""
+"""Streams of sound, cut into windows with context and joined again without a seam. Arrays are [n, channels]."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import soxr
 
 _FADE_SEC = 0.02
 
@@ -87,29 +86,6 @@ def joined(pieces: Iterable[tuple[Window, np.ndarray]], plan: Plan) -> Iterator[
         if window.last < plan.total:
             piece, tail = piece[: -plan.fade], piece[-plan.fade :]
         yield piece
-
-
-def resampled(
-    blocks: Iterable[np.ndarray], from_hz: int, to_hz: int, channels: int, total: int
-) -> Iterator[np.ndarray]:
-    """A stream at another rate (soxr HQ, linear phase), exactly `total` samples long."""
-    if from_hz == to_hz:
-        yield from blocks
-        return
-    stream = soxr.ResampleStream(from_hz, to_hz, channels, dtype="float32", quality="HQ")
-    left = total
-    for block in _with_end(blocks, channels):
-        made = stream.resample_chunk(block, last=not len(block))[:left]
-        left -= len(made)
-        if len(made):
-            yield made
-    if left:
-        yield np.zeros((left, channels), dtype=np.float32)
-
-
-def _with_end(blocks: Iterable[np.ndarray], channels: int) -> Iterator[np.ndarray]:
-    yield from blocks
-    yield np.zeros((0, channels), dtype=np.float32)
 
 
 def _multiple(samples: int, of: int) -> int:

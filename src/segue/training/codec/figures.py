@@ -7,10 +7,10 @@ import math
 import os
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from segue.codecs.autoencoder import (
@@ -19,13 +19,14 @@ from segue.codecs.autoencoder import (
     save_codec,
 )
 from segue.codecs.base import Codec
+from segue.data.clip import Clip
 from segue.data.manifest import load_manifest
 from segue.files import write_text
 from segue.metrics.judge import Judge
 from segue.metrics.mel import stft_magnitude
 from segue.metrics.spectral import log_mel_l1, log_spectral_distance, si_sdr_db
-from segue.training.codec_loop import STATE
-from segue.training.sounds import Sound, list_sounds, read_sounds
+from segue.training.small_run import read_meta
+from segue.training.training_audio import clips_of, kind_of, read_sounds
 from segue.types import UserError
 
 MEASURES = ("log_mel_l1", "lsd", "convergence", "si_sdr_db", "high_band_db", "flatness_db")
@@ -45,7 +46,7 @@ def measure_codec(codec: Codec, source: Path, *, clips: int = 200, noise: float 
     generator = torch.Generator().manual_seed(0)
     report: dict = {"latent_noise": noise, "kinds": {}}
     latents, decoded_sec, spent_sec = [], 0.0, 0.0
-    for kind, (split, members) in held_out(list_sounds(source)).items():
+    for kind, (split, members) in held_out(clips_of(source)).items():
         waves = read_sounds(members[:: max(1, len(members) // clips)][:clips], codec.sample_rate_hz)
         rows = []
         for index in range(len(waves)):
@@ -80,22 +81,23 @@ def round_trips(codecs: dict[str, Codec], source: Path, *, per_kind: int = 3) ->
     """A few held-out sounds of each kind, at most 4 s: (kind, file name, label -> wave [T]), the original first."""
     trips = []
     rate_hz = next(iter(codecs.values())).sample_rate_hz
-    for kind, (_, members) in held_out(list_sounds(source)).items():
+    for kind, (_, members) in held_out(clips_of(source)).items():
         members = members[:: max(1, len(members) // per_kind)][:per_kind]
         waves = read_sounds(members, rate_hz)
-        for index, sound in enumerate(members):
+        for index, clip in enumerate(members):
             wave = waves.wave(index)[None, : 4 * rate_hz]
             heard = {k: c.decode(c.encode(wave), wave.shape[-1])[0].cpu().numpy() for k, c in codecs.items()}
-            trips.append((kind, sound.path.name, {"original": wave[0].numpy(), **heard}))
+            trips.append((kind, clip.path.name, {"original": wave[0].numpy(), **heard}))
     return trips
 
 
-def held_out(sounds: list[Sound]) -> dict[str, tuple[str, list[Sound]]]:
+def held_out(clips: Sequence[Clip]) -> dict[str, tuple[str, list[Clip]]]:
+    """kind -> its split "test", else "valid", else "all" of it, and the clips of that."""
     chosen = {}
-    for kind in sorted({s.kind for s in sounds}):
-        members = [s for s in sounds if s.kind == kind]
-        split = next((x for x in ("test", "valid") if any(s.split == x for s in members)), "all")
-        chosen[kind] = split, [s for s in members if split in ("all", s.split)]
+    for kind in sorted({kind_of(clip) for clip in clips}):
+        members = [clip for clip in clips if kind_of(clip) == kind]
+        split = next((x for x in ("test", "valid") if any(clip.split == x for clip in members)), "all")
+        chosen[kind] = split, [clip for clip in members if split in ("all", clip.split)]
     return chosen
 
 
@@ -148,9 +150,9 @@ def judge_round_trip(codec: Codec, source: Path, *, clips: int = 300) -> dict:
     notes = [c for c in load_manifest(source) if c.split == "test" and c.fields.get("kind") == "note"]
     notes = [c for c in notes if all(c.fields.get(k) is not None for k in wanted)]
     if not notes:
-        raise UserError(f"{source}: no test notes with {', '.join(wanted)} in its manifest; mend: name a demo set")
+        raise UserError(f"{source}: no test notes with {', '.join(wanted)} in its manifest; hint: name a demo set")
     notes = notes[:: max(1, len(notes) // clips)][:clips]
-    sounds = read_sounds([Sound(c.path, c.split, "note") for c in notes], codec.sample_rate_hz)
+    sounds = read_sounds(notes, codec.sample_rate_hz)
     places = (judge.family_index, judge.instrument_index, judge.pitch_index)
     right = torch.zeros(2, 3, dtype=torch.float64)
     for index, note in enumerate(notes):
@@ -188,8 +190,7 @@ def ship_codec(
     """
     save_codec(load_autoencoder(run).network, out, half=True)
     codec = load_autoencoder(out)
-    with safe_open(run / STATE, "pt") as file:
-        state = json.loads(file.metadata()["state"])
+    state = read_meta(run)
     training = {
         "command": command,
         "commit": commit,

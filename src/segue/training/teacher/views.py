@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from segue.ssl.compact import CompactConfig
-from segue.training.sounds import Material, Sounds
+from segue.training.training_audio import Sounds, TrainingAudio
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,15 @@ class Views:
         return Views(self.wave.to(device), self.semitones.to(device))
 
 
-def draw_views(material: Material, config: TeacherTrainConfig, generator: torch.Generator) -> Views:
+def draw_views(audio: TrainingAudio, config: TeacherTrainConfig, generator: torch.Generator) -> Views:
     """Crops with speeds and levels of their own, a soft other one mixed in."""
     count = config.batch_size // 2
-    extras = torch.rand(count, generator=generator) < (config.extra_share if len(material.others) else 0.0)
+    extras = torch.rand(count, generator=generator) < (config.extra_share if len(audio.others) else 0.0)
     first = int(extras.sum())
     semitones = (2 * torch.rand(2, count, generator=generator) - 1) * config.speed_semitones
     semitones[1, ::2] = semitones[0, ::2]
-    views = [_views(material.others, semitones[:, :first], config, generator)] if first else []
-    views += [_views(material.training, semitones[:, first:], config, generator)] if first < count else []
+    views = [_views(audio.others, semitones[:, :first], config, generator)] if first else []
+    views += [_views(audio.training, semitones[:, first:], config, generator)] if first < count else []
     wave = torch.cat(views, dim=1).flatten(0, 1)
     gain_db = -24 + 24 * torch.rand(len(wave), 1, generator=generator)
     other = wave[torch.randperm(len(wave), generator=generator)]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import soxr
 
-from segue.upsampling.chunks import cut, joined, make_plan, resampled, windows
+from segue.audio.chunks import cut, joined, make_plan, windows
+from segue.audio.resample import resampled
 
 
 def blocks_of(wave, size):

@@ -1,4 +1,4 @@
-"""What the model hears of a stereo pair: two signals that get the same noise, so that sounds keep their places."""
+"""Channels: their mean, and what a model is given of a stereo pair, so that sounds keep their places."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import numpy as np
 
 MODES = ("left-right", "mid-side")
 _CORRELATED = 0.1  # channels that agree less have no common axis
+
+
+def to_mono(samples: np.ndarray) -> np.ndarray:
+    """[n, channels] -> [n], the mean of the channels."""
+    return samples.mean(axis=1)
 
 
 def axes(covariance: np.ndarray, mode: str) -> np.ndarray:
