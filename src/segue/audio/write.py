@@ -95,7 +95,8 @@ def write_sound(path: Path, blocks: Iterable[np.ndarray], form: Form, samples: i
             raise _cannot_write(path, error) from error
         with file:
             for tag, text in tags.items():
-                setattr(file, tag, _shortened(text))
+                if text:  # libsndfile takes an empty one for a fault
+                    setattr(file, tag, _shortened(text))
             for block in blocks:
                 _refuse_not_finite(path, float(np.abs(block).max(initial=0.0)))
                 try:
