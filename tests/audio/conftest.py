@@ -63,5 +63,5 @@ def write(tmp_path):
 @pytest.fixture
 def without_decoders(monkeypatch):
     """As on a machine that has neither PyAV nor ffmpeg."""
-    monkeypatch.setattr(decoders, "av", None)
+    monkeypatch.setattr(decoders, "pyav", lambda: None)
     monkeypatch.setattr(decoders.shutil, "which", lambda _: None)

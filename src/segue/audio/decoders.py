@@ -13,8 +13,10 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from os import fsencode
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import soundfile
@@ -22,12 +24,6 @@ import soundfile
 from segue.audio.containers import NAMES, Container, look
 from segue.audio.overlay import overlaid
 from segue.audio.sound import BLOCK_SAMPLES, BadAudio, Header, refuse_header
-
-try:
-    import av
-except ImportError:
-    av = None
-_AV_ERRORS = (ValueError,) if av is None else (av.FFmpegError, ValueError)
 
 HINT = "hint: pip install 'segue-audio[decoders]', or install ffmpeg"
 _DEMUXERS = {
@@ -96,13 +92,23 @@ def _source(path: Path, container: Container, stack: ExitStack) -> Source:
         raise BadAudio(path, f"unreadable: {error}{hint}") from error
 
 
+@cache
+def pyav() -> ModuleType | None:
+    """PyAV, where it is installed."""
+    try:
+        import av
+    except ImportError:
+        return None
+    return av
+
+
 def _can_decode() -> bool:
-    return av is not None or shutil.which("ffmpeg") is not None
+    return pyav() is not None or shutil.which("ffmpeg") is not None
 
 
 def _decoded(path: Path, container: Container, stack: ExitStack) -> Source:
-    if av is not None:
-        return _PyAV(path, container, stack)
+    if av := pyav():
+        return _PyAV(av, path, container, stack)
     if program := shutil.which("ffmpeg"):
         return _Ffmpeg(program, path, container, stack)
     name = NAMES.get(container.kind, container.kind)
@@ -192,14 +198,15 @@ class _PyAV(Source):
 
     is_exact = can_seek = False
 
-    def __init__(self, path: Path, container: Container, stack: ExitStack) -> None:
+    def __init__(self, av: ModuleType, path: Path, container: Container, stack: ExitStack) -> None:
         self._path = path
+        self._errors = (av.FFmpegError, ValueError)
         layout = container.layout
         parts = [(layout.start, layout.end)] if layout else [(0, path.stat().st_size)]
         file = stack.enter_context(overlaid(path, parts))
         try:
             self._input = stack.enter_context(av.open(file, "r", format=_DEMUXERS[container.kind]))
-        except _AV_ERRORS as error:
+        except self._errors as error:
             raise BadAudio(path, f"unreadable: {_av_words(error)}") from error
         if not self._input.streams.audio:
             raise BadAudio(path, "unreadable: it holds no sound")
@@ -227,12 +234,12 @@ class _PyAV(Source):
             for packet in self._input.demux(self._stream):
                 try:
                     frames = packet.decode()
-                except _AV_ERRORS:
+                except self._errors:
                     bad += 1
                     continue
                 good += 1
                 yield from ((frame.sample_rate, _samples(frame)) for frame in frames)
-        except _AV_ERRORS as error:
+        except self._errors as error:
             raise BadAudio(self._path, f"truncated or damaged: {_av_words(error)}") from error
         if bad > max(1, _MOST_BAD_SHARE * (good + bad)):
             raise BadAudio(self._path, f"damaged: {bad:,} of its {good + bad:,} pieces cannot be decoded")
