@@ -86,8 +86,7 @@ def refuse_levels(path: Path, block: np.ndarray) -> None:
     if not np.isfinite(loudest):
         raise BadAudio(path, "non-finite: NaN or infinite samples")
     if loudest > LOUDEST_PEAK:
+        hint = "; hint: integers stored as floats? divide them by 32768" if loudest <= 2.0**31 else ""
         raise BadAudio(
-            path,
-            f"levels: samples of {loudest:.3g} times full scale (up to {LOUDEST_PEAK:g} are read); "
-            "hint: integers stored as floats must be divided by their full scale, such as 32768",
+            path, f"levels: samples of {loudest:.3g} times full scale (up to {LOUDEST_PEAK:g} are read){hint}"
         )

@@ -121,6 +121,14 @@ def copy(source: Path, path: Path) -> None:
         shutil.copyfile(source, temporary)
 
 
+def is_plain(path: Path, frames: int) -> bool:
+    """Whether other programs read as much of a file as we do; one that was streamed, and says no length, is not."""
+    try:
+        return soundfile.info(fsencode(path)).frames == frames
+    except soundfile.SoundFileError:
+        return False
+
+
 def _refuse_not_finite(path: Path, loudest: float) -> None:
     if not np.isfinite(loudest):
         raise UserError(

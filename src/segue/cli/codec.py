@@ -44,7 +44,7 @@ def train(
     model = AutoencoderConfig.for_rate(rate, channels=channels)
     config = CodecTrainConfig(model=model, minutes=minutes, steps=steps, kl_weight=kl_weight, seed=seed)
     codec = train_codec(source, out, config, extra=tuple(extra or ()), resume=resume, skip_bad=skip_bad, device=place)
-    _report(out / "report.html", "A trained codec", {"codec": codec}, source)
+    _report(out / "report.html", "A trained codec", {"codec": codec}, source, skip_bad=skip_bad)
     typer.echo(f"codec in {out}; next: segue encode SOURCE --out CACHE --codec {out}")
 
 
@@ -93,7 +93,7 @@ def refine(
         skip_bad=skip_bad,
         device=place,
     )
-    _report(out / "report.html", "A refined codec", {"before": before, "refined": after}, source)
+    _report(out / "report.html", "A refined codec", {"before": before, "refined": after}, source, skip_bad=skip_bad)
     typer.echo(f"codec in {out}; its latents are those of {codec}: caches and models made with that stay valid")
 
 
@@ -102,11 +102,14 @@ def measure(
     source: Annotated[Path, typer.Argument(help="Folder of sounds; their test split, else valid, else all.")],
     clips: Annotated[int, typer.Option(help="Clips of each kind at most.")] = 200,
     report: Annotated[Path | None, typer.Option(help="Write a page with spectrograms and players here, too.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable files out, and name them.")] = False,
 ) -> None:
     """Reconstruction on held-out sounds by kind, robustness to latent noise, and decoding speed, as JSON."""
+    from segue.cli.options import finite
     from segue.codecs import load_codec
 
-    _report(report, f"Codec {codec}", {"codec": load_codec(codec)}, source, clips=clips)
+    finite("--clips", clips, 1)
+    _report(report, f"Codec {codec}", {"codec": load_codec(codec)}, source, clips=clips, skip_bad=skip_bad)
 
 
 def ship(
@@ -136,16 +139,18 @@ def _check_budget(minutes: float, steps: int | None) -> None:
     finite("--steps", steps, 1)
 
 
-def _report(page: Path | None, title: str, codecs: dict, source: Path, clips: int = 200) -> None:
+def _report(
+    page: Path | None, title: str, codecs: dict, source: Path, clips: int = 200, skip_bad: bool = False
+) -> None:
     """Print figures on held-out sounds of the last of the codecs as JSON; write a page on all of them, where asked."""
     from segue.report.codec import RoundTrip, write_codec_report
     from segue.training.codec.figures import measure_codec, round_trips
 
-    figures = {label: measure_codec(codec, source, clips=clips) for label, codec in codecs.items()}
+    figures = {label: measure_codec(codec, source, clips=clips, skip_bad=skip_bad) for label, codec in codecs.items()}
     typer.echo(json.dumps(list(figures.values())[-1], indent=2))
     if page is None:
         return
     rate_hz = next(iter(codecs.values())).sample_rate_hz
-    trips = [RoundTrip(*trip, rate_hz) for trip in round_trips(codecs, source)]
+    trips = [RoundTrip(*trip, rate_hz) for trip in round_trips(codecs, source, skip_bad=skip_bad)]
     write_codec_report(page, title, f"What comes back of held-out sounds of {source}", figures, trips)
     typer.echo(f"report: {page}")

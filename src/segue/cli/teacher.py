@@ -42,7 +42,7 @@ def train(
     teacher = train_teacher(
         source, out, config, extra=tuple(extra or ()), resume=resume, skip_bad=skip_bad, device=place
     )
-    typer.echo(json.dumps(measure_teacher(teacher.to("cpu"), source), indent=2))
+    typer.echo(json.dumps(measure_teacher(teacher.to("cpu"), source, skip_bad=skip_bad), indent=2))
     typer.echo(f"teacher in {out}; next: segue encode SOURCE --out CACHE --teacher {out}")
 
 
@@ -51,15 +51,17 @@ def measure(
     source: Annotated[Path, typer.Argument(help="Folder of sounds; labels of its manifest are probed for.")],
     layers: Annotated[bool, typer.Option("--layers", help="Probe every layer of one of our own.")] = False,
     clips: Annotated[int, typer.Option(help="Clips at most that a probe trains on.")] = 4000,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable files out, and name them.")] = False,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves PyTorch's choice.")] = 0,
 ) -> None:
     """Linear probes against log-mel statistics (and random weights), and collapse figures, as JSON."""
-    from segue.cli.options import use_threads
+    from segue.cli.options import finite, use_threads
     from segue.ssl import load_teacher
     from segue.training.teacher_figures import measure_teacher
 
     use_threads(threads)
-    report = measure_teacher(load_teacher(teacher), source, layers=layers, clips=clips)
+    finite("--clips", clips, 1)
+    report = measure_teacher(load_teacher(teacher), source, layers=layers, clips=clips, skip_bad=skip_bad)
     typer.echo(json.dumps(report, indent=2))
 
 

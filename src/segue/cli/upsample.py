@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -56,6 +57,9 @@ def upsample(
     follow_links: Annotated[
         bool, typer.Option("--follow-links", help="Take files that links lead to outside of the folder, too.")
     ] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Do not count files that cannot be used as failures.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Detect and report; write nothing.")] = False,
     weights: Annotated[str, typer.Option(help="ema (averaged) or model (as trained).")] = "ema",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "cpu",
@@ -72,7 +76,8 @@ def upsample(
                          skip_existing)  # fmt: skip
     resolver = load_resolver(run, weights, device_of(device))
     settings = _fitted(settings, resolver)
-    failures, taken = 0, set()
+    failures = 0
+    taken: set[Path] = set()
     done = 0.0
 
     def advance(seconds: float) -> None:
@@ -82,7 +87,7 @@ def upsample(
 
     with Meter("upsampling", sum(_seconds(job) for job in jobs), unit="s of sound") as meter:
         for job in jobs:
-            line = _one(job, resolver, settings, dry_run, taken, advance)
+            line = _one(job, resolver, settings, dry_run, skip_bad, taken, advance)
             failures += line["status"] == "failed"
             print(_json(line), flush=True)
     if failures and len(jobs) > 1:
@@ -141,13 +146,25 @@ def _fitted(settings: Settings, resolver: Resolver) -> Settings:
     return replace(settings, rate_hz=rate_hz, in_use=peak_bytes())
 
 
-def _one(job: Job, resolver: Resolver, settings: Settings, dry_run: bool, taken: set[Path], advance) -> dict:
+def _one(
+    job: Job,
+    resolver: Resolver,
+    settings: Settings,
+    dry_run: bool,
+    skip_bad: bool,
+    taken: set[Path],
+    advance: Callable[[float], None],
+) -> dict:
     """A file's line of JSON; what is wrong with it is said on standard error, too. Adds its output to `taken`."""
+    status = "failed"
     try:
         work = prepare(job, resolver, settings, taken)
         taken.add(work.output)
         line = describe(work, settings, resolver) if dry_run else carry_out(work, resolver, settings, advance)
-    except (BadAudio, UserError) as error:
+    except BadAudio as error:
+        status = "left out" if skip_bad else "failed"
+        reason = " ".join(str(error).split())
+    except UserError as error:
         reason = " ".join(str(error).split())
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
@@ -157,8 +174,8 @@ def _one(job: Job, resolver: Resolver, settings: Settings, dry_run: bool, taken:
         for note in line["notes"]:
             _say(f"{job.source}: {note}")
         return line
-    _say(f"segue: {reason}")
-    return {"input": str(job.source), "status": "failed", "reason": reason, "notes": []}
+    _say(f"{'left out' if status == 'left out' else 'segue:'} {reason}")
+    return {"input": str(job.source), "status": status, "reason": reason, "notes": []}
 
 
 def _seconds(job: Job) -> float:

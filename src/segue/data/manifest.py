@@ -11,7 +11,9 @@ from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from segue.data.audio import SUFFIXES
+from segue.audio.folders import walk
+from segue.audio.names import find_named, identities
+from segue.audio.sound import SUFFIXES
 from segue.data.clip import (
     MOST_LINE_BYTES,
     SPLITS,
@@ -76,18 +78,18 @@ def load_manifest(source: Path | str, captions: Literal["manifest", "filename", 
 def _from_folder(root: Path, from_names: bool) -> list[Clip]:
     inside = root.resolve()
     clips, bare = [], []
-    for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()):
-        relative = PurePosixPath(path.relative_to(root).as_posix())
-        if any(part.startswith(".") for part in relative.parts):
-            continue  # what an operating system leaves behind
+    found = walk(root)
+    for path in found.outside:
         _refuse_outside(inside, path, str(path))
+    relatives = [PurePosixPath(path.relative_to(root).as_posix()) for path in found.sounds]
+    for path, relative, identity in zip(found.sounds, relatives, identities(relatives)):
         text = path.with_suffix(".txt")
         captions = _caption_lines(text) if from_names is False and text.exists() else ()
         if from_names:
             captions = _name_captions(path, relative)
         if not captions and from_names is not None:
             bare.append(path)
-        clips.append(Clip(str(relative.with_suffix("")), path, captions, ""))
+        clips.append(Clip(identity, path, captions, ""))
     if bare:
         others = f" and {len(bare) - 1} more" if len(bare) > 1 else ""
         raise UserError(
@@ -181,12 +183,12 @@ def _from_rows(manifest: Path, rows: Iterator[tuple[int, dict]], from_names: boo
         if len(name) > 4096:
             raise UserError(f"{where}: a path of {len(name):,} characters; mend: give the sound file's path")
         refuse_control(where, "the path", name)
-        path = root / name
+        path = find_named(root / name)
         _refuse_outside(inside, path, f"{where}: {name}")
         if not _is_file(path):
             raise UserError(f"{where}: {name} does not exist; mend: paths are relative to the manifest's folder")
         relative = PurePosixPath(path.resolve().relative_to(inside).as_posix())
-        identity = row.get("id", str(relative.with_suffix("")))
+        identity = row.get("id", identities([relative])[0])
         split = row.get("split") or ""
         if not isinstance(identity, (str, int)) or identity == "":
             raise UserError(f"{where}: id must be text, not {identity!r}; mend: a text that no other row has")

@@ -32,7 +32,7 @@ from segue.training.teacher.statistics import (
     refuse_collapsed,
     some_waves,
 )
-from segue.training.training_audio import Sounds, clips_of, read_sounds
+from segue.training.training_audio import Sounds, clips_of, read_clips, read_sounds
 from segue.types import UserError, import_extra
 
 LABELS = ("family", "instrument", "pitch", "word")
@@ -56,7 +56,9 @@ class Probe:
     split: str
 
 
-def measure_teacher(teacher: Teacher, source: Path, *, layers: bool = False, clips: int = 4000) -> dict:
+def measure_teacher(
+    teacher: Teacher, source: Path, *, layers: bool = False, clips: int = 4000, skip_bad: bool = False
+) -> dict:
     """Accuracy of linear probes on held-out clips, and collapse figures.
 
     Features are pooled over a clip's first 4 s (mean and deviation over frames) and standardised; probes are logistic
@@ -71,12 +73,14 @@ def measure_teacher(teacher: Teacher, source: Path, *, layers: bool = False, cli
     """
     sounds = clips_of(source)
     held = [s for s in sounds if s.split == "test"] or [s for s in sounds if s.split == "valid"] or sounds
-    some = read_sounds(held[:: max(1, len(held) // 100)][:100], teacher.sample_rate_hz)
+    some = read_sounds(held[:: max(1, len(held) // 100)][:100], teacher.sample_rate_hz, skip_bad)
     report = {"collapse": _collapse(teacher, some), "clips": len(some), "probes": {}}
     probes, paths = read_probes(source, clips)
     if not probes:
         return report
-    heard = read_sounds([Clip(str(path), path, (), "") for path in paths], teacher.sample_rate_hz)
+    clips_read = read_clips([Clip(str(path), path, (), "") for path in paths], teacher.sample_rate_hz, skip_bad)
+    heard = clips_read.sounds
+    probes = _of_the_read(probes, paths, {clip.path for clip in clips_read.clips})
     ways = {"teacher": teacher.encode, "log_mel_statistics": lambda wave: log_mel(wave, teacher.sample_rate_hz)}
     if isinstance(teacher, CompactTeacher):
         ways["random_weights"] = _random_twin(teacher, heard).encode
@@ -109,6 +113,20 @@ def read_probes(source: Path, clips: int) -> tuple[list[Probe], list[Path]]:
         if len({labels[i] for i in train}) > 1 and len(test) >= FEW:
             probes.append(Probe(name, train, test, labels, str(held)))
     return probes, [source / row["path"] for row in rows] if probes else []
+
+
+def _of_the_read(probes: list[Probe], paths: list[Path], read: set[Path]) -> list[Probe]:
+    """The probes without the clips that could not be read, which their indices no longer count."""
+    place = {index: number for number, index in enumerate(i for i, path in enumerate(paths) if path in read)}
+    return [
+        replace(
+            probe,
+            train=[place[i] for i in probe.train if i in place],
+            test=[place[i] for i in probe.test if i in place],
+            labels=[label for i, label in enumerate(probe.labels) if i in place],
+        )
+        for probe in probes
+    ]
 
 
 @torch.no_grad()

@@ -116,15 +116,22 @@ def decode(clips: Sequence[Clip], sample_rate_hz: int) -> Decoded:
     return Decoded(Sounds(waves), kept, bad, resampled)
 
 
-def read_sounds(clips: Sequence[Clip], sample_rate_hz: int) -> Sounds:
-    """The sounds of clips, every one of them.
+def read_sounds(clips: Sequence[Clip], sample_rate_hz: int, skip_bad: bool = False) -> Sounds:
+    """The sounds of clips: every one of them, or those that can be used.
 
     Raises:
-        UserError: a file that cannot be used.
+        UserError: a file that cannot be used; none that can.
     """
+    return read_clips(clips, sample_rate_hz, skip_bad).sounds
+
+
+def read_clips(clips: Sequence[Clip], sample_rate_hz: int, skip_bad: bool = False) -> Decoded:
+    """As `read_sounds`, with the clips that they are of."""
     decoded = decode(clips, sample_rate_hz)
-    refuse_bad(decoded.bad, skip_bad=False)
-    return decoded.sounds
+    refuse_bad(decoded.bad, skip_bad)
+    if clips and not decoded.clips:
+        raise UserError(f"{clips[0].path}: this and all other sounds cannot be used; hint: segue data check names why")
+    return decoded
 
 
 def refuse_bad(bad: Sequence[tuple[Path, str]], skip_bad: bool) -> None:

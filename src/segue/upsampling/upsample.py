@@ -17,7 +17,7 @@ from segue.audio.resample import resampled
 from segue.audio.sound import TOO_SHORT_SEC, BadAudio, Header
 from segue.audio.stereo import MODES
 from segue.audio.tags import read_tags
-from segue.audio.write import Form, container_of, copy, form_of, write_sound
+from segue.audio.write import Form, container_of, copy, form_of, is_plain, write_sound
 from segue.types import UserError
 from segue.upsampling.enhance import LOOK_SEC, Enhancer, Resolver
 from segue.upsampling.jobs import Job
@@ -217,7 +217,7 @@ def describe(work: Work, settings: Settings, resolver: Resolver) -> dict:
 def _copy(work: Work) -> None:
     header, form = work.header, work.form
     same = container_of(header).upper() == header.format.replace("WAVEX", "WAV") == form.container.upper()
-    if same and form.subtype == header.subtype:
+    if same and form.subtype == header.subtype and is_plain(work.job.source, header.frames):
         copy(work.job.source, work.output)
         return
     blocks = read_blocks(work.job.source)

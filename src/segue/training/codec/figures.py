@@ -26,14 +26,14 @@ from segue.metrics.judge import Judge
 from segue.metrics.mel import stft_magnitude
 from segue.metrics.spectral import log_mel_l1, log_spectral_distance, si_sdr_db
 from segue.training.small_run import read_meta
-from segue.training.training_audio import clips_of, kind_of, read_sounds
+from segue.training.training_audio import clips_of, decode, kind_of, read_sounds, refuse_bad
 from segue.types import UserError
 
 MEASURES = ("log_mel_l1", "lsd", "convergence", "si_sdr_db", "high_band_db", "flatness_db")
 
 
 @torch.inference_mode()
-def measure_codec(codec: Codec, source: Path, *, clips: int = 200, noise: float = 0.1) -> dict:
+def measure_codec(codec: Codec, source: Path, *, clips: int = 200, noise: float = 0.1, skip_bad: bool = False) -> dict:
     """Reconstruction of held-out sounds by kind: split "test" where the kind has one, else "valid", else all of it.
 
     Waveforms are rounded to 16 bit before they are compared, as they are in a file. By kind: clips, the means of
@@ -47,7 +47,12 @@ def measure_codec(codec: Codec, source: Path, *, clips: int = 200, noise: float 
     report: dict = {"latent_noise": noise, "kinds": {}}
     latents, decoded_sec, spent_sec = [], 0.0, 0.0
     for kind, (split, members) in held_out(clips_of(source)).items():
-        waves = read_sounds(members[:: max(1, len(members) // clips)][:clips], codec.sample_rate_hz)
+        some = members[:: max(1, len(members) // clips)][:clips]
+        read = decode(some, codec.sample_rate_hz)
+        refuse_bad(read.bad, skip_bad)
+        waves = read.sounds
+        if not len(waves):
+            continue
         rows = []
         for index in range(len(waves)):
             wave = waves.wave(index)[None, : 2 * codec.sample_rate_hz]
@@ -64,6 +69,8 @@ def measure_codec(codec: Codec, source: Path, *, clips: int = 200, noise: float 
         names = (*MEASURES, *(f"noisy_{name}" for name in MEASURES))
         figures = {name: round(value, 3) for name, value in zip(names, means, strict=True) if math.isfinite(value)}
         report["kinds"][kind] = {"split": split, "clips": len(rows), **figures}
+    if not latents:
+        raise UserError(f"{source}: none of its sounds can be used; hint: segue data check says why")
     frames = torch.cat(latents, dim=1)
     report["latents"] = {
         "mean_abs": round(frames.mean(1).abs().mean().item(), 4),
@@ -77,15 +84,18 @@ def measure_codec(codec: Codec, source: Path, *, clips: int = 200, noise: float 
 
 
 @torch.inference_mode()
-def round_trips(codecs: dict[str, Codec], source: Path, *, per_kind: int = 3) -> list[tuple[str, str, dict]]:
+def round_trips(
+    codecs: dict[str, Codec], source: Path, *, per_kind: int = 3, skip_bad: bool = False
+) -> list[tuple[str, str, dict]]:
     """A few held-out sounds of each kind, at most 4 s: (kind, file name, label -> wave [T]), the original first."""
     trips = []
     rate_hz = next(iter(codecs.values())).sample_rate_hz
     for kind, (_, members) in held_out(clips_of(source)).items():
         members = members[:: max(1, len(members) // per_kind)][:per_kind]
-        waves = read_sounds(members, rate_hz)
-        for index, clip in enumerate(members):
-            wave = waves.wave(index)[None, : 4 * rate_hz]
+        read = decode(members, rate_hz)
+        refuse_bad(read.bad, skip_bad)
+        for index, clip in enumerate(read.clips):
+            wave = read.sounds.wave(index)[None, : 4 * rate_hz]
             heard = {k: c.decode(c.encode(wave), wave.shape[-1])[0].cpu().numpy() for k, c in codecs.items()}
             trips.append((kind, clip.path.name, {"original": wave[0].numpy(), **heard}))
     return trips
