@@ -46,7 +46,7 @@ class Meter:
             left = (TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[words]}"))
             # rich would send what is printed to its own console, past a file that standard output goes to.
             self._bar = Progress(*columns, *left, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty())
-            self._task = self._bar.add_task(title, total=total, completed=done, words="")
+            self._task = self._bar.add_task(title, total=total, completed=int(done), words="")
             self._bar.start()
 
     def __enter__(self) -> Meter:

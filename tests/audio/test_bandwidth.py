@@ -5,12 +5,12 @@ import pytest
 import scipy.signal
 import soundfile
 
-from segue.audio.analyse import survey
+from segue.audio.analyse import analyse
 from segue.audio.read import read_claim
 
 
 def bandwidth_of(path):
-    return survey(path, read_claim(path)).bandwidth
+    return analyse(path, read_claim(path)).bandwidth
 
 
 def hissing(sound, seconds=3.0, rate_hz=16000):

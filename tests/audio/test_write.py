@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from segue.audio.tags import read_tags
-from segue.audio.write import Form, write_sound, write_wav
+from segue.audio.write import OutputFormat, write_sound, write_wav
 from segue.types import UserError
 
 
@@ -29,7 +29,9 @@ def test_a_wave_that_is_not_finite_is_never_written(tmp_path, value):
     with pytest.raises(UserError, match=r"a\.wav: not written, its samples are not finite"):
         write_wav(tmp_path / "a.wav", wave, 8000)
     with pytest.raises(UserError, match="not finite"):
-        write_sound(tmp_path / "a.flac", [np.zeros((9, 1)), wave[:, None]], Form("flac", "PCM_16", 8000, 1), 109, {})
+        write_sound(
+            tmp_path / "a.flac", [np.zeros((9, 1)), wave[:, None]], OutputFormat("flac", "PCM_16", 8000, 1), 109, {}
+        )
     assert not list(tmp_path.iterdir())
 
 

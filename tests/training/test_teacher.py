@@ -57,7 +57,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tones, tmp_path, monkeypatch)
     audio = read_training_audio(tones, (), 16000)
     half = training.start(CONFIG, "cpu")
     waves = statistics.some_waves(audio.training, 384, 64000)
-    for encoder in (half.target.encoder, half.online["listener"].encoder):
+    for encoder in (half.target.encoder, half.online.listener.encoder):
         statistics.fit_mel(encoder, waves)
     for _ in range(3):
         training.train_step(half, views.draw_views(audio, CONFIG, half.generator), CONFIG)

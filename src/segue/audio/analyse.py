@@ -19,7 +19,7 @@ _ACTIVE_SHARE = 1e-4  # of the loud blocks' power: 40 dB below them is pause
 
 
 @dataclass(frozen=True)
-class Survey:
+class Analysis:
     """What a file holds.
 
     Attributes:
@@ -43,7 +43,7 @@ class Survey:
     bandwidth: Bandwidth
 
 
-def survey(path: Path, header: Header) -> Survey:
+def analyse(path: Path, header: Header) -> Analysis:
     """Read a mono or stereo file once, in pieces.
 
     Args:
@@ -57,7 +57,10 @@ def survey(path: Path, header: Header) -> Survey:
     step = max(n_fft // 2, header.frames // _FRAMES)
     piece = max(1, round(rate_hz * _BLOCK_SEC))
     peak, clipped, following = 0.0, 0, 0
-    sums, moments, counts, spectra = [], [], [], []
+    spectra: list[np.ndarray] = []
+    sums_of: list[np.ndarray] = []
+    moments_of: list[np.ndarray] = []
+    counts_of: list[int] = []
     # Blocks of whole pieces; a frame that would cross a block's end begins the next one.
     for block in read_blocks(path, piece * 80):
         magnitude = np.abs(block)
@@ -65,9 +68,9 @@ def survey(path: Path, header: Header) -> Survey:
         clipped += int((magnitude >= CLIPPED_PEAK).sum())
         for start in range(0, len(block), piece):
             part = block[start : start + piece].astype(np.float64)
-            sums.append(part.sum(axis=0))
-            moments.append(part.T @ part)
-            counts.append(len(part))
+            sums_of.append(part.sum(axis=0))
+            moments_of.append(part.T @ part)
+            counts_of.append(len(part))
         while following + n_fft <= len(block):
             spectra.append(_power(block[following : following + n_fft], n_fft))
             following += step
@@ -77,12 +80,14 @@ def survey(path: Path, header: Header) -> Survey:
             step *= 2
     if not spectra:  # shorter than a frame
         spectra.append(_power(block, n_fft))
-    sums, moments, counts = np.array(sums), np.array(moments), np.array(counts)
+    sums = np.array(sums_of)
+    moments = np.array(moments_of)
+    counts = np.array(counts_of)
     offset = sums.sum(axis=0) / counts.sum()
     outer = sums[:, :, None] * offset
     centred = moments - outer - outer.swapaxes(1, 2) + counts[:, None, None] * np.outer(offset, offset)
     bits = BITS.get(header.subtype)
-    return Survey(
+    return Analysis(
         frames=int(counts.sum()),
         peak=peak,
         clipped=clipped,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from segue.audio import mpeg, ogg
 from segue.audio.overlay import Part, patched
-from segue.audio.sound import BadAudio
+from segue.audio.sound import BadAudio, SoundPath
 
+Order = Literal["little", "big"]
 _START = 4096
 _MOST_CHUNKS = 10_000
 _STREAMED = 0x7FFFF000  # sizes from here on stand for "not known yet", as in files that were written to a pipe
@@ -41,7 +41,7 @@ class Container:
     layout: mpeg.Layout | None = None
 
 
-def look(path: Path) -> Container:
+def look(path: SoundPath) -> Container:
     """Look at a file's bytes; no more of it is read than headers, page heads and frame heads.
 
     Raises:
@@ -80,7 +80,7 @@ def _kind(start: bytes) -> str:
     return _MAGIC.get(start[:4], "mpeg" if mpeg.parse(start) else "")
 
 
-def _unknown(path: Path, start: bytes) -> str:
+def _unknown(path: SoundPath, start: bytes) -> str:
     if not start:
         raise BadAudio(path, "zero length: an empty file")
     if b"\0" not in start[:512] and start[:512].decode("utf-8", errors="replace").count("\ufffd") <= 1:
@@ -88,14 +88,14 @@ def _unknown(path: Path, start: bytes) -> str:
     return ""
 
 
-def _mpeg(path: Path, file: IO[bytes], size: int, layout: mpeg.Layout) -> Container:
+def _mpeg(path: SoundPath, file: IO[bytes], size: int, layout: mpeg.Layout) -> Container:
     if layout.is_truncated or not layout.frames:
         raise BadAudio(path, _CUT)
     file.seek(layout.start)
     return Container("mpeg", [mpeg.honest(layout, size, file.read(_START))], layout.samples, layout)
 
 
-def _ogg(path: Path, file: IO[bytes], size: int) -> Container:
+def _ogg(path: SoundPath, file: IO[bytes], size: int) -> Container:
     found, is_whole = ogg.pages(file, size)
     if not found or not is_whole:
         raise BadAudio(path, _CUT)
@@ -121,9 +121,9 @@ class _Chunk:
     length: int
 
 
-def _iff(path: Path, file: IO[bytes], size: int, kind: str, start: bytes) -> Container:
+def _iff(path: SoundPath, file: IO[bytes], size: int, kind: str, start: bytes) -> Container:
     """WAV and AIFF: where their sound is, and how long it is by their own account."""
-    order = "little" if start[:4] in (b"RIFF", b"RF64", b"BW64") else "big"
+    order: Order = "little" if start[:4] in (b"RIFF", b"RF64", b"BW64") else "big"
     chunks = _chunks(path, file, order, b"data" if kind == "wav" else b"SSND")
     by_name = {chunk.name: chunk for chunk in chunks}
     sound = by_name.get(b"data" if kind == "wav" else b"SSND")
@@ -143,9 +143,9 @@ def _iff(path: Path, file: IO[bytes], size: int, kind: str, start: bytes) -> Con
     return Container(kind, [parts], _fact(file, by_name))
 
 
-def _chunks(path: Path, file: IO[bytes], order: str, last: bytes) -> list[_Chunk]:
+def _chunks(path: SoundPath, file: IO[bytes], order: Order, last: bytes) -> list[_Chunk]:
     """The chunks up to the one called `last`."""
-    found = []
+    found: list[_Chunk] = []
     position = 12
     for _ in range(_MOST_CHUNKS):
         file.seek(position)
@@ -159,7 +159,7 @@ def _chunks(path: Path, file: IO[bytes], order: str, last: bytes) -> list[_Chunk
     raise BadAudio(path, f"damaged: more than {_MOST_CHUNKS:,} chunks before its sound")
 
 
-def _ends_well(file: IO[bytes], order: str, position: int, size: int) -> bool:
+def _ends_well(file: IO[bytes], order: Order, position: int, size: int) -> bool:
     """Whether chunks alone follow up to the end of the file: then a sound of no length is meant so."""
     for _ in range(_MOST_CHUNKS):
         if position >= size:

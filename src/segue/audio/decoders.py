@@ -17,13 +17,14 @@ from functools import cache
 from os import fsencode
 from pathlib import Path
 from types import ModuleType
+from typing import IO
 
 import numpy as np
 import soundfile
 
 from segue.audio.containers import NAMES, Container, look
 from segue.audio.overlay import overlaid
-from segue.audio.sound import BLOCK_SAMPLES, BadAudio, Header, refuse_header
+from segue.audio.sound import BLOCK_SAMPLES, BadAudio, Header, SoundPath, refuse_header
 
 HINT = "hint: pip install 'segue-audio[decoders]', or install ffmpeg"
 _DEMUXERS = {
@@ -59,7 +60,7 @@ class Source:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Source]:
+def opened(path: SoundPath) -> Iterator[Source]:
     """Open a sound file of any kind.
 
     Raises:
@@ -78,7 +79,7 @@ def block_frames_of(channels: int) -> int:
     return max(1, BLOCK_SAMPLES // channels)
 
 
-def _source(path: Path, container: Container, stack: ExitStack) -> Source:
+def _source(path: SoundPath, container: Container, stack: ExitStack) -> Source:
     if container.kind == "mpeg" and _can_decode():
         return _decoded(path, container, stack)
     if container.kind in ("mp4", "aac", "matroska", "asf", "wavpack", "ape"):
@@ -106,7 +107,7 @@ def _can_decode() -> bool:
     return pyav() is not None or shutil.which("ffmpeg") is not None
 
 
-def _decoded(path: Path, container: Container, stack: ExitStack) -> Source:
+def _decoded(path: SoundPath, container: Container, stack: ExitStack) -> Source:
     if av := pyav():
         return _PyAV(av, path, container, stack)
     if program := shutil.which("ffmpeg"):
@@ -122,13 +123,14 @@ class _NotOpened(Exception):
     """libsndfile's words about a file that it does not open."""
 
 
-def _sndfile(path: Path, container: Container, stack: ExitStack) -> Source:
+def _sndfile(path: SoundPath, container: Container, stack: ExitStack) -> Source:
     files = []
     for parts in container.parts:
         try:
+            source: bytes | IO[bytes]
             if parts:
                 source = stack.enter_context(overlaid(path, parts))
-            elif isinstance(path, (str, Path)):
+            elif isinstance(path, Path):
                 source = fsencode(path)  # a name need not be text
             else:  # members of a tar (data/tars.py)
                 source = stack.enter_context(path.open("rb"))
@@ -141,7 +143,7 @@ def _sndfile(path: Path, container: Container, stack: ExitStack) -> Source:
 class _Sndfile(Source):
     """Of one file, or of several that were put end to end."""
 
-    def __init__(self, path: Path, files: list[soundfile.SoundFile], container: Container) -> None:
+    def __init__(self, path: SoundPath, files: list[soundfile.SoundFile], container: Container) -> None:
         first = files[0]
         if any((f.samplerate, f.channels) != (first.samplerate, first.channels) for f in files):
             raise BadAudio(path, "several files in one, of different sample rates or channel counts")
@@ -198,7 +200,7 @@ class _PyAV(Source):
 
     is_exact = can_seek = False
 
-    def __init__(self, av: ModuleType, path: Path, container: Container, stack: ExitStack) -> None:
+    def __init__(self, av: ModuleType, path: SoundPath, container: Container, stack: ExitStack) -> None:
         self._path = path
         self._errors = (av.FFmpegError, ValueError)
         layout = container.layout
@@ -213,10 +215,10 @@ class _PyAV(Source):
         self._stream = self._input.streams.audio[0]
         self._frames = self._decoded()
         # The decoder knows what comes out, the container only what it was told.
-        self._head = next(self._frames, None)
-        if self._head is None:
+        head = next(self._frames, None)
+        if head is None:
             raise BadAudio(path, "zero length: no samples")
-        rate_hz, samples = self._head
+        rate_hz, self._head = head
         claimed = container.frames
         if claimed is None:
             base = self._stream.time_base
@@ -225,7 +227,7 @@ class _PyAV(Source):
         codec = self._stream.codec_context.name.upper()
         kind = _FORMATS.get(container.kind, container.kind.upper())
         subtype = "MPEG_LAYER_III" if kind == "MP3" else codec
-        self.header = Header(rate_hz, samples.shape[1], max(0, claimed), kind, subtype)
+        self.header = Header(rate_hz, self._head.shape[1], max(0, claimed), kind, subtype)
 
     def _decoded(self) -> Iterator[tuple[int, np.ndarray]]:
         """(rate, float32 [n, channels]) of every frame that can be decoded."""
@@ -251,7 +253,7 @@ class _PyAV(Source):
         yield from _blocks_of(pieces, block_frames, first)
 
     def _all(self) -> Iterator[np.ndarray]:
-        yield self._head[1]
+        yield self._head
         for rate_hz, samples in self._frames:
             if (rate_hz, samples.shape[1]) != (self.header.sample_rate_hz, self.header.channels):
                 raise BadAudio(self._path, "several files in one, of different sample rates or channel counts")
@@ -281,25 +283,47 @@ class _Ffmpeg(Source):
 
     is_exact = can_seek = False
 
-    def __init__(self, program: str, path: Path, container: Container, stack: ExitStack) -> None:
+    def __init__(self, program: str, path: SoundPath, container: Container, stack: ExitStack) -> None:
         self._path = path
-        if not isinstance(path, (str, Path)):
+        if not isinstance(path, Path):
             copy = stack.enter_context(tempfile.NamedTemporaryFile(suffix=".sound"))  # noqa: SIM115
             with path.open("rb") as member:
                 shutil.copyfileobj(member, copy)
             copy.flush()
             path = Path(copy.name)
-        given = ["-protocol_whitelist", "file,pipe", "-f", _DEMUXERS[container.kind], "-i", b"file:" + fsencode(path)]
+        given: list[str | bytes] = [
+            "-protocol_whitelist",
+            "file,pipe",
+            "-f",
+            _DEMUXERS[container.kind],
+            "-i",
+            b"file:" + fsencode(path),
+        ]
         self._errors = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
         # AU says rate and channels in its head, and may be as long as it likes.
-        words = [program, "-nostdin", "-v", "error", *given, "-map", "0:a:0", "-f", "au", "-c:a", "pcm_f32be", "-"]
+        words: list[str | bytes] = [
+            program,
+            "-nostdin",
+            "-v",
+            "error",
+            *given,
+            "-map",
+            "0:a:0",
+            "-f",
+            "au",
+            "-c:a",
+            "pcm_f32be",
+            "-",
+        ]
         self._process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._errors)
+        assert self._process.stdout is not None
+        self._output = self._process.stdout
         stack.callback(self._stop)
-        head = self._process.stdout.read(24)
+        head = self._output.read(24)
         if len(head) < 24 or head[:4] != b".snd":
             raise BadAudio(self._path, f"unreadable: {self._complaint()}")
         data_at, _, _, rate_hz, channels = (int.from_bytes(head[i : i + 4], "big") for i in range(4, 24, 4))
-        self._process.stdout.read(data_at - 24)
+        self._output.read(data_at - 24)
         kind = _FORMATS.get(container.kind, container.kind.upper())
         self.header = Header(
             rate_hz, channels, container.frames or 0, kind, "MPEG_LAYER_III" if kind == "MP3" else kind
@@ -310,7 +334,7 @@ class _Ffmpeg(Source):
 
     def _all(self, block_frames: int) -> Iterator[np.ndarray]:
         channels = self.header.channels
-        while data := self._process.stdout.read(4 * channels * block_frames):
+        while data := self._output.read(4 * channels * block_frames):
             whole = len(data) // (4 * channels) * channels
             yield np.frombuffer(data, ">f4", whole).astype(np.float32).reshape(-1, channels)
         if self._process.wait() != 0:
@@ -323,7 +347,7 @@ class _Ffmpeg(Source):
 
     def _stop(self) -> None:
         self._process.kill()
-        self._process.stdout.close()
+        self._output.close()
         self._process.wait()
 
 

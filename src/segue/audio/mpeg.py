@@ -100,6 +100,13 @@ def parse(head: bytes) -> Frame | None:
     return Frame(version, layer, rate_hz, 1 if head[3] >> 6 == 3 else 2, samples, size)
 
 
+def frame_at(head: bytes) -> Frame:
+    """The frame that four bytes begin, known to be one."""
+    frame = parse(head)
+    assert frame is not None
+    return frame
+
+
 def scan(file: IO[bytes], size: int, is_sure: bool = True) -> Layout | None:
     """Hop over all frames of a file; None where it holds none.
 
@@ -110,7 +117,7 @@ def scan(file: IO[bytes], size: int, is_sure: bool = True) -> Layout | None:
     start = _first_frame(reader, 0, is_sure)
     if start is None:
         return None
-    first = parse(reader.at(start, 4))
+    first = frame_at(reader.at(start, 4))
     info_at, info_size, claimed = _information(reader, start, first)
     frames, is_cut, at = 0, False, start + info_size
     if info_size and (behind := parse(reader.at(at, 4))):
@@ -137,7 +144,7 @@ def honest(layout: Layout, size: int, start: bytes) -> list[Part]:
     Args:
         start: the first frame of the file, its information frame where it has one.
     """
-    whole = [(layout.start, layout.end)]
+    whole: list[Part] = [(layout.start, layout.end)]
     count = layout.frames.to_bytes(4, "big")
     if layout.claimed and layout.info_at >= 0:
         if layout.claimed == layout.frames:
@@ -153,7 +160,7 @@ def honest(layout: Layout, size: int, start: bytes) -> list[Part]:
     head = bytearray(start[:4])
     head[1] |= 1  # no checksum
     head[2] = (head[2] & 0x0D) | 0x90  # 128 or 80 kbit/s: room for the header; no padding
-    frame = parse(bytes(head))
+    frame = frame_at(bytes(head))
     silent = (bytes(head) + bytes(frame.side_bytes)).ljust(frame.size, b"\0")
     delay = ((frame.samples - _MPG123_DELAY) << 12).to_bytes(3, "big")
     about = b"Xing" + (1).to_bytes(4, "big") + (layout.frames + 1).to_bytes(4, "big")

@@ -73,7 +73,7 @@ def needs_end(page: Page) -> bool:
     return not page.flags & _ENDS
 
 
-def _checksum(data: bytes) -> int:
+def _checksum(data: bytes | bytearray) -> int:
     value = 0
     for byte in data:
         value = (value << 8 & 0xFFFFFFFF) ^ _TABLE[value >> 24 ^ byte]

@@ -7,19 +7,20 @@ import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import IO
+
+from segue.audio.sound import SoundPath
 
 Part = bytes | tuple[int, int]  # bytes of our own, or (first byte, end) of the file
 
 
-def overlaid(path: Path, parts: Sequence[Part]) -> IO[bytes]:
+def overlaid(path: SoundPath, parts: Sequence[Part]) -> IO[bytes]:
     """The parts one after the other, as a seekable file to read."""
     return io.BufferedReader(_Overlay(path, parts), 1 << 16)
 
 
 class _Overlay(io.RawIOBase):
-    def __init__(self, path: Path, parts: Sequence[Part]) -> None:
+    def __init__(self, path: SoundPath, parts: Sequence[Part]) -> None:
         self._file = path.open("rb")
         self._parts = [part for part in parts if _length(part)]
         self._ends = list(accumulate(map(_length, self._parts)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any, Protocol
 
 import numpy as np
 
@@ -24,6 +25,19 @@ MOST_CHANNELS = 64  # ambisonics of the seventh order
 BLOCK_SAMPLES = 1 << 18  # of all channels together
 
 
+class StandIn(Protocol):
+    """What may stand in for the Path of a sound file, such as a member of a tar: its bytes, and how many they are."""
+
+    def open(self, mode: str = "rb") -> IO[bytes]:
+        """The bytes, seekable."""
+
+    def stat(self) -> Any:
+        """With the size as `st_size`."""
+
+
+SoundPath = Path | StandIn
+
+
 class BadAudio(Exception):
     """A sound file that cannot be used.
 
@@ -32,7 +46,7 @@ class BadAudio(Exception):
         reason: one phrase, fit for a list of bad files.
     """
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: SoundPath, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
         self.path = path
         self.reason = reason
@@ -62,7 +76,7 @@ class Levels:
     clipped_share: float
 
 
-def refuse_header(path: Path, header: Header) -> None:
+def refuse_header(path: SoundPath, header: Header) -> None:
     """
     Raises:
         BadAudio: a rate or channel count that no recording has.
@@ -76,7 +90,7 @@ def refuse_header(path: Path, header: Header) -> None:
         raise BadAudio(path, f"damaged: {header.channels:,} channels (up to {MOST_CHANNELS} are read)")
 
 
-def refuse_levels(path: Path, block: np.ndarray) -> None:
+def refuse_levels(path: SoundPath, block: np.ndarray) -> None:
     """Judge samples [n, channels] of a file; every reader does, so that all commands leave out the same files.
 
     Raises:

@@ -16,14 +16,14 @@ def to_mono(samples: np.ndarray) -> np.ndarray:
 
 
 def axes(covariance: np.ndarray, mode: str) -> np.ndarray:
-    """[channels, channels] orthogonal matrix from the channels to what the model hears; its transpose is the way back.
+    """[channels, channels] orthogonal matrix from the channels to the model's input; its transpose is the way back.
 
     "left-right": the channels, the right one turned over where it is mostly the left one's opposite.
     "mid-side": the axes along which the pair varies most and least over the file (our definition): mid and side for a
     mix about the middle, other axes where it leans.
 
-    Either way a single source at any place is heard as one signal at two loudnesses, or at one axis alone, and comes
-    out in its place exactly.
+    Either way a single source at any place reaches the model as one signal at two loudnesses, or on one axis alone,
+    and comes out in its place exactly.
     """
     if len(covariance) == 1:
         return np.eye(1)

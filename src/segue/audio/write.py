@@ -31,7 +31,7 @@ _TAG_BYTES = 2000  # libsndfile passes over longer ones, and over all that come 
 
 
 @dataclass(frozen=True)
-class Form:
+class OutputFormat:
     """Of an output file: `container` "wav" or "flac", sample encoding, sampling rate and channels."""
 
     container: str
@@ -50,14 +50,14 @@ def container_of(header: Header) -> str:
     return "wav" if header.format in _LOSSLESS else "flac"
 
 
-def form_of(header: Header, container: str, subtype: str | None, rate_hz: int) -> Form:
-    """The form of an output; without a `subtype` that of the input, or 16 bits where its samples are lossy."""
+def output_format(header: Header, container: str, subtype: str | None, rate_hz: int) -> OutputFormat:
+    """The format of an output; without a `subtype` that of the input, or 16 bits where its samples are lossy."""
     if subtype is None:
         subtype = header.subtype if header.subtype in SUBTYPES else "PCM_16"
     allowed = soundfile.available_subtypes(container.upper())
     if subtype not in allowed:
         subtype = _FLAC_OF.get(subtype, "PCM_16") if container == "flac" else "PCM_U8"
-    return Form(container, subtype, rate_hz, header.channels)
+    return OutputFormat(container, subtype, rate_hz, header.channels)
 
 
 def write_wav(path: Path, wave: np.ndarray, sample_rate_hz: int, title: str = "", comment: str = "") -> None:
@@ -75,11 +75,13 @@ def write_wav(path: Path, wave: np.ndarray, sample_rate_hz: int, title: str = ""
     loudest = float(np.abs(samples).max(initial=0.0))
     _refuse_not_finite(path, loudest)
     tags = {"comment": comment, "software": f"segue {__version__}", "title": title}
-    form = Form("wav", "PCM_16", sample_rate_hz, 1)
+    form = OutputFormat("wav", "PCM_16", sample_rate_hz, 1)
     write_sound(path, [(samples / np.float32(max(1.0, loudest)))[:, None]], form, len(samples), tags)
 
 
-def write_sound(path: Path, blocks: Iterable[np.ndarray], form: Form, samples: int, tags: dict[str, str]) -> None:
+def write_sound(
+    path: Path, blocks: Iterable[np.ndarray], form: OutputFormat, samples: int, tags: dict[str, str]
+) -> None:
     """Write a stream of [n, channels]; the file appears whole or not at all.
 
     Raises:

@@ -21,9 +21,10 @@ from segue.memory import peak_bytes
 from segue.progress import Meter
 from segue.types import UserError, first_line, printable
 from segue.upsampling.enhance import Resolver
-from segue.upsampling.jobs import Job, find_jobs
+from segue.upsampling.io_paths import Job, find_jobs
 from segue.upsampling.memory import parse_memory
-from segue.upsampling.upsample import Settings, carry_out, describe, prepare
+from segue.upsampling.prepare import Settings, prepare
+from segue.upsampling.upsample import carry_out, describe
 
 _MOST_FAILURES = 125  # what an exit code can count; the shell takes the ones above
 

@@ -10,6 +10,8 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import ClassVar
 
@@ -120,6 +122,11 @@ def average(averaged: nn.Module, current: nn.Module, decay: float) -> None:
 def early_decay(decay: float, step: int) -> float:
     """A decay that is low at first, so that an average forgets where it began."""
     return min(decay, (1 + step) / (10 + step))
+
+
+def add_up(values: Iterable[Tensor]) -> Tensor:
+    """The sum of some tensors; of none there is none."""
+    return reduce(add, values)
 
 
 def refuse_used(out: Path, resume: bool) -> None:

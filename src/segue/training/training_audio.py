@@ -101,7 +101,8 @@ def kind_of(clip: Clip) -> str:
 
 def decode(clips: Sequence[Clip], sample_rate_hz: int) -> Decoded:
     """Read clips whole, mixed down and resampled, each file once. They are judged as `segue data check` judges them."""
-    waves, kept, bad, resampled = [], [], [], {}
+    waves, kept, bad = [], [], []
+    resampled: dict[int, int] = {}
     with _Reader(sample_rate_hz) as reader:
         for clip in track(clips, len(clips), "reading sounds", "files"):
             try:
@@ -204,16 +205,14 @@ class _Reader:
 
     def __init__(self, sample_rate_hz: int) -> None:
         self._sample_rate_hz = sample_rate_hz
-        self._header: Header | None = None
-        self._stretches: Stretches | None = None
-        self._path: Path | None = None
+        self._open: tuple[Path, Header, Stretches] | None = None
 
     def __enter__(self) -> _Reader:
         return self
 
     def __exit__(self, *_) -> None:
-        if self._stretches is not None:
-            self._stretches.close()
+        if self._open is not None:
+            self._open[2].close()
 
     def read(self, clip: Clip) -> tuple[np.ndarray, int]:
         """[T] at our rate, and the file's own rate in Hz."""
@@ -224,14 +223,17 @@ class _Reader:
             if len(mono) < TOO_SHORT_SEC * rate_hz:
                 raise BadAudio(clip.path, f"too short: {len(mono)} samples")
             return resample(mono, rate_hz, self._sample_rate_hz), rate_hz
-        if clip.path != self._path:
+        header, stretches = self._opened(clip.path)
+        rest_sec = header.seconds - start_sec
+        wave = stretches.read(start_sec, rest_sec if length_sec is None else min(length_sec, rest_sec))[0]
+        return wave, header.sample_rate_hz
+
+    def _opened(self, path: Path) -> tuple[Header, Stretches]:
+        if self._open is None or self._open[0] != path:
             self.__exit__()
-            self._header = read_header(clip.path)
-            self._stretches = Stretches(clip.path, self._header, (self._sample_rate_hz,))
-            self._path = clip.path
-        rest_sec = self._header.seconds - start_sec
-        wave = self._stretches.read(start_sec, rest_sec if length_sec is None else min(length_sec, rest_sec))[0]
-        return wave, self._header.sample_rate_hz
+            header = read_header(path)
+            self._open = path, header, Stretches(path, header, (self._sample_rate_hz,))
+        return self._open[1:]
 
 
 def _sixteen_bits(wave: np.ndarray) -> np.ndarray:

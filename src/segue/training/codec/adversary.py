@@ -28,6 +28,7 @@ from segue.training.codec.losses import ReconstructionLoss, validate
 from segue.training.small_run import (
     STATE,
     SmallRun,
+    add_up,
     average,
     descend,
     early_decay,
@@ -142,18 +143,19 @@ def picture_of(analysis: Analysis) -> Tensor:
 
 def discriminator_loss(real: list[list[Tensor]], fake: list[list[Tensor]]) -> Tensor:
     """Least squares: 1 on analyses, 0 on predictions; the mean over views. 0.5 is guessing."""
-    return sum((1 - r[-1]).square().mean() + f[-1].square().mean() for r, f in zip(real, fake, strict=True)) / len(real)
+    views = zip(real, fake, strict=True)
+    return add_up((1 - r[-1]).square().mean() + f[-1].square().mean() for r, f in views) / len(real)
 
 
 def decoder_loss(real: list[list[Tensor]], fake: list[list[Tensor]]) -> dict[str, Tensor]:
     """What the decoder is told by the discriminators: to be scored 1, and to give the same features."""
-    fooling = sum((1 - f[-1]).square().mean() for f in fake) / len(fake)
+    fooling = add_up((1 - f[-1]).square().mean() for f in fake) / len(fake)
     distances = [
         (a - b).abs().mean() / b.abs().mean().clamp_min(1e-6)
         for r, f in zip(real, fake, strict=True)
         for b, a in zip(r[:-1], f[:-1], strict=True)
     ]
-    return {"fooling": fooling, "feature_matching": sum(distances) / len(distances)}
+    return {"fooling": fooling, "feature_matching": add_up(distances) / len(distances)}
 
 
 @dataclass
@@ -215,7 +217,7 @@ def refine_step(run: RefineRun, loss: ReconstructionLoss, batch: Tensor, config:
     prediction = network.predict(latents)
     outputs = (prediction.log_magnitude, prediction.advance)
     terms = loss(prediction, target)
-    value = sum(terms.values())
+    value = add_up(terms.values())
     gradients = torch.autograd.grad(value, outputs)
     if run.adversary and config.adversarial_share > 0:
         share = config.adversarial_share * min(1.0, (run.step + 1) / config.adversary_steps)

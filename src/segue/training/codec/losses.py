@@ -26,6 +26,7 @@ class ReconstructionLoss:
 
     def __call__(self, predicted: Analysis, target: Analysis) -> dict[str, Tensor]:
         """Scalar terms by name."""
+        assert target.weight is not None  # an analysis of sound has one, a prediction has none
         a, b = predicted.log_magnitude.clamp(max=3).exp(), target.log_magnitude.exp()
         mel_a, mel_b = ((m @ self.mel).log() for m in (a, b))
         error = predicted.log_magnitude - target.log_magnitude

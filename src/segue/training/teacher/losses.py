@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.ssl.compact import Block, CompactConfig, CompactEncoder, normalise, rotations
+from segue.training.small_run import add_up
 
 
 class Predictor(nn.Module):
@@ -49,11 +50,23 @@ class Listener(nn.Module):
         return [head(pairs[:, k::2].flatten(0, 1)) for k, head in enumerate(self.heads)]
 
 
+class Student(nn.Module):
+    """All that learns: the encoder with its heads, and the predictors of the three losses."""
+
+    def __init__(self, config: CompactConfig, predictor_width: int, predictor_depth: int) -> None:
+        super().__init__()
+        width = config.width
+        self.listener = Listener(config)
+        self.predictor = Predictor(width, predictor_width, predictor_depth)
+        self.names = nn.ModuleList(nn.Sequential(nn.GELU(), nn.Linear(width, width)) for _ in range(2))
+        self.pitch = nn.Linear(width, 1)
+
+
 @torch.no_grad()
 def make_targets(target: Listener, patches: Tensor, layers: int) -> tuple[Tensor, list[Tensor]]:
     """Features [B, S, F], whitened over the batch, and names."""
     outputs = target.encoder(patches)
-    mean = sum(normalise(x) for x in outputs[-layers:]) / layers
+    mean = add_up(normalise(x) for x in outputs[-layers:]) / layers
     return whiten(mean), target.names(outputs)
 
 

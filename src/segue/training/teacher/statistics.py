@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segue.ssl.compact import CompactEncoder, normalise
+from segue.training.small_run import add_up
 from segue.training.training_audio import Sounds
 from segue.types import UserError
 
@@ -33,7 +34,7 @@ def fit_statistics(encoder: CompactEncoder, waves: list[Tensor]) -> None:
     rows: list[list[Tensor]] = [[] for _ in range(depth + 1)]
     for wave in waves:
         outputs = [normalise(x)[0] for x in encoder(encoder.mel.patches(encoder.mel(wave[None].to(device))))]
-        rows[0].append(sum(outputs[i] for i in chosen) / len(chosen))
+        rows[0].append(add_up(outputs[i] for i in chosen) / len(chosen))
         for row, x in zip(rows[1:], outputs, strict=True):
             row.append(x)
     frames = [torch.cat(row).double() for row in rows]

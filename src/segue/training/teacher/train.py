@@ -29,11 +29,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from segue.ssl.compact import CompactTeacher, save_teacher
 from segue.training.small_run import SmallRun, average, descend, early_decay, refuse_used, run_loop
-from segue.training.teacher.losses import Listener, Predictor, clip_loss, make_targets, masked_loss, pitch_loss
+from segue.training.teacher.losses import Listener, Student, clip_loss, make_targets, masked_loss, pitch_loss
 from segue.training.teacher.statistics import (
     collapse_figures,
     fit_mel,
@@ -50,31 +50,23 @@ STATISTICS_SOUNDS = (384, 128)  # of the source, and of the extra folders
 
 @dataclass
 class TeacherRun(SmallRun):
-    """A teacher's training between two steps. `online`: the listener, and the predictors of both losses."""
+    """A teacher's training between two steps. `online` learns, `target` is its averaged copy."""
 
     modules = ("online", "target")
     optimizers = (("adam.", "optimizer", "online"),)
 
-    online: nn.ModuleDict
+    online: Student
     target: Listener
     optimizer: torch.optim.AdamW
 
 
 def start(config: TeacherTrainConfig, device: torch.device | str) -> TeacherRun:
     """Fresh weights and generator of the configured seed."""
-    width = config.model.width
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        online = nn.ModuleDict(
-            {
-                "listener": Listener(config.model),
-                "predictor": Predictor(width, config.predictor_width, config.predictor_depth),
-                "names": nn.ModuleList(nn.Sequential(nn.GELU(), nn.Linear(width, width)) for _ in range(2)),
-                "pitch": nn.Linear(width, 1),
-            }
-        )
+        online = Student(config.model, config.predictor_width, config.predictor_depth)
         target = Listener(config.model)
-    target.load_state_dict(online["listener"].state_dict())
+    target.load_state_dict(online.listener.state_dict())
     online.to(device)
     target.to(device).requires_grad_(False)
     decayed = [p for p in online.parameters() if p.dim() > 1]
@@ -93,24 +85,24 @@ def train_step(run: TeacherRun, views: Views, config: TeacherTrainConfig) -> dic
     value.backward()
     norm = descend(run.optimizer, run.online.parameters(), 3.0)
     decay = 1 - (1 - config.ema_decay) * (1 + math.cos(math.pi * progress)) / 2
-    average(run.target, run.online["listener"], early_decay(decay, run.step))
+    average(run.target, run.online.listener, early_decay(decay, run.step))
     run.step += 1
     return {"loss": value.item(), "grad_norm": norm.item(), **{k: v.item() for k, v in terms.items()}}
 
 
 def total_loss(run: TeacherRun, views: Views, config: TeacherTrainConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """The training loss, and its terms: `found` and `found_faster` say how often each head names the other crop."""
-    listener = run.online["listener"]
+    listener = run.online.listener
     with torch.no_grad():
         patches = run.target.encoder.mel.patches(run.target.encoder.mel(views.wave))
     frames = patches.shape[1]
     visible = draw_visible(len(patches), frames, config, run.generator).to(patches.device)
     wanted, wanted_names = make_targets(run.target, patches, config.target_layers)
     outputs = listener.encoder(patches, visible)
-    predicted = run.online["predictor"](outputs[-1], visible, frames)
-    names = [predict(x) for predict, x in zip(run.online["names"], listener.names(outputs), strict=True)]
+    predicted = run.online.predictor(outputs[-1], visible, frames)
+    names = [predict(x) for predict, x in zip(run.online.names, listener.names(outputs), strict=True)]
     clips = [clip_loss(x, y, config.temperature) for x, y in zip(names, wanted_names, strict=True)]
-    readings = run.online["pitch"](outputs[-1].mean(1))[:, 0]
+    readings = run.online.pitch(outputs[-1].mean(1))[:, 0]
     terms = {
         "masked": masked_loss(predicted, wanted, visible),
         "clip": (clips[0][0] + clips[1][0]) / 2,
@@ -172,7 +164,7 @@ def train_teacher(
     if resume:
         run.load(out, config)
     else:
-        for encoder in (run.target.encoder, run.online["listener"].encoder):
+        for encoder in (run.target.encoder, run.online.listener.encoder):
             fit_mel(encoder, waves)
 
     def step() -> dict[str, float]:
