@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segue.data.audio import BadAudio, read_wave
+from segue.audio.read import read_wave
+from segue.audio.sound import BadAudio
 from segue.data.manifest import load_manifest
 from segue.evaluation.accuracy import accuracy
 from segue.evaluation.note_classifier import (
@@ -32,7 +33,7 @@ from segue.evaluation.note_classifier import (
     fit,
 )
 from segue.files import write_bytes, write_text
-from segue.training.progress import Meter
+from segue.progress import Meter
 from segue.types import UserError
 
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from segue.data.clip import Clip
 from segue.evaluation.mel import mel_magnitude
 from segue.ssl.base import Teacher
 from segue.ssl.compact import CompactEncoder, CompactTeacher, normalise
-from segue.training.sounds import Sound, Sounds, read_sounds
-from segue.training.teacher import fit_mel, fit_statistics, some_waves
+from segue.training.teacher.statistics import fit_mel, fit_statistics, some_waves
 from segue.training.teacher_figures import POOLED_SEC, measure_teacher
+from segue.training.training_audio import Sounds, read_clips
 from segue.types import import_extra
 
 LABELS = ("family", "instrument", "pitch", "word")
@@ -41,7 +42,9 @@ class Probe:
     split: str
 
 
-def probe_teacher(teacher: Teacher, source: Path, *, layers: bool = False, clips: int = 4000) -> dict:
+def probe_teacher(
+    teacher: Teacher, source: Path, *, layers: bool = False, clips: int = 4000, skip_bad: bool = False
+) -> dict:
     """Collapse figures (`measure_teacher`), and under "probes" the accuracy of linear probes on held-out clips.
 
     Features are pooled over a clip's first 4 s (mean and deviation over frames) and standardised; probes are logistic
@@ -53,11 +56,13 @@ def probe_teacher(teacher: Teacher, source: Path, *, layers: bool = False, clips
     Raises:
         UserError: unusable sounds, or scikit-learn is missing.
     """
-    report = measure_teacher(teacher, source) | {"probes": {}}
+    report = measure_teacher(teacher, source, skip_bad=skip_bad) | {"probes": {}}
     probes, paths = read_probes(source, clips)
     if not probes:
         return report
-    sounds = read_sounds([Sound(path, "", "") for path in paths], teacher.sample_rate_hz)
+    read = read_clips([Clip(str(path), path, (), "") for path in paths], teacher.sample_rate_hz, skip_bad)
+    sounds = read.sounds
+    probes = _of_the_read(probes, paths, {clip.path for clip in read.clips})
     encoders = {"teacher": teacher.encode, "log_mel_statistics": lambda wave: log_mel(wave, teacher.sample_rate_hz)}
     if isinstance(teacher, CompactTeacher):
         encoders["random_weights"] = _random_twin(teacher, sounds).encode
@@ -90,6 +95,20 @@ def read_probes(source: Path, clips: int) -> tuple[list[Probe], list[Path]]:
         if len({labels[i] for i in train}) > 1 and len(test) >= FEW:
             probes.append(Probe(name, train, test, labels, str(held)))
     return probes, [source / row["path"] for row in rows] if probes else []
+
+
+def _of_the_read(probes: list[Probe], paths: list[Path], read: set[Path]) -> list[Probe]:
+    """The probes without the clips that could not be read, which their indices no longer count."""
+    place = {index: number for number, index in enumerate(i for i, path in enumerate(paths) if path in read)}
+    return [
+        replace(
+            probe,
+            train=[place[i] for i in probe.train if i in place],
+            test=[place[i] for i in probe.test if i in place],
+            labels=[label for i, label in enumerate(probe.labels) if i in place],
+        )
+        for probe in probes
+    ]
 
 
 @torch.no_grad()

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from segue._version import __version__
-from segue.cli.generate import write_wav
+from segue.audio.read import read_wave
+from segue.audio.write import write_wav
 from segue.codecs.base import Codec
-from segue.data.audio import read_wave
 from segue.data.cache import LatentCache
 from segue.data.clip import Clip
 from segue.data.vocabulary import held_out_pairs

@@ -14,15 +14,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from segue.cli.options import finite
 from segue.codecs.base import Codec
-from segue.data.progress import track
 from segue.evaluation.bootstrap import bootstrap_interval
 from segue.evaluation.folders.baseline_rows import ways_beside
 from segue.evaluation.spectral import lsd, si_sdr_db
 from segue.files import write_text
 from segue.pipeline import SuperResolver
+from segue.progress import track
 from segue.tasks.degradation import degrade, protocol
-from segue.training.sounds import list_sounds, read_sounds
+from segue.training.training_audio import clips_of, read_sounds
 from segue.types import UserError
 
 PRESET = "nuwave2"
@@ -41,6 +42,9 @@ def measure(
 ) -> None:
     """LSD (full, low and high band) and SI-SDR of a model and of every baseline, with 95 % intervals."""
     counts = step_counts(steps)
+    finite("--cutoff-hz", cutoff_hz, 0.0, above=True)
+    finite("--clips", clips, 1)
+    finite("--seconds", seconds, 0.0, above=True)
     resolver = SuperResolver.load(None if run == "default" else run)
     figures = measured(resolver, source, cutoff_hz, test, counts, clips, seconds)
     if json_file is not None:
@@ -146,9 +150,9 @@ def _figures(made: Tensor, wave: Tensor, rate_hz: int, cutoff_hz: float) -> dict
 
 
 def _waves(source: Path, rate_hz: int, clips: int, samples: int) -> list[Tensor]:
-    sounds = list_sounds(source)
-    sounds = [sound for sound in sounds if sound.split == "test"] or sounds
-    read = read_sounds(sounds[:: max(1, -(-len(sounds) // clips))], rate_hz)
+    members = clips_of(source)
+    members = [clip for clip in members if clip.split == "test"] or members
+    read = read_sounds(members[:: max(1, -(-len(members) // clips))], rate_hz)
     waves = [read.wave(index)[:samples] for index in range(len(read))]
     waves = [wave for wave in waves if len(wave) >= 2048 and bool(wave.any())]  # LSD's window; silence has no figures
     if len(waves) < 2:

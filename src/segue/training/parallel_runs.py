@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
+from segue.progress import Meter
 from segue.training.interrupt import Interrupt
-from segue.training.progress import Meter
 from segue.types import UserError
 
 OUTPUT = "output.log"

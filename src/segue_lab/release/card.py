@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from segue.files import write_text
-from segue.training.codec_loop import STATE
 from segue.types import UserError
 
 
@@ -32,17 +30,11 @@ def measured_and_listed(measure_on: Sequence[str], sources: Path) -> tuple[dict[
     return {name: Path(folder) for name, _, folder in pairs}, listed
 
 
-def read_state(run: Path) -> dict:
-    """What the training of a codec or a teacher left of itself in its folder: steps, seconds, config."""
-    with safe_open(run / STATE, "pt") as file:
-        return json.loads(file.metadata()["state"])
-
-
 def training_card(state: dict, *, sources: list[dict], command: str, commit: str) -> dict:
     """How weights were trained, for a card.
 
     Args:
-        state: of `read_state`.
+        state: what `segue.training.small_run.read_meta` gives of the run.
         sources: what they were trained on: {"name", "licence", "hours", ...} each.
         command, commit: how, and at which commit.
     """

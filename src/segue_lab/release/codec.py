@@ -10,10 +10,11 @@ from segue.codecs.autoencoder import WEIGHTS, load_autoencoder, save_codec
 from segue.codecs.base import Codec
 from segue.data.manifest import load_manifest
 from segue.evaluation.note_classifier import NoteClassifier
-from segue.training.codec_figures import measure_codec
-from segue.training.sounds import Sound, read_sounds
+from segue.training.codec.figures import measure_codec
+from segue.training.small_run import read_meta
+from segue.training.training_audio import read_sounds
 from segue.types import UserError
-from segue_lab.release.card import read_state, training_card, write_card
+from segue_lab.release.card import training_card, write_card
 
 
 @torch.inference_mode()
@@ -33,7 +34,7 @@ def classified_round_trip(codec: Codec, source: Path, *, clips: int = 300) -> di
     if not notes:
         raise UserError(f"{source}: no test notes with {', '.join(wanted)} in its manifest; hint: name a demo set")
     notes = notes[:: max(1, len(notes) // clips)][:clips]
-    sounds = read_sounds([Sound(c.path, c.split, "note") for c in notes], codec.sample_rate_hz)
+    sounds = read_sounds(notes, codec.sample_rate_hz)
     places = (classifier.family_index, classifier.instrument_index, classifier.pitch_index)
     right = torch.zeros(2, 3, dtype=torch.float64)
     for index, note in enumerate(notes):
@@ -71,7 +72,7 @@ def release_codec(
     """
     save_codec(load_autoencoder(run).network, out, half=True)
     codec = load_autoencoder(out)
-    state = read_state(run)
+    state = read_meta(run)
     training = training_card(state, sources=sources, command=command, commit=commit)
     # A refined codec was trained before; its card tells of both.
     stages = {"training": state["origin"], "refinement": training} if "origin" in state else {"training": training}

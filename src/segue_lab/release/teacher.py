@@ -11,10 +11,11 @@ import torch
 from segue.files import sha256_of
 from segue.ssl.base import Teacher
 from segue.ssl.compact import WEIGHTS, CompactEncoder, CompactTeacher, load_compact, save_teacher
-from segue.training.sounds import list_sounds, read_sounds
-from segue.training.teacher import fit_statistics, refuse_collapsed, some_waves
+from segue.training.small_run import read_meta
+from segue.training.teacher.statistics import fit_statistics, refuse_collapsed, some_waves
+from segue.training.training_audio import clips_of, read_sounds
 from segue.types import UserError
-from segue_lab.release.card import read_state, training_card, write_card
+from segue_lab.release.card import training_card, write_card
 from segue_lab.teacher_probes import probe_teacher
 
 
@@ -72,7 +73,7 @@ def release_teacher(
         "frame_rate_hz": teacher.frame_rate_hz,
         "features": teacher.dim,
         "default_layers": list(encoder.config.layers),
-        "training": training_card(read_state(run), sources=sources, command=command, commit=commit),
+        "training": training_card(read_meta(run), sources=sources, command=command, commit=commit),
         "figures": figures,
         "encode_sec_per_sec": round(encode_sec_per_sec(teacher), 1),
         "threads": torch.get_num_threads(),
@@ -95,6 +96,6 @@ def _with_layers(encoder: CompactEncoder, layers: tuple[int, ...], source: Path)
     other = CompactEncoder(replace(encoder.config, layers=layers))
     other.load_state_dict(encoder.state_dict())
     rate_hz = encoder.config.sample_rate_hz
-    members = [s for s in list_sounds(source) if s.split == "train"]
+    members = [s for s in clips_of(source) if s.split == "train"]
     fit_statistics(other, some_waves(read_sounds(members[:: max(1, len(members) // 400)], rate_hz), 400, 4 * rate_hz))
     return other

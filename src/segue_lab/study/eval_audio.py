@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segue.audio.read import read_wave
 from segue.codecs import load_codec
 from segue.codecs.base import Codec
 from segue.conditioners import load_conditioner
-from segue.data.audio import read_wave
 from segue.data.cache import LatentCache
 from segue.data.clip import Clip
 from segue.models.files import load_model

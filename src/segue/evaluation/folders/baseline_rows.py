@@ -12,9 +12,9 @@ from torch import Tensor
 from segue.codecs import load_codec
 from segue.codecs.base import Codec
 from segue.data.clip import Clip
-from segue.data.progress import track
 from segue.evaluation.baselines import band_replication, sinc
 from segue.evaluation.folders.sets import header_of, read, some
+from segue.progress import track
 from segue.types import UserError
 
 Waves = dict[str, tuple[np.ndarray, np.ndarray]]

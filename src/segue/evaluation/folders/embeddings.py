@@ -8,10 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
+from segue.audio.tags import read_tags
 from segue.data.clip import Clip
-from segue.data.progress import track
 from segue.evaluation.embeddings import Embedding, EncoderEmbedding, NoteEmbedding, cached, is_teacher
 from segue.evaluation.folders.sets import Findings, header_of, read
 from segue.evaluation.log_mel import LogMelEmbedding
@@ -19,6 +18,7 @@ from segue.evaluation.note_classifier import NoteClassifier
 from segue.evaluation.panns import PannsEmbedding
 from segue.evaluation.vggish import VggishEmbedding
 from segue.files import sha256_of
+from segue.progress import track
 from segue.types import UserError
 
 CROP_SEC = 10.0
@@ -138,14 +138,10 @@ def _teacher_of(run: Path, asked: bool, found: Findings) -> dict | None:
 
 
 def _named_runs(clips: dict[str, Clip]) -> list[Path]:
-    named = (re.fullmatch(r"(.+) seed \d+", tag_of(clip.path, "comment")) for clip in clips.values())
+    named = (re.fullmatch(r"(.+) seed -?\d+(?: take \d+)?", tag_of(clip.path, "comment")) for clip in clips.values())
     return sorted({Path(match.group(1)) for match in named if match})
 
 
 def tag_of(path: Path, tag: str) -> str:
-    """A tag of a sound file ("title", "comment"); empty where it has none."""
-    try:
-        with soundfile.SoundFile(path) as file:
-            return getattr(file, tag) or ""
-    except soundfile.LibsndfileError:
-        return ""  # reading the sound complains, with the reason
+    """A tag of a sound file ("title", "comment"); empty where it has none, or cannot be read: reading it complains."""
+    return read_tags(path).get(tag, "")

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from segue.data.progress import track
 from segue.evaluation.card import mean_over_clips
 from segue.evaluation.folders.baseline_rows import Pairs, lows_by_protocol, lows_of, rows_beside
 from segue.evaluation.folders.sets import (
@@ -34,6 +33,7 @@ from segue.evaluation.spectral import (
     snr_db,
     visqol_mos,
 )
+from segue.progress import track
 from segue.types import UserError, import_extra
 
 

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from segue.data.audio import SUFFIXES, BadAudio, Header, read_header, read_wave
+from segue.audio.folders import walk
+from segue.audio.names import identities
+from segue.audio.read import read_header, read_wave
+from segue.audio.sound import SUFFIXES, BadAudio, Header
 from segue.data.clip import Clip
 from segue.data.manifest import load_manifest
 from segue.evaluation.card import Measure
@@ -75,11 +78,9 @@ def find_sounds(source: Path) -> dict[str, Clip]:
         UserError: no such folder, no sounds, an id twice, or one clip only.
     """
     if source.is_dir() and not (source / "manifest.jsonl").exists():
-        clips = [
-            Clip(path.relative_to(source).with_suffix("").as_posix(), path, (), "")
-            for path in sorted(source.rglob("*"))
-            if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
-        ]
+        paths = walk(source).sounds
+        names = identities([path.relative_to(source) for path in paths])
+        clips = [Clip(name, path, (), "") for name, path in zip(names, paths)]
     elif source.is_file() and source.suffix.lower() in SUFFIXES:
         raise UserError(f"{source}: one clip only, which has no interval; name a folder with at least 2 sounds")
     else:
