@@ -29,10 +29,10 @@ STUDIES := tuned long-tuned sensitivity sizes-tiny sizes-3m optimisers method lo
 # Those of other sounds need the sets of benchmarks/kinds_of_sound.py in runs/kinds (docs/results.md says how).
 KINDS := $(if $(wildcard runs/kinds/speech-cache),kinds-speech kinds-drums kinds-drums-varied)
 study: setup
-	for s in $(STUDIES) $(KINDS); do $(BIN)/segue study studies/$$s.json --out runs/$$s --markdown docs/tables/$$s.md || exit; done
+	for s in $(STUDIES) $(KINDS); do $(BIN)/segue-lab study studies/$$s.json --out runs/$$s --markdown docs/tables/$$s.md || exit; done
 
 tables: setup
-	for s in $(STUDIES) $(KINDS); do $(BIN)/segue study studies/$$s.json --out runs/$$s --report-only --markdown docs/tables/$$s.md || exit; done
+	for s in $(STUDIES) $(KINDS); do $(BIN)/segue-lab study studies/$$s.json --out runs/$$s --report-only --markdown docs/tables/$$s.md || exit; done
 	for m in family_accuracy frechet_distance validation_loss; do cp runs/long-tuned/pictures/$$m-examples.png docs/pictures/$$m.png || exit; done
 
 test: setup

@@ -1,6 +1,6 @@
 """What other constants would have read off the same probes: python benchmarks/regime_replay.py RUN [RUN ...]
 
-RUN is a run's folder (or a study's cell). The discrepancies of its log go through the estimator again, under one
+RUN is a run's folder (or a study's). The discrepancies of its log go through the estimator again, under one
 changed constant at a time; printed is r at a quarter, half, three quarters and the end of the run, as a Markdown table.
 What r would have changed of the run itself is not in it: the curve is the one that was trained.
 """

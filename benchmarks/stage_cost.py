@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 
 from segue.cli.demo import SETTINGS
-from segue.cli.origin import commit, machine
 from segue.data.cache import LatentCache
 from segue.data.loader import LatentLoader
+from segue.provenance import commit, machine
 from segue.recipes import load_recipe
 from segue.stage.block_structure import measure_structure, structure_step
 from segue.stage.controller import Observation, StageController

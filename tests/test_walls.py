@@ -8,16 +8,18 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "segue"
-PARTS = {"process", "stage", "models", "codecs", "conditioners", "ssl", "data", "tasks", "metrics"}
+LAB = SRC.parent / "segue_lab"
+PARTS = {"process", "stage", "models", "codecs", "conditioners", "ssl", "data", "tasks", "evaluation"}
 
-# room -> what it may import of segue, beside itself, types, files, hub, memory and _version. "room.file" allows that
-# file alone.
+# room -> what it may import of segue, beside itself, types, files, hub, memory, _version and provenance.
+# "room.file" allows that file alone. segue_lab is no room: nothing here may import it.
 ALLOWED = {
     "types": set(),
     "files": set(),
     "hub": set(),
     "memory": set(),
     "_version": set(),
+    "provenance": set(),
     "__init__": {"*"},
     "process": set(),
     "stage": {"process"},
@@ -25,15 +27,16 @@ ALLOWED = {
     "codecs": set(),
     "conditioners": set(),
     "ssl": set(),
-    "metrics": set(),
-    "data": {"codecs.base", "conditioners.base", "ssl.base"},
+    "audio": set(),
+    "progress": set(),
+    "evaluation": {"audio", "progress", "data", "codecs", "ssl", "tasks"},
+    "data": {"audio", "progress", "codecs.base", "conditioners.base", "ssl.base"},
     "tasks": {"data", "codecs.base", "conditioners.base", "process.noise", "models.dit"},
-    "report": {"metrics"},
-    "training": PARTS,
+    "report": {"evaluation"},
+    "training": PARTS | {"audio", "progress"},
     "pipeline": {"process", "models", "codecs", "conditioners", "tasks"},
-    "upsampling": {"data.audio"},
+    "upsampling": {"audio", "progress"},
     "recipes": PARTS | {"training"},
-    "study": {"*"},
     "integrations": {"stage", "process"},
     "cli": {"*"},
 }
@@ -46,6 +49,7 @@ OWNED = {
     "stable_audio_tools": {"integrations"},
     "matplotlib": {"report"},
     "typer": {"cli"},
+    "sklearn": set(),
     "mido": {"data"},
     "midirenderer": {"data"},
 }
@@ -66,15 +70,57 @@ FILES = sorted(SRC.rglob("*.py"))
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
 def test_a_room_imports_only_what_it_may(path):
     room = path.relative_to(SRC).parts[0].removesuffix(".py")
-    allowed = ALLOWED[room] | {room, "types", "files", "hub", "memory", "_version"}
+    allowed = ALLOWED[room] | {room, "types", "files", "hub", "memory", "_version", "provenance"}
     for name in imports_of(path):
         top, *rest = name.split(".")
         if top == "segue" and "*" not in allowed:
             target = rest[0] if rest else ""
             fits = target in allowed or any(".".join(rest).startswith(f"{a}.") or ".".join(rest) == a for a in allowed)
             assert fits, f"{room} may not import {name}"
+        assert top != "segue_lab", f"{path}: segue may not import its laboratory"
         if top in OWNED:
             assert room in OWNED[top], f"{top} belongs to {OWNED[top]}"
+
+
+@pytest.mark.parametrize("path", sorted((SRC / "evaluation").glob("*.py")), ids=lambda p: p.stem)
+def test_figures_know_nothing_of_folders_codecs_and_teachers(path):
+    """What measures arrays stands above evaluation/folders, and does not know who reads the files."""
+    for name in imports_of(path):
+        top, *rest = name.split(".")
+        if top == "segue":
+            assert rest[0] in ("evaluation", "types", "files", "hub", "_version") and "folders" not in rest, name
+
+
+def test_the_laboratory_is_named_nowhere_in_segue():
+    """Neither an import inside a function nor a module's name in a string leads from segue to segue_lab."""
+    for path in FILES:
+        assert "segue_lab" not in path.read_text(), path
+
+
+def test_importing_every_module_of_segue_loads_nothing_of_the_laboratory():
+    modules = sorted(
+        ".".join(path.relative_to(SRC.parent).with_suffix("").parts).removesuffix(".__init__")
+        for path in FILES
+        if path.relative_to(SRC).parts[0] in ("cli", "report", "evaluation") or path.parent.name == "training"
+    )
+    code = f"import importlib, sys\nfor name in {modules!r}: importlib.import_module(name)\n"
+    code += "print([m for m in sys.modules if m.startswith('segue_lab')])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_the_laboratory_draws_and_asks_through_segue():
+    """It has no pickles, no matplotlib of its own, and typer in its command line alone."""
+    for path in sorted(LAB.rglob("*.py")):
+        text = path.read_text()
+        assert "torch.load(" not in text and "torch.save(" not in text and "import pickle" not in text, path
+        for name in imports_of(path):
+            top = name.split(".")[0]
+            assert top not in ("matplotlib", "accelerate", "diffusers", "lightning", "mido", "midirenderer"), (
+                path,
+                name,
+            )
+            assert top != "typer" or path.parent.name == "cli", (path, name)
 
 
 def test_stage_knows_no_devices_ranks_or_files():
@@ -108,13 +154,14 @@ def test_imports_are_light(code, heavy):
 
 
 def test_no_file_is_long():
-    for path in FILES:
+    for path in [*FILES, *LAB.rglob("*.py")]:
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 450, path
 
 
 def test_no_file_imports_itself_by_way_of_others():
     """Imports inside functions count, those for type checkers alone do not."""
-    modules = {".".join(path.relative_to(SRC.parent).with_suffix("").parts): path for path in FILES}
+    files = [*FILES, *LAB.rglob("*.py")]
+    modules = {".".join(path.relative_to(SRC.parent).with_suffix("").parts): path for path in files}
     modules = {name.removesuffix(".__init__"): path for name, path in modules.items()}
     graph = {name: set(modules_named(path, modules)) - {name} for name, path in modules.items()}
     for start in graph:

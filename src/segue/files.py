@@ -11,6 +11,8 @@ from pathlib import Path
 
 from segue.types import UserError
 
+MOST_NAME_BYTES = 255  # of a file's name, on most file systems
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -20,6 +22,9 @@ def replacing(path: Path) -> Iterator[Path]:
         UserError: the disk is full, or the place cannot be written.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    if len(os.fsencode(temporary.name)) > MOST_NAME_BYTES:
+        short = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+        temporary = path.with_name(f"{short}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -39,7 +44,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file whole or not at all; see `replacing`."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))  # names of files need not be text
 
 
 def make_folder(path: Path) -> None:
@@ -76,5 +81,5 @@ def sha256_of(files: Sequence[Path]) -> str:
 def cannot_write(path: Path, error: OSError) -> UserError:
     """The one line for a failed write."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"{path}: the disk is full; mend: free space and run the same command again, it goes on")
-    return UserError(f"{path}: cannot be written ({error.strerror}); mend: name a folder that you may write to")
+        return UserError(f"{path}: the disk is full; hint: free space and run the same command again, it goes on")
+    return UserError(f"{path}: cannot be written ({error.strerror}); hint: name a folder that you may write to")

@@ -133,6 +133,7 @@ class Pipeline:
         seed: int = 0,
         sampling: Sampling | None = None,
         batch_size: int = 16,
+        first: int = 0,
         on_step: Callable[[], None] | None = None,
     ) -> Tensor:
         """Waveforms [B, T] at codec.sample_rate_hz for B captions.
@@ -143,22 +144,25 @@ class Pipeline:
             seed: same seed, same captions, same batch size: same waveforms, bit for bit (CPU).
             sampling: solver and guidance.
             batch_size: captions computed together.
+            first: position of the first caption in a longer list, so that one of it can be made again alone.
             on_step: called after every evaluation of the model.
 
         Raises:
             UserError: no caption, an empty one, or a length that is not positive.
         """
         seconds = self.saved.card.seconds if seconds is None else seconds
-        if seconds <= 0:
+        if not 0 < seconds < float("inf"):
             raise UserError(f"--seconds {seconds}: give a positive length")
+        if batch_size < 1:
+            raise UserError(f"batch size {batch_size}: give at least 1")
         if not captions or any(not caption.strip() for caption in captions):
             raise UserError('an empty prompt; say what to generate, for example "a soft violin playing C 5"')
         samples = round(seconds * self.codec.sample_rate_hz)
         frames = self.codec.latent_frames(samples)
         waves = []
-        for first in range(0, len(captions), batch_size):
-            part = captions[first : first + batch_size]
-            x_0 = self.latents(part, frames=frames, seed=seed, sampling=sampling, first=first, on_step=on_step)
+        for begin in range(0, len(captions), batch_size):
+            part = captions[begin : begin + batch_size]
+            x_0 = self.latents(part, frames=frames, seed=seed, sampling=sampling, first=first + begin, on_step=on_step)
             latents = unstandardise(x_0, self.saved.mean.to(self.device), self.saved.std.to(self.device))
             waves.append(self.codec.decode(latents, samples).cpu())
         return torch.cat(waves)

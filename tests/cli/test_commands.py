@@ -99,13 +99,6 @@ def test_dry_run_prints_and_writes_nothing(segue, cache, tmp_path):
     assert "peak memory about" in ran.out and "parameters" in ran.out
 
 
-def test_taps_tell_which_block_drives_the_prediction(segue, trained, cache):
-    ran = segue("taps", trained, "--data", cache, "--clips", 2)
-    assert ran.code == 0, ran.err
-    assert "strongest inner block" in ran.out and "--set guidance.tap=" in ran.out
-    assert "noise level" in segue("taps", trained, "--data", cache, "--t", 2).line
-
-
 def test_recipes_and_sizes_are_printed(segue):
     ran = segue("recipes", "--presets")
     for word in ("static-uniform", "min-snr", "(default)", "dit-3m", "dit-1b", "GiB"):

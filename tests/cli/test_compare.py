@@ -5,7 +5,7 @@ import json
 import pytest
 
 
-def write_run(folder, cache, scale, rate=100.0, judged=False):
+def write_run(folder, cache, scale, rate=100.0, evaluated=False):
     """A run whose loss falls from 2 to 1 over 1000 examples, `scale` times as fast."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"segue": "0", "cache": str(cache), "run": {}}))
@@ -16,7 +16,7 @@ def write_run(folder, cache, scale, rate=100.0, judged=False):
         lines.append({"event": "validation", "examples_seen": n, "loss": loss, "loss_by_t": {"0.9": loss}})
         lines.append({"event": "stage", "examples_seen": n, "discrepancy": loss / 2, "regime": 0.0})
     (folder / "log.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines) + '{"event": "tr')
-    if judged:
+    if evaluated:
         evaluations = [
             {"event": "evaluation", "examples_seen": n, "pitch_accuracy": scale * n / 2000} for n in (500, 1000)
         ]
@@ -27,8 +27,8 @@ def write_run(folder, cache, scale, rate=100.0, judged=False):
 @pytest.fixture
 def runs(tmp_path):
     return [
-        write_run(tmp_path / "a" / "run", "cache", 1.0, judged=True),
-        write_run(tmp_path / "b" / "run", "cache", 2.0, rate=50.0, judged=True),
+        write_run(tmp_path / "a" / "run", "cache", 1.0, evaluated=True),
+        write_run(tmp_path / "b" / "run", "cache", 2.0, rate=50.0, evaluated=True),
         write_run(tmp_path / "c", "cache", 0.5),
     ]
 
@@ -45,7 +45,7 @@ def test_ratios_on_known_curves(segue, runs, tmp_path):
     assert loss[f"{tmp_path.name}/c"]["examples_ratio"] == "not reached"
     pitch = results["measures"]["pitch_accuracy"]
     assert pitch["b/run"]["examples_ratio"] == pytest.approx(0.5) and pitch[f"{tmp_path.name}/c"] is None
-    for words in ("a/run", "validation loss at t = 0.9", "pitch obeyed", "not reached"):
+    for words in ("a/run", "validation loss at t = 0.9", "prompt accuracy, pitch", "not reached"):
         assert words in ran.out
     pictures = {p.name for p in (tmp_path / "out" / "pictures").iterdir()}
     assert {"discrepancy-examples.png", "discrepancy-seconds.png", "pitch_accuracy-examples.png"} <= pictures

@@ -83,7 +83,7 @@ def test_order_of_files_changes_nothing_where_ids_do_not_pair(segue, sets, tmp_p
         assert values[1][name] == (pytest.approx(value, rel=1e-9), pytest.approx(interval, rel=1e-9)), name
 
 
-def test_pitch_is_judged_by_a_manifest_and_captions_must_be_complete(segue, sets, tmp_path):
+def test_pitch_is_compared_with_a_manifest_and_captions_must_be_complete(segue, sets, tmp_path):
     folder = write_set(tmp_path / "gen", seed=2)
     rows = [{"path": f"note_{i:02d}.wav", "caption": "a note", "pitch": 60 + i} for i in range(8)]
     manifest = folder / "asked.jsonl"
@@ -124,7 +124,7 @@ def save_clap(folder):
     return folder
 
 
-def test_text_similarity_by_clap_and_an_embedding_that_guided_is_refused_unless_forced(segue, sets, tmp_path):
+def test_text_similarity_by_clap_and_an_embedding_of_the_training_is_refused_unless_forced(segue, sets, tmp_path):
     clap = save_clap(tmp_path / "clap")
     gen = write_set(tmp_path / "gen", seed=2)
     for index, path in enumerate(sorted(gen.glob("*.wav"))):
@@ -143,16 +143,18 @@ def test_text_similarity_by_clap_and_an_embedding_that_guided_is_refused_unless_
     weights = next(m for m in results(out)[1].values() if m["name"] == "KAD (x100)")["card"]["embedding"]["weights"]
     (cache / "meta.json").write_text(json.dumps({"teacher": {"name": "clap_audio_model", "weights": weights}}))
     ran = segue(*common, "--run", run)
-    assert ran.code == 2 and "guided a run may not judge it" in ran.line and "--force" in ran.line
+    assert ran.code == 2 and "took part in training may not measure it" in ran.line and "--force" in ran.line
     ran = segue(*common, "--run", run, "--force")
     assert ran.code == 0 and "FORCED" in ran.out and "FORCED" in (out / "evaluation.json").read_text()
-    assert segue(*common[:4], "--run", run, "--out", out, "--draws", "20").code == 0  # the judge guided nothing
+    assert (
+        segue(*common[:4], "--run", run, "--out", out, "--draws", "20").code == 0
+    )  # the note classifier took part in nothing
     for path in gen.glob("*.wav"):  # as segue generate names its run
         wave, rate_hz = soundfile.read(path)
         with soundfile.SoundFile(path, "w", rate_hz, 1, "PCM_16", format="WAV") as file:
             file.comment = f"{run} seed 3"
             file.write(wave)
-    assert "guided a run may not judge it" in segue(*common).line
+    assert "took part in training may not measure it" in segue(*common).line
     (cache / "meta.json").unlink()
     assert "cannot be checked" in segue(*common, "--run", run).line
 
@@ -235,7 +237,7 @@ def broken(sets, tmp_path):
         ("files", "not-sound", "note_03.wav"),
         ("generation", "silent", "note_03.wav: silent"),
         ("generation", "missing", "7 ids are in both sets, 1 in one only (note_03)"),
-        ("generation", "other-rate", "8,000 Hz, but judge hears at 16,000 Hz"),
+        ("generation", "other-rate", "8,000 Hz, but note-classifier takes 16,000 Hz"),
         ("generation", "one", "one clip only"),
     ],
 )
@@ -258,8 +260,8 @@ def test_mends_that_the_lines_name_work(segue, sets, broken, tmp_path):
         (("--embedding", "panns:Cnn14.pth"), "no file Cnn14.pth"),
         (("--embedding", "vggish:nowhere.safetensors", "--layer", "2"), "vggish has one embedding only"),
         (("--embedding", "nowhere/here"), "--embedding nowhere/here: no such folder"),
-        (("--layer", "3"), "judge has one embedding only"),
-        (("--crop-seconds", "3"), "the judge hears the first 2.048 s"),
+        (("--layer", "3"), "note-classifier has one embedding only"),
+        (("--crop-seconds", "3"), "the note classifier takes the first 2.048 s"),
         (("--run", "nowhere"), "no run there"),
         (("--text-embedding", "nowhere/here"), "--text-embedding"),
     ],

@@ -55,7 +55,7 @@ def test_the_demos_take_the_options_that_are_named(segue, tmp_path, monkeypatch)
     commands = re.findall(r"`(segue demo[^`]*)`", README.read_text())
     assert any("--task super-resolution" in command for command in commands) and len(commands) >= 2
     for command in commands:
-        assert "--judged at least 8" in segue(*shlex.split(command)[1:], "--judged", 1).line
+        assert "--measured at least 8" in segue(*shlex.split(command)[1:], "--measured", 1).line
 
 
 def test_the_six_lines(recordings, tmp_path, monkeypatch):

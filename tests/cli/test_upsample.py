@@ -97,7 +97,7 @@ def test_existing_outputs_are_failures_unless_said_otherwise(segue, old, tmp_pat
     before = {p: p.stat().st_mtime_ns for p in new.rglob("*.*")}
     (new / "one.wav").unlink()
     ran = segue("upsample", "default", old, new)
-    assert ran.code == 2 and ran.err.count("exists already; mend: --overwrite, --skip-existing") == 2
+    assert ran.code == 2 and ran.err.count("exists already; hint: --overwrite, --skip-existing") == 2
     assert [line["status"] for line in lines(ran)] == ["upsampled", "failed", "failed"]
     ran = segue("upsample", "default", old, new, "--skip-existing")
     assert ran.code == 0 and [line["status"] for line in lines(ran)] == ["skipped"] * 3

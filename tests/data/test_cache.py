@@ -13,9 +13,9 @@ import pytest
 import soundfile
 import torch
 
+from segue.audio.read import read_wave
 from segue.data import cache as cache_module
 from segue.data import encoding
-from segue.data.audio import read_wave
 from segue.data.cache import LatentCache
 from segue.data.encoding import build_cache
 from segue.data.manifest import load_manifest

@@ -10,8 +10,8 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from segue.audio.read import read_wave
 from segue.data import encoding
-from segue.data.audio import read_wave
 from segue.data.encoding import build_cache
 from segue.data.manifest import load_manifest
 from segue.data.tars import read_spans, tar_members

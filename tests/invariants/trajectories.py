@@ -45,7 +45,6 @@ BY_TASK = {
 def make_caches(folder: Path) -> dict[str, Path]:
     """Task -> cache of 48 hissing tones whose ids and splits are written down, so that no rule of splitting enters."""
     from conftest import Bands, Letters
-
     from segue.codecs import load_codec
     from segue.data.encoding import build_cache
     from segue.data.manifest import load_manifest

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from segue.report import ArmPage, PromptClip, write_demo_report, write_summary
+from segue.report import PromptClip, VariantPage, write_demo_report, write_summary
 from segue.types import UserError
 
 
@@ -17,14 +17,14 @@ def measures(value):
         "pitch_accuracy": value / 2,
         "pitch_accuracy_interval": [value / 2 - 0.05, value / 2 + 0.05],
         "pitch_accuracy_chance": 0.02,
-        "judged_clips": 192,
+        "clips": 192,
     }
-    return {**part, "held_out": {**part, "judged_clips": 64}, "frechet_distance": 17.25, "frechet_distance_n": 192}
+    return {**part, "held_out": {**part, "clips": 64}, "frechet_distance": 17.25, "frechet_distance_n": 192}
 
 
 @pytest.fixture
 def summary():
-    arm = {
+    variant = {
         **measures(0.4),
         "examples_seen": 51200,
         "seconds": 300.0,
@@ -41,29 +41,29 @@ def summary():
         "seconds_total": 700.0,
         "dataset": {"clips": 6000, "hours": 3.41},
         "model": {"preset": "dit-3m", "parameters": 3_100_000},
-        "judge": {"sha256": "ab" * 32, "card": card},
+        "note_classifier": {"sha256": "ab" * 32, "card": card},
         "references": {"real": measures(0.9), "codec_round_trip": measures(0.85)},
-        "arms": {"static-uniform": arm, "stage": {**arm, **measures(0.6)}},
+        "variants": {"static-uniform": variant, "stage": {**variant, **measures(0.6)}},
     }
 
 
 @pytest.fixture
-def arms(run_dir, wave):
+def variants(run_dir, wave):
     clips = [
         PromptClip("a soft violin playing C 5", True, wave, 16000, "violin (93%), C 5 (88%)"),
         PromptClip("a snare drum", False, wave, 16000, ""),
         PromptClip("a snare drum", False, 0.5 * wave, 16000, ""),
     ]
-    return {"static-uniform": ArmPage(run_dir, clips), "stage": ArmPage(run_dir, clips)}
+    return {"static-uniform": VariantPage(run_dir, clips), "stage": VariantPage(run_dir, clips)}
 
 
-def test_page_says_what_the_summary_says(tmp_path, summary, arms, wave):
+def test_page_says_what_the_summary_says(tmp_path, summary, variants, wave):
     real = [PromptClip("a soft violin playing C 5", True, wave, 16000, "violin (99%), C 5 (99%)")]
-    page = write_demo_report(tmp_path, summary, arms, real).read_text()
+    page = write_demo_report(tmp_path, summary, variants, real).read_text()
     for words in (
         "6,000 captioned clips", "3.4 hours", "11 min 40 s", "3.1 M", "abc1234", "segue demo --out runs/demo",
         "real clips", "codec round trip", "40.0 %", "60.0 %", "35–45", "chance 9.0", "n 192", "n 64", "17.2",
-        "51,200", "0.412", "at first 0.900", "98.7 %", "judge hears violin (93%), C 5 (88%)", "held-out pair",
+        "51,200", "0.412", "at first 0.900", "98.7 %", "classified as violin (93%), C 5 (88%)", "held-out pair",
         "validation loss at t = 0.9",
     ):  # fmt: skip
         assert words in page, words
@@ -71,8 +71,8 @@ def test_page_says_what_the_summary_says(tmp_path, summary, arms, wave):
     assert page.count("real clip</p>") == 1
 
 
-def test_page_needs_nothing_beside_it(tmp_path, summary, arms):
-    page = write_demo_report(tmp_path, summary, arms).read_text()
+def test_page_needs_nothing_beside_it(tmp_path, summary, variants):
+    page = write_demo_report(tmp_path, summary, variants).read_text()
     assert all(source.startswith("data:") for source in re.findall(r'(?:src|href)="([^"]*)"', page))
     assert "<script" not in page and "url(" not in page
 
@@ -92,8 +92,8 @@ def test_summary_round_trips_and_replaces(tmp_path, summary):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_summary_refuses_what_is_not_finite_and_keeps_the_old(tmp_path, summary, value):
     path = write_summary(tmp_path / "summary.json", {"old": 1})
-    summary["arms"]["stage"]["family_accuracy_interval"][1] = value
-    with pytest.raises(UserError, match=r"summary\.arms\.stage\.family_accuracy_interval\[1\]"):
+    summary["variants"]["stage"]["family_accuracy_interval"][1] = value
+    with pytest.raises(UserError, match=r"summary\.variants\.stage\.family_accuracy_interval\[1\]"):
         write_summary(path, summary)
     assert json.loads(path.read_text()) == {"old": 1}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segue.report.pictures import curves_png, spectrogram_png
+from segue.report.pictures import Line, curve_png, spectrogram_png
 from segue.types import UserError
 
 
@@ -36,12 +36,12 @@ def test_louder_is_brighter_on_one_scale(wave):
 
 def test_pictures_repeat_byte_for_byte(wave):
     assert spectrogram_png(wave, 16000) == spectrogram_png(wave, 16000)
-    series = {"a": ([0, 1000, 2000], [3.0, 2.0, float("nan")]), "b": ([0, 1], [1.0, 2.0])}
-    assert curves_png(series, "x", "y", "title") == curves_png(series, "x", "y", "title")
+    series = {"a": Line([0, 1000, 2000], [3.0, 2.0, float("nan")]), "b": Line([0, 1], [1.0, 2.0])}
+    assert curve_png(series, "x", "title") == curve_png(series, "x", "title")
 
 
 def test_the_ground_is_transparent(wave):
-    assert pixels(curves_png({"a": ([0, 1], [0, 1])}, "x", "y"))[0, 0, 3] == 0
+    assert pixels(curve_png({"a": Line([0, 1], [0, 1])}, "x", "title"))[0, 0, 3] == 0
 
 
 @pytest.mark.parametrize("samples", [1, 100, 20_000])

@@ -2,7 +2,7 @@
 
 import json
 
-from segue.report.compare import Line, curve_png
+from segue.report.pictures import Line, curve_png
 from segue.report.run import write_run_report
 from segue.report.stages import stage_figures
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from segue.metrics.mel import mel_edges_hz, triangular_bands
+from segue.evaluation.mel import mel_edges_hz, triangular_bands
 from segue.ssl import compact, load_teacher
 from segue.types import UserError
 

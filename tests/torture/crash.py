@@ -27,10 +27,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
-from conftest import SHORT, Bands, tones
 from running import timeless
 from safetensors.torch import load_file
 
+from conftest import SHORT, Bands, tones
 from segue.recipes import load_recipe
 from segue.stage.controller import StageController
 from segue.training import checkpoint, loop

@@ -19,8 +19,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 import hostile
-from conftest import SHORT, Bands, tones
 
+from conftest import SHORT, Bands, tones
 from segue.recipes import load_recipe
 from segue.stage.controller import StageController
 from segue.training.build import dit_config

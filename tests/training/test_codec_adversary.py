@@ -12,10 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from segue.codecs.autoencoder import DECODER, Analysis, AutoencoderConfig, load_autoencoder, save_codec
-from segue.training import codec as training
-from segue.training import codec_adversary as refining
-from segue.training import codec_figures, sounds
+from segue.training import training_audio
+from segue.training.codec import adversary as refining
+from segue.training.codec import train as training
+from segue.training.codec.losses import ReconstructionLoss
 from segue.types import UserError
+from segue_lab.release.codec import release_codec
 
 MODEL = AutoencoderConfig(
     hop_samples=256, channels=4, encoder_width=16, decoder_width=24, encoder_blocks=(1, 1), decoder_blocks=(1, 1)
@@ -62,7 +64,7 @@ def test_only_the_decoder_moves_and_latents_stay_bit_for_bit(codec, tones, tmp_p
         assert torch.equal(before[name], after[name]) == (not name.startswith(DECODER)), name
     with safe_open(tmp_path / "out" / "codec.safetensors", "pt") as file:
         assert not any("discriminator" in name for name in file.keys())
-    card = codec_figures.ship_codec(tmp_path / "out", tmp_path / "s", {"t": tones}, sources=[], command="", commit="")
+    card = release_codec(tmp_path / "out", tmp_path / "s", {"t": tones}, sources=[], command="", commit="")
     assert card["training"] == {"steps": 60}
     assert card["refinement"]["steps"] == 6
     assert card["latents_sha256"] == load_autoencoder(tmp_path / "s").fingerprint()["latents_sha256"]
@@ -71,13 +73,14 @@ def test_only_the_decoder_moves_and_latents_stay_bit_for_bit(codec, tones, tmp_p
 def test_a_resumed_refinement_equals_an_uninterrupted_one(codec, tones, tmp_path):
     refining.refine_codec(codec, tones, tmp_path / "whole", CONFIG)
     config = replace(CONFIG, latents_sha256=codec.weights_sha256(latents_only=True))
-    half, loss = refining.init_refinement(codec, config, "cpu"), training.ReconstructionLoss(MODEL, "cpu")
-    material = sounds.read_material(tones, (), 16000)
+    half = refining.start(codec, config, "cpu")
+    loss = ReconstructionLoss(MODEL, "cpu")
+    audio = training_audio.read_training_audio(tones, (), 16000)
     for _ in range(4):
-        refining.guard(half, loss, material.valid_waves, config)
-        batch = sounds.draw_crops(material.training, material.others, 0.15, 3, 4096, half.generator)
+        refining.guard(half, loss, audio.valid_waves, config)
+        batch = training_audio.draw_crops(audio.training, audio.others, 0.15, 3, 4096, half.generator)
         refining.refine_step(half, loss, batch, config)
-    refining.save_refinement(half, config, {}, tmp_path / "parts")
+    half.save(tmp_path / "parts", config, origin={})
     refining.refine_codec(codec, tones, tmp_path / "parts", CONFIG, resume=True)
     for name in ("state.safetensors", "codec.safetensors"):
         whole, parts = (load_file(tmp_path / run / name) for run in ("whole", "parts"))
@@ -99,7 +102,7 @@ def test_another_codec_or_an_occupied_folder_is_refused(codec, tones, tmp_path):
 
 
 def test_discriminators_learn_to_tell_blurred_spectra(codec):
-    state = refining.init_refinement(codec, replace(CONFIG, discriminator_rate=3e-3), "cpu")
+    state = refining.start(codec, replace(CONFIG, discriminator_rate=3e-3), "cpu")
     generator = torch.Generator().manual_seed(0)
     for _ in range(60):
         level = -5 + torch.randn(2, 16, 257, generator=generator)
@@ -137,7 +140,7 @@ def test_gradients_are_balanced_and_bad_ones_left_out(bad):
 
 
 def test_an_adversary_that_harms_is_dropped(codec):
-    state, loss = refining.init_refinement(codec, CONFIG, "cpu"), training.ReconstructionLoss(MODEL, "cpu")
+    state, loss = refining.start(codec, CONFIG, "cpu"), training.ReconstructionLoss(MODEL, "cpu")
     waves = list(_batch())
     refining.guard(state, loss, waves, CONFIG)
     assert state.adversary and state.reference > 0

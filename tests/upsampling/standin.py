@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from segue.metrics.baselines import band_replication
+from segue.evaluation.baselines import band_replication
 
 
 class StandIn:

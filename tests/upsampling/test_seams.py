@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from segue.data.audio import read_header
-from segue.metrics.baselines import sinc
+from segue.audio.analyse import analyse
+from segue.audio.chunks import cut, joined, make_plan
+from segue.audio.read import read_header
+from segue.evaluation.baselines import sinc
 from segue.pipeline import SuperResolver
-from segue.upsampling.chunks import cut, joined, make_plan
 from segue.upsampling.enhance import Enhancer
-from segue.upsampling.survey import survey
 
 RATE_HZ, CORE = 16000, 32 * 256
 
@@ -25,7 +25,7 @@ def widen(shipped, tmp_path):
 
     def do(wave, how):
         soundfile.write(tmp_path / "a.wav", wave, 8000, subtype="FLOAT")
-        found = survey(tmp_path / "a.wav", read_header(tmp_path / "a.wav"))
+        found = analyse(tmp_path / "a.wav", read_header(tmp_path / "a.wav"))
         low = sinc(wave, 8000, RATE_HZ).astype(np.float32)[:, None]
         enhance = Enhancer(shipped, found, 3900.0, steps=4, seed=0, stereo="left-right")
         if how == "hard":

@@ -8,10 +8,11 @@ import pytest
 import soundfile
 import soxr
 
+from segue.audio.stereo import MODES, axes
 from segue.types import UserError
-from segue.upsampling.jobs import Job
-from segue.upsampling.stereo import MODES, axes
-from segue.upsampling.upsample import Settings, carry_out, prepare
+from segue.upsampling.io_paths import Job
+from segue.upsampling.prepare import Settings, prepare
+from segue.upsampling.upsample import carry_out
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`segue codec train`, `segue codec refine`, `segue codec measure` and `segue codec ship`."""
+"""`segue codec train`, `segue codec refine` and `segue codec measure`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 
 def train(
-    source: Annotated[Path, typer.Argument(help="Folder of sounds, or one that holds manifest.jsonl.")],
+    source: Annotated[Path, typer.Argument(help="Data set as `segue encode` takes it: folder, list or tars.")],
     out: Annotated[Path, typer.Option(help="Folder for the codec, its training state and its log.")],
     minutes: Annotated[float, typer.Option(help="Minutes of training, over all resumes.")] = 60.0,
     steps: Annotated[
@@ -23,32 +23,34 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of weights and draws.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves PyTorch's choice.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda or mps; auto takes what there is.")] = "auto",
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable files out, and name them.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
 ) -> None:
     """Train a codec on your own sounds; the folder is then a codec by name: --codec DIR."""
-    import torch
-
+    from segue.cli.options import check_seed, device_of, finite, use_threads
     from segue.codecs.autoencoder import AutoencoderConfig
     from segue.training.codec import CodecTrainConfig, train_codec
     from segue.types import UserError
 
     _check_budget(minutes, steps)
+    check_seed(seed)
+    finite("--kl-weight", kl_weight, 0.0)
+    use_threads(threads)
+    place = device_of(device)
     if not 1000 <= rate <= 192000:
-        raise UserError(f"--rate {rate} Hz is outside 1000..192000; mend: give the rate of your sounds")
+        raise UserError(f"--rate {rate} Hz is outside 1000..192000; hint: give the rate of your sounds")
     if channels < 1:
-        raise UserError(f"--channels {channels}; mend: give 1 or more (32 is the default)")
-    if threads:
-        torch.set_num_threads(threads)
+        raise UserError(f"--channels {channels}; hint: give 1 or more (32 is the default)")
     model = AutoencoderConfig.for_rate(rate, channels=channels)
     config = CodecTrainConfig(model=model, minutes=minutes, steps=steps, kl_weight=kl_weight, seed=seed)
-    codec = train_codec(source, out, config, extra=tuple(extra or ()), resume=resume, device=_device(device))
-    _report(out / "report.html", "A trained codec", {"codec": codec}, source)
+    codec = train_codec(source, out, config, extra=tuple(extra or ()), resume=resume, skip_bad=skip_bad, device=place)
+    _report(out / "report.html", "A trained codec", {"codec": codec}, source, skip_bad=skip_bad)
     typer.echo(f"codec in {out}; next: segue encode SOURCE --out CACHE --codec {out}")
 
 
 def refine(
     codec: Annotated[str, typer.Argument(help="Folder that `segue codec train` left, or a codec's name.")],
-    source: Annotated[Path, typer.Argument(help="Folder of sounds, or one that holds manifest.jsonl.")],
+    source: Annotated[Path, typer.Argument(help="Data set as `segue encode` takes it: folder, list or tars.")],
     out: Annotated[Path, typer.Option(help="Folder for the refined codec, its training state and its log.")],
     minutes: Annotated[float, typer.Option(help="Minutes of training, over all resumes.")] = 30.0,
     steps: Annotated[
@@ -61,22 +63,24 @@ def refine(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of discriminators and draws.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves PyTorch's choice.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda or mps; auto takes what there is.")] = "auto",
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable files out, and name them.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
 ) -> None:
     """Train a codec's decoder on, with an adversary; its latents, and all that was made of them, stay valid."""
-    import torch
-
+    from segue.cli.options import check_seed, device_of, finite, use_threads
     from segue.codecs import load_codec
     from segue.codecs.autoencoder import AutoencoderCodec
-    from segue.training.codec_adversary import RefineConfig, origin_of, refine_codec
+    from segue.training.codec.adversary import RefineConfig, origin_of, refine_codec
     from segue.types import UserError
 
     _check_budget(minutes, steps)
+    check_seed(seed)
+    finite("--adversarial-share", adversarial_share, 0.0, 1.0)
+    use_threads(threads)
+    place = device_of(device)
     before = load_codec(codec)
     if not isinstance(before, AutoencoderCodec):
-        raise UserError(f"{codec}: not an autoencoder of ours; mend: give a folder that segue codec train left")
-    if threads:
-        torch.set_num_threads(threads)
+        raise UserError(f"{codec}: not an autoencoder of ours; hint: give a folder that segue codec train left")
     config = RefineConfig(minutes=minutes, steps=steps, adversarial_share=adversarial_share, seed=seed)
     after = refine_codec(
         before,
@@ -86,9 +90,10 @@ def refine(
         origin=origin_of(codec),
         extra=tuple(extra or ()),
         resume=resume,
-        device=_device(device),
+        skip_bad=skip_bad,
+        device=place,
     )
-    _report(out / "report.html", "A refined codec", {"before": before, "refined": after}, source)
+    _report(out / "report.html", "A refined codec", {"before": before, "refined": after}, source, skip_bad=skip_bad)
     typer.echo(f"codec in {out}; its latents are those of {codec}: caches and models made with that stay valid")
 
 
@@ -97,58 +102,35 @@ def measure(
     source: Annotated[Path, typer.Argument(help="Folder of sounds; their test split, else valid, else all.")],
     clips: Annotated[int, typer.Option(help="Clips of each kind at most.")] = 200,
     report: Annotated[Path | None, typer.Option(help="Write a page with spectrograms and players here, too.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable files out, and name them.")] = False,
 ) -> None:
     """Reconstruction on held-out sounds by kind, robustness to latent noise, and decoding speed, as JSON."""
+    from segue.cli.options import finite
     from segue.codecs import load_codec
 
-    _report(report, f"Codec {codec}", {"codec": load_codec(codec)}, source, clips=clips)
-
-
-def ship(
-    run: Annotated[Path, typer.Argument(help="Folder that `segue codec train` left.")],
-    out: Annotated[Path, typer.Option(help="Folder for codec.safetensors (float16) and card.json.")],
-    measure_on: Annotated[
-        list[str], typer.Option("--measure", help="NAME=FOLDER of sounds to measure on; repeatable.")
-    ],
-    sources: Annotated[Path, typer.Option(help="JSON list of what it was trained on, with licences.")],
-    command: Annotated[str, typer.Option(help="The command that trained it.")],
-    commit: Annotated[str, typer.Option(help="The commit that it was trained at.")],
-    judge_on: Annotated[Path | None, typer.Option(help="A demo set: what the judge hears after the codec.")] = None,
-) -> None:
-    """Halve a trained codec's weights, measure it, and write its card."""
-    from segue.cli.shipping import measured_and_listed
-    from segue.training.codec_figures import ship_codec
-
-    folders, listed = measured_and_listed(measure_on, sources)
-    card = ship_codec(run, out, folders, sources=listed, command=command, commit=commit, judge_on=judge_on)
-    typer.echo(json.dumps(card["figures"], indent=2))
+    finite("--clips", clips, 1)
+    _report(report, f"Codec {codec}", {"codec": load_codec(codec)}, source, clips=clips, skip_bad=skip_bad)
 
 
 def _check_budget(minutes: float, steps: int | None) -> None:
-    from segue.types import UserError
+    from segue.cli.options import finite
 
-    if minutes <= 0 or (steps is not None and steps <= 0):
-        raise UserError("--minutes and --steps must be above 0; mend: give a positive number")
+    finite("--minutes", minutes, 0.0, above=True)
+    finite("--steps", steps, 1)
 
 
-def _report(page: Path | None, title: str, codecs: dict, source: Path, clips: int = 200) -> None:
+def _report(
+    page: Path | None, title: str, codecs: dict, source: Path, clips: int = 200, skip_bad: bool = False
+) -> None:
     """Print figures on held-out sounds of the last of the codecs as JSON; write a page on all of them, where asked."""
     from segue.report.codec import RoundTrip, write_codec_report
-    from segue.training.codec_figures import measure_codec, round_trips
+    from segue.training.codec.figures import measure_codec, round_trips
 
-    figures = {label: measure_codec(codec, source, clips=clips) for label, codec in codecs.items()}
+    figures = {label: measure_codec(codec, source, clips=clips, skip_bad=skip_bad) for label, codec in codecs.items()}
     typer.echo(json.dumps(list(figures.values())[-1], indent=2))
     if page is None:
         return
     rate_hz = next(iter(codecs.values())).sample_rate_hz
-    trips = [RoundTrip(*trip, rate_hz) for trip in round_trips(codecs, source)]
+    trips = [RoundTrip(*trip, rate_hz) for trip in round_trips(codecs, source, skip_bad=skip_bad)]
     write_codec_report(page, title, f"What comes back of held-out sounds of {source}", figures, trips)
     typer.echo(f"report: {page}")
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table as TerminalTable
 
-from segue.cli.origin import command, commit, machine
 from segue.files import sha256_of, write_bytes, write_text
-from segue.report.compare import Line, Table, curve_png, write_comparison_page
-from segue.study.aggregate import first_reach
-from segue.study.runs import RunCurves, read_run
+from segue.provenance import command, commit, machine
+from segue.report.compare import Table, write_comparison_page
+from segue.report.pictures import Line, curve_png
+from segue.report.run_curves import RunCurves, first_reach, read_run
 from segue.types import UserError
 
 
@@ -38,7 +38,7 @@ def compare(
     measures = [m for m in read[0].curves if any(m in run.curves for run in read[1:])]
     if not measures:
         raise UserError(f"{runs[0]}: shares no measure with the other runs (no validation or evaluation is logged yet)")
-    results = {
+    results: dict[str, Any] = {
         "first": next(iter(named)),
         "runs": {name: str(path) for name, path in zip(named, runs)},
         "measures": {m: {name: _figures(run, read[0], m) for name, run in named.items()} for m in measures},
@@ -61,7 +61,7 @@ def compare(
 _READING = (
     "Value at the end of each run; then the examples (and seconds of training) at which its curve, linear between its "
     "points, first reaches the first run's final value, over those of the first run itself. One run each: no "
-    "intervals; a study has them (segue study)."
+    "intervals; a study has them (segue-lab study)."
 )
 
 

@@ -1,4 +1,4 @@
-"""`segue demo`: from nothing to a page of sounds: render notes, train two recipes at equal budget, listen, report."""
+"""`segue demo`: from nothing to a page of sounds: render notes, train two recipes at equal budget, measure, report."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from typing import Annotated
 
 import typer
 
-from segue.cli import demo_generation, demo_resolution
+from segue.cli import demo_generation, demo_super_resolution
 from segue.cli.demo_common import SECONDS, Plan, Trained, say
-from segue.cli.origin import command
-from segue.cli.side_by_side import Arm, lanes, threads_of, train_arms
+from segue.cli.demo_training import Variant, train_variants
 from segue.codecs import default_codec, load_codec
 from segue.conditioners import load_conditioner
 from segue.data.cache import LatentCache
@@ -23,18 +22,20 @@ from segue.data.demo import render_demo_set
 from segue.data.encoding import build_cache
 from segue.data.manifest import load_manifest
 from segue.files import write_text
+from segue.provenance import command
 from segue.recipes import DEFAULT_RECIPE, load_recipe
 from segue.ssl import load_teacher
 from segue.stage.controller import StageController
 from segue.training.config import RunConfig, override
+from segue.training.parallel_runs import slots_here, threads_of
 from segue.training.rate import measure_rate
 from segue.types import UserError
 
-REPORT_SEC = 45.0  # decoding, judging and drawing; the generation itself is counted in examples
-STAGE_COST = 0.08  # of a static run: projector and probe, on the slow side
-LANE_SHARE = 0.85  # of its rate alone, where another run computes beside it
+REPORT_SEC = 45.0  # decoding, classifying and drawing; the generation itself is counted in examples
+STAGE_COST = 0.08  # of a static run: projector and held-out SSL distances, on the slow side
+PARALLEL_RATE = 0.85  # of a run's rate alone, where another run computes beside it
 # A small model learns more in a few CPU minutes than one of 3 M parameters (docs/log.md). As it is as small as its
-# codec, it cannot afford to decode every probe: it is heard in latents, on fewer clips.
+# codec, it cannot afford to decode every prediction: distances are estimated from latents, on fewer clips.
 SETTINGS = ("model.preset=dit-1m", "probe.space=latent", "probe.clips=8", "probe.spacing=1.08")
 
 
@@ -43,12 +44,12 @@ class Kind:
     """What the demo of one task has of its own.
 
     Attributes:
-        recipes: the arm without the method, and the one with it.
+        recipes: the variant without the method, and the one with it.
         settings: of both, beside SETTINGS.
         codec: None: the shipped one.
         seconds: of a cached row.
-        clips, judged: how many, where the options do not say.
-        report_cost: judged clips -> what the report computes with each arm, in training examples.
+        clips, measured: how many, where the options do not say.
+        report_cost: measured clips -> what the report computes with each variant, in training examples.
         write_report: returns lines to close with.
     """
 
@@ -57,12 +58,12 @@ class Kind:
     codec: str | None
     seconds: float
     clips: int
-    judged: int
+    measured: int
     report_cost: Callable[[int], float]
     write_report: Callable[[Trained], list[str]]
 
     def config(self, recipe: str) -> RunConfig:
-        """An arm's, but for its budget."""
+        """A variant's, but for its budget."""
         return override(load_recipe(recipe), (*SETTINGS, *self.settings))
 
 
@@ -73,7 +74,7 @@ KINDS = {
     ),
     "super-resolution": Kind(
         ("sr-demo-static", "sr-demo"), ("train.batch_size=16",), "gain-shape", SECONDS / 2, 2000, 32,
-        demo_resolution.report_cost, demo_resolution.write_report,
+        demo_super_resolution.report_cost, demo_super_resolution.write_report,
     ),
 }  # fmt: skip
 
@@ -88,52 +89,58 @@ def demo(
         float, typer.Option(help="Time for everything on this machine; training gets what is left of it.")
     ] = 12.0,
     clips: Annotated[int | None, typer.Option(help="Clips of the rendered set; 6000, or 2000 to widen.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of both arms.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of both variants.")] = 0,
     codec: Annotated[
         str | None, typer.Option(help="Codec to train on; default: the shipped one, or gain-shape to widen.")
     ] = None,
-    judged: Annotated[
-        int | None, typer.Option(help="Notes to judge (192), or to measure super-resolution on (32), of each arm.")
+    measured: Annotated[
+        int | None,
+        typer.Option(
+            "--measured", "--judged",
+            help="Notes to classify (192), or to measure super-resolution on (32), of each variant.",
+        ),
     ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget the runs of an earlier demo in this folder; data stays.")
     ] = False,
 ) -> int:  # fmt: skip
-    """Render data, train two recipes, listen or measure, and write OUT/report.html and OUT/summary.json."""
+    """Render data, train two recipes, measure what they make, and write OUT/report.html and OUT/summary.json."""
     started = time.monotonic()
     if task not in KINDS:
         raise UserError(f"--task {task}: use one of {', '.join(KINDS)}")
     kind = KINDS[task]
-    clips, judged = kind.clips if clips is None else clips, kind.judged if judged is None else judged
+    clips = kind.clips if clips is None else clips
+    measured = kind.measured if measured is None else measured
     out = out or Path("runs") / ("demo" if task == "generation" else f"demo-{task}")
-    if minutes <= 0 or clips < 200 or judged < 8:
-        raise UserError("--minutes must be positive, --clips at least 200, --judged at least 8")
-    voice = load_codec(codec or kind.codec or default_codec())
+    if minutes <= 0 or clips < 200 or measured < 8:
+        raise UserError("--minutes must be positive, --clips at least 200, --measured at least 8")
+    chosen_codec = load_codec(codec or kind.codec or default_codec())
 
     say("1/5 rendering notes from a General-MIDI sound font")
     manifest = render_demo_set(out / "data", clips=clips, seed=0)
     everything = load_manifest(manifest)
 
     say("2/5 encoding latents, captions and the teacher's features")
-    ears = load_teacher("compact")
-    cache = build_cache(everything, voice, load_conditioner("minilm"), ears, out=out / "cache", seconds=kind.seconds)
+    text, teacher = load_conditioner("minilm"), load_teacher("compact")
+    cache = build_cache(everything, chosen_codec, text, teacher, out=out / "cache", seconds=kind.seconds)
 
     say("3/5 fitting the budget to this machine")
-    wanted = {"clips": clips, "minutes": minutes, "seed": seed, "codec": voice.name, "judged": judged, "task": task}
+    wanted = {"clips": clips, "minutes": minutes, "seed": seed, "codec": chosen_codec.name}
+    wanted |= {"measured": measured, "task": task}
     plan = _plan(out, cache, kind, minutes - (time.monotonic() - started) / 60, wanted, fresh)
-    arms = []
+    variants = []
     for name in kind.recipes:
         config = kind.config(name)
         config = replace(config, train=replace(config.train, total_examples=plan.examples, seed=seed))
-        arms.append(Arm(config, cache.path, out / "arms" / name))
+        variants.append(Variant(config, cache.path, _runs(out) / name))
     say(f"4/5 training {' and '.join(kind.recipes)}: {plan.examples:,} examples each")
-    results = train_arms(arms)
+    results = train_variants(variants)
     if results is None:
         say(f"stopped and saved; the same command goes on: {command()}")
         return 130
 
-    say("5/5 listening, measuring, writing the page")
-    trained = Trained(out, plan, everything, voice, cache, arms[0].config, results, started)
+    say("5/5 generating, measuring, writing the page")
+    trained = Trained(out, plan, everything, chosen_codec, cache, variants[0].config, results, started)
     for line in kind.write_report(trained):
         print(line)
     print(f"{out}/report.html   {out}/summary.json   ({(time.monotonic() - started) / 60:.1f} minutes)")
@@ -145,9 +152,10 @@ def _plan(out: Path, cache: LatentCache, kind: Kind, minutes_left: float, wanted
     path = out / "plan.json"
     if fresh:
         path.unlink(missing_ok=True)
-        shutil.rmtree(out / "arms", ignore_errors=True)
+        shutil.rmtree(_runs(out), ignore_errors=True)
     if path.exists():
         stored = {"task": "generation"} | json.loads(path.read_text())
+        stored = {"measured" if key == "judged" else key: value for key, value in stored.items()}  # its earlier name
         changed = [f"{k} was {stored.get(k)}, is {v}" for k, v in wanted.items() if stored.get(k) != v]
         if changed:
             raise UserError(
@@ -155,10 +163,10 @@ def _plan(out: Path, cache: LatentCache, kind: Kind, minutes_left: float, wanted
             )
         return Plan(**stored)
     config = kind.config(kind.recipes[0])
-    runs = lanes(2)
+    runs = slots_here(2)
     with threads_of(runs):
-        rate = measure_rate(config, StageController(config.policy), cache) * (LANE_SHARE * runs if runs > 1 else 1)
-    beside = kind.report_cost(wanted["judged"]) + config.train.validation_clips * 5 * 11 / 3
+        rate = measure_rate(config, StageController(config.policy), cache) * (PARALLEL_RATE * runs if runs > 1 else 1)
+    beside = kind.report_cost(wanted["measured"]) + config.train.validation_clips * 5 * 11 / 3
     batch = config.train.batch_size
     examples = int(((minutes_left * 60 - REPORT_SEC) * rate / (2 + 2 * STAGE_COST) - beside) // batch) * batch
     if examples < 20 * batch:
@@ -167,5 +175,10 @@ def _plan(out: Path, cache: LatentCache, kind: Kind, minutes_left: float, wanted
     plan = Plan(examples=examples, **wanted)
     write_text(path, json.dumps(asdict(plan), indent=1))
     together = "side by side" if runs > 1 else "one after the other"
-    say(f"    {rate:.0f} examples/s here: {examples:,} examples for each of two arms, {together}")
+    say(f"    {rate:.0f} examples/s here: {examples:,} examples for each of two variants, {together}")
     return plan
+
+
+def _runs(out: Path) -> Path:
+    """The folder of the runs; a demo of an earlier version called it arms."""
+    return out / "arms" if (out / "arms").exists() else out / "runs"

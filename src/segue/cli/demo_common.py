@@ -1,4 +1,4 @@
-"""What the demos of both tasks share: the plan, which clips are measured and heard, and what a summary says first."""
+"""What the demos of both tasks share: the plan, which clips are measured and played, and what a summary says first."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 
 from segue._version import __version__
-from segue.cli.generate import write_wav
-from segue.cli.origin import command, commit, machine
+from segue.audio.read import read_wave
+from segue.audio.write import write_wav
 from segue.codecs.base import Codec
-from segue.data.audio import read_wave
 from segue.data.cache import LatentCache
 from segue.data.clip import Clip
 from segue.data.vocabulary import held_out_pairs
+from segue.evaluation.notes import note_order, spread
 from segue.files import write_text
 from segue.models.presets import parameters_of
+from segue.provenance import command, commit, machine
 from segue.training.build import dit_config
 from segue.training.config import RunConfig
 from segue.training.log import read_log
@@ -41,16 +42,16 @@ class Plan:
     seed: int
     codec: str
     examples: int
-    judged: int
+    measured: int
     task: str = "generation"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A demo whose arms are trained: what its report is made of.
+    """A demo whose variants are trained: what its report is made of.
 
     Attributes:
-        config: of the arm without the method.
+        config: of the variant without the method.
         results: recipe -> how its run ended.
         started: of the whole, by time.monotonic.
     """
@@ -69,7 +70,7 @@ class Trained:
         splits = {split: sum(c.split == split for c in self.everything) for split in ("train", "valid", "test")}
         hours = len(self.everything) * SECONDS / 3600
         return {
-            "schema_version": 1,
+            "schema_version": 2,
             "task": self.plan.task,
             "command": command(),
             "commit": commit(),
@@ -99,7 +100,7 @@ def say(line: str) -> None:
 
 
 def training_figures(name: str, result: TrainResult) -> dict:
-    """What a summary says of an arm's training."""
+    """What a summary says of a variant's training."""
     log = read_log(result.run_dir / "log.jsonl")
     return {
         "recipe": name,
@@ -111,7 +112,7 @@ def training_figures(name: str, result: TrainResult) -> dict:
     }
 
 
-def listening_prompts(everything: Sequence[Clip], counts: Mapping[str, tuple[int, int]]) -> list[Clip]:
+def page_prompts(everything: Sequence[Clip], counts: Mapping[str, tuple[int, int]]) -> list[Clip]:
     """The clips that a page plays, spread over instruments.
 
     Args:
@@ -120,16 +121,13 @@ def listening_prompts(everything: Sequence[Clip], counts: Mapping[str, tuple[int
     chosen = []
     for kind, parts in counts.items():
         for split, count in zip(("valid", "test"), parts):
-            chosen += spread([c for c in everything if c.fields["kind"] == kind and c.split == split], count)
+            chosen += spread_notes([c for c in everything if c.fields["kind"] == kind and c.split == split], count)
     return chosen
 
 
-def spread(clips: list[Clip], count: int) -> list[Clip]:
+def spread_notes(clips: list[Clip], count: int) -> list[Clip]:
     """`count` clips evenly spaced in order of instrument and pitch (all, where there are fewer)."""
-    ordered = sorted(
-        clips, key=lambda c: (str(c.fields["family"]), str(c.fields["instrument"]), c.fields["pitch"] or 0, c.id)
-    )
-    return [ordered[i * len(ordered) // count] for i in range(count)] if len(ordered) > count else ordered
+    return spread(sorted(clips, key=lambda clip: note_order(clip.fields, clip.id)), count)
 
 
 def wave_of(clip: Clip, sample_rate_hz: int) -> Tensor:
@@ -140,7 +138,7 @@ def wave_of(clip: Clip, sample_rate_hz: int) -> Tensor:
 
 
 def write_samples(run_dir: Path, prompts: Sequence[Clip], waves: Tensor, sample_rate_hz: int) -> None:
-    """What an arm made, as files beside its checkpoints."""
+    """What a variant made, as files beside its checkpoints."""
     folder = run_dir / "samples"
     folder.mkdir(exist_ok=True)
     listed = []

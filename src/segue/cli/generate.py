@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import soundfile
 import typer
-from rich.progress import Progress
-from torch import Tensor
 
-from segue._version import __version__
-from segue.files import replacing
+from segue.audio.write import write_wav
+from segue.cli.options import check_seed, device_of, finite
+from segue.files import make_folder
 from segue.pipeline import Pipeline, Sampling
-from segue.types import UserError
+from segue.progress import Meter
+from segue.types import UserError, printable
+
+MOST_SLUG = 60  # characters of the prompt in a file's name
 
 
 def generate(
@@ -26,58 +28,108 @@ def generate(
     out: Annotated[Path, typer.Option(help="Folder for the wav files.")] = Path("generated"),
     seconds: Annotated[float | None, typer.Option(help="Length; default: that of the training clips.")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    take: Annotated[
+        int,
+        typer.Option(
+            help="Number of the first prompt's take: `--take 5` with the sixth prompt of a list makes its file again.",
+            min=0,
+        ),
+    ] = 0,
     steps: Annotated[int, typer.Option(help="Solver steps.")] = 24,
     solver: Annotated[str, typer.Option(help="euler, heun or multistep.")] = "multistep",
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 = none.")] = Sampling.guidance_scale,
     rescale: Annotated[float, typer.Option(help="Guidance rescaling, 0 to 1.")] = 0.0,
-    batch_size: Annotated[int, typer.Option(help="Prompts computed together.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Prompts computed together.", min=1)] = 16,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     weights: Annotated[str, typer.Option(help="ema (averaged) or model (as trained).")] = "ema",
-    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "cpu",
 ) -> None:
-    """Generate sounds from prompts. The prompt and the seed are kept in each file's metadata."""
+    """Generate sounds from prompts.
+
+    Each file keeps its prompt, the seed and the number of its take in its metadata. Files appear as they are made, and
+    none is replaced without --overwrite.
+    """
+    finite("--seconds", seconds, 0.0, above=True)
+    finite("--guidance", guidance)
+    finite("--rescale", rescale, 0.0, 1.0)
+    check_seed(seed)
     captions = [*(prompts or []), *(_read_prompts(prompts_file) if prompts_file else [])]
     if not captions:
         raise UserError('no prompt; for example: segue generate runs/mine "a soft violin playing C 5"')
+    for caption in captions:
+        _refuse_not_text(caption)
     sampling = Sampling(steps, solver, guidance, rescale)
-    pipeline = Pipeline.load(run, weights, device)
-    evaluations = (2 * steps - 1 if solver == "heun" else steps) * -(-len(captions) // batch_size)
-    with Progress(transient=True) as bar:
-        task = bar.add_task("generating", total=evaluations)
-        waves = pipeline.generate(
-            captions,
-            seconds=seconds,
-            seed=seed,
-            sampling=sampling,
-            batch_size=batch_size,
-            on_step=lambda: bar.advance(task),
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    for index, (caption, wave) in enumerate(zip(captions, waves)):
-        path = out / f"{index:03d}-{_slug(caption)}.wav"
-        write_wav(path, wave, pipeline.codec.sample_rate_hz, caption, f"{run} seed {seed}")
-        print(path)
+    place = device_of(device)
+    paths = [out / f"{take + index:03d}-{_slug(caption)}.wav" for index, caption in enumerate(captions)]
+    if not overwrite:
+        _refuse_existing(paths)
+    pipeline = Pipeline.load(run, weights, place)
+    make_folder(out)
+    _generate(pipeline, captions, paths, f"{run} seed {seed}", seconds, seed, take, sampling, batch_size)
 
 
-def write_wav(path: Path, wave: Tensor, sample_rate_hz: int, title: str, comment: str) -> None:
-    """Write a 16-bit wav [T] with its prompt as title. The file appears whole or not at all; equal input, equal bytes.
+def _generate(
+    pipeline: Pipeline,
+    captions: Sequence[str],
+    paths: Sequence[Path],
+    about: str,
+    seconds: float | None,
+    seed: int,
+    take: int,
+    sampling: Sampling,
+    batch_size: int,
+) -> None:
+    """Compute batch after batch, and write each before the next one begins."""
+    per_batch = 2 * sampling.steps - 1 if sampling.solver == "heun" else sampling.steps
+    done = 0
+    with Meter("generating", per_batch * -(-len(captions) // batch_size), unit="evaluations", first_line_sec=15) as bar:
 
-    A wave beyond full scale is scaled to it, since a clipped one would be another sound.
-    """
-    settings = {"samplerate": sample_rate_hz, "channels": 1, "subtype": "PCM_16", "format": "WAV"}
-    with replacing(path) as temporary, soundfile.SoundFile(temporary, "w", **settings) as file:
-        file.title, file.comment, file.software = title, comment, f"segue {__version__}"
-        file.write((wave / wave.abs().max().clamp(min=1.0)).numpy())
+        def advance() -> None:
+            nonlocal done
+            done += 1
+            bar.update(done)
+
+        for first in range(0, len(captions), batch_size):
+            part = captions[first : first + batch_size]
+            waves = pipeline.generate(
+                part,
+                seconds=seconds,
+                seed=seed,
+                sampling=sampling,
+                batch_size=batch_size,
+                first=take + first,
+                on_step=advance,
+            )
+            for index, wave in enumerate(waves, first):
+                comment = f"{about} take {take + index}"
+                write_wav(paths[index], wave.numpy(), pipeline.codec.sample_rate_hz, captions[index], comment)
+                print(printable(str(paths[index])), flush=True)
+
+
+def _refuse_existing(paths: Sequence[Path]) -> None:
+    there = [path for path in paths if path.exists()]
+    if there:
+        more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
+        raise UserError(f"{there[0]}: exists already{more}; hint: --overwrite, or another --out for another seed")
+
+
+def _refuse_not_text(caption: str) -> None:
+    try:
+        caption.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"prompt {printable(caption)!r}: not UTF-8; hint: set the terminal to UTF-8") from error
 
 
 def _read_prompts(path: Path) -> list[str]:
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except FileNotFoundError as error:
-        raise UserError(f"--prompts-file {path}: no such file") from error
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise UserError(f"--prompts-file {path}: {reason}; hint: name a text file with one prompt a line") from error
     except UnicodeDecodeError as error:
         raise UserError(f"--prompts-file {path}: not UTF-8; save it as UTF-8") from error
 
 
 def _slug(caption: str) -> str:
     """A file name of a caption's letters and digits."""
-    return re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:60] or "sound"
+    return re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:MOST_SLUG] or "sound"

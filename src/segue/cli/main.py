@@ -15,8 +15,6 @@ VERBS: dict[str, Verb | Group] = {
     "generate": Verb("segue.cli.generate:generate", "Generate sounds from prompts."),
     "upsample": Verb("segue.cli.upsample:upsample", "Add the missing upper band to sound files."),
     "recipes": Verb("segue.cli.recipes:recipes", "List the recipes that `segue train` takes."),
-    "taps": Verb("segue.cli.taps:taps", "Find the block of a model that alignment should tap."),
-    "study": Verb("segue.cli.study:study", "Train every arm with every seed, and make tables."),
     "compare": Verb("segue.cli.compare:compare", "Compare runs, and how soon each reaches a value."),
     "data": Group(
         "Check a data set, pack a cache, render the demo set.",
@@ -32,40 +30,26 @@ VERBS: dict[str, Verb | Group] = {
             "train": Verb("segue.cli.codec:train", "Train a codec on a folder of sounds."),
             "refine": Verb("segue.cli.codec:refine", "Train a codec's decoder on; its latents stay valid."),
             "measure": Verb("segue.cli.codec:measure", "Measure a codec on held-out sounds."),
-            "ship": Verb("segue.cli.codec:ship", "Make a trained codec the one that is shipped."),
         },
     ),
     "teacher": Group(
         "Train a self-supervised teacher on your own sounds.",
         {
             "train": Verb("segue.cli.teacher:train", "Train a teacher on a folder of sounds."),
-            "measure": Verb("segue.cli.teacher:measure", "Measure a teacher by linear probes."),
-            "ship": Verb("segue.cli.teacher:ship", "Make a trained teacher the one that is shipped."),
+            "measure": Verb("segue.cli.teacher:measure", "Measure whether a teacher's space has collapsed."),
         },
     ),
     "evaluate": Group(
         "Measure sounds: every figure with its interval and card.",
         {
             "generation": Verb("segue.cli.evaluate:generation", "Compare generated with real sounds."),
-            "super-resolution": Verb(
-                "segue.cli.evaluate_pairs:super_resolution", "Compare upsampled with true sounds."
-            ),
-            "files": Verb("segue.cli.evaluate_pairs:files", "Compare pairs of files, such as a codec's."),
+            "super-resolution": Verb("segue.cli.evaluate:super_resolution", "Compare upsampled with true sounds."),
+            "files": Verb("segue.cli.evaluate:files", "Compare pairs of files, such as a codec's."),
         },
     ),
     "resolver": Group(
-        "Measure or ship a super-resolution model.",
-        {
-            "measure": Verb("segue.cli.resolver:measure", "Measure a model beside every baseline."),
-            "ship": Verb("segue.cli.resolver:ship", "Make a trained model the one that is shipped."),
-        },
-    ),
-    "judge": Group(
-        "The classifier that listens to notes.",
-        {
-            "train": Verb("segue.cli.judge:train", "Train a judge and write its card."),
-            "card": Verb("segue.cli.judge:card", "Show what a judge was trained on and how well it does."),
-        },
+        "Measure a super-resolution model.",
+        {"measure": Verb("segue.cli.resolver:measure", "Measure a model beside every baseline.")},
     ),
 }
 

@@ -1,4 +1,4 @@
-"""`segue resolver`: what a super-resolution model is worth beside baselines, and the shipping of one."""
+"""`segue resolver`: figures of a super-resolution model beside those of baselines."""
 
 from __future__ import annotations
 
@@ -12,21 +12,18 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import save_file
 from torch import Tensor
 
-from segue.cli.evaluate_rows import ways_beside
-from segue.cli.origin import machine
-from segue.cli.shipping import measured_and_listed
+from segue.cli.options import finite
 from segue.codecs.base import Codec
-from segue.data.progress import track
-from segue.files import make_folder, sha256_of, write_text
-from segue.metrics.bootstrap import bootstrap_interval
-from segue.metrics.spectral import lsd, si_sdr_db
-from segue.models.files import model_file, read_tensors
+from segue.evaluation.bootstrap import bootstrap_interval
+from segue.evaluation.folders.baseline_rows import ways_beside
+from segue.evaluation.spectral import lsd, si_sdr_db
+from segue.files import write_text
 from segue.pipeline import SuperResolver
+from segue.progress import track
 from segue.tasks.degradation import degrade, protocol
-from segue.training.sounds import list_sounds, read_sounds
+from segue.training.training_audio import clips_of, read_sounds
 from segue.types import UserError
 
 PRESET = "nuwave2"
@@ -44,63 +41,15 @@ def measure(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures there, too.")] = None,
 ) -> None:
     """LSD (full, low and high band) and SI-SDR of a model and of every baseline, with 95 % intervals."""
-    counts = _counts(steps)
+    counts = step_counts(steps)
+    finite("--cutoff-hz", cutoff_hz, 0.0, above=True)
+    finite("--clips", clips, 1)
+    finite("--seconds", seconds, 0.0, above=True)
     resolver = SuperResolver.load(None if run == "default" else run)
     figures = measured(resolver, source, cutoff_hz, test, counts, clips, seconds)
     if json_file is not None:
         write_text(json_file, json.dumps(figures, indent=2) + "\n")
     _print(figures)
-
-
-def ship(
-    run: Annotated[Path, typer.Argument(help="Folder that `segue train` left.")],
-    out: Annotated[Path, typer.Option(help="Folder for model.safetensors (averaged weights, float16) and card.json.")],
-    measure_on: Annotated[
-        list[str], typer.Option("--measure", help="NAME=FOLDER of sounds to measure on; repeatable.")
-    ],
-    sources: Annotated[Path, typer.Option(help="JSON list of what it was trained on, with licences.")],
-    command: Annotated[str, typer.Option(help="The command that trained it.")],
-    commit: Annotated[str, typer.Option(help="The commit that it was trained at.")],
-    steps: Annotated[str, typer.Option(help="Solver steps to measure, with commas.")] = "4,50",
-    clips: Annotated[int, typer.Option(help="Sounds to measure at most.")] = 64,
-) -> None:
-    """Keep a trained model's averaged weights in float16, measure them, and write their card."""
-    folders, listed = measured_and_listed(measure_on, sources)
-    counts = _counts(steps)
-    tensors, metadata = read_tensors(model_file(run))
-    kept = {name: value.half() for name, value in tensors.items() if name.startswith("ema.")}
-    kept |= {name: value for name, value in tensors.items() if name.startswith("latents.")}
-    make_folder(out)
-    file = out / "model.safetensors"
-    save_file({name: value.contiguous() for name, value in kept.items()}, file, metadata)
-    resolver = SuperResolver.load(file)
-    about, cutoff_hz = resolver.saved.card, resolver.saved.card.degradation["cutoff_max_hz"]
-    state = json.loads((model_file(run).parent / "state.json").read_text())
-    card = {
-        "name": "super-resolution",
-        "sha256": sha256_of([file]),
-        "bytes": file.stat().st_size,
-        "parameters": sum(value.numel() for name, value in kept.items() if name.startswith("ema.")),
-        "sample_rate_hz": resolver.sample_rate_hz,
-        "steps": resolver.steps,
-        "training": {
-            "command": command,
-            "commit": commit,
-            "recipe": about.recipe,
-            "examples": about.examples_seen,
-            "hours": round(state["seconds"] / 3600, 2),
-            "machine": f"{machine()}, one thread used",
-            "torch": torch.__version__,
-            "config": json.loads((run / "config.json").read_text())["run"],
-            "sources": listed,
-        },
-        "figures": {
-            name: measured(resolver, folder, cutoff_hz, "nuwave2", counts, clips, 4.0)
-            for name, folder in folders.items()
-        },
-    }
-    write_text(out / "card.json", json.dumps(card, indent=2) + "\n")
-    typer.echo(json.dumps(card["figures"], indent=2))
 
 
 def _print(figures: dict) -> None:
@@ -118,7 +67,12 @@ def _print(figures: dict) -> None:
     console.print(table)
 
 
-def _counts(steps: str) -> tuple[int, ...]:
+def step_counts(steps: str) -> tuple[int, ...]:
+    """The numbers of --steps.
+
+    Raises:
+        UserError: they are no whole numbers above 0.
+    """
     words = steps.split(",")
     if not all(word.strip().isdecimal() and int(word) for word in words):
         raise UserError(f"--steps {steps}: give whole numbers with commas, such as 4,50")
@@ -196,9 +150,9 @@ def _figures(made: Tensor, wave: Tensor, rate_hz: int, cutoff_hz: float) -> dict
 
 
 def _waves(source: Path, rate_hz: int, clips: int, samples: int) -> list[Tensor]:
-    sounds = list_sounds(source)
-    sounds = [sound for sound in sounds if sound.split == "test"] or sounds
-    read = read_sounds(sounds[:: max(1, -(-len(sounds) // clips))], rate_hz)
+    members = clips_of(source)
+    members = [clip for clip in members if clip.split == "test"] or members
+    read = read_sounds(members[:: max(1, -(-len(members) // clips))], rate_hz)
     waves = [read.wave(index)[:samples] for index in range(len(read))]
     waves = [wave for wave in waves if len(wave) >= 2048 and bool(wave.any())]  # LSD's window; silence has no figures
     if len(waves) < 2:

@@ -1,4 +1,4 @@
-"""`segue teacher train`, `segue teacher measure` and `segue teacher ship`."""
+"""`segue teacher train` and `segue teacher measure`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 
 def train(
-    source: Annotated[Path, typer.Argument(help="Folder of sounds, or one that holds manifest.jsonl.")],
+    source: Annotated[Path, typer.Argument(help="Data set as `segue encode` takes it: folder, list or tars.")],
     out: Annotated[Path, typer.Option(help="Folder for the teacher, its training state and its log.")],
     minutes: Annotated[float, typer.Option(help="Minutes of training, over all resumes.")] = 60.0,
     steps: Annotated[
@@ -21,68 +21,41 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of weights and draws.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves PyTorch's choice.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda or mps; auto takes what there is.")] = "auto",
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable files out, and name them.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
 ) -> None:
     """Train a teacher on your own sounds, without labels; the folder is then a teacher by name: --teacher DIR."""
-    import torch
-
+    from segue.cli.options import check_seed, device_of, finite, use_threads
     from segue.ssl.compact import CompactConfig
-    from segue.training.teacher import train_teacher
+    from segue.training.teacher import TeacherTrainConfig, train_teacher
     from segue.training.teacher_figures import measure_teacher
-    from segue.training.teacher_views import TeacherTrainConfig
     from segue.types import UserError
 
-    if minutes <= 0 or (steps is not None and steps <= 0):
-        raise UserError("--minutes and --steps must be above 0; mend: give a positive number")
+    finite("--minutes", minutes, 0.0, above=True)
+    finite("--steps", steps, 1)
+    check_seed(seed)
+    use_threads(threads)
+    place = device_of(device)
     if not 1000 <= rate <= 192000:
-        raise UserError(f"--rate {rate} Hz is outside 1000..192000; mend: give the rate of your sounds")
-    if threads:
-        torch.set_num_threads(threads)
-    device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        raise UserError(f"--rate {rate} Hz is outside 1000..192000; hint: give the rate of your sounds")
     config = TeacherTrainConfig(model=CompactConfig.for_rate(rate), minutes=minutes, steps=steps, seed=seed)
-    teacher = train_teacher(source, out, config, extra=tuple(extra or ()), resume=resume, device=device)
-    typer.echo(json.dumps(measure_teacher(teacher.to("cpu"), source), indent=2))
+    teacher = train_teacher(
+        source, out, config, extra=tuple(extra or ()), resume=resume, skip_bad=skip_bad, device=place
+    )
+    typer.echo(json.dumps(measure_teacher(teacher.to("cpu"), source, skip_bad=skip_bad), indent=2))
     typer.echo(f"teacher in {out}; next: segue encode SOURCE --out CACHE --teacher {out}")
 
 
 def measure(
     teacher: Annotated[str, typer.Argument(help="Teacher name, or the folder of a trained one.")],
-    source: Annotated[Path, typer.Argument(help="Folder of sounds; labels of its manifest are probed for.")],
-    layers: Annotated[bool, typer.Option("--layers", help="Probe every layer of one of our own.")] = False,
-    clips: Annotated[int, typer.Option(help="Clips at most that a probe trains on.")] = 4000,
+    source: Annotated[Path, typer.Argument(help="Folder of sounds; their test split, else valid, else all.")],
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable files out, and name them.")] = False,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves PyTorch's choice.")] = 0,
 ) -> None:
-    """Linear probes against log-mel statistics (and random weights), and collapse figures, as JSON."""
-    import torch
-
+    """Collapse figures of a teacher's space on held-out sounds, as JSON."""
+    from segue.cli.options import use_threads
     from segue.ssl import load_teacher
     from segue.training.teacher_figures import measure_teacher
 
-    if threads:
-        torch.set_num_threads(threads)
-    report = measure_teacher(load_teacher(teacher), source, layers=layers, clips=clips)
-    typer.echo(json.dumps(report, indent=2))
-
-
-def ship(
-    run: Annotated[Path, typer.Argument(help="Folder that `segue teacher train` left.")],
-    out: Annotated[Path, typer.Option(help="Folder for teacher.safetensors (float16) and card.json.")],
-    measure_on: Annotated[
-        list[str], typer.Option("--measure", help="NAME=FOLDER of sounds to measure on; repeatable.")
-    ],
-    sources: Annotated[Path, typer.Option(help="JSON list of what it was trained on, with licences.")],
-    command: Annotated[str, typer.Option(help="The command that trained it.")],
-    commit: Annotated[str, typer.Option(help="The commit that it was trained at.")],
-    layer: Annotated[
-        list[int] | None, typer.Option("--layer", help="Layer that is given by default; repeatable: their mean.")
-    ] = None,
-) -> None:
-    """Halve a trained teacher's weights, measure it, and write its card."""
-    from segue.cli.shipping import measured_and_listed
-    from segue.training.teacher_figures import ship_teacher
-
-    folders, listed = measured_and_listed(measure_on, sources)
-    card = ship_teacher(
-        run, out, folders, sources=listed, command=command, commit=commit, layers=tuple(layer or ()) or None
-    )
-    typer.echo(json.dumps(card["figures"], indent=2))
+    use_threads(threads)
+    typer.echo(json.dumps(measure_teacher(load_teacher(teacher), source, skip_bad=skip_bad), indent=2))

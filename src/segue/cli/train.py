@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import soundfile
 import torch
 import typer
 
 from segue._version import __version__
+from segue.audio.write import write_wav
+from segue.cli.options import device_of
 from segue.data.cache import LatentCache
 from segue.data.tars import is_address, located
 from segue.files import write_text
@@ -80,6 +82,8 @@ def train(
                     f"{name} is missing; for example: segue train static-uniform --data CACHE --out runs/mine"
                 )
         config, cache_path = _config(recipe, examples, seed, set_ or []), located(data)
+    if device != "auto":
+        device_of(device)
     if dry_run:
         print(json.dumps(to_json(config), indent=1))
         for line in check_before_training(config, LatentCache.open(cache_path)):
@@ -157,6 +161,21 @@ def run_training(
     return result
 
 
+def continue_training(
+    config: RunConfig, cache_path: Path | str, run_dir: Path, *, device: str = "auto", quiet: bool = False
+) -> TrainResult:
+    """Train in `run_dir`, from its newest checkpoint where it has one; for runs that another process looks after.
+
+    Of a start that left no checkpoint nothing counts: it is cleared, and the run begins anew. No samples are made.
+    """
+    resume = (run_dir / "config.json").exists() and bool(list_checkpoints(run_dir))
+    if not resume:
+        for name in ("config.json", "log.jsonl"):
+            (run_dir / name).unlink(missing_ok=True)
+        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+    return run_training(config, cache_path, run_dir, resume=resume, device=device, samples=0, quiet=quiet)
+
+
 def write_samples(run_dir: Path, cache: LatentCache, count: int) -> None:
     """Generate held-out captions of the cache into samples/."""
     pipeline = Pipeline.load(run_dir)
@@ -168,7 +187,7 @@ def write_samples(run_dir: Path, cache: LatentCache, count: int) -> None:
     listed = []
     for index, (caption, wave) in enumerate(zip(captions, pipeline.generate(captions))):
         name = f"{index:03d}.wav"
-        soundfile.write(folder / name, wave.numpy(), pipeline.codec.sample_rate_hz, subtype="PCM_16")
+        write_wav(folder / name, wave.numpy(), pipeline.codec.sample_rate_hz, caption, f"{run_dir} seed 0")
         listed.append({"file": name, "prompt": caption, "held_out": entries[index]["split"] == "test"})
     write_text(folder / "samples.json", json.dumps(listed, indent=1))
 
@@ -190,9 +209,8 @@ def write_resolved(run_dir: Path, cache: LatentCache, config: RunConfig, count: 
         entry = cache.row(row)
         for name, waves in (("low", low), ("made", made), ("true", true)):
             file = f"{index:03d}-{name}.wav"
-            wave = waves[index].clamp(-1, 1).numpy()
-            soundfile.write(run_dir / "samples" / file, wave, resolver.sample_rate_hz, subtype="PCM_16")
             about = f"{entry['captions'][0]} ({name})"
+            write_wav(run_dir / "samples" / file, waves[index].numpy(), resolver.sample_rate_hz, about)
             listed.append({"file": file, "prompt": about, "held_out": entry["split"] == "test"})
     write_text(run_dir / "samples" / "samples.json", json.dumps(listed, indent=1))
 

@@ -5,22 +5,26 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from segue.data.audio import BadAudio, read_header
+from segue.audio.read import read_claim
+from segue.audio.sound import BadAudio
+from segue.audio.stereo import MODES
+from segue.audio.write import SUBTYPES, SUFFIXES
+from segue.cli.options import check_seed, device_of, finite
 from segue.memory import peak_bytes
-from segue.training.progress import Meter
-from segue.types import UserError, first_line
+from segue.progress import Meter
+from segue.types import UserError, first_line, printable
 from segue.upsampling.enhance import Resolver
-from segue.upsampling.form import SUBTYPES, SUFFIXES
-from segue.upsampling.jobs import Job, find_jobs
+from segue.upsampling.io_paths import Job, find_jobs
 from segue.upsampling.memory import parse_memory
-from segue.upsampling.stereo import MODES
-from segue.upsampling.upsample import Settings, carry_out, describe, prepare
+from segue.upsampling.prepare import Settings, prepare
+from segue.upsampling.upsample import carry_out, describe
 
 _MOST_FAILURES = 125  # what an exit code can count; the shell takes the ones above
 
@@ -34,22 +38,32 @@ def upsample(
             "IN: a sound file, a folder, or a .txt list of files. OUT: a .wav or .flac file, or a folder.",
         ),
     ],
-    rate: Annotated[int | None, typer.Option(help="Of the output in Hz; default and most: the model's.")] = None,
+    rate: Annotated[
+        int | None, typer.Option(help="Sample rate of the output in Hz; default and maximum: the model's own.")
+    ] = None,
     cutoff: Annotated[
-        float | None, typer.Option(help="Where the inputs' band ends in Hz; default: detected in each file.")
+        float | None, typer.Option(help="Frequency in Hz where the inputs' band ends; default: detected in each file.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Solver steps; default: the model's.", min=1)] = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
-    max_memory: Annotated[str | None, typer.Option(help="Of the whole process, such as 1.5GB.")] = None,
-    chunk_seconds: Annotated[float | None, typer.Option(help="Computed at once; 0: each file in one piece.")] = None,
-    stereo: Annotated[str, typer.Option(help="What the model hears of a pair: left-right or mid-side.")] = MODES[0],
+    seed: Annotated[int, typer.Option(help="Seed of the noise; the same seed gives the same bytes.")] = 0,
+    max_memory: Annotated[str | None, typer.Option(help="Memory of the whole process, such as 1.5GB.")] = None,
+    chunk_seconds: Annotated[
+        float | None, typer.Option(help="Length that is computed at once; 0: each file in one piece.")
+    ] = None,
+    stereo: Annotated[str, typer.Option(help="How a pair is given to the model: left-right or mid-side.")] = MODES[0],
     container: Annotated[str | None, typer.Option("--format", help="wav or flac; default: as the input.")] = None,
     subtype: Annotated[str | None, typer.Option(help="Sample encoding, such as PCM_24; default: as the input.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave outputs that exist.")] = False,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Take files that links lead to outside of the folder, too.")
+    ] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Do not count files that cannot be used as failures.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Detect and report; write nothing.")] = False,
     weights: Annotated[str, typer.Option(help="ema (averaged) or model (as trained).")] = "ema",
-    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "cpu",
 ) -> int:
     """Add the missing upper band. Keeps loudness, length, channels and tags.
 
@@ -58,12 +72,13 @@ def upsample(
     if len(places) not in (2, 3):
         raise UserError("give IN and OUT, or RUN, IN and OUT; for example: segue upsample default old new")
     run, source, out = ("default", *places)[-3:]
-    jobs = find_jobs(Path(source), Path(out))
+    jobs = find_jobs(Path(source), Path(out), follow_links)
     settings = _settings(rate, cutoff, steps, seed, max_memory, chunk_seconds, stereo, container, subtype, overwrite,
                          skip_existing)  # fmt: skip
-    resolver = load_resolver(run, weights, device)
+    resolver = load_resolver(run, weights, device_of(device))
     settings = _fitted(settings, resolver)
-    failures, taken = 0, set()
+    failures = 0
+    taken: set[Path] = set()
     done = 0.0
 
     def advance(seconds: float) -> None:
@@ -73,9 +88,9 @@ def upsample(
 
     with Meter("upsampling", sum(_seconds(job) for job in jobs), unit="s of sound") as meter:
         for job in jobs:
-            line = _one(job, resolver, settings, dry_run, taken, advance)
+            line = _one(job, resolver, settings, dry_run, skip_bad, taken, advance)
             failures += line["status"] == "failed"
-            print(json.dumps(line, ensure_ascii=False, allow_nan=False), flush=True)
+            print(_json(line), flush=True)
     if failures and len(jobs) > 1:
         print(f"{failures} of {len(jobs)} files failed", file=sys.stderr)
     return min(failures, _MOST_FAILURES)
@@ -91,16 +106,15 @@ def load_resolver(run: str, weights: str, device: str) -> Resolver:
 def _settings(
     rate, cutoff, steps, seed, max_memory, chunk_seconds, stereo, container, subtype, overwrite, skip
 ) -> Settings:
-    if cutoff is not None and cutoff <= 0:
-        raise UserError(f"--cutoff {cutoff:g}: give the frequency in Hz where the inputs' band ends")
+    finite("--cutoff", cutoff, 0.0, above=True)
+    finite("--chunk-seconds", chunk_seconds, 0.0)
+    check_seed(seed)
     if stereo not in MODES:
         raise UserError(f"--stereo {stereo}: use one of {', '.join(MODES)}")
     if container is not None and container.lower() not in SUFFIXES:
         raise UserError(f"--format {container}: use one of {', '.join(SUFFIXES)}")
     if subtype is not None and subtype.upper() not in SUBTYPES:
         raise UserError(f"--subtype {subtype}: use one of {', '.join(SUBTYPES)}")
-    if chunk_seconds is not None and chunk_seconds < 0:
-        raise UserError(f"--chunk-seconds {chunk_seconds:g}: give a length, or 0 for each file in one piece")
     return Settings(
         rate_hz=rate or 0,
         cutoff_hz=cutoff,
@@ -125,7 +139,7 @@ def _fitted(settings: Settings, resolver: Resolver) -> Settings:
     model_hz, rate_hz = resolver.sample_rate_hz, settings.rate_hz or resolver.sample_rate_hz
     if rate_hz > model_hz:
         raise UserError(
-            f"--rate {rate_hz}: this model makes {model_hz} Hz, and more would hold nothing more; mend: --rate "
+            f"--rate {rate_hz}: this model makes {model_hz} Hz, and more would hold nothing more; hint: --rate "
             f"{model_hz} or less, or a model trained at {rate_hz} Hz"
         )
     if rate_hz < 1000:
@@ -133,32 +147,54 @@ def _fitted(settings: Settings, resolver: Resolver) -> Settings:
     return replace(settings, rate_hz=rate_hz, in_use=peak_bytes())
 
 
-def _one(job: Job, resolver: Resolver, settings: Settings, dry_run: bool, taken: set[Path], advance) -> dict:
+def _one(
+    job: Job,
+    resolver: Resolver,
+    settings: Settings,
+    dry_run: bool,
+    skip_bad: bool,
+    taken: set[Path],
+    advance: Callable[[float], None],
+) -> dict:
     """A file's line of JSON; what is wrong with it is said on standard error, too. Adds its output to `taken`."""
+    status = "failed"
     try:
         work = prepare(job, resolver, settings, taken)
         taken.add(work.output)
         line = describe(work, settings, resolver) if dry_run else carry_out(work, resolver, settings, advance)
-    except (BadAudio, UserError) as error:
+    except BadAudio as error:
+        status = "left out" if skip_bad else "failed"
+        reason = " ".join(str(error).split())
+    except UserError as error:
         reason = " ".join(str(error).split())
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
-        reason = f"{job.source}: out of memory ({first_line(error)}); mend: a lower --max-memory or --chunk-seconds"
+        reason = f"{job.source}: out of memory ({first_line(error)}); hint: a lower --max-memory or --chunk-seconds"
     else:
         for note in line["notes"]:
             _say(f"{job.source}: {note}")
         return line
-    _say(f"segue: {reason}")
-    return {"input": str(job.source), "status": "failed", "reason": reason, "notes": []}
+    _say(f"{'left out' if status == 'left out' else 'segue:'} {reason}")
+    return {"input": str(job.source), "status": status, "reason": reason, "notes": []}
 
 
 def _seconds(job: Job) -> float:
     try:
-        return read_header(job.source).seconds
+        return read_claim(job.source).seconds
     except BadAudio:
         return 0.0
 
 
+def _json(line: dict) -> str:
+    """One line of JSON; names that are no text come through as what json reads back to the same name."""
+    text = json.dumps(line, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(line, allow_nan=False)
+    return text
+
+
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)

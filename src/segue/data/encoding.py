@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -24,9 +25,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from segue.audio.read import Readers, read_segment
+from segue.audio.sound import BadAudio, Header
 from segue.codecs.base import Codec
 from segue.conditioners.base import TextConditioner
-from segue.data.audio import BadAudio, Header, read_segment
 from segue.data.cache import CAPTIONS_PER_SHARD, LatentCache
 from segue.data.check import Inspection, inspect_clips
 from segue.data.clip import Clip
@@ -236,8 +238,9 @@ def _is_whole(out: Path, shard: Shard) -> bool:
 
 
 def _encode_shards(out: Path, parts: Parts, shards: list[Shard], batch_size: int, workers: int) -> None:
-    with ThreadPoolExecutor(workers) as pool:
-        batches = _batches(parts, shards, batch_size, pool)
+    with ExitStack() as stack, ThreadPoolExecutor(workers) as pool:
+        readers = stack.enter_context(Readers(parts.rates_hz, 2 * workers + 2))
+        batches = _batches(parts, shards, batch_size, pool, readers)
         progress = track(batches, sum(len(s.items) for s in shards), "encoding", "clips", size=lambda b: len(b[1]))
         rows: list[dict[str, Tensor]] = []
         for shard, segments, waves, teacher_waves in progress:
@@ -248,14 +251,16 @@ def _encode_shards(out: Path, parts: Parts, shards: list[Shard], batch_size: int
                 rows.clear()
 
 
-def _batches(parts: Parts, shards: list[Shard], batch_size: int, pool: ThreadPoolExecutor) -> Iterator[tuple]:
+def _batches(
+    parts: Parts, shards: list[Shard], batch_size: int, pool: ThreadPoolExecutor, readers: Readers
+) -> Iterator[tuple]:
     """Decoded batches, one read ahead; a batch never spans shards, so that a resumed build meets the same batches."""
     plan = [
         (shard, shard.items[i : i + batch_size]) for shard in shards for i in range(0, len(shard.items), batch_size)
     ]
 
     def submit(segments: Sequence[Segment]) -> list:
-        return [pool.submit(_read, segment, parts.seconds, parts.rates_hz) for segment in segments]
+        return [pool.submit(_read, segment, parts.seconds, parts.rates_hz, readers) for segment in segments]
 
     ahead = submit(plan[0][1]) if plan else []
     for number, (shard, segments) in enumerate(plan):
@@ -265,10 +270,13 @@ def _batches(parts: Parts, shards: list[Shard], batch_size: int, pool: ThreadPoo
         yield shard, segments, by_rate[0], by_rate[1] if len(by_rate) > 1 else None
 
 
-def _read(segment: Segment, seconds: float, rates_hz: tuple[int, ...]) -> list[np.ndarray]:
+def _read(
+    segment: Segment, seconds: float, rates_hz: tuple[int, ...], readers: Readers | None = None
+) -> list[np.ndarray]:
     header: Header = segment.inspection.header
+    stretch = segment.clip.path, header, segment.start_sec, segment.length_sec
     try:
-        pieces = read_segment(segment.clip.path, header, segment.start_sec, segment.length_sec, rates_hz)
+        pieces = readers.read(*stretch) if readers else read_segment(*stretch, rates_hz)
     except BadAudio as error:
         raise _Unread(segment.clip.path, error.reason) from error
     return [_placed(piece, segment.variant, rate, seconds) for piece, rate in zip(pieces, rates_hz)]

@@ -11,7 +11,9 @@ from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from segue.data.audio import SUFFIXES
+from segue.audio.folders import walk
+from segue.audio.names import find_named, identities
+from segue.audio.sound import SUFFIXES
 from segue.data.clip import (
     MOST_LINE_BYTES,
     SPLITS,
@@ -29,7 +31,7 @@ VALID_SHARE = 0.05
 _ARCHIVES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 
 
-def load_manifest(source: Path | str, captions: Literal["manifest", "filename"] = "manifest") -> list[Clip]:
+def load_manifest(source: Path | str, captions: Literal["manifest", "filename", "none"] = "manifest") -> list[Clip]:
     """Read a data set, in a fixed order.
 
     Args:
@@ -37,14 +39,14 @@ def load_manifest(source: Path | str, captions: Literal["manifest", "filename"] 
             is one wording; or a folder that holds manifest.jsonl; or a .jsonl or .csv file with the columns path
             (relative to the manifest), caption (or captions, a list), id, split; further columns become fields; or
             WebDataset tars, shards/clips-{000000..000099}.tar, read in place (data/tar_manifest.py).
-        captions: "filename" makes captions from file and folder names, where the data has none.
+        captions: "filename" makes captions from file and folder names, where the data has none; "none" asks for none.
 
     Raises:
         UserError: one line that names the file, what is wrong with it, and the mend.
     """
-    if captions not in ("manifest", "filename"):
+    if captions not in ("manifest", "filename", "none"):
         raise UserError(f"--captions must be 'manifest' or 'filename', not {captions!r}")
-    from_names = captions == "filename"
+    from_names = {"manifest": False, "filename": True, "none": None}[captions]
     if str(source).endswith(".tar"):
         clips = clips_of_tars(str(source), from_names)
         _refuse_duplicate_ids(source, clips)
@@ -76,18 +78,18 @@ def load_manifest(source: Path | str, captions: Literal["manifest", "filename"] 
 def _from_folder(root: Path, from_names: bool) -> list[Clip]:
     inside = root.resolve()
     clips, bare = [], []
-    for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()):
-        relative = PurePosixPath(path.relative_to(root).as_posix())
-        if any(part.startswith(".") for part in relative.parts):
-            continue  # what an operating system leaves behind
+    found = walk(root)
+    for path in found.outside:
         _refuse_outside(inside, path, str(path))
+    relatives = [PurePosixPath(path.relative_to(root).as_posix()) for path in found.sounds]
+    for path, relative, identity in zip(found.sounds, relatives, identities(relatives)):
         text = path.with_suffix(".txt")
-        captions = () if from_names else _caption_lines(text) if text.exists() else ()
+        captions = _caption_lines(text) if from_names is False and text.exists() else ()
         if from_names:
             captions = _name_captions(path, relative)
-        if not captions:
+        if not captions and from_names is not None:
             bare.append(path)
-        clips.append(Clip(str(relative.with_suffix("")), path, captions, ""))
+        clips.append(Clip(identity, path, captions, ""))
     if bare:
         others = f" and {len(bare) - 1} more" if len(bare) > 1 else ""
         raise UserError(
@@ -181,22 +183,23 @@ def _from_rows(manifest: Path, rows: Iterator[tuple[int, dict]], from_names: boo
         if len(name) > 4096:
             raise UserError(f"{where}: a path of {len(name):,} characters; mend: give the sound file's path")
         refuse_control(where, "the path", name)
-        path = root / name
+        path = find_named(root / name)
         _refuse_outside(inside, path, f"{where}: {name}")
         if not _is_file(path):
             raise UserError(f"{where}: {name} does not exist; mend: paths are relative to the manifest's folder")
         relative = PurePosixPath(path.resolve().relative_to(inside).as_posix())
-        identity = row.get("id", str(relative.with_suffix("")))
+        identity = row.get("id", identities([relative])[0])
         split = row.get("split") or ""
         if not isinstance(identity, (str, int)) or identity == "":
             raise UserError(f"{where}: id must be text, not {identity!r}; mend: a text that no other row has")
         refuse_control(where, "the id", str(identity))
         if split and split not in SPLITS:
             raise UserError(f"{where}: split must be train, valid or test, not {split!r}")
-        captions = row_captions(where, row) if {"caption", "captions"} & row.keys() else ()
+        has_captions = from_names is not None and {"caption", "captions"} & row.keys()
+        captions = row_captions(where, row) if has_captions else ()
         if from_names and not captions:
             captions = _name_captions(path, relative)
-        if not captions:
+        if not captions and from_names is not None:
             raise UserError(f"{where}: no caption; mend: add one, or --captions filename to make captions from names")
         clips.append(Clip(str(identity), path, captions, split, other_fields(row)))
     return clips

@@ -107,7 +107,7 @@ def _clip(key: str, sample: dict[str, TarMember], texts: dict[TarMember, str], f
         captions = tuple(caption_text(str(sample["txt"]), line) for line in lines)
     if not captions and from_names:
         captions = tuple(filter(None, [caption_from_name(PurePosixPath(key))]))
-    if not captions:
+    if not captions and from_names is not None:
         raise UserError(
             f"{sound}: no caption; mend: pack {key}.txt or {key}.json beside it, or --captions filename to make "
             "captions from names"

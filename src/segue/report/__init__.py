@@ -1,13 +1,13 @@
 """Plain data to pictures and to one self-contained HTML page."""
 
-from segue.report.demo import ArmPage, PromptClip, write_demo_report, write_summary
-from segue.report.pictures import curves_png, spectrogram_png
+from segue.report.demo import PromptClip, VariantPage, write_demo_report, write_summary
+from segue.report.pictures import curve_png, spectrogram_png
 from segue.report.run import write_run_report
 
 __all__ = [
-    "ArmPage",
     "PromptClip",
-    "curves_png",
+    "VariantPage",
+    "curve_png",
     "spectrogram_png",
     "write_demo_report",
     "write_run_report",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from segue.report.page import figure, image
-from segue.report.pictures import curves_png
+from segue.report.pictures import Line, curve_png
 
 # Numbers of "train" lines that get a panel, with its title; the rest of a log is for machines.
 _TRAIN = {"loss": "training loss", "timestep_mean": "mean t drawn"}
@@ -19,15 +20,15 @@ _TRAIN_ALONE = {
 _STAGE = {
     "regime": "regime r (0 semantic, 1 refinement)",
     "guidance_weight": "guidance weight",
-    "timestep_mean": "mean t of the law",
+    "timestep_mean": "mean t of the timestep distribution",
     "discrepancy": "SSL-space discrepancy",
 }
 _SEEN = "examples seen"
 
 
-def read_events(run_dir: Path) -> list[dict]:
-    """The lines of a run's log.jsonl in order; empty where there is none. A line cut short by a kill is left out."""
-    path = run_dir / "log.jsonl"
+def read_events(run_dir: Path, name: str = "log.jsonl") -> list[dict]:
+    """The lines of a run's log in order; empty where there is none. A line cut short by a kill is left out."""
+    path = run_dir / name
     events = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
@@ -48,7 +49,7 @@ def curve_figures(runs: Mapping[str, Sequence[dict]]) -> list[str]:
     alone = len(runs) == 1
     for event, titles in (("train", _TRAIN | _TRAIN_ALONE if alone else _TRAIN), ("stage", {} if alone else _STAGE)):
         for key, title in titles.items():
-            panels.append((title, {name: _points(events, event, key) for name, events in runs.items()}))
+            panels.append((title, {name: points(events, event, key) for name, events in runs.items()}))
     return [_panel(title, series) for title, series in panels if any(x for x, _ in series.values())]
 
 
@@ -58,21 +59,23 @@ def _validation_panels(runs: Mapping[str, Sequence[dict]]) -> list[tuple[str, di
     if len(runs) == 1:
         (events,) = runs.values()
         return [
-            ("validation loss at fixed t", {f"t = {t}": _points(events, "validation", "loss_by_t", t) for t in times})
+            ("validation loss at fixed t", {f"t = {t}": points(events, "validation", "loss_by_t", t) for t in times})
         ]
     return [
         (
             f"validation loss at t = {t}",
-            {n: _points(events, "validation", "loss_by_t", t) for n, events in runs.items()},
+            {n: points(events, "validation", "loss_by_t", t) for n, events in runs.items()},
         )
         for t in times
     ]
 
 
-def _points(events: Sequence[dict], event: str, *keys: str) -> tuple[list[float], list[float]]:
-    x, y = [], []
+def points(events: Sequence[dict], event: str, *keys: str) -> tuple[list[float], list[float]]:
+    """Examples and values of a number in the lines of one event; the keys lead to it, one inside the other."""
+    x: list[float] = []
+    y: list[float] = []
     for line in events:
-        value = line if line.get("event") == event else None
+        value: Any = line if line.get("event") == event else None
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
         if _is_number(value):
@@ -82,8 +85,8 @@ def _points(events: Sequence[dict], event: str, *keys: str) -> tuple[list[float]
 
 
 def _panel(title: str, series: dict) -> str:
-    drawn = {name: points for name, points in series.items() if points[0]}
-    return figure(image(curves_png(drawn, _SEEN, "", title, width_px=720, height_px=430), f"{title} over {_SEEN}"))
+    drawn = {name: Line(*points) for name, points in series.items() if points[0]}
+    return figure(image(curve_png(drawn, _SEEN, title, width_px=720, height_px=430), f"{title} over {_SEEN}"))
 
 
 def _is_number(value: object) -> bool:

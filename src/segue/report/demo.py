@@ -1,4 +1,4 @@
-"""The demo's page and its summary: arms side by side, with ceilings, chance levels, intervals and sounds."""
+"""The demo's page and its summary: variants side by side, with references, chance levels, intervals and sounds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segue.report import resolution
+from segue.report import super_resolution
 from segue.report.curves import curve_figures, read_events
 from segue.report.page import (
     bar,
@@ -40,40 +40,43 @@ class PromptClip:
         held_out: True where this (instrument, pitch) pair was never trained on.
         wave: [T] float.
         sample_rate_hz: of the wave.
-        judged: what the judge heard, in words; empty where it was not asked.
+        classified: what the note classifier says of it, in words; empty where it was not asked.
     """
 
     prompt: str
     held_out: bool
     wave: np.ndarray
     sample_rate_hz: int
-    judged: str
+    classified: str
 
 
 @dataclass(frozen=True)
-class ArmPage:
-    """One arm: its run folder (for the curves) and its clips."""
+class VariantPage:
+    """One variant: its run folder (for the curves) and its clips."""
 
     run_dir: Path
     clips: Sequence[PromptClip]
 
 
+_ACCURACIES = (
+    "prompt accuracy, family", "prompt accuracy, pitch", "family, held-out pairs", "pitch, held-out pairs"
+)  # fmt: skip
 _REFERENCES = {"real": "real clips", "codec_round_trip": "codec round trip"}
 _ABOUT = (
-    "Every arm trained from the same seed on the same data for the same number of examples, then made the same clips. "
-    "An independent classifier, which never took part in the training, says which instrument family and which pitch it "
-    "hears, and its answer is compared with the caption."
+    "Every variant was trained from the same seed on the same data for the same number of examples, and then generated "
+    "clips of the same captions. An independent classifier, which took no part in the training, says which instrument "
+    "family and which pitch each clip is. Prompt accuracy is the share of clips for which that is as the caption asks."
 )
 _READING = (
-    "Thin line: 95 % bootstrap interval over the judged clips. Amber tick: chance, the accuracy to expect if the "
+    "Thin line: 95 % bootstrap interval over the measured clips. Amber tick: chance, the accuracy to expect if the "
     "captions were shuffled among the clips. Held-out pairs are (instrument, pitch) pairs that no training clip holds. "
-    "Fréchet distance (lower is better) is taken in the judge's embedding and falls as the number of clips grows: "
-    "compare it only at equal n. The grey rows are ceilings: real clips heard by the same judge, and the same "
-    "after encoding and decoding."
+    "Fréchet distance (lower is better) is taken in the classifier's embedding and falls as the number of clips grows: "
+    "compare it only at equal n. The grey rows are upper bounds: real clips given to the same classifier, and the same "
+    "clips after encoding and decoding."
 )
 _COMPARING = (
-    "Losses at fixed t, on clips that were not trained on, compare between arms. Training losses do not, where the "
-    "arms draw different times."
+    "Losses at fixed t, on clips that were not trained on, compare between variants. Training losses do not, where the "
+    "variants draw different times."
 )
 
 
@@ -94,7 +97,7 @@ def write_summary(path: Path, summary: Mapping) -> Path:
 def write_demo_report(
     demo_dir: Path,
     summary: Mapping,
-    arms: Mapping[str, ArmPage],
+    variants: Mapping[str, VariantPage],
     real: Sequence[PromptClip] = (),
     columns: Mapping[str, Sequence[PromptClip]] | None = None,
 ) -> Path:
@@ -103,24 +106,24 @@ def write_demo_report(
     Args:
         summary: as given to `write_summary`; every measure on the page comes from it. Missing parts are left out. Its
             "task" decides which table is drawn.
-        arms: name -> run folder (its log.jsonl gives the curves) and clips.
+        variants: name -> run folder (its log.jsonl gives the curves) and clips.
         real: clips of the data set, shown beside the clips of the same prompt.
-        columns: what to play from left to right, by name; default: what each arm made, and `real`.
+        columns: what to play from left to right, by name; default: what each variant made, and `real`.
     """
     wide = _is_wide(summary)
     if columns is None:
-        columns = {name: arm.clips for name, arm in arms.items()} | {"real clip": real}
+        columns = {name: variant.clips for name, variant in variants.items()} | {"real clip": real}
     body = [
         heading("segue demo", _lead(summary), _chips(summary)),
-        f"<p>{resolution.ABOUT if wide else _ABOUT}</p>",
+        f"<p>{super_resolution.ABOUT if wide else _ABOUT}</p>",
         "<h2>Measures</h2>",
-        resolution.measures_table(summary) if wide else _measures(summary),
-        f'<p class="note">{resolution.READING if wide else _READING}</p>',
+        super_resolution.measures_table(summary) if wide else _measures(summary),
+        f'<p class="note">{super_resolution.READING if wide else _READING}</p>',
         _training_table(summary),
         "<h2>Listen</h2>",
         *_listening(columns, linear=wide),
     ]
-    logs = {name: read_events(Path(arm.run_dir)) for name, arm in arms.items()}
+    logs = {name: read_events(Path(variant.run_dir)) for name, variant in variants.items()}
     curves = curve_figures(logs)
     if curves:
         body += ["<h2>Curves</h2>", f'<div class="card grid">{"".join(curves)}</div>']
@@ -141,7 +144,7 @@ def _lead(summary: Mapping) -> str:
     dataset = summary.get("dataset", {})
     about = f"{number(dataset['clips'])} captioned clips, " if "clips" in dataset else ""
     about += f"{dataset['hours']:.1f} hours; " if "hours" in dataset else ""
-    names = list(summary.get("arms", {}))
+    names = list(summary.get("variants", {}))
     task = "Audio super-resolution" if _is_wide(summary) else "Text to audio"
     return f"{task}, trained from nothing on this machine: {about}{' against '.join(names)}."
 
@@ -160,12 +163,12 @@ def _chips(summary: Mapping) -> list[tuple[str, str]]:
 
 
 def _measures(summary: Mapping) -> str:
-    head = ("", "family obeyed", "pitch obeyed", "family, held-out pairs", "pitch, held-out pairs", "Fréchet distance")
+    head = ("", *_ACCURACIES, "Fréchet distance")
     references = summary.get("references", {})
     rows = [
         (title, _measure_cells(references[name]), True) for name, title in _REFERENCES.items() if name in references
     ]
-    rows += [(name, _measure_cells(arm), False) for name, arm in summary.get("arms", {}).items()]
+    rows += [(name, _measure_cells(measured), False) for name, measured in summary.get("variants", {}).items()]
     return table(head, rows)
 
 
@@ -184,26 +187,26 @@ def _accuracy_cell(measured: Mapping, name: str) -> str:
     interval, chance = measured.get(f"{name}_accuracy_interval"), measured.get(f"{name}_accuracy_chance")
     words = [f"{100 * interval[0]:.0f}–{100 * interval[1]:.0f}"] if interval else []
     words += [f"chance {100 * chance:.1f}"] if chance is not None else []
-    words += [f"n {measured['judged_clips']}"] if "judged_clips" in measured else []
+    words += [f"n {measured['clips']}"] if "clips" in measured else []
     return f"{100 * value:.1f} %{bar(value, interval, chance)}<small>{' · '.join(words)}</small>"
 
 
 def _training_table(summary: Mapping) -> str:
-    arms = summary.get("arms", {})
-    times = sorted({t for arm in arms.values() for t in arm.get("validation_loss") or {}}, key=float)
+    variants = summary.get("variants", {})
+    times = sorted({t for trained in variants.values() for t in trained.get("validation_loss") or {}}, key=float)
     head = ("", "examples seen", "time", "examples/s", *(f"loss at t = {t}" for t in times))
     rows = []
-    for name, arm in arms.items():
-        cells = [number(arm.get("examples_seen"))]
-        cells.append(duration(arm["seconds"]) if "seconds" in arm else "–")
-        cells.append(number(arm.get("examples_per_sec")))
-        cells += [_loss_cell(arm, t) for t in times]
+    for name, trained in variants.items():
+        cells = [number(trained.get("examples_seen"))]
+        cells.append(duration(trained["seconds"]) if "seconds" in trained else "–")
+        cells.append(number(trained.get("examples_per_sec")))
+        cells += [_loss_cell(trained, t) for t in times]
         rows.append((name, cells, False))
     return table(head, rows) if rows else ""
 
 
-def _loss_cell(arm: Mapping, t: str) -> str:
-    last, first = (arm.get(key, {}).get(t) for key in ("validation_loss", "validation_loss_first"))
+def _loss_cell(trained: Mapping, t: str) -> str:
+    last, first = (trained.get(key, {}).get(t) for key in ("validation_loss", "validation_loss_first"))
     if last is None:
         return "–"
     return f"{last:.3f}" + (f"<small>at first {first:.3f}</small>" if first is not None else "")
@@ -238,10 +241,10 @@ def _by_prompt(clips: Sequence[PromptClip]) -> dict[tuple[str, int], PromptClip]
 
 
 def _clip(name: str, clip: PromptClip, linear: bool) -> str:
-    heard = f'<div class="heard">judge hears {escape(clip.judged)}</div>' if clip.judged else ""
+    words = f'<div class="classified">classified as {escape(clip.classified)}</div>' if clip.classified else ""
     picture = spectrogram_png(clip.wave, clip.sample_rate_hz, width_px=620, height_px=310, linear=linear)
     drawn = figure(image(picture, f"spectrogram, {name}: {clip.prompt}"))
-    return f'<p class="label">{escape(name)}</p>{drawn}{player(clip.wave, clip.sample_rate_hz)}{heard}'
+    return f'<p class="label">{escape(name)}</p>{drawn}{player(clip.wave, clip.sample_rate_hz)}{words}'
 
 
 def _origin(summary: Mapping) -> list[str]:
@@ -249,28 +252,28 @@ def _origin(summary: Mapping) -> list[str]:
     parts = ["<h2>How this page was made</h2>"]
     if summary.get("command"):
         parts.append(f"<pre>{escape(str(summary['command']))}</pre>")
-    judge = summary.get("judge", {})
-    if judge.get("card"):
+    classifier = summary.get("note_classifier", {})
+    if classifier.get("card"):
         parts += [
-            "<p>How well the judge hears clips of known content, clean and damaged:</p>",
-            _judge_table(judge["card"]),
+            "<p>Accuracy of the note classifier on clips of known content, clean and damaged:</p>",
+            _classifier_table(classifier["card"]),
         ]
     kept = ("commit", "machine", "versions", "seed", "dataset", "codec", "model", "test")
     pairs = [(key, summary[key]) for key in kept if key in summary]
-    pairs += [("judge.sha256", judge.get("sha256"))] if judge or not _is_wide(summary) else []
+    pairs += [("note_classifier.sha256", classifier.get("sha256"))] if classifier or not _is_wide(summary) else []
     parts.append(f"<details open><summary>Settings and versions</summary>{facts(pairs)}</details>")
     parts.append('<p class="note">summary.json, beside this page, holds every figure of its tables.</p>')
     return parts
 
 
-def _judge_table(card: Mapping) -> str:
-    """The judge's own accuracies: damage -> head -> accuracy, interval, chance, n."""
+def _classifier_table(card: Mapping) -> str:
+    """The classifier's own accuracies: damage -> head -> accuracy, interval, chance, n."""
     heads = list(dict.fromkeys(head for figures in card.values() for head in figures))
     rows = []
     for damage, figures in card.items():
         cells = [
             _accuracy_cell(
-                {"x_accuracy": f.get("accuracy"), "x_accuracy_interval": f.get("interval"), "judged_clips": f.get("n")},
+                {"x_accuracy": f.get("accuracy"), "x_accuracy_interval": f.get("interval"), "clips": f.get("n")},
                 "x",
             )
             for f in (figures.get(head, {}) for head in heads)

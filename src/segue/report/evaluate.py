@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from segue.metrics.mel import mel_magnitude
-from segue.report.pictures import _GREY, SPECTROGRAM_RANGE_DB, _png
+from segue.evaluation.folders.sets import ClipPair
+from segue.report.pictures import _GREY, SPECTROGRAM_RANGE_DB, _png, log_mel_db
 from segue.types import UserError, import_extra
-
-_N_FFT, _BANDS = 1024, 96
-
-
-@dataclass(frozen=True)
-class ClipPair:
-    """One row of the picture.
-
-    Attributes:
-        title: which clip, and its figure.
-        clips: (label, waveform [T]) from left to right.
-        sample_rate_hz: of the clips.
-    """
-
-    title: str
-    clips: Sequence[tuple[str, np.ndarray]]
-    sample_rate_hz: int
 
 
 def worst_and_best_png(rows: Sequence[ClipPair]) -> bytes:
@@ -53,10 +35,7 @@ def worst_and_best_png(rows: Sequence[ClipPair]) -> bytes:
 
 
 def _draw(axes, wave: np.ndarray, sample_rate_hz: int) -> None:
-    hop_samples = max(64, wave.size // 512)
-    clip = torch.from_numpy(wave)[None]
-    mel = mel_magnitude(clip, sample_rate_hz, n_fft=_N_FFT, hop_samples=hop_samples, bands=_BANDS)
-    decibels = 20.0 * torch.log10((mel[0] / (_N_FFT / 4.0)).clamp(min=1e-8))
     low, high = SPECTROGRAM_RANGE_DB
+    decibels = log_mel_db(torch.from_numpy(wave), sample_rate_hz)
     axes.imshow(decibels.numpy(), origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high)
     axes.set_axis_off()

@@ -26,8 +26,8 @@ h1{font-size:30px;line-height:1.2;margin:0 0 6px;letter-spacing:-.02em}
 h2{font-size:20px;margin:44px 0 12px;letter-spacing:-.01em}
 h3{font-size:16px;margin:0;font-weight:600}
 p{margin:8px 0;max-width:80ch}
-.lead,.note,figcaption,.heard,dt{color:var(--soft)}
-.note,figcaption,.heard{font-size:13px}
+.lead,.note,figcaption,.classified,dt{color:var(--soft)}
+.note,figcaption,.classified{font-size:13px}
 .chips{display:flex;flex-wrap:wrap;gap:6px;margin:14px 0 18px;padding:0;list-style:none}
 .chips li{border:1px solid var(--line);border-radius:999px;padding:2px 11px;font-size:13px;color:var(--soft);
 background:var(--card)}
@@ -118,7 +118,7 @@ def bar(value: float, interval: Sequence[float] | None, chance: float | None, wi
 
 
 def table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[str], bool]]) -> str:
-    """A table in a card. rows: (name, cells as HTML, whether it is a ceiling rather than a competitor)."""
+    """A table in a card. rows: (name, cells as HTML, whether it is a reference rather than a competitor)."""
     header = "".join(f"<th>{escape(name)}</th>" for name in head)
     body = "".join(
         f"<tr{' class=ceiling' if ceiling else ''}><th>{escape(name)}</th><td>{'</td><td>'.join(cells)}</td></tr>"

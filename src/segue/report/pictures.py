@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from segue.metrics.mel import mel_edges_hz, mel_magnitude
+from segue.evaluation.mel import mel_edges_hz, mel_magnitude
 from segue.types import UserError, import_extra
 
-# Two arms side by side is the usual case: blue and orange stay apart for colour-blind eyes.
+# Two variants side by side is the usual case: blue and orange stay apart for colour-blind eyes.
 COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#e0559a", "#8b5cf6", "#94a3b8")
 SPECTROGRAM_RANGE_DB = (-95.0, -15.0)
 _GREY = "#858b98"
+_DASHES = ("-", "--", ":", "-.")
 _N_FFT, _BANDS = 1024, 96
 
 
@@ -39,23 +42,16 @@ def spectrogram_png(
     wave = np.asarray(wave, dtype=np.float32)
     if wave.ndim != 1 or wave.size == 0 or not np.isfinite(wave).all():
         raise UserError(f"a spectrogram needs one clip [T] of finite samples; got {list(wave.shape)}")
-    hop_samples = max(64, wave.size // 512)
     clip = torch.from_numpy(wave)
-    if linear:
-        window = torch.hann_window(_N_FFT)
-        drawn = torch.stft(clip, _N_FFT, hop_samples, window=window, pad_mode="constant", return_complex=True).abs()
-    else:
-        drawn = mel_magnitude(clip[None], sample_rate_hz, n_fft=_N_FFT, hop_samples=hop_samples, bands=_BANDS)[0]
-    full_scale = _N_FFT / 4.0  # what a sine of amplitude 1 reads through a Hann window
-    decibels = 20.0 * torch.log10((drawn / full_scale).clamp(min=1e-8))
+    decibels = linear_db(clip) if linear else log_mel_db(clip, sample_rate_hz)
     figure, axes = _figure(width_px, height_px)
     axes.imshow(
         decibels.numpy(), origin="lower", aspect="auto", cmap="magma", vmin=range_db[0], vmax=range_db[1],
         extent=(0.0, wave.size / sample_rate_hz, -0.5, len(decibels) - 0.5), interpolation="nearest",
     )  # fmt: skip
     if linear:
-        ticks_hz = range(0, sample_rate_hz // 2 + 1, 2000 * max(1, sample_rate_hz // 20_000))
-        places = [hz * _N_FFT / sample_rate_hz for hz in ticks_hz]
+        ticks_hz = list(range(0, sample_rate_hz // 2 + 1, 2000 * max(1, sample_rate_hz // 20_000)))
+        places = np.array(ticks_hz) * _N_FFT / sample_rate_hz
     else:
         ticks_hz = [f for f in (250, 500, 1000, 2000, 4000, 8000, 16000) if f < 0.9 * sample_rate_hz / 2]
         places = np.interp(ticks_hz, mel_edges_hz(_BANDS, 0.0, sample_rate_hz / 2.0)[1:-1].numpy(), np.arange(_BANDS))
@@ -66,38 +62,67 @@ def spectrogram_png(
     return _png(figure)
 
 
-def curves_png(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    xlabel: str,
-    ylabel: str,
-    title: str = "",
-    *,
-    width_px: int = 640,
-    height_px: int = 380,
-    limits: tuple[float, float] | None = None,
-) -> bytes:
-    """Lines of `series`: name -> (x, y), drawn in the order given; a few points are marked as such.
+def log_mel_db(wave: Tensor, sample_rate_hz: int) -> Tensor:
+    """[T] -> [96 HTK bands, frames] in dB below a full-scale sine; about 512 frames, however long the clip."""
+    return _decibels(mel_magnitude(wave[None], sample_rate_hz, n_fft=_N_FFT, hop_samples=_hop(wave), bands=_BANDS)[0])
 
-    Args:
-        limits: of the y axis; by default those of the data.
-    """
-    figure, axes = _figure(width_px, height_px, bool(title))
-    for index, (name, (x, y)) in enumerate(series.items()):
-        axes.plot(
-            x, y, color=COLOURS[index % len(COLOURS)], label=name, linewidth=1.8,
-            marker="o" if len(x) <= 24 else None, markersize=3.5,
-        )  # fmt: skip
+
+def linear_db(wave: Tensor) -> Tensor:
+    """[T] -> [bins, frames], as `log_mel_db`."""
+    window = torch.hann_window(_N_FFT)
+    return _decibels(
+        torch.stft(wave, _N_FFT, _hop(wave), window=window, pad_mode="constant", return_complex=True).abs()
+    )
+
+
+def _hop(wave: Tensor) -> int:
+    return max(64, len(wave) // 512)
+
+
+def _decibels(magnitude: Tensor) -> Tensor:
+    full_scale = _N_FFT / 4.0  # what a sine of amplitude 1 reads through a Hann window
+    return 20.0 * torch.log10((magnitude / full_scale).clamp(min=1e-8))
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve, perhaps with an interval at each point."""
+
+    x: Sequence[float] | np.ndarray
+    y: Sequence[float] | np.ndarray
+    low: Sequence[float] | np.ndarray | None = None
+    high: Sequence[float] | np.ndarray | None = None
+
+
+def curve_png(
+    lines: Mapping[str, Line], xlabel: str, title: str, *, width_px: int = 900, height_px: int = 560
+) -> bytes:
+    """Curves in the colours of all our pictures; beyond six, the same colours dashed. Intervals as pale bands."""
+    figure, axes = _figure(width_px, height_px, titled=True)
+    for index, (name, line) in enumerate(lines.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        dash = _DASHES[index // len(COLOURS) % len(_DASHES)]
+        axes.plot(line.x, line.y, dash, color=colour, label=name, linewidth=1.8,
+                  marker="o" if len(line.x) <= 24 else None, markersize=3.5)  # fmt: skip
+        if line.low is not None and line.high is not None:
+            axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.12, linewidth=0)
+    if any(line.low is not None for line in lines.values()):
+        _frame_on_means(axes, lines)
     axes.grid(True, color=_GREY, alpha=0.22, linewidth=0.7)
     axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
-    if limits is not None:
-        axes.set_ylim(*limits)
-    if title:
-        axes.set_title(title, color=_GREY, fontsize=10, loc="left", fontweight="bold")
-    if len(series) > 1:
-        axes.legend(frameon=False, labelcolor=_GREY, fontsize=8.5)
+    axes.set_title(title, color=_GREY, fontsize=10, loc="left", fontweight="bold")
+    if len(lines) > 1:
+        axes.legend(frameon=False, labelcolor=_GREY, fontsize=7.5, ncols=1 + len(lines) // 7)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:g}")
     return _png(figure)
+
+
+def _frame_on_means(axes, lines: Mapping[str, Line]) -> None:
+    """Let the curves, not the widest band of a few seeds, set the height of the picture."""
+    values = np.concatenate([np.asarray(line.y, float) for line in lines.values()])
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    room = 0.35 * (high - low) or 0.1 * abs(high) or 1.0
+    axes.set_ylim(low - room, high + room)
 
 
 def _figure(width_px: int, height_px: int, titled: bool = False):

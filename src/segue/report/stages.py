@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from segue.report.compare import Line, curve_png
+from segue.report.curves import points
 from segue.report.page import figure, image
+from segue.report.pictures import Line, curve_png
 from segue.report.structure import structure_figures
 
 _SEEN = "examples seen"
@@ -13,14 +14,14 @@ _WIDTH_PX, _HEIGHT_PX = 720, 430
 
 
 def stage_figures(events: Sequence[dict], name: str = "") -> list[str]:
-    """HTML figures of one run: regime, guidance weight, mean t, discrepancy by t, groups of blocks, their similarity.
+    """HTML figures of one run: regime, alignment weight, mean t, discrepancy by t, groups of blocks, their similarity.
 
     Args:
         events: lines of its log.jsonl.
         name: said in the titles where several runs share a page.
 
     Returns:
-        What the lines have numbers for: nothing for a run that never probed and never moved.
+        What the lines have numbers for: nothing for a run that measured nothing and never moved.
     """
     lines = [e for e in events if e.get("event") == "stage"]
     if not any(_is_number(e.get("regime")) or _is_number(e.get("discrepancy")) for e in lines):
@@ -28,7 +29,7 @@ def stage_figures(events: Sequence[dict], name: str = "") -> list[str]:
     drawn = [
         _curves("regime r (0 semantic, 1 refinement)", _regime(lines), name),
         _curves("guidance weight", _nonzero(_series(lines, "guidance_weight")), name),
-        _curves("mean t of the law", _series(lines, "timestep_mean"), name),
+        _curves("mean t drawn", _series(lines, "timestep_mean"), name),
         _curves("SSL-space discrepancy", _discrepancy(lines), name),
     ]
     return [panel for panel in drawn if panel] + structure_figures(lines)
@@ -40,24 +41,21 @@ def _regime(lines: Sequence[dict]) -> dict[str, Line]:
 
 def _discrepancy(lines: Sequence[dict]) -> dict[str, Line]:
     times = sorted({t for e in lines for t in e.get("discrepancy_by_t") or {}}, key=float)
-    found = {f"t = {t}": _line(lines, lambda e, t=t: (e.get("discrepancy_by_t") or {}).get(t)) for t in times}
-    found["mean D"] = _line(lines, lambda e: e.get("discrepancy"))
-    return {name: line for name, line in found.items() if line.x}
+    found = {f"t = {t}": _line(lines, "discrepancy_by_t", t) for t in times} | {"mean D": _line(lines, "discrepancy")}
+    return {name: line for name, line in found.items() if len(line.x)}
 
 
 def _series(lines: Sequence[dict], key: str, name: str = "") -> dict[str, Line]:
-    line = _line(lines, lambda e: e.get(key))
-    return {name or key: line} if line.x else {}
+    line = _line(lines, key)
+    return {name or key: line} if len(line.x) else {}
 
 
 def _nonzero(found: dict[str, Line]) -> dict[str, Line]:
     return {name: line for name, line in found.items() if any(line.y)}
 
 
-def _line(lines: Sequence[dict], value: Callable[[dict], object]) -> Line:
-    points = [(e["examples_seen"], value(e)) for e in lines]
-    points = [(x, y) for x, y in points if _is_number(y)]
-    return Line([x for x, _ in points], [float(y) for _, y in points])
+def _line(lines: Sequence[dict], *keys: str) -> Line:
+    return Line(*points(lines, "stage", *keys))
 
 
 def _curves(title: str, series: dict[str, Line], name: str) -> str:

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.upsampling.stereo import axes
-from segue.upsampling.survey import Survey
+from segue.audio.analyse import Analysis
+from segue.audio.stereo import axes
 
-_HEARD_RMS = 0.2  # what the model hears a file at, whatever its own loudness
+_INPUT_RMS = 0.2  # what a file is brought to for the model, whatever its own loudness
 _GATE_SEC = 0.005
 _LIMIT_SEC = 0.001
 LOOK_SEC = 0.02  # what gate and limiter see on either side of a sample
@@ -60,28 +60,28 @@ class Enhancer:
     """Adds a band to windows of one file, so that a window's place in the file is all that its result depends on."""
 
     def __init__(
-        self, resolver: Resolver, survey: Survey, cutoff_hz: float, *, steps: int, seed: int, stereo: str
+        self, resolver: Resolver, analysis: Analysis, cutoff_hz: float, *, steps: int, seed: int, stereo: str
     ) -> None:
-        self.resolver, self.survey, self.cutoff_hz = resolver, survey, cutoff_hz
+        self.resolver, self.analysis, self.cutoff_hz = resolver, analysis, cutoff_hz
         self.steps, self.seed = steps, seed
         self.tally = Tally()
-        turn = axes(survey.covariance, stereo)
+        turn = axes(analysis.covariance, stereo)
         self.axes = torch.from_numpy(turn).float()
-        self.levels = np.sqrt(np.maximum(np.diag(turn @ survey.covariance @ turn.T), 0.0))
+        self.levels = np.sqrt(np.maximum(np.diag(turn @ analysis.covariance @ turn.T), 0.0))
 
     def __call__(self, low: np.ndarray, start: int) -> np.ndarray:
         """[n, channels] at the model's rate, beginning at sample `start` of the file -> the same with its new band.
 
-        The model hears each signal at the same loudness over the file, so that its answer scales with its input, and
+        The model is given each signal at the same loudness over the file, so that its answer scales with its input, and
         both of a pair with the same noise, so that a source keeps its place. What it adds is faded out where a channel
         is silent, and held back where it would lift a peak above the file's own.
         """
         whole = torch.from_numpy(np.ascontiguousarray(low.T))
-        offset = torch.from_numpy(self.survey.offset).float()[:, None]
+        offset = torch.from_numpy(self.analysis.offset).float()[:, None]
         added = self._added(whole - offset, start)
-        gate = _gate(whole, self.survey.silent_peak, _samples(_GATE_SEC, self.resolver))
+        gate = _gate(whole, self.analysis.silent_peak, _samples(_GATE_SEC, self.resolver))
         added = added * gate
-        held = _held(whole, added, self.survey.peak, _samples(_LIMIT_SEC, self.resolver))
+        held = _held(whole, added, self.analysis.peak, _samples(_LIMIT_SEC, self.resolver))
         self.tally.samples += gate.numel()
         self.tally.silent += int((gate == 0).sum())
         self.tally.limited += int((held < 0.99).sum()) * len(whole)
@@ -97,18 +97,18 @@ class Enhancer:
             return made
         samples, hop = low.shape[1], self.resolver.hop_samples
         length = max(-(-samples // hop), _SHORTEST_HOPS) * hop
-        gain = _HEARD_RMS / levels[audible]
-        heard = F.pad(along[audible] * gain, (0, length - samples))
+        gain = _INPUT_RMS / levels[audible]
+        given = F.pad(along[audible] * gain, (0, length - samples))
         noise = self.resolver.noise(self.resolver.frames(length), self.seed, start // hop)
         cutoffs = torch.full((len(audible),), self.cutoff_hz)
         full = self.resolver.resolve(
-            heard, cutoffs, noise[None].expand(len(audible), -1, -1).contiguous(), steps=self.steps
+            given, cutoffs, noise[None].expand(len(audible), -1, -1).contiguous(), steps=self.steps
         )
-        made[audible] = (full.cpu().float() - heard)[:, :samples] / gain
+        made[audible] = (full.cpu().float() - given)[:, :samples] / gain
         return self.axes.T @ made
 
     def _is_audible(self, wave: Tensor, rms: float) -> bool:
-        least = self.survey.silent_peak / 4
+        least = self.analysis.silent_peak / 4
         return rms > least and float(wave.abs().max()) > least
 
 

@@ -1,0 +1,384 @@
+"""How a sound file is opened: by libsndfile, by PyAV, or by the program ffmpeg, whichever counts its samples rightly.
+
+libsndfile reads what is not compressed, FLAC and Ogg. It takes the length of an MP3 from its headers, if need be by a
+guess, and loses its place where it is sought in; so PyAV or ffmpeg decode MP3 where one is installed, and otherwise
+libsndfile is shown a file whose header is honest (mpeg.py), and never seeks. M4A, AAC, WebM and the like need one of
+the two. A demuxer is always named, so that no file is taken for a list of other files.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from os import fsencode
+from pathlib import Path
+from types import ModuleType
+from typing import IO
+
+import numpy as np
+import soundfile
+
+from segue.audio.containers import NAMES, Container, look
+from segue.audio.overlay import overlaid
+from segue.audio.sound import BLOCK_SAMPLES, BadAudio, Header, SoundPath, refuse_header
+
+HINT = "hint: pip install 'segue-audio[decoders]', or install ffmpeg"
+_DEMUXERS = {
+    "mpeg": "mp3", "mp4": "mov", "aac": "aac", "matroska": "matroska", "asf": "asf", "caf": "caf", "wav": "wav",
+    "ogg": "ogg", "aiff": "aiff", "wavpack": "wv", "ape": "ape",
+}  # fmt: skip
+_FORMATS = {"mpeg": "MP3", "aac": "ADTS"}
+_MOST_BAD_SHARE = 0.01  # of packets that cannot be decoded: some files begin or end with half a frame
+_PADDING = 4096  # samples that an encoder may have put behind the end of an MP4's sound
+_SIZED = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")  # encodings whose size says how long the sound is
+
+
+class Source:
+    """An open sound file.
+
+    Attributes:
+        header: `frames` as the file says it; 0 where it does not.
+        is_exact: whether a file with fewer samples than that was cut.
+        can_seek: whether `blocks` may begin anywhere at no cost.
+    """
+
+    header: Header
+    is_exact: bool
+    can_seek: bool
+
+    def blocks(self, block_frames: int, first: int = 0) -> Iterator[np.ndarray]:
+        """Float32 [n, channels] from sample `first` on, up to the end; once only.
+
+        Raises:
+            BadAudio: damaged.
+        """
+        raise NotImplementedError
+
+
+@contextmanager
+def opened(path: SoundPath) -> Iterator[Source]:
+    """Open a sound file of any kind.
+
+    Raises:
+        BadAudio: not a sound file, cut short, of a kind that is not read, or of a rate or channel count that no
+            recording has.
+    """
+    container = look(path)
+    with ExitStack() as stack:
+        source = _source(path, container, stack)
+        refuse_header(path, source.header)
+        yield source
+
+
+def block_frames_of(channels: int) -> int:
+    """Frames of a block that all readers keep to: a header's channel count cannot make it large."""
+    return max(1, BLOCK_SAMPLES // channels)
+
+
+def _source(path: SoundPath, container: Container, stack: ExitStack) -> Source:
+    if container.kind == "mpeg" and _can_decode():
+        return _decoded(path, container, stack)
+    if container.kind in ("mp4", "aac", "matroska", "asf", "wavpack", "ape"):
+        return _decoded(path, container, stack)
+    try:
+        return _sndfile(path, container, stack)
+    except _NotOpened as error:
+        if container.kind in ("wav", "caf", "ogg", "aiff") and _can_decode():  # with a codec that libsndfile lacks
+            return _decoded(path, container, stack)
+        hint = f"; {HINT}" if container.kind == "caf" else ""
+        raise BadAudio(path, f"unreadable: {error}{hint}") from error
+
+
+@cache
+def pyav() -> ModuleType | None:
+    """PyAV, where it is installed."""
+    try:
+        import av
+    except ImportError:
+        return None
+    return av
+
+
+def _can_decode() -> bool:
+    return pyav() is not None or shutil.which("ffmpeg") is not None
+
+
+def _decoded(path: SoundPath, container: Container, stack: ExitStack) -> Source:
+    if av := pyav():
+        return _PyAV(av, path, container, stack)
+    if program := shutil.which("ffmpeg"):
+        return _Ffmpeg(program, path, container, stack)
+    name = NAMES.get(container.kind, container.kind)
+    raise BadAudio(path, f"{name}, which is not read without PyAV or ffmpeg; {HINT}")
+
+
+# --- libsndfile -----------------------------------------------------------------------------------------------------
+
+
+class _NotOpened(Exception):
+    """libsndfile's words about a file that it does not open."""
+
+
+def _sndfile(path: SoundPath, container: Container, stack: ExitStack) -> Source:
+    files = []
+    for parts in container.parts:
+        try:
+            source: bytes | IO[bytes]
+            if parts:
+                source = stack.enter_context(overlaid(path, parts))
+            elif isinstance(path, Path):
+                source = fsencode(path)  # a name need not be text
+            else:  # members of a tar (data/tars.py)
+                source = stack.enter_context(path.open("rb"))
+            files.append(stack.enter_context(soundfile.SoundFile(source)))
+        except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
+            raise _NotOpened(_words(error)) from error
+    return _Sndfile(path, files, container)
+
+
+class _Sndfile(Source):
+    """Of one file, or of several that were put end to end."""
+
+    def __init__(self, path: SoundPath, files: list[soundfile.SoundFile], container: Container) -> None:
+        first = files[0]
+        if any((f.samplerate, f.channels) != (first.samplerate, first.channels) for f in files):
+            raise BadAudio(path, "several files in one, of different sample rates or channel counts")
+        frames = sum(f.frames for f in files)
+        self._limit = container.frames or frames
+        if first.format == "FLAC" and frames > 1 << 40:  # libsndfile's way of saying that the file does not tell
+            frames = self._limit = 0
+        self._path = path
+        self._files = files
+        self.header = Header(first.samplerate, first.channels, min(frames, self._limit), first.format, first.subtype)
+        self.is_exact = first.format == "FLAC" or first.subtype.startswith(_SIZED)
+        self.can_seek = self.is_exact and len(files) == 1 and frames > 0
+
+    def blocks(self, block_frames: int, first: int = 0) -> Iterator[np.ndarray]:
+        left = self._limit - first if self._limit else None
+        skip = first
+        for file in self._files:
+            try:
+                if self.can_seek and skip:
+                    file.seek(skip)
+                    skip = 0
+                _never_seek(file)
+                while left is None or left > 0:
+                    block = file.read(block_frames, dtype="float32", always_2d=True)
+                    if not len(block):
+                        break
+                    dropped = min(skip, len(block))
+                    skip -= dropped
+                    block = block[dropped : None if left is None else dropped + left]
+                    left = None if left is None else left - len(block)
+                    if len(block):
+                        yield block
+            except (soundfile.SoundFileError, ValueError) as error:
+                raise BadAudio(self._path, f"truncated or damaged: {_words(error)}") from error
+
+
+def _never_seek(file: soundfile.SoundFile) -> None:
+    """soundfile seeks after each read to where it is: libsndfile cannot in some files, and does it wrongly in MP3."""
+    info = getattr(file, "_info", None)
+    if info is not None:
+        info.seekable = 0
+
+
+def _words(error: Exception) -> str:
+    text = getattr(error, "error_string", "") or str(error) or "libsndfile cannot read it"
+    return text.removeprefix("Error : ").rstrip(".").lower()
+
+
+# --- PyAV -----------------------------------------------------------------------------------------------------------
+
+
+class _PyAV(Source):
+    """By the libraries of ffmpeg, in this process."""
+
+    is_exact = can_seek = False
+
+    def __init__(self, av: ModuleType, path: SoundPath, container: Container, stack: ExitStack) -> None:
+        self._path = path
+        self._errors = (av.FFmpegError, ValueError)
+        layout = container.layout
+        parts = [(layout.start, layout.end)] if layout else [(0, path.stat().st_size)]
+        file = stack.enter_context(overlaid(path, parts))
+        try:
+            self._input = stack.enter_context(av.open(file, "r", format=_DEMUXERS[container.kind]))
+        except self._errors as error:
+            raise BadAudio(path, f"unreadable: {_av_words(error)}") from error
+        if not self._input.streams.audio:
+            raise BadAudio(path, "unreadable: it holds no sound")
+        self._stream = self._input.streams.audio[0]
+        self._frames = self._decoded()
+        # The decoder knows what comes out, the container only what it was told.
+        head = next(self._frames, None)
+        if head is None:
+            raise BadAudio(path, "zero length: no samples")
+        rate_hz, self._head = head
+        claimed = container.frames
+        if claimed is None:
+            base = self._stream.time_base
+            claimed = round(self._stream.duration * base * rate_hz) if self._stream.duration and base else 0
+        self._is_mp4 = container.kind == "mp4"
+        codec = self._stream.codec_context.name.upper()
+        kind = _FORMATS.get(container.kind, container.kind.upper())
+        subtype = "MPEG_LAYER_III" if kind == "MP3" else codec
+        self.header = Header(rate_hz, self._head.shape[1], max(0, claimed), kind, subtype)
+
+    def _decoded(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(rate, float32 [n, channels]) of every frame that can be decoded."""
+        bad = good = 0
+        try:
+            for packet in self._input.demux(self._stream):
+                try:
+                    frames = packet.decode()
+                except self._errors:
+                    bad += 1
+                    continue
+                good += 1
+                yield from ((frame.sample_rate, _samples(frame)) for frame in frames)
+        except self._errors as error:
+            raise BadAudio(self._path, f"truncated or damaged: {_av_words(error)}") from error
+        if bad > max(1, _MOST_BAD_SHARE * (good + bad)):
+            raise BadAudio(self._path, f"damaged: {bad:,} of its {good + bad:,} pieces cannot be decoded")
+
+    def blocks(self, block_frames: int, first: int = 0) -> Iterator[np.ndarray]:
+        pieces = self._all()
+        if self._is_mp4 and self.header.frames:
+            pieces = _without_padding(pieces, self.header.frames)
+        yield from _blocks_of(pieces, block_frames, first)
+
+    def _all(self) -> Iterator[np.ndarray]:
+        yield self._head
+        for rate_hz, samples in self._frames:
+            if (rate_hz, samples.shape[1]) != (self.header.sample_rate_hz, self.header.channels):
+                raise BadAudio(self._path, "several files in one, of different sample rates or channel counts")
+            yield samples
+
+
+def _samples(frame) -> np.ndarray:
+    """[n, channels] float32 of a decoded frame."""
+    data = frame.to_ndarray()
+    data = data.T if frame.format.is_planar else data.reshape(-1, frame.layout.nb_channels)
+    if data.dtype.kind == "f":
+        return data.astype(np.float32)
+    if data.dtype == np.uint8:
+        return (data.astype(np.float32) - 128.0) / 128.0
+    return data.astype(np.float32) / float(1 << 8 * data.dtype.itemsize - 1)
+
+
+def _av_words(error: Exception) -> str:
+    return (getattr(error, "strerror", "") or str(error) or type(error).__name__).splitlines()[0].lower()
+
+
+# --- ffmpeg ---------------------------------------------------------------------------------------------------------
+
+
+class _Ffmpeg(Source):
+    """By the program ffmpeg, through a pipe."""
+
+    is_exact = can_seek = False
+
+    def __init__(self, program: str, path: SoundPath, container: Container, stack: ExitStack) -> None:
+        self._path = path
+        if not isinstance(path, Path):
+            copy = stack.enter_context(tempfile.NamedTemporaryFile(suffix=".sound"))  # noqa: SIM115
+            with path.open("rb") as member:
+                shutil.copyfileobj(member, copy)
+            copy.flush()
+            path = Path(copy.name)
+        given: list[str | bytes] = [
+            "-protocol_whitelist",
+            "file,pipe",
+            "-f",
+            _DEMUXERS[container.kind],
+            "-i",
+            b"file:" + fsencode(path),
+        ]
+        self._errors = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+        # AU says rate and channels in its head, and may be as long as it likes.
+        words: list[str | bytes] = [
+            program,
+            "-nostdin",
+            "-v",
+            "error",
+            *given,
+            "-map",
+            "0:a:0",
+            "-f",
+            "au",
+            "-c:a",
+            "pcm_f32be",
+            "-",
+        ]
+        self._process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._errors)
+        assert self._process.stdout is not None
+        self._output = self._process.stdout
+        stack.callback(self._stop)
+        head = self._output.read(24)
+        if len(head) < 24 or head[:4] != b".snd":
+            raise BadAudio(self._path, f"unreadable: {self._complaint()}")
+        data_at, _, _, rate_hz, channels = (int.from_bytes(head[i : i + 4], "big") for i in range(4, 24, 4))
+        self._output.read(data_at - 24)
+        kind = _FORMATS.get(container.kind, container.kind.upper())
+        self.header = Header(
+            rate_hz, channels, container.frames or 0, kind, "MPEG_LAYER_III" if kind == "MP3" else kind
+        )
+
+    def blocks(self, block_frames: int, first: int = 0) -> Iterator[np.ndarray]:
+        yield from _blocks_of(self._all(block_frames), block_frames, first)
+
+    def _all(self, block_frames: int) -> Iterator[np.ndarray]:
+        channels = self.header.channels
+        while data := self._output.read(4 * channels * block_frames):
+            whole = len(data) // (4 * channels) * channels
+            yield np.frombuffer(data, ">f4", whole).astype(np.float32).reshape(-1, channels)
+        if self._process.wait() != 0:
+            raise BadAudio(self._path, f"damaged: {self._complaint()}")
+
+    def _complaint(self) -> str:
+        self._errors.seek(0)
+        lines = self._errors.read(4096).decode(errors="replace").strip().splitlines()
+        return lines[-1].lower()[:200] if lines else "ffmpeg cannot decode it"
+
+    def _stop(self) -> None:
+        self._process.kill()
+        self._output.close()
+        self._process.wait()
+
+
+def _without_padding(pieces: Iterator[np.ndarray], frames: int) -> Iterator[np.ndarray]:
+    """A sound without what its encoder filled its last frames with; whole where it is longer by more than that."""
+    behind: list[np.ndarray] = []
+    left = frames
+    for piece in pieces:
+        if left > 0:
+            yield piece[:left]
+            piece, left = piece[left:], left - len(piece[:left])
+        behind.append(piece)
+        if sum(map(len, behind)) > _PADDING:
+            yield from behind
+            yield from pieces
+            return
+
+
+def _blocks_of(pieces: Iterator[np.ndarray], block_frames: int, first: int) -> Iterator[np.ndarray]:
+    """Pieces of any length as blocks of `block_frames`, without the first `first` samples."""
+    held: list[np.ndarray] = []
+    count = 0
+    for piece in pieces:
+        dropped = min(first, len(piece))
+        first -= dropped
+        held.append(piece[dropped:])
+        count += len(held[-1])
+        while count >= block_frames:
+            joined = np.concatenate(held)
+            yield joined[:block_frames]
+            held = [joined[block_frames:]]
+            count = len(held[0])
+    if count:
+        yield np.concatenate(held)

@@ -1,0 +1,36 @@
+"""Channels: their mean, and what a model is given of a stereo pair, so that sounds keep their places."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+MODES = ("left-right", "mid-side")
+_CORRELATED = 0.1  # channels that agree less have no common axis
+
+
+def to_mono(samples: np.ndarray) -> np.ndarray:
+    """[n, channels] -> [n], the mean of the channels."""
+    return samples.mean(axis=1)
+
+
+def axes(covariance: np.ndarray, mode: str) -> np.ndarray:
+    """[channels, channels] orthogonal matrix from the channels to the model's input; its transpose is the way back.
+
+    "left-right": the channels, the right one turned over where it is mostly the left one's opposite.
+    "mid-side": the axes along which the pair varies most and least over the file (our definition): mid and side for a
+    mix about the middle, other axes where it leans.
+
+    Either way a single source at any place reaches the model as one signal at two loudnesses, or on one axis alone,
+    and comes out in its place exactly.
+    """
+    if len(covariance) == 1:
+        return np.eye(1)
+    left, right, cross = covariance[0, 0], covariance[1, 1], covariance[0, 1]
+    agree = abs(cross) > _CORRELATED * math.sqrt(max(left * right, 1e-30))
+    if mode == "left-right":
+        return np.diag([1.0, -1.0 if agree and cross < 0 else 1.0])
+    angle_rad = 0.5 * math.atan2(2.0 * cross, left - right) if agree else 0.0
+    cosine, sine = math.cos(angle_rad), math.sin(angle_rad)
+    return np.array([[cosine, sine], [-sine, cosine]])

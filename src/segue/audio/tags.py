@@ -1,0 +1,36 @@
+"""What a sound file says of itself beside its sound: title, comment and the like."""
+
+from __future__ import annotations
+
+from os import fsencode
+from pathlib import Path
+
+import soundfile
+
+_TAGS = ("title", "copyright", "software", "artist", "comment", "date", "album", "license", "tracknumber", "genre")
+_MOST_BYTES = 1 << 20
+
+
+def read_tags(path: Path) -> dict[str, str]:
+    """The tags that libsndfile knows; a prompt is read whole, however long. Empty for a file that it does not read."""
+    try:
+        with soundfile.SoundFile(fsencode(path)) as file:
+            found = {tag: text for tag in _TAGS if (text := getattr(file, tag))}
+    except (soundfile.SoundFileError, OSError, ValueError):
+        return {}
+    if subject := _subject(path):
+        found["title"] = subject
+    return found
+
+
+def _subject(path: Path) -> str:
+    """The subject that `write.write_wav` puts at the end of a wav whose prompt is long."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - _MOST_BYTES))
+        end = file.read()
+    at = end.rfind(b"INFOISBJ")
+    if at < 4 or end[at - 8 : at - 4] != b"LIST":
+        return ""
+    length = int.from_bytes(end[at + 8 : at + 12], "little")
+    return end[at + 12 : at + 12 + length].rstrip(b"\0").decode("utf-8", "replace")

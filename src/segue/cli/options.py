@@ -1,0 +1,79 @@
+"""What options of several commands have in common: where a command computes, and numbers that can be computed with."""
+
+from __future__ import annotations
+
+import math
+
+from segue.types import UserError
+
+
+def device_of(name: str) -> str:
+    """The device that a command's --device names; "auto" is a GPU where there is one.
+
+    Raises:
+        UserError: no such device here.
+    """
+    import torch
+
+    kind, _, number = name.partition(":")
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cpu" and not number:
+        return name
+    if kind == "mps" and not number:
+        if not torch.backends.mps.is_available():
+            raise UserError(f"--device {name}: there is none here; hint: --device cpu")
+        return name
+    if kind != "cuda" or (":" in name and not number.isdecimal()):
+        raise UserError(f"--device {name}: no such device; hint: cpu, cuda, cuda:1, mps or auto")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(number or 0) >= count:
+        there = f"{count} of them are here" if count else "there is none here"
+        raise UserError(f"--device {name}: {there}; hint: --device {'cuda:0' if count else 'cpu'}")
+    return name
+
+
+def finite(name: str, value: float | None, low: float = -math.inf, high: float = math.inf, above: bool = False) -> None:
+    """Check a number that was given for an option; None was not given.
+
+    Args:
+        above: whether `low` itself is too low.
+
+    Raises:
+        UserError: it is not finite, or out of its range.
+    """
+    if value is None:
+        return
+    fits = low < value <= high if above else low <= value <= high
+    if math.isfinite(value) and fits:
+        return
+    if math.isinf(low) and math.isinf(high):
+        wanted = "a finite number"
+    elif math.isinf(high):
+        wanted = f"a finite number above {low:g}" if above else f"a finite number, {low:g} or more"
+    else:
+        wanted = f"a number from {low:g} to {high:g}"
+    raise UserError(f"{name} {value:g}: hint: give {wanted}")
+
+
+def check_seed(seed: int) -> None:
+    """
+    Raises:
+        UserError: a seed that no generator takes.
+    """
+    if not -(2**63) <= seed < 2**63:
+        raise UserError(f"--seed {seed}: hint: give a whole number of at most 18 digits")
+
+
+def use_threads(threads: int) -> None:
+    """Compute with so many CPU threads; 0 leaves PyTorch's choice.
+
+    Raises:
+        UserError: fewer than none.
+    """
+    import torch
+
+    if threads < 0:
+        raise UserError(f"--threads {threads}: hint: give 1 or more, or 0 for PyTorch's choice")
+    if threads:
+        torch.set_num_threads(threads)

@@ -1,0 +1,142 @@
+"""Sets of sound files by id, and what an evaluation finds out about them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from segue.audio.folders import walk
+from segue.audio.names import identities
+from segue.audio.read import read_header, read_wave
+from segue.audio.sound import SUFFIXES, BadAudio, Header
+from segue.data.clip import Clip
+from segue.data.manifest import load_manifest
+from segue.evaluation.card import Measure
+from segue.files import sha256_of
+from segue.types import UserError
+
+_SHOWN = 3  # clips at either end of the picture
+
+
+@dataclass(frozen=True)
+class ClipPair:
+    """One row of the picture of the worst and the best clips.
+
+    Attributes:
+        title: which clip, and its figure.
+        clips: (label, waveform [T]) from left to right.
+        sample_rate_hz: of the clips.
+    """
+
+    title: str
+    clips: Sequence[tuple[str, np.ndarray]]
+    sample_rate_hz: int
+
+
+@dataclass
+class Findings:
+    """What an evaluation has found so far.
+
+    Attributes:
+        sets: what it measures, by name: source, number of clips, hash of their contents.
+        counts: what the heading of its table counts, by name.
+        measures: the figures, in the order of the table.
+        rows: name -> figures that the measures are to be read beside.
+        not_computed: name of a figure -> why it is missing.
+        warnings: notes below the table.
+        by_file: id -> figures of one clip or pair.
+        examples: the worst and the best clips.
+    """
+
+    sets: dict[str, dict] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    measures: list[Measure] = field(default_factory=list)
+    rows: dict[str, list[Measure]] = field(default_factory=dict)
+    not_computed: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    by_file: dict[str, dict] = field(default_factory=dict)
+    examples: list[ClipPair] = field(default_factory=list)
+
+    def attempt(self, name: str, make: Callable[..., Measure | list[Measure]], /, *arguments, **options) -> None:
+        """Add what `make(*arguments, **options)` measures; where it cannot be computed, say why instead."""
+        try:
+            made = make(*arguments, **options)
+        except UserError as error:
+            self.not_computed[name] = str(error)
+            return
+        self.measures.extend(made if isinstance(made, list) else [made])
+
+
+def find_sounds(source: Path) -> dict[str, Clip]:
+    """id -> clip, sorted by id; the id is the path inside the folder without suffix, or what a manifest says.
+
+    Raises:
+        UserError: no such folder, no sounds, an id twice, or one clip only.
+    """
+    if source.is_dir() and not (source / "manifest.jsonl").exists():
+        paths = walk(source).sounds
+        names = identities([path.relative_to(source) for path in paths])
+        clips = [Clip(name, path, (), "") for name, path in zip(names, paths)]
+    elif source.is_file() and source.suffix.lower() in SUFFIXES:
+        raise UserError(f"{source}: one clip only, which has no interval; name a folder with at least 2 sounds")
+    else:
+        clips = load_manifest(source, "filename")
+    found = {clip.id: clip for clip in sorted(clips, key=lambda clip: clip.id)}
+    if len(found) < len(clips):
+        twice = sorted({c.id for c in clips if sum(d.id == c.id for d in clips) > 1})
+        raise UserError(f"{source}: {twice[0]} is there twice with different suffixes; keep one")
+    if not found:
+        raise UserError(f"{source}: holds no sounds; put {', '.join(SUFFIXES)} files there, or name another folder")
+    if len(found) == 1:
+        raise UserError(f"{source}: one clip only, which has no interval; give at least 2")
+    return found
+
+
+def described(source: Path, clips: dict[str, Clip]) -> dict:
+    """A set for the JSON: where it is, how many clips, and a hash of their contents that knows no names or order."""
+    contents = "".join(sorted(sha256_of([clip.path]) for clip in clips.values()))
+    return {
+        "source": str(source),
+        "clips": len(clips),
+        "content": hashlib.sha256(contents.encode()).hexdigest()[:16],
+    }
+
+
+def some(names: Sequence[str]) -> str:
+    """The first three names, for a message."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def header_of(path: Path) -> Header:
+    """Rate, channels and length of a file.
+
+    Raises:
+        UserError: the file cannot be used.
+    """
+    return _usable(read_header, path)
+
+
+def read(path: Path, rate_hz: int) -> np.ndarray:
+    """[T] at rate_hz, the mean of a file's channels.
+
+    Raises:
+        UserError: the file cannot be used.
+    """
+    return _usable(read_wave, path, rate_hz)
+
+
+def ends(ranked: list[str]) -> list[tuple[str, str]]:
+    """("worst" or "best", id) of both ends, worst first; each id once."""
+    shown = min(_SHOWN, len(ranked) // 2)
+    return [("worst", i) for i in ranked[:shown]] + [("best", i) for i in ranked[-shown:]]
+
+
+def _usable(reader: Callable, path: Path, *arguments):
+    try:
+        return reader(path, *arguments)
+    except BadAudio as error:
+        raise UserError(f"{path}: {error.reason}; mend the file, or leave it out and count it as failed") from error

@@ -1,0 +1,81 @@
+"""How far a codec's prediction is from the analysis of the sound: the terms of its training loss.
+
+Nothing is differentiated through a synthesis: the network predicts STFT magnitudes and phase advances, and is compared
+with the analysis of the sound. Convergence is Arik et al.'s (1808.06719). The advance term (our definition) is the
+squared distance of a complex prediction from the unit vector at the true advance, weighted by the square root of the
+magnitude: its minimum is the mean direction, shortened where the advance cannot be known.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segue.codecs.autoencoder import Analysis, Autoencoder, AutoencoderConfig
+from segue.evaluation.mel import mel_edges_hz, triangular_bands
+
+
+class ReconstructionLoss:
+    """Distances between an analysis and its prediction, each of order one."""
+
+    def __init__(self, config: AutoencoderConfig, device: torch.device | str) -> None:
+        self.floor = config.floor
+        edges_hz = mel_edges_hz(80, 0.0, config.sample_rate_hz / 2)
+        self.mel = triangular_bands(edges_hz, 2 * config.hop_samples, config.sample_rate_hz).to(device).T
+
+    def __call__(self, predicted: Analysis, target: Analysis) -> dict[str, Tensor]:
+        """Scalar terms by name."""
+        assert target.weight is not None  # an analysis of sound has one, a prediction has none
+        a, b = predicted.log_magnitude.clamp(max=3).exp(), target.log_magnitude.exp()
+        mel_a, mel_b = ((m @ self.mel).log() for m in (a, b))
+        error = predicted.log_magnitude - target.log_magnitude
+        # Quadratic up to 2 nepers: partials stand out of a young model's blur by as much, and L1 pulls no harder there.
+        loud_error = F.huber_loss(error, torch.zeros_like(error), reduction="none", delta=2.0)
+        turn = torch.view_as_real(predicted.advance - target.advance).square().sum(-1)
+        # One ratio a crop: a norm over the batch would let loud crops drown soft ones.
+        convergence = _norm(a - b) / (_norm(b) + 0.02)
+        return {
+            "log_magnitude": error.abs().mean(),
+            "loud_log_magnitude": _weighted(loud_error, b.sqrt()),
+            "convergence": convergence.mean(),
+            "log_mel": (mel_a - mel_b).abs().mean(),
+            "advance": _weighted(turn, target.weight.sqrt()),
+        }
+
+
+def _weighted(x: Tensor, weight: Tensor) -> Tensor:
+    """Mean over a crop by weight, then over crops; crops without sound count little."""
+    return ((weight * x).sum((1, 2)) / (weight.sum((1, 2)) + 1)).mean()
+
+
+def _norm(x: Tensor) -> Tensor:
+    return (x.square().sum((1, 2)) + 1e-12).sqrt()
+
+
+def total_loss(
+    network: Autoencoder, loss: ReconstructionLoss, wave: Tensor, noise: Tensor, kl_weight: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The training loss and its terms; `noise` [B, C, L] draws from the posterior."""
+    with torch.no_grad():
+        target = network.analyse(wave)
+    mean, log_variance = network.encode(target)
+    terms = loss(network.predict(mean + (0.5 * log_variance).exp() * noise), target)
+    reconstruction = sum(terms.values())
+    terms["kl"] = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+    return reconstruction + kl_weight * terms["kl"], terms
+
+
+@torch.inference_mode()
+def validate(network: Autoencoder, loss: ReconstructionLoss, waves: list[Tensor]) -> dict[str, float]:
+    """Loss terms on whole sounds, from posterior means, and the posterior's spread."""
+    sums: dict[str, float] = {}
+    for wave in waves:
+        target = network.analyse(wave[None].to(network.latent_mean.device))
+        mean, log_variance = network.encode(target)
+        terms = {k: v.item() for k, v in loss(network.predict(mean), target).items()}
+        terms["posterior_std"] = (0.5 * log_variance).exp().mean().item()
+        terms["latent_std"] = mean.std().item()
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0.0) + value / len(waves)
+    return sums

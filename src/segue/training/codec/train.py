@@ -1,0 +1,171 @@
+"""Training the autoencoder codec on a folder of sounds: one visible loop, seeded, resumable, bounded by time or steps.
+
+    loss = log-magnitude L1 + loud log-magnitude (Huber) + spectral convergence + log-mel L1 + phase advance + light KL
+
+The terms are in losses.py.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from segue.codecs.autoencoder import Autoencoder, AutoencoderCodec, AutoencoderConfig, save_codec
+from segue.training.codec.losses import ReconstructionLoss, total_loss, validate
+from segue.training.small_run import SmallRun, average, descend, early_decay, refuse_used, run_loop
+from segue.training.training_audio import Sounds, TrainingAudio, draw_crops, read_training_audio
+
+STATISTICS_SOUNDS = 256  # of the training split, for the mean and the deviation of latents
+STATISTICS_FRAMES = 160  # of each of them
+
+
+@dataclass(frozen=True)
+class CodecTrainConfig:
+    """How a codec is trained.
+
+    Attributes:
+        model: shapes of the autoencoder.
+        steps: optimiser steps in all; None to be bounded by `minutes`. Only a run bounded by steps repeats bit for bit.
+        minutes: time spent in training, over all resumes; it drives the learning rate where `steps` is None.
+        batch_size: crops a step. crop_sec: seconds a crop.
+        learning_rate: peak of AdamW's, reached after `warmup_steps`, then a cosine down to a hundredth.
+        kl_weight: weight of the KL divergence to N(0, 1), averaged over latent elements.
+        extra_share: share of crops drawn from the extra sounds, where any are given.
+        ema_decay: decay of the averaged weights that are kept.
+        seed: of the weights and of every draw.
+        save_every_sec, validate_every_sec: seconds between checkpoints, and between measures on the valid split.
+    """
+
+    model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    steps: int | None = None
+    minutes: float = 60.0
+    batch_size: int = 16
+    crop_sec: float = 0.512
+    learning_rate: float = 8e-4
+    warmup_steps: int = 200
+    kl_weight: float = 0.005
+    extra_share: float = 0.15
+    ema_decay: float = 0.999
+    seed: int = 0
+    save_every_sec: float = 120.0
+    validate_every_sec: float = 240.0
+
+
+def draw_batch(notes: Sounds, extra: Sounds, config: CodecTrainConfig, generator: torch.Generator) -> Tensor:
+    """[B, T] crops as the configuration asks for them."""
+    samples = round(config.crop_sec * config.model.sample_rate_hz)
+    return draw_crops(notes, extra, config.extra_share, config.batch_size, samples, generator)
+
+
+@dataclass
+class CodecRun(SmallRun):
+    """A codec's training between two steps; `ema` holds the averaged weights, which are kept."""
+
+    modules = ("network", "ema")
+    optimizers = (("adam.", "optimizer", "network"),)
+
+    network: Autoencoder
+    ema: Autoencoder
+    optimizer: torch.optim.AdamW
+
+
+def start(config: CodecTrainConfig, device: torch.device | str) -> CodecRun:
+    """Fresh weights and generator of the configured seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        network = Autoencoder(config.model)
+        ema = Autoencoder(config.model)
+    ema.load_state_dict(network.state_dict())
+    network.to(device)
+    ema.to(device).requires_grad_(False)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+    )
+    return CodecRun(network, ema, optimizer, generator=torch.Generator().manual_seed(config.seed))
+
+
+def train_step(run: CodecRun, loss: ReconstructionLoss, batch: Tensor, config: CodecTrainConfig) -> dict[str, float]:
+    """One optimiser step on [B, T] crops; returns the loss and its terms."""
+    run.set_learning_rate(run.optimizer, config)
+    frames = math.ceil(batch.shape[-1] / config.model.hop_samples)
+    noise = torch.randn(len(batch), config.model.channels, frames, generator=run.generator)
+    value, terms = total_loss(run.network, loss, batch, noise.to(batch.device), config.kl_weight)
+    run.optimizer.zero_grad(set_to_none=True)
+    value.backward()
+    norm = descend(run.optimizer, run.network.parameters(), 2.0)
+    average(run.ema, run.network, early_decay(config.ema_decay, run.step))
+    run.step += 1
+    return {"loss": value.item(), "grad_norm": norm.item(), **{k: v.item() for k, v in terms.items()}}
+
+
+@torch.inference_mode()
+def measure_latents(network: Autoencoder, waves: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [C] of the posterior means over whole sounds, in float64."""
+    device = network.latent_mean.device
+    latents = torch.cat([_mean_latents(network, w.to(device)).double().cpu() for w in waves], dim=1)
+    return latents.mean(1), latents.std(1).clamp_min(1e-4)
+
+
+def _mean_latents(network: Autoencoder, wave: Tensor) -> Tensor:
+    return network.encode(network.analyse(wave[None]))[0][0]
+
+
+def train_codec(
+    source: Path,
+    out: Path,
+    config: CodecTrainConfig,
+    *,
+    extra: tuple[Path, ...] = (),
+    resume: bool = False,
+    skip_bad: bool = False,
+    device: torch.device | str = "cpu",
+) -> AutoencoderCodec:
+    """Train, and leave in `out`: codec.safetensors (averaged weights), state.safetensors (to resume), log, config.
+
+    Trains on split "train" of `source` (and of every folder in `extra`), measures on "valid", never reads "test"; the
+    splits are those of `segue encode`. The codec is written beside every checkpoint, so an interrupted run leaves a
+    usable one.
+
+    Args:
+        skip_bad: leave files out that cannot be used, instead of refusing.
+
+    Raises:
+        UserError: unusable sounds, an output folder that holds another run, or a resume under other options.
+    """
+    refuse_used(out, resume)
+    audio = read_training_audio(source, extra, config.model.sample_rate_hz, skip_bad)
+    run = start(config, device)
+    if resume:
+        run.load(out, config)
+    loss = ReconstructionLoss(config.model, device)
+
+    def step() -> dict[str, float]:
+        batch = draw_batch(audio.training, audio.others, config, run.generator)
+        return train_step(run, loss, batch.to(run.network.latent_mean.device), config)
+
+    run_loop(
+        run,
+        config,
+        out,
+        title="training the codec",
+        facts={**audio.hours(config.model.sample_rate_hz), "parameters": sum(p.numel() for p in run.ema.parameters())},
+        step=step,
+        measure=lambda: validate(run.ema, loss, audio.valid_waves),
+        checkpoint=lambda: _checkpoint(run, config, audio, out),
+    )
+    return AutoencoderCodec(run.ema)
+
+
+def _checkpoint(run: CodecRun, config: CodecTrainConfig, audio: TrainingAudio, out: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(audio.training), generator=generator)[:STATISTICS_SOUNDS].tolist()
+    samples = STATISTICS_FRAMES * run.ema.config.hop_samples
+    mean, std = measure_latents(run.ema, [audio.training.wave(i)[:samples] for i in chosen])
+    run.ema.latent_mean.copy_(mean)
+    run.ema.latent_std.copy_(std)
+    run.save(out, config)
+    save_codec(run.ema, out)

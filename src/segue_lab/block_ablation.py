@@ -1,0 +1,38 @@
+"""How much each block of a trained model drives its prediction: the best place for alignment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from segue.data.cache import LatentCache
+from segue.models.files import load_model, model_file
+from segue.process.noise import keyed_noise
+from segue.process.path import sample_path, velocity_of
+from segue.stage.ssl_guidance import causal_scores
+from segue.tasks.degradation import DegradationConfig
+from segue.training.build import named_task
+from segue.types import UserError
+
+
+@torch.no_grad()
+def block_scores(run: Path, data: Path, clips: int, t: float) -> list[float]:
+    """`causal_scores` of a run's averaged weights on held-out clips.
+
+    Raises:
+        UserError: no model or cache there, or a cache without held-out clips.
+    """
+    saved, cache = load_model(model_file(run)), LatentCache.open(data)
+    model, task = saved.model.eval(), named_task(saved.card.task, DegradationConfig(**saved.card.degradation), cache)
+    rows = cache.rows("valid")[:clips]
+    if not rows:
+        raise UserError(f"{data}: no clip has split 'valid'")
+    x_0, condition, mask = task.prepare(cache.batch(rows), (saved.mean, saved.std))
+    times = torch.full((len(rows),), t)
+    x_t = sample_path(x_0, keyed_noise(x_0.shape[1:], 0, "taps", range(len(rows))), times)
+
+    def velocity() -> torch.Tensor:
+        return velocity_of(model(x_t, times, condition, mask).prediction, model.predicts, x_t, times)
+
+    return causal_scores(velocity, model.blocks)

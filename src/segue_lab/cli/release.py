@@ -1,0 +1,78 @@
+"""`segue-lab release`: trained weights, halved to float16, measured, with a card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from segue_lab.release.card import measured_and_listed
+
+Out = Annotated[Path, typer.Option(help="Folder for the weights (float16) and card.json.")]
+MeasureOn = Annotated[list[str], typer.Option("--measure", help="NAME=FOLDER of sounds to measure on; repeatable.")]
+Sources = Annotated[Path, typer.Option(help="JSON list of what it was trained on, with licences.")]
+Command = Annotated[str, typer.Option(help="The command that trained it.")]
+Commit = Annotated[str, typer.Option(help="The commit that it was trained at.")]
+
+
+def codec(
+    run: Annotated[Path, typer.Argument(help="Folder that `segue codec train` left.")],
+    out: Out,
+    measure_on: MeasureOn,
+    sources: Sources,
+    command: Command,
+    commit: Commit,
+    classify_on: Annotated[
+        Path | None, typer.Option(help="A demo set: the note classifier's accuracy after the codec.")
+    ] = None,
+) -> None:
+    """Halve a trained codec's weights, measure it, and write its card."""
+    from segue_lab.release.codec import release_codec
+
+    folders, listed = measured_and_listed(measure_on, sources)
+    about: dict[str, Any] = {"sources": listed, "command": command, "commit": commit}
+    _show(release_codec(run, out, folders, classify_on=classify_on, **about))
+
+
+def teacher(
+    run: Annotated[Path, typer.Argument(help="Folder that `segue teacher train` left.")],
+    out: Out,
+    measure_on: MeasureOn,
+    sources: Sources,
+    command: Command,
+    commit: Commit,
+    layer: Annotated[
+        list[int] | None, typer.Option("--layer", help="Layer that is given by default; repeatable: their mean.")
+    ] = None,
+) -> None:
+    """Halve a trained teacher's weights, measure it, and write its card."""
+    from segue_lab.release.teacher import release_teacher
+
+    folders, listed = measured_and_listed(measure_on, sources)
+    about: dict[str, Any] = {"sources": listed, "command": command, "commit": commit}
+    _show(release_teacher(run, out, folders, layers=tuple(layer or ()) or None, **about))
+
+
+def super_resolution(
+    run: Annotated[Path, typer.Argument(help="Folder that `segue train` left.")],
+    out: Out,
+    measure_on: MeasureOn,
+    sources: Sources,
+    command: Command,
+    commit: Commit,
+    steps: Annotated[str, typer.Option(help="Solver steps to measure, with commas.")] = "4,50",
+    clips: Annotated[int, typer.Option(help="Sounds to measure at most.")] = 64,
+) -> None:
+    """Keep a trained model's averaged weights in float16, measure them, and write their card."""
+    from segue.cli.resolver import step_counts
+    from segue_lab.release.super_resolution import release_super_resolution
+
+    folders, listed = measured_and_listed(measure_on, sources)
+    about: dict[str, Any] = {"sources": listed, "command": command, "commit": commit}
+    _show(release_super_resolution(run, out, folders, steps=step_counts(steps), clips=clips, **about))
+
+
+def _show(card: dict) -> None:
+    typer.echo(json.dumps(card["figures"], indent=2))

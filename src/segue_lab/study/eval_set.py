@@ -1,0 +1,167 @@
+"""What a study asks every run for and compares the answers with: prompts, reference, classifier; one for the study."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+from torch import Tensor
+
+from segue.evaluation.frechet import frechet_between_gaussians, gaussian_of
+from segue.files import write_bytes, write_text
+from segue.pipeline import Sampling
+from segue_lab.linear_classifier import LinearClassifier
+from segue_lab.study.config import EvaluationSettings
+from segue_lab.study.eval_audio import checkpoint_loader
+from segue_lab.study.evaluation import Evaluator, Measures, resamples, save_arrays
+
+NOTES, LOG_MEL = "note classifier", "log-mel"  # the spaces of the Frechet distance
+FILE, FIRST_FILE = "eval-set.json", "listening.json"  # an earlier version's name for it
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """Prompts and what generated clips are compared with.
+
+    Attributes:
+        space: NOTES or LOG_MEL: who embeds the clips.
+        prompts: {"caption", "held_out", ...} for each clip; what else each says belongs to its evaluator.
+        reference: [M, 64] embeddings of other clips of the data set.
+        reference_kind: "real clips" or "decoded latents".
+        ceilings: "real" and "codec_round_trip" -> measures of the clips that the prompts are of.
+        key: hash of prompts, reference and classifier.
+        classifier: of the linear probe; None where the study names no field.
+    """
+
+    space: str
+    prompts: list[dict]
+    reference: np.ndarray
+    reference_kind: str
+    ceilings: dict[str, Measures]
+    key: str
+    classifier: LinearClassifier | None = None
+
+
+def save_eval_set(found: EvalSet, folder: Path) -> EvalSet:
+    """Write eval-set.json and reference.safetensors; returns the set."""
+    arrays = {"reference": found.reference}
+    if found.classifier is not None:
+        arrays |= {"weight": found.classifier.weight, "bias": found.classifier.bias}
+    stored = {
+        "space": found.space,
+        "classes": list(found.classifier.classes) if found.classifier else [],
+        "prompts": found.prompts,
+        "reference_kind": found.reference_kind,
+        "ceilings": found.ceilings,
+        "key": found.key,
+    }
+    write_bytes(folder / "reference.safetensors", save_arrays(arrays))
+    write_text(folder / FILE, json.dumps(stored, indent=1))
+    return found
+
+
+def read_description(folder: Path) -> dict:
+    """The JSON that `save_eval_set`, or an earlier version, left in a folder; empty where there is none."""
+    path = next((folder / name for name in (FILE, FIRST_FILE) if (folder / name).exists()), None)
+    if path is None:
+        return {}
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return {"space": LOG_MEL if stored.get("ear") else NOTES, "classes": []} | stored
+
+
+def load_eval_set(folder: Path, key: str | None = None) -> EvalSet | None:
+    """What `save_eval_set` left in a folder; None where nothing is, or where it has another key than `key`."""
+    stored = read_description(folder)
+    if not stored or key not in (None, stored["key"]):
+        return None
+    arrays = load_file(folder / "reference.safetensors")
+    classes = tuple(stored["classes"])
+    classifier = LinearClassifier(classes, arrays["weight"], arrays["bias"]) if classes else None
+    parts = ("space", "prompts", "reference_kind", "ceilings", "key")
+    return EvalSet(reference=arrays["reference"], classifier=classifier, **{name: stored[name] for name in parts})
+
+
+def evaluator_of(
+    asked: EvalSet,
+    settings: EvaluationSettings,
+    device: str,
+    measure: Callable[[Tensor, int, np.ndarray], tuple[Measures, dict[str, np.ndarray]]],
+) -> Evaluator:
+    """For `at_each_moment`: generate every prompt with a checkpoint and measure the clips.
+
+    Args:
+        measure: (finite waveforms [N, T], rate in Hz, usable [N] bool) -> measures and arrays. A clip with a sample
+            that is not finite is not usable; its bad samples are zeros.
+    """
+    pipeline_of = checkpoint_loader(device)
+    captions = [p["caption"] for p in asked.prompts]
+    sampling = Sampling(steps=settings.steps, solver="multistep", guidance_scale=settings.guidance)
+
+    def evaluate(checkpoint: Path) -> tuple[Measures, dict[str, np.ndarray]]:
+        pipeline = pipeline_of(checkpoint)
+        waves = pipeline.generate(captions, seed=settings.seed, sampling=sampling, batch_size=32)
+        finite = torch.isfinite(waves).all(dim=1)
+        values, arrays = measure(waves.nan_to_num(0.0, 0.0, 0.0), pipeline.codec.sample_rate_hz, finite.numpy())
+        return {"clips": len(captions), **values, "clips_not_finite": int((~finite).sum())}, arrays
+
+    return evaluate
+
+
+def measure_clips(
+    embedding: np.ndarray,
+    hits: Mapping[str, np.ndarray],
+    prompts: Sequence[Mapping],
+    reference: np.ndarray,
+    usable: np.ndarray | None = None,
+    *,
+    distance: str,
+    fewest: int,
+    by_kind: bool,
+) -> tuple[Measures, dict[str, np.ndarray]]:
+    """Prompt accuracies and the Frechet distance of N clips, and the arrays to keep beside them.
+
+    Args:
+        embedding: [N, 64] of the clips.
+        hits: what was asked for ("family", ...) -> [N] bool, whether the clip is so.
+        prompts: N of them; "held_out" is read here.
+        reference: [M, 64] embeddings for the Frechet distance.
+        usable: [N] bool; a clip that is not usable counts as wrong and is left out of the distance.
+        distance: name of the Frechet distance.
+        fewest: clips that it takes at least, on both sides; with fewer it is left out.
+        by_kind: give the accuracies over prompts of trained and of held-out pairs, too.
+
+    Returns:
+        values: `NAME_accuracy` over all clips and, by kind, `NAME_accuracy_trained` and `NAME_accuracy_held_out`; the
+        distance. Arrays: `embedding` [N, 64] float32, `NAME_right` [N] uint8, and `replicates.NAME` [200] float32: the
+        same measures on resampled clips. Replicate b takes the same clips in every run of a study, so differences
+        between variants keep their pairing.
+    """
+    usable = np.ones(len(prompts), bool) if usable is None else usable
+    right = {name: np.asarray(values, bool) & usable for name, values in hits.items()}
+    held_out = np.array([p["held_out"] for p in prompts])
+    points = embedding.astype(np.float64)
+    target = gaussian_of(reference)
+
+    def values(rows: np.ndarray) -> Measures:
+        kinds = {"": np.ones(len(rows), bool)}
+        if by_kind:
+            kinds |= {"_trained": ~held_out[rows], "_held_out": held_out[rows]}
+        numbers: Measures = {}
+        for name, found in right.items():
+            numbers |= {f"{name}_accuracy{k}": float(found[rows][m].mean()) for k, m in kinds.items() if m.any()}
+        kept = rows[usable[rows]]
+        if min(len(kept), len(reference)) >= fewest:
+            numbers[distance] = frechet_between_gaussians(*target, *gaussian_of(points[kept]))
+        return numbers
+
+    found = values(np.arange(len(prompts)))
+    drawn = [values(rows) for rows in resamples(held_out)]
+    arrays = {"embedding": embedding.astype(np.float32)}
+    arrays |= {f"{name}_right": rows.astype(np.uint8) for name, rows in right.items()}
+    arrays |= {f"replicates.{name}": np.array([d.get(name, found[name]) for d in drawn], np.float32) for name in found}
+    return found, arrays

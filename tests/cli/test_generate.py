@@ -1,0 +1,214 @@
+"""`segue generate` and what several commands check alike: devices, numbers, files that are there already, a full disk."""
+
+import resource
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from segue.audio.tags import read_tags
+from segue.cli.main import main
+
+TINY = ("--set", "model.preset=dit-tiny", "--set", "train.batch_size=4", "--set", "train.validation_clips=2")
+PROMPTS = ("drum", "a choir sings", "bell, long")
+
+
+@pytest.fixture(scope="module")
+def trained(cache, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "run"
+    words = ["train", "static-uniform", "--data", cache, "--out", run, "--examples", 8, *TINY, "--device", "cpu"]
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in [*words, "--samples", 0]])
+    assert not stopped.value.code
+    return run
+
+
+@pytest.fixture
+def generate(segue, trained):
+    def run(*words):
+        return segue("generate", trained, *words, "--seconds", 0.3, "--steps", 2)
+
+    return run
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_nothing_is_replaced_in_silence(generate, tmp_path):
+    out = tmp_path / "out"
+    assert generate(*PROMPTS, "--out", out).code == 0
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    assert len(before) == 3
+    for more in ((), ("--seed", 1), ("--take", 0)):
+        ran = generate(*PROMPTS, "--out", out, *more)
+        assert ran.code == 2 and "exists already (and 2 more); hint: --overwrite" in ran.line
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    assert generate(*PROMPTS, "--out", out, "--seed", 1, "--overwrite").code == 0
+    assert all(path.read_bytes() != data for path, data in before.items())
+
+
+def test_one_take_of_a_list_is_made_again_alone(generate, trained, tmp_path):
+    assert generate(*PROMPTS, "--seed", 5, "--out", tmp_path / "all", "--batch-size", 2).code == 0
+    assert generate(PROMPTS[2], "--seed", 5, "--take", 2, "--out", tmp_path / "one").code == 0
+    assert names(tmp_path / "one") == names(tmp_path / "all")[2:] == ["002-bell-long.wav"]
+    for index, name in enumerate(names(tmp_path / "all")):
+        tags = read_tags(tmp_path / "all" / name)
+        assert tags["comment"] == f"{trained} seed 5 take {index}" and tags["title"] == PROMPTS[index]
+
+
+def test_the_take_decides_the_noise(trained):
+    from segue.pipeline import Pipeline, Sampling
+
+    pipeline, some = Pipeline.load(trained), {"seconds": 0.3, "seed": 5, "sampling": Sampling(steps=2)}
+    whole = pipeline.generate(PROMPTS, **some)
+    scale = whole.abs().max()
+    assert (pipeline.generate([PROMPTS[2]], first=2, **some)[0] - whole[2]).abs().max() < 1e-3 * scale
+    assert (pipeline.generate([PROMPTS[2]], first=1, **some)[0] - whole[2]).abs().max() > 0.1 * scale
+
+
+def test_a_long_prompt_is_kept_whole(generate, trained, tmp_path):
+    prompt = "a drum that is struck again and again, " * 80
+    assert generate(prompt, "--out", tmp_path, "--seed", 3).code == 0
+    (path,) = tmp_path.iterdir()
+    assert len(path.name) < 80
+    assert read_tags(path)["title"] == prompt and read_tags(path)["comment"] == f"{trained} seed 3 take 0"
+
+
+@pytest.fixture
+def from_the_second_on(monkeypatch):
+    """What a pipeline gives from its second batch on is another."""
+
+    def change(what):
+        from segue.pipeline import Pipeline
+
+        real, calls = Pipeline.generate, []
+
+        def generate(self, *given, **options):
+            calls.append(1)
+            return real(self, *given, **options) if len(calls) == 1 else what(real(self, *given, **options))
+
+        monkeypatch.setattr(Pipeline, "generate", generate)
+
+    return change
+
+
+def test_files_appear_as_they_are_made(generate, tmp_path, from_the_second_on):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    from_the_second_on(interrupted)
+    ran = generate(*PROMPTS, "--out", tmp_path, "--batch-size", 1)
+    assert ran.code == 130 and names(tmp_path) == ["000-drum.wav"] and "000-drum.wav" in ran.out
+
+
+def test_a_wave_that_is_not_finite_is_never_written(generate, tmp_path, from_the_second_on):
+    from_the_second_on(lambda waves: waves * torch.nan)
+    ran = generate(*PROMPTS, "--out", tmp_path, "--batch-size", 1)
+    assert ran.code == 2 and "001-a-choir-sings.wav: not written, its samples are not finite" in ran.line
+    assert names(tmp_path) == ["000-drum.wav"]
+
+
+def test_a_full_disk_is_one_line(segue, trained, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+    try:
+        ran = segue("generate", trained, "drum", "--out", tmp_path, "--seconds", 2, "--steps", 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert ran.code == 2 and "000-drum.wav" in ran.line and "hint" in ran.line
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--batch-size", 0), "--batch-size"),
+        (("--batch-size", -3), "--batch-size"),
+        (("--take", -1), "--take"),
+        (("--seconds", "nan"), "--seconds nan"),
+        (("--seconds", "inf"), "--seconds inf"),
+        (("--guidance", "nan"), "--guidance nan"),
+        (("--guidance", "-inf"), "--guidance -inf"),
+        (("--rescale", "nan"), "--rescale nan"),
+        (("--rescale", "2"), "a number from 0 to 1"),
+        (("--seed", 10**30), "--seed"),
+        (("--device", "gpu"), "--device gpu: no such device; hint: cpu, cuda"),
+        (("--device", "cuda:x"), "--device cuda:x"),
+        (("--device", "cpu:0:1"), "--device"),
+        (("\udce9",), "not UTF-8"),
+    ],
+)
+def test_options_that_do_not_fit(segue, trained, tmp_path, words, says):
+    ran = segue("generate", trained, "drum", "--out", tmp_path / "out", *words)
+    assert ran.code == 2 and says in ran.line and not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("generate", "{run}", "drum", "--out", "{tmp}/o"),
+        ("encode", "{sounds}", "--captions", "filename", "--out", "{tmp}/o"),
+        ("train", "static-uniform", "--data", "{cache}", "--out", "{tmp}/o"),
+        ("upsample", "{sounds}", "{tmp}/o"),
+        ("codec", "train", "{sounds}", "--out", "{tmp}/o"),
+        ("codec", "refine", "autoencoder", "{sounds}", "--out", "{tmp}/o"),
+        ("teacher", "train", "{sounds}", "--out", "{tmp}/o"),
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_a_device_that_is_not_there_is_named_by_every_command(segue, trained, cache, recordings, tmp_path, words):
+    places = {"run": trained, "cache": cache, "sounds": recordings, "tmp": tmp_path}
+    for device, says in (("cuda", "there is none here; hint: --device cpu"), ("tpu", "no such device")):
+        ran = segue(*(word.format(**places) for word in words), "--device", device)
+        assert ran.code == 2 and f"--device {device}: {says}" in ran.line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("codec", "train", "{sounds}", "--out", "{tmp}/o", "--minutes", "nan"), "--minutes nan"),
+        (("codec", "train", "{sounds}", "--out", "{tmp}/o", "--kl-weight", "inf"), "--kl-weight inf"),
+        (
+            ("codec", "refine", "autoencoder", "{sounds}", "--out", "{tmp}/o", "--adversarial-share", "nan"),
+            "--adversarial",
+        ),
+        (("teacher", "train", "{sounds}", "--out", "{tmp}/o", "--minutes", "inf"), "--minutes inf"),
+        (("teacher", "train", "{sounds}", "--out", "{tmp}/o", "--threads", "-1"), "--threads -1"),
+        (("upsample", "{sounds}", "{tmp}/o", "--cutoff", "nan"), "--cutoff nan"),
+        (("upsample", "{sounds}", "{tmp}/o", "--chunk-seconds", "inf"), "--chunk-seconds inf"),
+        (("encode", "{sounds}", "--captions", "filename", "--out", "{tmp}/o", "--seconds", "nan"), "--seconds nan"),
+        (("encode", "{sounds}", "--captions", "filename", "--out", "{tmp}/o", "--batch-size", "0"), "--batch-size 0"),
+        (("resolver", "measure", "default", "{sounds}", "--cutoff-hz", "nan"), "--cutoff-hz nan"),
+    ],
+    ids=lambda value: " ".join(value[-2:]) if isinstance(value, tuple) else None,
+)
+def test_numbers_that_nothing_can_be_computed_with(segue, recordings, tmp_path, words, says):
+    ran = segue(*(word.format(sounds=recordings, tmp=tmp_path) for word in words))
+    assert ran.code == 2 and says in ran.line and not list(tmp_path.iterdir())
+
+
+def test_samples_of_a_run_are_scaled_where_they_are_too_loud(trained, cache, tmp_path, monkeypatch):
+    from segue.cli import train
+    from segue.data.cache import LatentCache
+
+    class Loud:
+        codec = type("Codec", (), {"sample_rate_hz": 8000})
+
+        @classmethod
+        def load(cls, _):
+            return cls()
+
+        def generate(self, captions):
+            return torch.sin(torch.arange(4000) / 5)[None].repeat(len(captions), 1) * 2
+
+    monkeypatch.setattr(train, "Pipeline", Loud)
+    train.write_samples(tmp_path, LatentCache.open(cache), 2)
+    waves = [soundfile.read(path)[0] for path in sorted((tmp_path / "samples").glob("*.wav"))]
+    assert len(waves) == 2
+    for wave in waves:
+        assert np.mean(np.abs(wave) > 0.9999) < 0.02, "clipped, it would be at full scale for two thirds of the time"
+        np.testing.assert_allclose(wave, np.sin(np.arange(4000) / 5), atol=1e-3)
