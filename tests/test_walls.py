@@ -31,7 +31,7 @@ ALLOWED = {
     "progress": set(),
     "evaluation": {"audio", "progress", "data", "codecs", "ssl", "tasks"},
     "data": {"audio", "progress", "codecs.base", "conditioners.base", "ssl.base"},
-    "tasks": {"data", "codecs.base", "conditioners.base", "process.noise", "models.dit"},
+    "tasks": {"data", "codecs.base", "codecs.latent_space", "conditioners.base", "process.noise", "models.audio_skip"},
     "report": {"evaluation"},
     "training": PARTS | {"audio", "progress"},
     "pipeline": {"process", "models", "codecs", "conditioners", "tasks"},
@@ -127,6 +127,14 @@ def test_stage_knows_no_devices_ranks_or_files():
     for path in (SRC / "stage").rglob("*.py"):
         names = set(imports_of(path))
         assert not any(n.startswith(("torch.distributed", "accelerate", "pathlib", "os", "time")) for n in names), path
+
+
+def test_variants_come_into_the_method_by_its_policy():
+    """The controller keeps their state and the tap their signatures; whatever else is compared, the policy brings in."""
+    known = {"policy.py", "controller.py", "decision.py", "tap.py"}
+    for path in (SRC / "stage").glob("*.py"):
+        names = {n for n in imports_of(path) if n.startswith("segue.stage.variants")}
+        assert not names or path.name in known, path
 
 
 def test_no_pickle():

@@ -9,8 +9,8 @@ from torch import nn
 
 from segue.models.dit import DiT, DiTConfig
 from segue.process.noise import keyed_generator
-from segue.stage import block_groups, block_structure, block_weights
-from segue.stage.block_structure import StructureConfig, StructureMeasure, StructureState
+from segue.stage.variants import block_groups, block_structure, block_weights
+from segue.stage.variants.block_structure import StructureConfig, StructureMeasure, StructureState
 from segue.types import UserError
 
 CONFIG = StructureConfig(strength=0.015)

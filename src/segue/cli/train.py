@@ -22,7 +22,6 @@ from segue.files import write_text
 from segue.pipeline import Pipeline, SuperResolver
 from segue.recipes import load_recipe
 from segue.report import write_run_report
-from segue.stage.controller import StageController
 from segue.tasks.degradation import degrade
 from segue.training.checkpoint import list_checkpoints
 from segue.training.checks import check_before_training
@@ -138,10 +137,8 @@ def run_training(
             print(line, file=sys.stderr)
     if first and not resume:
         write_config(run_dir, config, cache_path)
-    controller = StageController(config.policy)
     result = train_loop(
         config,
-        controller,
         cache,
         run_dir,
         resume=resume,

@@ -119,7 +119,7 @@ def load_model(path: Path, weights: str = "ema") -> SavedModel:
         card = ModelCard(**data)
         prefix = f"{weights}."
         own = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-        config = DiTConfig(**card.model)
+        config = DiTConfig.from_json(card.model)
         _refuse_other_shapes(config, own)
         model = DiT(config)
         model.load_state_dict(own)

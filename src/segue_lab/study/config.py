@@ -14,6 +14,7 @@ from pathlib import Path
 
 from segue.recipes import load_recipe
 from segue.training.config import RunConfig, from_json, override, to_json
+from segue.training.older import first_json
 from segue.types import UserError
 
 MOST_SNAPSHOTS = 64
@@ -211,7 +212,7 @@ def runs_of(study: Study, data_fingerprint: str, eval_set: str) -> list[PlannedR
     for seed in study.seeds:
         for variant in [variant for variant in study.variants if seed in study.seeds_of(variant)]:
             config = to_json(run_config(study, variant, seed))
-            key = run_key(config, data_fingerprint, eval_set, study.evaluation)
+            key = run_key(first_json(config), data_fingerprint, eval_set, study.evaluation)
             runs.append(PlannedRun(variant.name, seed, key, config))
     return runs
 

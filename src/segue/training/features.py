@@ -1,9 +1,15 @@
-"""What a probe hears predictions with: latents in, the teacher's features out."""
+"""Teacher features: those of a cache, and those of latents that a model predicts.
+
+`Extract` turns standardised latents [B, C, L] into standardised teacher features [B, S, F]: through codec and teacher,
+or by a regression that was fitted on the cache.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from math import ceil
 
 import soxr
@@ -11,49 +17,109 @@ import torch
 from torch import Tensor
 
 from segue.codecs import load_codec
+from segue.codecs.latent_space import LatentSpace
 from segue.data.cache import LatentCache
 from segue.memory import give_back
+from segue.models.dit import DiTConfig
 from segue.process.noise import keyed_generator
 from segue.ssl import load_teacher
+from segue.stage.alignment import standardise
 from segue.stage.policy import Policy
-from segue.stage.ssl_guidance import standardise
-from segue.tasks.generation import standardise as standardise_latents
-from segue.tasks.generation import unstandardise
-from segue.training.guidance import teacher_statistics
 from segue.types import UserError
 
-Ears = Callable[[Tensor], Tensor]
+Extract = Callable[[Tensor], Tensor]
 
 FIT_CLIPS, CONTEXT_FRAMES, HIDDEN = 512, 7, 512
 FIT_AT_ONCE = 32  # clips: the fit of all at once would be the peak of a small run's memory
 RIDGE = 1e-2  # of the mean square of a hidden unit
 
 
-def make_ears(
+def teacher_statistics(cache: LatentCache) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [F] of the cached teacher features over the training set.
+
+    Raises:
+        UserError: the cache has no teacher.
+    """
+    statistics = cache.meta.get("teacher_statistics")
+    if statistics is None:
+        raise UserError(
+            f"{cache.path}: holds no teacher features, and this recipe follows a teacher; encode into a new folder "
+            "with --teacher compact (or another one), or take a recipe without one, such as static-uniform"
+        )
+    return torch.tensor(statistics["mean"]), torch.tensor(statistics["std"])
+
+
+def alignment_targets(policy: Policy, cache: LatentCache, device: torch.device | str) -> tuple[Tensor, Tensor] | None:
+    """Mean and deviation [F] that alignment standardises by; None where nothing is aligned.
+
+    Raises:
+        UserError: the cache has no teacher.
+    """
+    if policy.alignment.weight == 0:
+        return None
+    mean, std = teacher_statistics(cache)
+    return mean.to(device), std.to(device)
+
+
+@dataclass(frozen=True)
+class FrameGrid:
+    """Where a model's tokens and a teacher's frames stand in time.
+
+    Attributes:
+        tokens_per_sec: of the model.
+        frames_per_sec: of the teacher.
+        patch_frames: latent frames to a token.
+    """
+
+    tokens_per_sec: float
+    frames_per_sec: float
+    patch_frames: int
+
+    @classmethod
+    def of(cls, cache: LatentCache, dit: DiTConfig) -> FrameGrid:
+        """The grid of a model of this shape on a cache with a teacher."""
+        latent_rate_hz = cache.meta["sample_rate_hz"] / cache.meta["hop_samples"]
+        return cls(latent_rate_hz / dit.patch_frames, cache.meta["teacher_frame_rate_hz"], dit.patch_frames)
+
+    def tokens(self, latent_frames: int) -> int:
+        """N of L."""
+        return ceil(latent_frames / self.patch_frames)
+
+    def span(self, frames: int, latent_frames: int) -> float:
+        """Time that teacher frames cover over the time that the tokens cover."""
+        return (frames / self.frames_per_sec) / (self.tokens(latent_frames) / self.tokens_per_sec)
+
+    def tokens_mask(self, mask: Tensor | None) -> Tensor | None:
+        """[B, L] mask of latent frames -> [B, N]: a token is real where one of its frames is."""
+        if mask is None:
+            return None
+        tokens = self.tokens(mask.shape[1])
+        padded = torch.nn.functional.pad(mask, (0, tokens * self.patch_frames - mask.shape[1]))
+        return padded.view(len(mask), tokens, self.patch_frames).any(-1)
+
+
+def make_extract(
     policy: Policy,
     cache: LatentCache,
-    statistics: tuple[Tensor, Tensor],
+    space: LatentSpace,
     device: torch.device | str,
     trust_remote_code: bool = False,
-) -> Ears | None:
-    """What this policy hears with, or None where it needs no ears.
+) -> Extract | None:
+    """What this policy turns latents into features with, or None where it needs none.
 
     Raises:
         UserError: no teacher in the cache, or one that does not fit the codec.
     """
-    if not policy.probes and not (policy.guidance.weight > 0 and policy.guidance.space == "output"):
+    if not policy.probes and not (policy.alignment.weight > 0 and policy.alignment.space == "output"):
         return None
     if policy.probe.space == "latent":
-        return latent_ears(cache, statistics, device)
-    return waveform_ears(cache, statistics, device, trust_remote_code)
+        return latent_extract(cache, space, device)
+    return waveform_extract(cache, space, device, trust_remote_code)
 
 
-def waveform_ears(
-    cache: LatentCache,
-    statistics: tuple[Tensor, Tensor],
-    device: torch.device | str,
-    trust_remote_code: bool = False,
-) -> Ears:
+def waveform_extract(
+    cache: LatentCache, space: LatentSpace, device: torch.device | str, trust_remote_code: bool = False
+) -> Extract:
     """Standardised latents [B, C, L] -> standardised teacher features [B, S, F], through the codec and the teacher.
 
     Raises:
@@ -64,30 +130,31 @@ def waveform_ears(
     teacher = load_teacher(source["name"], source["layer"], trust_remote_code).to(device)
     if teacher.sample_rate_hz > rate_hz:
         raise UserError(
-            f"{cache.path}: the teacher {source['name']} hears at {teacher.sample_rate_hz:,} Hz, the codec speaks at "
+            f"{cache.path}: the teacher {source['name']} works at {teacher.sample_rate_hz:,} Hz, the codec at "
             f"{rate_hz:,} Hz; probe with --set probe.space=latent, or take a codec of that rate"
         )
     if cache.meta["teacher"] != _plain(teacher.fingerprint()):
         raise UserError(f"{cache.path}: made with another teacher than {source['name']} is now; encode again")
-    codec = load_codec(cache.meta["codec_source"], rate_hz).to(device)
-    latent_mean, latent_std = (x.to(device) for x in statistics)
+    # A codec of its own: the task's stays on the CPU.
+    load = partial(load_codec, cache.meta["codec_source"], rate_hz)
+    space = LatentSpace(load, space.mean.to(device), space.std.to(device))
     samples = round(cache.meta["seconds"] * rate_hz)
 
-    def listen(x_0: Tensor) -> Tensor:
-        wave = codec.decode(unstandardise(x_0, latent_mean, latent_std), samples)
+    def extract(x_0: Tensor) -> Tensor:
+        wave = space.decode(x_0, samples)
         if teacher.sample_rate_hz != rate_hz:
             wave = _resample(wave, rate_hz, teacher.sample_rate_hz)
         return standardise(teacher.encode(wave.to(device)), mean, std)
 
-    return listen
+    return extract
 
 
-def latent_ears(cache: LatentCache, statistics: tuple[Tensor, Tensor], device: torch.device | str) -> Ears:
+def latent_extract(cache: LatentCache, space: LatentSpace, device: torch.device | str) -> Extract:
     """Standardised latents [B, C, L] -> standardised teacher features [B, S, F], by a regression (our definition).
 
     Random features of each frame and its neighbours (rectified, as extreme learning machines have them) and the frames
     themselves, then ridge regression onto the cached features, in closed form: half a second, no training run, the
-    same on every machine up to rounding. It hears what latents say of the teacher's space, and needs neither codec nor
+    same on every machine up to rounding. It finds what latents say of the teacher's space, and needs neither codec nor
     teacher; how much that is, `explained` says.
     """
     mean, std = teacher_statistics(cache)
@@ -98,7 +165,7 @@ def latent_ears(cache: LatentCache, statistics: tuple[Tensor, Tensor], device: t
     inputs = cache.channels * CONTEXT_FRAMES
     weight = torch.randn(inputs, HIDDEN, generator=generator) / inputs**0.5
     bias = torch.randn(HIDDEN, generator=generator) * 0.5
-    # A teacher frame is heard at the latent frame under its middle.
+    # A teacher frame is read off the latent frame under its middle.
     span = (frames / cache.meta["teacher_frame_rate_hz"]) / cache.meta["seconds"]
     under = ((torch.arange(frames) + 0.5) * (span * cache.frames / frames)).long().clamp(max=cache.frames - 1)
 
@@ -114,7 +181,7 @@ def latent_ears(cache: LatentCache, statistics: tuple[Tensor, Tensor], device: t
         part = rows[first : first + FIT_AT_ONCE]
         latents, mask = cache.latents(part)
         features, real = cache.teacher(part)
-        design = hidden(standardise_latents(latents, *statistics, mask), weight, bias, under)[real].double()
+        design = hidden(space.standardise(latents, mask), weight, bias, under)[real].double()
         gram = gram + design.T @ design
         cross = cross + design.T @ standardise(features, mean, std)[real].double()
     gram.diagonal().add_(RIDGE * gram.diagonal().mean())
@@ -123,14 +190,14 @@ def latent_ears(cache: LatentCache, statistics: tuple[Tensor, Tensor], device: t
     del gram, cross, design
     give_back()
 
-    def listen(x_0: Tensor) -> Tensor:
+    def extract(x_0: Tensor) -> Tensor:
         return hidden(x_0, weight, bias, under) @ solution
 
-    return listen
+    return extract
 
 
 def fit_bytes(cache: LatentCache) -> int:
-    """What the fit of `latent_ears` takes at its largest moment."""
+    """What the fit of `latent_extract` takes at its largest moment."""
     inputs = cache.channels * CONTEXT_FRAMES
     features = HIDDEN + inputs + 1
     frames = FIT_AT_ONCE * ceil(cache.meta["seconds"] * cache.meta["teacher_frame_rate_hz"])
@@ -140,13 +207,13 @@ def fit_bytes(cache: LatentCache) -> int:
 
 
 @torch.no_grad()
-def explained(ears: Ears, cache: LatentCache, statistics: tuple[Tensor, Tensor], rows: list[int]) -> float:
-    """Share of the teacher's variance that `ears` hear in clean latents of these rows (R^2 over all features)."""
+def explained(extract: Extract, cache: LatentCache, space: LatentSpace, rows: list[int]) -> float:
+    """Share of the teacher's variance that `extract` finds in clean latents of these rows (R^2 over all features)."""
     latents, mask = cache.latents(rows)
     features, real = cache.teacher(rows)
     target = standardise(features, *teacher_statistics(cache))[real]
-    heard = ears(standardise_latents(latents, *statistics, mask)).cpu()[real]
-    return 1 - float((heard - target).square().sum() / (target - target.mean(0)).square().sum())
+    found = extract(space.standardise(latents, mask)).cpu()[real]
+    return 1 - float((found - target).square().sum() / (target - target.mean(0)).square().sum())
 
 
 def teacher_mask(cache: LatentCache, rows: list[int]) -> Tensor:

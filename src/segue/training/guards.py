@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.data.loader import LatentLoader
-from segue.stage.discrepancy import Discrepancy
+from segue.stage.discrepancy import Reading
 from segue.training.config import TrainConfig
 from segue.training.log import RunLog
 from segue.training.progress import Meter
@@ -83,7 +83,7 @@ def next_state(state: FaultState, bad: bool, loss: float) -> FaultState:
     return replace(state, in_a_row=0, losses=(*state.losses, loss)[-WINDOW:])
 
 
-def hear(state: FaultState, value: float) -> FaultState:
+def note_reading(state: FaultState, value: float) -> FaultState:
     """The state after a reading of the probe."""
     found = value if math.isfinite(value) else None
     still = found is None or (state.probe is not None and math.isclose(found, state.probe, rel_tol=SAME))
@@ -155,7 +155,7 @@ class Guard:
             wrong = f"{wrong}; {self._where(seen, everyone)}"
         return measured[:2], wrong
 
-    def hear(self, seen: int, discrepancy: Discrepancy | None) -> None:
+    def note_reading(self, seen: int, discrepancy: Reading | None) -> None:
         """Take note of a reading of the probe.
 
         Raises:
@@ -163,7 +163,7 @@ class Guard:
         """
         if discrepancy is None:
             return
-        self.state = hear(self.state, discrepancy.value)
+        self.state = note_reading(self.state, discrepancy.value)
         if self.state.stuck >= self.config.patience:
             what = "not finite" if self.state.probe is None else f"frozen at {self.state.probe:.6g}"
             raise UserError(
@@ -184,7 +184,7 @@ class Guard:
             return
         raise UserError(
             f"{run_dir}: {in_a_row} bad steps in a row, the last at {seen:,} examples: {wrong}. The last good "
-            f"checkpoint is kept; mend: look at those clips, or set a lower optim.learning_rate (it is "
+            f"checkpoint is kept; hint: look at those clips, or set a lower optim.learning_rate (it is "
             f"{learning_rate:g}) or train.precision fp32 in {run_dir}/config.json, then go on with --resume"
         )
 

@@ -1,6 +1,6 @@
 """What a transformer block reads from the residual stream and writes to it: its weights, and their signature.
 
-METHOD section 5 (docs/method.md). That readers are to be compared in the input space and writers in the output space is
+docs/method.md, section 5. That readers are to be compared in the input space and writers in the output space is
 reported in arXiv 2501.16650; every formula here is our definition.
 """
 

@@ -1,6 +1,6 @@
 """Groups of transformer blocks in parameter space: similarity, clustering, and the nulls to judge them by.
 
-METHOD section 5 (docs/method.md). That block weights form groups is reported in arXiv 2501.16650 and 2605.04971; every
+docs/method.md, section 5. That block weights form groups is reported in arXiv 2501.16650 and 2605.04971; every
 formula here is our definition unless a docstring cites its source.
 """
 

@@ -20,11 +20,26 @@ def inputs():
     return torch.randn(2, 4, 10, generator=generator), torch.tensor([0.3, 0.8])
 
 
-def test_the_tap_is_what_the_model_itself_returns(dit):
+def test_the_tap_is_what_its_block_hands_to_the_next(dit):
     tap = segue.attach(dit.blocks, at=0.33)
-    out = dit(*inputs(), tap=tap.index)
+    taken = []
+    dit.blocks[2].register_forward_pre_hook(lambda block, args: taken.append(args[0]))
+    dit(*inputs())
     assert tap.index == 1
-    assert torch.equal(tap.hidden, out.hidden)
+    assert torch.equal(tap.hidden, taken[0])
+
+
+def test_a_checkpointed_model_gives_the_same_tokens_and_gradients(dit):
+    tap = segue.attach(dit.blocks, at=2)
+    found = []
+    for checkpointing in (False, True):
+        dit.gradient_checkpointing = checkpointing
+        dit.zero_grad()
+        out = dit(*inputs()).prediction
+        (tap.hidden.square().mean() + out.mean()).backward()
+        found.append([p.grad for p in dit.parameters() if p.grad is not None])
+        tap.clear()
+    assert len(found[0]) == len(found[1]) > 20 and all(torch.equal(a, b) for a, b in zip(*found))
 
 
 def test_gradients_reach_the_blocks_up_to_the_tap_and_no_further(dit):

@@ -1,4 +1,4 @@
-"""Structure-aware regularisation over transformer blocks (METHOD section 5 in docs/method.md; our definition).
+"""Structure-aware regularisation over transformer blocks (docs/method.md, section 5; our definition).
 
     state = start_structure()
     if check_due(config, state, n, N):
@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from segue.process.noise import keyed_generator
-from segue.stage.block_groups import (
+from segue.stage.variants.block_groups import (
     adjusted_rand,
     contrast_of,
     drift_contrast,
@@ -36,8 +36,8 @@ from segue.stage.block_groups import (
     null_contrast,
     similarity,
 )
-from segue.stage.block_term import CONTROLS, controlled, distances, structure_loss, term_step
-from segue.stage.block_weights import BlockWeights, block_weights, signatures
+from segue.stage.variants.block_term import CONTROLS, controlled, distances, structure_loss, term_step
+from segue.stage.variants.block_weights import BlockWeights, block_weights, signatures
 from segue.types import UserError
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The term that draws the blocks of a group together, and its controls (METHOD section 5 in docs/method.md).
+"""The term that draws the blocks of a group together, and its controls (docs/method.md, section 5).
 
 Our definition throughout. Signatures are normalised, so R is scale-free and its gradient is orthogonal to every
 block's overall scale: the term turns weights, and leaves their norms to weight decay.
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from segue.process.noise import keyed_generator
-from segue.stage.block_groups import canonical
-from segue.stage.block_weights import BlockWeights, centred_grams, folded, normalised
+from segue.stage.variants.block_groups import canonical
+from segue.stage.variants.block_weights import BlockWeights, centred_grams, folded, normalised
 from segue.types import UserError
 
 CONTROLS = ("groups", "random", "contiguous", "decay", "opposite")

@@ -11,11 +11,11 @@ import pytest
 import torch
 from running import assert_same, run, timeless
 
-from segue.stage.discrepancy import Discrepancy
-from segue.training import faults
+from segue.stage.discrepancy import Discrepancy, Reading
+from segue.training import guards
 from segue.training.checkpoint import list_checkpoints
 from segue.training.config import override
-from segue.training.faults import FaultState, hear, is_dead, judge, next_state
+from segue.training.guards import FaultState, is_dead, judge, next_state, note_reading
 from segue.training.interrupt import Interrupt
 from segue.training.log import RunLog, read_log
 from segue.training.optim import clip_gradients
@@ -50,7 +50,7 @@ def test_a_good_step_ends_a_row_and_a_bad_one_is_not_remembered_as_a_loss():
     assert (state.skipped, state.in_a_row, state.losses[-1]) == (2, 0, 1.5)
     for _ in range(99):
         state = next_state(state, False, 1.0)
-    assert len(state.losses) == faults.WINDOW
+    assert len(state.losses) == guards.WINDOW
     assert (
         FaultState.from_json(json.loads(json.dumps(state.__dict__))) == state
         and FaultState.from_json({}) == FaultState()
@@ -60,7 +60,7 @@ def test_a_good_step_ends_a_row_and_a_bad_one_is_not_remembered_as_a_loss():
 def test_a_probe_that_does_not_move_or_is_not_finite_is_counted():
     state = FaultState()
     for value, stuck in ((0.9, 0), (0.8, 0), (0.8, 1), (NAN, 2), (NAN, 3), (0.8 + 1e-9, 0)):
-        state = hear(state, value)
+        state = note_reading(state, value)
         assert state.stuck == stuck, value
 
 
@@ -141,9 +141,7 @@ def test_a_teacher_that_dies_stops_the_run(taught, recipe, tmp_path):
 
 
 def test_a_frozen_discrepancy_stops_the_run(taught, recipe, tmp_path, monkeypatch):
-    from segue.training.probe import Probe
-
-    monkeypatch.setattr(Probe, "measure", lambda *_: Discrepancy(0.5, ((0.5, 0.5),)))
+    monkeypatch.setattr(Discrepancy, "__call__", lambda *_: Reading(0.5, ((0.5, 0.5),)))
     with pytest.raises(UserError, match=r"discrepancy is frozen at 0.5 on 2 probes in a row"):
         run(recipe("stage", "train.patience=2", "probe.times=0.5"), taught, tmp_path)
 
@@ -192,10 +190,9 @@ def test_a_clock_set_back_changes_nothing(cache, config, tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_made_is_one_line(cache, config, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"file/run: cannot be written .*; mend"):
-        from segue.stage.controller import StageController
         from segue.training.loop import train
 
-        train(config, StageController(config.policy), cache, tmp_path / "file" / "run", device="cpu", quiet=True)
+        train(config, cache, tmp_path / "file" / "run", device="cpu", quiet=True)
 
 
 def test_an_unwritable_tracker_is_left_and_the_run_goes_on(tmp_path, capfd):

@@ -1,0 +1,317 @@
+"""The whole method as one object, in our training loop and in anybody's.
+
+    measure = Discrepancy(ema, predict, held_out, features)           # of held-out clips
+    stage = Stage(model.blocks, stage_policy(), total_examples=N, measure=measure, targets=features_of_the_data)
+    optimizer = AdamW([*model.parameters(), *stage.parameters()])
+    for x_0, condition, teacher in loader:
+        t = stage.timesteps(len(x_0))                                 # [B], 1 = noise
+        loss = flow_loss(model, x_0, t, condition) + stage.alignment(teacher, t)
+        loss.backward(); optimizer.step(); optimizer.zero_grad()
+        stage.after_step(len(x_0))
+
+`StageController` decides; this holds what it remembers, measures when that is due, and does what it says.
+docs/foreign-loops.md shows the lines in four trainers, training/loop.py in ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segue.process.noise import keyed_generator
+from segue.stage.alignment import Projector, alignment_loss, output_alignment, standardise, step_weight, time_weight
+from segue.stage.controller import ControllerState, Decision, Due, Observation, StageController, due_at
+from segue.stage.discrepancy import Reading, target_statistics
+from segue.stage.policy import Policy, stage_policy
+from segue.stage.tap import Tap, attach, width_of
+from segue.stage.timesteps import importance
+from segue.stage.words import Printer, log_line
+from segue.types import UserError
+
+# What a measurement gives: a reading, the number of the policy's own signal, or several by the Observation's names.
+Measured = Reading | float | dict[str, Any]
+
+
+class Stage:
+    """The stage-adaptive method around one model.
+
+    Attributes:
+        policy: what drives the run.
+        projector: the alignment's head; None without alignment in hidden space. Its weights are the caller's to
+            optimise, to move to a device and to save; on several ranks, wrap it (`stage.projector = DDP(...)`).
+        tap: the `segue.attach` handle; None where there is no projector.
+        due: what was due at the last decision.
+        observation: what the last decision rests on.
+        aligned: [B] what `alignment` last found, before its weight; for logs.
+        steps: optimiser steps taken.
+    """
+
+    def __init__(
+        self,
+        blocks: Iterable[nn.Module],
+        policy: Policy | None = None,
+        *,
+        total_examples: int,
+        measure: Callable[[], Measured] | None = None,
+        targets: Tensor | tuple[Tensor, Tensor] | None = None,
+        features: Callable[[Tensor], Tensor] | None = None,
+        prepended: int = 0,
+        warmup_examples: int = 0,
+        decay_from: float = math.inf,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        reduce: Callable[[Tensor], Tensor] | None = None,
+        log: Callable[[dict], None] | None = None,
+        **sharding: Callable,
+    ) -> None:
+        """
+        Args:
+            blocks: the model's list of transformer blocks.
+            policy: what drives the run; `stage_policy()` where None.
+            total_examples: N, planned length of the run over all ranks.
+            measure: the regime's signal: a `Discrepancy`, or anything that returns its number.
+            targets: [..., S, F] teacher features of the training clips or a fair sample, or their mean and standard
+                deviation [F] each; alignment standardises by them.
+            features: standardised latents [B, C, L] -> standardised teacher features [B, S, F], differentiable; for
+                alignment.space "output".
+            prepended: tokens before the clip's own (`segue.attach`).
+            warmup_examples: examples at which the learning rate reaches its peak.
+            decay_from: examples at which it begins to fall. That moves a discrepancy of the online weights by itself,
+                and the regime is then held; averaged weights hardly notice.
+            seed: of times and of the projector.
+            rank, world: this process, and how many there are.
+            reduce: averages a float64 tensor over ranks; needed where world > 1, or ranks may decide differently.
+            log: called with a plain dictionary (a "stage" line of our log) after every measurement; prints the
+                noteworthy ones where None.
+            sharding: `whole` and `norm` of `BlockStep`, where weights are split over ranks.
+
+        Raises:
+            UserError: the policy needs a measurement or a teacher that is not there, or a tap outside the stack.
+        """
+        self.policy = policy or stage_policy()
+        config, signal = self.policy.alignment, self.policy.regime.signal
+        if measure is None and (self.policy.probes or signal in ("validation", "gradient-cosine")):
+            raise UserError(
+                f"Stage: nothing measures the regime's signal '{signal}'; "
+                "give measure=, or a policy with regime.signal 'time' or 'constant'"
+            )
+        if config.weight > 0 and targets is None:
+            raise UserError("Stage: alignment needs targets= (features of the training clips), or alignment.weight 0")
+        if config.weight > 0 and config.space == "output" and features is None:
+            raise UserError("Stage: alignment.space 'output' needs features= (latents -> teacher features)")
+        if world > 1 and reduce is None:
+            raise UserError("Stage: several ranks need reduce=, which averages a tensor over them")
+        self.blocks = list(blocks)
+        self._measure, self._features, self._reduce, self._log = measure, features, reduce, log or Printer()
+        self._seed, self._rank, self._world = seed, rank, world
+        self._warmup, self._decay_from = warmup_examples, decay_from
+        self._controller = StageController(self.policy)
+        self._fingerprint = tuple(getattr(measure, "fingerprint", ()))
+        self._state = replace(self._controller.init(total_examples), fingerprint=self._fingerprint)
+        self._decision: Decision | None = None
+        self._drawn = self.steps = 0
+        self.due, self.observation = Due(), Observation(0)
+        self._block_step = self.policy.block_step(self.blocks, **sharding)
+        self.tap: Tap | None = None
+        self.projector: nn.Module | None = None
+        self.aligned: Tensor | None = None
+        if config.weight > 0:
+            self._mean, self._std = targets if isinstance(targets, tuple) else target_statistics(targets)
+        if config.weight > 0 and config.space == "hidden":
+            self.tap = attach(self.blocks, config.tap, prepended)
+            self.projector = Projector(width_of(self.blocks[self.tap.index]), len(self._mean), seed=seed)
+            self.projector.to(next(self.blocks[0].parameters()).device)
+
+    @property
+    def total_examples(self) -> int:
+        """N."""
+        return self._state.total_examples
+
+    @property
+    def examples_seen(self) -> int:
+        """n."""
+        return self._state.examples_seen
+
+    @property
+    def decision(self) -> Decision:
+        """What is in force. The first question after a step measures what is due; so ask once more after the last."""
+        if self._decision is None:
+            self._decide()
+        return self._decision
+
+    @property
+    def alignment_weight(self) -> float:
+        """lambda of the coming step: 0 where it needs no teacher features."""
+        return step_weight(self.policy.alignment, self.decision.alignment_weight, self.steps)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The projector's weights, for the optimiser; none without one."""
+        return iter(()) if self.projector is None else self.projector.parameters()
+
+    # --- the three calls of a step ------------------------------------------------------------------------------------
+
+    def timesteps(self, batch: int, device: torch.device | str | None = None) -> Tensor:
+        """Times [B] float32 of this rank's next batch, stratified over all ranks, keyed by seed and progress."""
+        decision = self.decision
+        if self._block_step is not None:
+            self._block_step.keep(decision.structure, decision.structure_strength, self.steps)
+        generator = keyed_generator(self._seed, "times", self.examples_seen + self._drawn)
+        self._drawn += batch * self._world
+        mine = slice(self._rank * batch, (self._rank + 1) * batch)
+        t = decision.timesteps.sample(batch * self._world, generator, stratified=True)[mine]
+        return t.to(device or next(self.blocks[0].parameters()).device)
+
+    def alignment(self, features: Tensor, t: Tensor, *, reduction: str = "mean", **options) -> Tensor | float:
+        """lambda w(t) L_align; 0.0, for nothing, in steps that it sits out and once it has decayed to 0.
+
+        Call it after the model's forward pass on the same batch.
+
+        Args:
+            features: [B, S, F] teacher features of the clean clips, as they come from the teacher.
+            t: [B] times of the batch.
+            reduction: "mean" over the batch, or "none": [B].
+            options: of `distance`.
+        """
+        self.aligned = None
+        if self.alignment_weight == 0.0:
+            return 0.0
+        distance = self.distance(features, t, **options)
+        self.aligned = distance.detach()
+        return self.alignment_weight * (distance.mean() if reduction == "mean" else distance)
+
+    def distance(
+        self,
+        features: Tensor,
+        t: Tensor,
+        *,
+        mask: Tensor | None = None,
+        tokens_mask: Tensor | None = None,
+        span: float = 1.0,
+        x_0_hat: Tensor | None = None,
+    ) -> Tensor:
+        """w(t) L_align [B], whatever its weight.
+
+        Args:
+            features, t: as in `alignment`.
+            mask: [B, S] bool, True where a teacher frame is real.
+            tokens_mask: [B, N] bool, True where a token is real.
+            span: time that the S frames cover over the time that the N tokens cover; 1 where both span the clip.
+            x_0_hat: [B, C, L] one-step prediction of the clean latents, for alignment.space "output".
+
+        Raises:
+            UserError: the model has not run, or the tapped tokens carry no gradient.
+        """
+        target = standardise(features, self._mean.to(features.device), self._std.to(features.device))
+        if self.projector is None:
+            return time_weight(t) * output_alignment(x_0_hat, self._features, target, mask)
+        hidden = self.tap.hidden.to(target.dtype)
+        projected = self.projector(hidden, target.shape[1], tokens_mask, span)
+        return time_weight(t) * alignment_loss(projected, target, mask)
+
+    def importance(self, t: Tensor) -> Tensor:
+        """Weights [B] of the losses: 1, or under timesteps.corrected what makes their mean that of uniform times."""
+        return importance(self.decision.timesteps, t) if self.decision.corrected else torch.ones_like(t)
+
+    def after_step(
+        self, examples: int, *, stepped: bool = True, loss_drops: Sequence[tuple[float, float]] = ()
+    ) -> None:
+        """After the optimiser's step: move grouped blocks where that is on, and count.
+
+        The next question (`timesteps`, `decision`) measures what is due by then and decides.
+
+        Args:
+            examples: seen in this step, over all ranks.
+            stepped: False where the optimiser's step was left out.
+            loss_drops: (time, by how much its loss fell) of each example, where `due.loss_drops` asked for it.
+        """
+        if self.due.loss_drops and stepped and not loss_drops:
+            raise UserError(
+                "Stage: timesteps.distribution 'learned' needs after_step(..., loss_drops=...) of this step"
+            )
+        if loss_drops:
+            found = Observation(self.examples_seen, due=Due(), loss_drops=tuple(loss_drops))
+            self._state, _ = self._controller.update(self._state, found)
+        if self._block_step is not None and stepped:
+            self._block_step.follow(self.decision.structure, self.decision.structure_strength)
+        elif self._block_step is not None:
+            self._block_step.forget()
+        if self.tap is not None:
+            self.tap.clear()
+        self._drawn, self.steps = 0, self.steps + stepped
+        self._state = replace(self._state, examples_seen=self.examples_seen + examples)
+        self._decision = None
+
+    # --- what a checkpoint keeps --------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict:
+        """All but the projector's weights, as plain JSON."""
+        return {"controller": self._state.to_json(), "steps": self.steps}
+
+    def load_state_dict(self, data: dict) -> None:
+        """The inverse of `state_dict`.
+
+        Raises:
+            UserError: written by another version, for a run of another length, or measured on other clips.
+        """
+        state = ControllerState.from_json(data["controller"])
+        pairs = zip(self._fingerprint, state.fingerprint or self._fingerprint)
+        if any(not math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-3) for a, b in pairs):
+            raise UserError(
+                "the probe's targets are not those that the run began with; was the teacher, the codec or the cache "
+                "replaced? resume with the run's own"
+            )
+        if state.total_examples != self._state.total_examples:
+            raise UserError(
+                f"Stage: the state is of a run of {state.total_examples} examples, not {self._state.total_examples}"
+            )
+        self._state, self._decision = replace(state, fingerprint=self._fingerprint), None
+        self.steps, self._drawn = data["steps"], 0
+
+    def remove(self) -> None:
+        """Take the hook off the model."""
+        if self.tap is not None:
+            self.tap.remove()
+
+    # --- measuring and deciding ---------------------------------------------------------------------------------------
+
+    def _decide(self) -> None:
+        self.due = due_at(self.policy, self._state, self.examples_seen)
+        found = self._measured() if self.due.probe and self._measure is not None else {}
+        if self.due.structure:
+            found["structure"] = self._block_step.measure(self._state.structure)
+        decaying = self.examples_seen >= self._decay_from
+        self.observation = Observation(
+            self.examples_seen, due=self.due, warmup_end=self._warmup, decaying=decaying, **found
+        )
+        self._state, self._decision = self._controller.update(self._state, self.observation)
+        if self.due.probe or self.due.structure:
+            self._log(log_line(self.observation, self._decision))
+
+    def _measured(self) -> dict[str, Any]:
+        """What is measured, the same on every rank, by the Observation's names; random states stay as they were."""
+        device = next(self.blocks[0].parameters()).device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            found = self._measure()
+        if isinstance(found, dict):
+            return found
+        signal = {"validation": "validation_loss", "gradient-cosine": "gradient_cosine"}.get(self.policy.regime.signal)
+        if signal is not None:
+            return {signal: self._same_on_ranks([float(getattr(found, "value", found))])[0]}
+        found = found if isinstance(found, Reading) else Reading(float(found), ())
+        times = tuple(t for t, _ in found.by_time)
+        if self.policy.timesteps.distribution == "per-time" and times != self.policy.probe.times:
+            raise UserError("Stage: 'per-time' distributions need a Discrepancy with times=policy.probe.times")
+        value, *parts = self._same_on_ranks([found.value, *(d for _, d in found.by_time)])
+        return {"discrepancy": Reading(value, tuple(zip(times, parts)))}
+
+    def _same_on_ranks(self, numbers: list[float]) -> list[float]:
+        if self._reduce is None:
+            return numbers
+        device = next(self.blocks[0].parameters()).device
+        return self._reduce(torch.tensor(numbers, dtype=torch.float64, device=device)).tolist()

@@ -1,0 +1,84 @@
+"""Configs of older versions: settings under their old names, and settings that are none any more.
+
+What a run was trained with stays readable, and a study's cells keep their names: both rest on these tables alone.
+"""
+
+from __future__ import annotations
+
+from segue.tasks.degradation import DELETED as OF_DEGRADATION
+from segue.types import UserError, without_deleted
+
+SECTIONS = {"guidance": "alignment"}  # old name -> new name
+RENAMED = {  # section (by its new name) -> old name -> new name
+    "alignment": {"law": "schedule"},
+    "timesteps": {"law": "distribution"},
+}
+# Section -> name -> the value that it had wherever nobody set it, and that the code has now as a constant.
+DELETED = {
+    "regime": {
+        "window": 2.0,
+        "min_points": 8,
+        "burn_in": 0.02,
+        "confidence": 1.64,
+        "smoothing": 0.1,
+        "max_move": 1.0,
+        "max_fall": 0.5,
+        "onset": 2.3,
+        "onset_probes": 3,
+        "rise": 2.0,
+        "fallback_at": 0.3,
+        "fallback": "time",
+    },
+    "timesteps": {"clusters": 10, "open_at": 0.5},
+    "alignment": {"t_min": 0.1, "latch": 0.02, "projector": "mlp", "hidden": 0},
+}
+
+
+def current_policy(data: dict) -> dict:
+    """A policy's JSON of any version, in today's names.
+
+    Raises:
+        UserError: a setting that is none any more, at another value than the code has.
+    """
+    policy = {}
+    for old, settings in data.items():
+        section = SECTIONS.get(old, old)
+        if section in ("law", "static_timesteps"):
+            policy["static_timesteps"] = settings
+            continue
+        settings = without_deleted(settings, DELETED.get(section, {}), f"{section}.")
+        names = RENAMED.get(section, {})
+        policy[section] = {names.get(name, name): value for name, value in settings.items()}
+    return policy
+
+
+def current_name(name: str) -> str:
+    """Today's name of a setting "section.name".
+
+    Raises:
+        UserError: it is none any more.
+    """
+    section, dot, key = name.partition(".")
+    section = SECTIONS.get(section, section)
+    if key in DELETED.get(section, {}):
+        raise UserError(f"--set {name}: no setting any more; it is {DELETED[section][key]!r} for all")
+    return f"{section}{dot}{RENAMED.get(section, {}).get(key, key)}"
+
+
+def first_json(config: dict) -> dict:
+    """A run's JSON as version 0.1.0 wrote it: what studies hash, so that finished cells keep their names."""
+    policy = {}
+    for new, settings in config["policy"].items():
+        if new == "static_timesteps":
+            policy["law"] = _first_distribution(settings)
+            continue
+        names = {now: old for old, now in RENAMED.get(new, {}).items()}
+        section = next((old for old, now in SECTIONS.items() if now == new), new)
+        policy[section] = {names.get(k, k): v for k, v in settings.items()} | DELETED.get(new, {})
+    degradation = {"degradation": config["degradation"] | OF_DEGRADATION} if "degradation" in config else {}
+    return {**config, "policy": policy, **degradation}
+
+
+def _first_distribution(data: dict) -> dict:
+    renamed = {"law" if k == "distribution" else k: v for k, v in data.items()}
+    return {k: _first_distribution(v) if k == "base" else v for k, v in renamed.items()}
