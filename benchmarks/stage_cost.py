@@ -92,9 +92,9 @@ def median_sec(call, rounds: int) -> float:
 
 def parts(cache: LatentCache, examples: int, rounds: int, steps: int) -> dict:
     """CPU seconds of each part, and their share of a run of `examples`."""
-    accelerator = make_accelerator("cpu")
     changes = [f"train.total_examples={examples}", *SETTINGS]
     static, stage = (override(load_recipe(name), changes) for name in ("static-uniform", "stage"))
+    accelerator = make_accelerator(static, "cpu")
     arms = {"static": Stepper(static, cache, accelerator), "guided": Stepper(stage, cache, accelerator)}
     times = {name: [] for name in arms}
     for arm in arms.values():
@@ -108,9 +108,9 @@ def parts(cache: LatentCache, examples: int, rounds: int, steps: int) -> dict:
     model, policy = arms["guided"].model, stage.policy
     started = time.process_time()
     task = arms["guided"].task
-    extract = make_extract(policy, cache, task.space, accelerator.device)
+    make_extract(policy, cache, task.space, accelerator.device)
     fit_sec = time.process_time() - started
-    measurements = Measurements(stage, task, cache, model, model, extract, accelerator, nullcontext())
+    measurements = Measurements(stage, task, cache, model, model, accelerator, nullcontext())
     probe_sec = median_sec(measurements.discrepancy, rounds)
     state = StageController(policy).init(examples).structure
     check_sec = median_sec(lambda: measure_structure(policy.structure, state, model.blocks), rounds)

@@ -5,7 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segue.models.dit import DiT, DiTConfig, rotary_tables, rotate
+from segue.models.dit import DiT, DiTConfig
+from segue.models.files import ModelCard, config_of
+from segue.models.positions import rotary_tables, rotate
 from segue.models.presets import PRESETS, memory_need, parameters_of, preset
 from segue.types import Condition, UserError
 
@@ -239,7 +241,7 @@ def test_the_skip_predicts_its_channels_from_the_audios_alone_until_dropped():
 
 
 def test_a_config_of_an_older_card_is_read():
-    old = {"width": 32, "heads": 4, "norm": "layer"}
-    assert DiTConfig.from_json(old) == DiTConfig(width=32, heads=4)
+    card = ModelCard({"width": 32, "heads": 4, "norm": "layer"}, {}, "", {}, 1.0, 0, "stage")
+    assert config_of(card) == DiTConfig(width=32, heads=4)
     with pytest.raises(UserError, match=r"model\.norm is 'rms', and no setting any more: it is 'layer' for all"):
-        DiTConfig.from_json(old | {"norm": "rms"})
+        config_of(replace(card, model=card.model | {"norm": "rms"}))

@@ -14,6 +14,7 @@ from segue.stage.policy import Policy, stage_policy
 from segue.stage.regime import RegimeConfig
 from segue.stage.stage import Stage
 from segue.stage.timesteps import STAGE_TIMESTEPS, TimestepsConfig
+from segue.stage.variants import block_structure
 from segue.stage.variants.block_structure import StructureConfig, StructureState
 from segue.stage.words import Printer
 from segue.types import UserError
@@ -218,9 +219,10 @@ def test_accumulated_batches_draw_different_times():
     assert torch.equal(again.timesteps(8), first)
 
 
-def test_the_block_term_follows_the_optimisers_step():
+def test_the_block_term_follows_the_optimisers_step(monkeypatch):
+    monkeypatch.setattr(block_structure, "RAMP", 0.0)
     model = tiny_dit()
-    policy = Policy(structure=StructureConfig(enabled=True, strength=0.1, every=1, ramp=0.0, first_check=1.0))
+    policy = Policy(structure=StructureConfig(enabled=True, strength=0.1, every=1, first_check=1.0))
     stage = Stage(model.blocks, total_examples=TOTAL, policy=policy, log=quiet)
     active = StructureState(active_at=0, labels=(-1, 0, 0, 1, 1, -1), margin=0.0)
     stage.load_state_dict(

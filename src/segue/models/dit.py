@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from segue.models.audio_skip import add_skip, empty_skip
-from segue.types import Condition, ModelOutput, UserError, without_deleted
+from segue.models.positions import rotary_tables, rotate, sinusoidal
+from segue.types import Condition, ModelOutput, UserError
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,6 @@ class DiTConfig:
     audio_skip: int = 0
     attention_window: int = 0
 
-    @classmethod
-    def from_json(cls, data: dict) -> DiTConfig:
-        """The config that a model's card holds, of whichever version.
-
-        Raises:
-            UserError: a model that this version cannot build.
-        """
-        return cls(**without_deleted(data, {"norm": "layer"}, "model."))
-
     def __post_init__(self) -> None:
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise UserError(f"model.width {self.width} over model.heads {self.heads} must be a whole, even number")
@@ -73,29 +65,6 @@ class DiTConfig:
             raise UserError("a skip from the audio needs model.predicts=clean")
         if self.predicts not in ("velocity", "clean"):
             raise UserError(f"model.predicts is '{self.predicts}'; use 'velocity' or 'clean'")
-
-
-def sinusoidal(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """[B] times in [0, 1] -> [B, dim] sinusoids of 1000 t, with the frequencies of arXiv 1706.03762, section 3.5."""
-    frequencies = torch.exp(
-        -torch.log(torch.tensor(max_period)) * torch.arange(dim // 2, dtype=torch.float32) / (dim // 2)
-    ).to(t.device)
-    angles = 1000.0 * t.float()[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
-def rotary_tables(tokens: int, head_dim: int, device: torch.device, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
-    """Cosine and sine tables [N, head_dim / 2] of rotary positions (RoFormer, arXiv 2104.09864)."""
-    frequencies = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
-    angles = torch.arange(tokens, dtype=torch.float32, device=device)[:, None] * frequencies
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the two halves of each head of x [B, H, N, head_dim] by its position's angles."""
-    cos, sin = (table.to(x.dtype) for table in tables)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
 def layer_norm(dim: int, affine: bool = False) -> nn.Module:
@@ -324,8 +293,3 @@ class DiT(nn.Module):
         patch = self.config.patch_frames
         x = tokens.view(batch, count, self.config.channels, patch).permute(0, 2, 1, 3)
         return x.reshape(batch, self.config.channels, count * patch)[..., :frames]
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Trainable parameters."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -22,6 +22,7 @@ from segue.stage.variants.block_structure import StructureConfig
 from segue.stage.variants.learned_timesteps import LearnedState
 from segue.stage.variants.slope_regime import ESTIMATES, remaining_by_time
 from segue.stage.variants.timesteps import curriculum_distribution, per_time_distribution
+from segue.types import UserError
 
 PROBED = ("discrepancy", "level", "slope-over-peak")  # signals that are read off the discrepancy
 LAMBDA_0 = 0.5  # REPA's weight of the alignment (arXiv 2410.06940)
@@ -73,6 +74,23 @@ class Policy:
     def estimate(self) -> Estimate:
         """What turns the line through the signal's last values into r*."""
         return ESTIMATES.get(self.regime.signal, level)
+
+    def check(self, measure: object, targets: object, features: object) -> None:
+        """Whether a loop gives what this policy needs; None is what it does not give.
+
+        Raises:
+            UserError: something is missing.
+        """
+        signal, alignment = self.regime.signal, self.alignment
+        if measure is None and (self.probes or signal in ("validation", "gradient-cosine")):
+            raise UserError(
+                f"Stage: nothing measures the regime's signal '{signal}'; "
+                "give measure=, or a policy with regime.signal 'time' or 'constant'"
+            )
+        if alignment.weight > 0 and targets is None:
+            raise UserError("Stage: alignment needs targets= (features of the training clips), or alignment.weight 0")
+        if alignment.weight > 0 and alignment.space == "output" and features is None:
+            raise UserError("Stage: alignment.space 'output' needs features= (latents -> teacher features)")
 
     def timestep_distribution(
         self, regime: RegimeState, learned: LearnedState, share: float, regime_slow: float

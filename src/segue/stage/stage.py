@@ -26,15 +26,12 @@ from torch import Tensor, nn
 from segue.process.noise import keyed_generator
 from segue.stage.alignment import Projector, alignment_loss, output_alignment, standardise, step_weight, time_weight
 from segue.stage.controller import ControllerState, Decision, Due, Observation, StageController, due_at
-from segue.stage.discrepancy import Reading, target_statistics
+from segue.stage.discrepancy import target_statistics
 from segue.stage.policy import Policy, stage_policy
 from segue.stage.tap import Tap, attach, width_of
 from segue.stage.timesteps import importance
-from segue.stage.words import Printer, log_line
+from segue.stage.words import Measured, Printer, by_name, log_line
 from segue.types import UserError
-
-# What a measurement gives: a reading, the number of the policy's own signal, or several by the Observation's names.
-Measured = Reading | float | dict[str, Any]
 
 
 class Stage:
@@ -95,16 +92,8 @@ class Stage:
             UserError: the policy needs a measurement or a teacher that is not there, or a tap outside the stack.
         """
         self.policy = policy or stage_policy()
-        config, signal = self.policy.alignment, self.policy.regime.signal
-        if measure is None and (self.policy.probes or signal in ("validation", "gradient-cosine")):
-            raise UserError(
-                f"Stage: nothing measures the regime's signal '{signal}'; "
-                "give measure=, or a policy with regime.signal 'time' or 'constant'"
-            )
-        if config.weight > 0 and targets is None:
-            raise UserError("Stage: alignment needs targets= (features of the training clips), or alignment.weight 0")
-        if config.weight > 0 and config.space == "output" and features is None:
-            raise UserError("Stage: alignment.space 'output' needs features= (latents -> teacher features)")
+        config = self.policy.alignment
+        self.policy.check(measure, targets, features)
         if world > 1 and reduce is None:
             raise UserError("Stage: several ranks need reduce=, which averages a tensor over them")
         self.blocks = list(blocks)
@@ -298,17 +287,7 @@ class Stage:
         device = next(self.blocks[0].parameters()).device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             found = self._measure()
-        if isinstance(found, dict):
-            return found
-        signal = {"validation": "validation_loss", "gradient-cosine": "gradient_cosine"}.get(self.policy.regime.signal)
-        if signal is not None:
-            return {signal: self._same_on_ranks([float(getattr(found, "value", found))])[0]}
-        found = found if isinstance(found, Reading) else Reading(float(found), ())
-        times = tuple(t for t, _ in found.by_time)
-        if self.policy.timesteps.distribution == "per-time" and times != self.policy.probe.times:
-            raise UserError("Stage: 'per-time' distributions need a Discrepancy with times=policy.probe.times")
-        value, *parts = self._same_on_ranks([found.value, *(d for _, d in found.by_time)])
-        return {"discrepancy": Reading(value, tuple(zip(times, parts)))}
+        return by_name(found, self.policy, self._same_on_ranks)
 
     def _same_on_ranks(self, numbers: list[float]) -> list[float]:
         if self._reduce is None:

@@ -1,12 +1,43 @@
-"""Decisions for people and logs."""
+"""Measurements under their names; decisions for people and logs."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 from segue.stage.decision import Decision, Observation
+from segue.stage.discrepancy import Reading
 from segue.stage.policy import Policy
 from segue.stage.regime import stage_name
+from segue.types import UserError
+
+# What a measurement gives: a reading, the number of the policy's own signal, or several by the Observation's names.
+Measured = Reading | float | dict[str, Any]
+
+
+def by_name(found: Measured, policy: Policy, same: Callable[[list[float]], list[float]]) -> dict[str, Any]:
+    """What was measured, by the Observation's names.
+
+    Args:
+        found: by whatever measures.
+        policy: whose signal it is.
+        same: makes numbers the same on every rank; those of a dictionary are already.
+
+    Raises:
+        UserError: a reading at other times than the policy draws from.
+    """
+    if isinstance(found, dict):
+        return found
+    signal = {"validation": "validation_loss", "gradient-cosine": "gradient_cosine"}.get(policy.regime.signal)
+    if signal is not None:
+        return {signal: same([float(getattr(found, "value", found))])[0]}
+    found = found if isinstance(found, Reading) else Reading(float(found), ())
+    times = tuple(t for t, _ in found.by_time)
+    if policy.timesteps.distribution == "per-time" and times != policy.probe.times:
+        raise UserError("Stage: 'per-time' distributions need a Discrepancy with times=policy.probe.times")
+    value, *parts = same([found.value, *(d for _, d in found.by_time)])
+    return {"discrepancy": Reading(value, tuple(zip(times, parts)))}
 
 
 def in_words(policy: Policy, decision: Decision) -> tuple[str, str]:

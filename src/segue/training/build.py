@@ -21,17 +21,27 @@ from segue.tasks.degradation import DegradationConfig
 from segue.tasks.generation import Generation
 from segue.tasks.super_resolution import SuperResolution, levels_of, weigh_levels
 from segue.training.config import OptimConfig, RunConfig
-from segue.training.sharding import norm_of, share_out, whole_blocks
+from segue.training.sharding import check_sharding, norm_of, share_out, whole_blocks
 from segue.types import UserError, import_extra
 
 TOKENS_PER_SEC = 16  # what model.patch_frames = 0 aims at
 
 
-def make_accelerator(device: str = "auto"):
-    """accelerate's handle on devices and ranks. Its precision is a setting of the whole process, ours of one run."""
+def make_accelerator(config: RunConfig, device: str = "auto"):
+    """accelerate's handle on devices and ranks. Its precision is a setting of the whole process, ours of one run.
+
+    Raises:
+        UserError: an unknown device, batches that the processes cannot share evenly, or a sharding that this run or
+            machine cannot have.
+    """
     if device not in ("auto", "cpu"):
         raise UserError(f"--device {device}: use auto or cpu")
-    return import_extra("accelerate", "train").Accelerator(cpu=device == "cpu")
+    accelerator = import_extra("accelerate", "train").Accelerator(cpu=device == "cpu")
+    batch_size, world = config.train.batch_size, accelerator.num_processes
+    if batch_size % world:
+        raise UserError(f"train.batch_size {batch_size} must be a multiple of the {world} processes")
+    check_sharding(config, accelerator)
+    return accelerator
 
 
 def cached_space(cache: LatentCache) -> LatentSpace:

@@ -21,11 +21,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from segue.codecs.latent_space import LatentSpace
+from segue.data.cache import LatentCache
 from segue.data.loader import LatentLoader
 from segue.files import sync, write_text
 from segue.models.files import ModelCard, read_tensors, save_model
 from segue.stage.stage import Stage
-from segue.training.guards import FaultState
+from segue.training.build import model_card
+from segue.training.config import RunConfig
+from segue.training.guards import Guard
 from segue.training.losses import Heads
 from segue.training.sharding import like, local, whole_tensors
 from segue.types import UserError, first_line
@@ -80,34 +83,88 @@ class Parts:
     loader: LatentLoader
 
 
-def save(
-    run_dir: Path,
-    parts: Parts,
-    space: LatentSpace,
-    card: ModelCard,
-    faults: FaultState,
-    seconds: float,
-    keep_last: int,
-    writes: bool = True,
-) -> Path:
+class Keeper:
+    """Saves a run and puts it back."""
+
+    def __init__(
+        self, run_dir: Path, config: RunConfig, cache: LatentCache, accelerator, space: LatentSpace, parts: Parts
+    ) -> None:
+        """
+        Args:
+            space: that the model works in.
+            parts: what is kept.
+        """
+        self._run_dir, self._config, self._cache = run_dir, config, cache
+        self._accelerator, self._space, self._parts = accelerator, space, parts
+        self._restored_at: int | None = None
+
+    def restore(self, saved: Saved) -> None:
+        """Fill the parts, in place; `saved` gives its tensors up.
+
+        Raises:
+            UserError: from other settings or data.
+        """
+        tensors, kept, parts = saved.tensors, saved.kept, self._parts
+        try:
+            weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+            held = parts.model.state_dict()
+            parts.model.load_state_dict({k: like(v, held[k]) if k in held else v for k, v in weights.items()})
+            for name, value in parts.ema.state_dict().items():
+                local(value).copy_(local(like(tensors[f"ema.{name}"], value)))
+            _restore_optimizer(parts.optimizer, {k: v for k, v in kept.items() if not k.startswith("head.")})
+            parts.heads.load(kept)
+        except (KeyError, IndexError, ValueError, RuntimeError) as error:
+            line = str(error).splitlines()[0]
+            raise UserError(
+                f"{saved.folder}: made with other settings ({line}); resume with the settings in config.json"
+            ) from error
+        tensors.clear()
+        kept.clear()
+        # A run may go on for longer than it was planned for: its length is that of its config.json now.
+        controller = saved.state.controller | {"total_examples": parts.stage.total_examples}
+        parts.stage.load_state_dict({"controller": controller, "steps": saved.state.steps})
+        parts.loader.load_state_dict(saved.state.loader)
+        self._restored_at = parts.stage.examples_seen
+
+    def save(self, guard: Guard, seconds: float) -> None:
+        """Save this moment, unless it is one that must not be saved. Every rank must ask: they wait for each other.
+
+        Args:
+            guard: what the run remembers of its bad steps.
+            seconds: of training so far.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written; older checkpoints are untouched.
+        """
+        parts = self._parts
+        seen = parts.stage.examples_seen
+        # What was just restored is on disk already, and what came of a bad step is no state to go on from.
+        if guard.calm and seen != self._restored_at:
+            controller = parts.stage.state_dict()["controller"]
+            loader, faults = parts.loader.state_dict(), asdict(guard.state)
+            state = RunState(seen, parts.stage.steps, seconds, loader, controller, faults)
+            card = model_card(self._config, self._cache, parts.ema, seen)
+            write_checkpoint(
+                self._run_dir, state, parts, self._space, card,
+                keep_last=self._config.train.keep_last, writes=self._accelerator.is_main_process,
+            )  # fmt: skip
+        self._accelerator.wait_for_everyone()
+
+
+def write_checkpoint(
+    run_dir: Path, state: RunState, parts: Parts, space: LatentSpace, card: ModelCard, *, keep_last: int, writes: bool
+) -> None:
     """Write a checkpoint folder atomically, then delete all but the last `keep_last`.
 
     Every rank must ask: sharded tensors are gathered, and the files are those of one process. Whatever
     lies ahead of this moment is deleted too: the run went on from here because it could not be read.
 
     Args:
-        space: that the model works in.
-        card: of the model file.
-        faults: what the run remembers of its bad steps.
-        seconds: of training so far.
         writes: whether this rank is the one that does.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; older checkpoints are untouched.
     """
-    stage = parts.stage
-    controller = stage.state_dict()["controller"]
-    state = RunState(stage.examples_seen, stage.steps, seconds, parts.loader.state_dict(), controller, asdict(faults))
     folder = run_dir / "checkpoints"
     target = folder / f"examples-{state.examples_seen:010d}"
     temporary = folder / f".{target.name}.{os.getpid()}"
@@ -115,7 +172,7 @@ def save(
     averaged = whole_tensors(parts.ema.state_dict(), writes)
     moments = whole_tensors(_optimizer_tensors(parts.optimizer), writes)
     if not writes:
-        return target
+        return
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -137,7 +194,6 @@ def save(
     kept = [p for p in list_checkpoints(run_dir) if p not in ahead]
     for old in (*ahead, *torn, *kept[:-keep_last]):
         shutil.rmtree(old, ignore_errors=True)
-    return target
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
@@ -217,34 +273,6 @@ def read_checkpoint(folder: Path, cache_meta: dict) -> Saved:
             f"{folder}: trained on a cache of another {' and '.join(other)}; resume with the run's own cache"
         )
     return Saved(folder, state, tensors, kept)
-
-
-def restore(saved: Saved, parts: Parts) -> None:
-    """Fill the parts of a run, in place; `saved` gives its tensors up.
-
-    Raises:
-        UserError: from other settings or data.
-    """
-    tensors, kept = saved.tensors, saved.kept
-    try:
-        weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-        held = parts.model.state_dict()
-        parts.model.load_state_dict({k: like(v, held[k]) if k in held else v for k, v in weights.items()})
-        for name, value in parts.ema.state_dict().items():
-            local(value).copy_(local(like(tensors[f"ema.{name}"], value)))
-        _restore_optimizer(parts.optimizer, {k: v for k, v in kept.items() if not k.startswith("head.")})
-        parts.heads.load(kept)
-    except (KeyError, IndexError, ValueError, RuntimeError) as error:
-        line = str(error).splitlines()[0]
-        raise UserError(
-            f"{saved.folder}: made with other settings ({line}); resume with the settings in config.json"
-        ) from error
-    tensors.clear()
-    kept.clear()
-    # A run may go on for longer than it was planned for: its length is that of its config.json now.
-    controller = saved.state.controller | {"total_examples": parts.stage.total_examples}
-    parts.stage.load_state_dict({"controller": controller, "steps": saved.state.steps})
-    parts.loader.load_state_dict(saved.state.loader)
 
 
 def _read(folder: Path) -> tuple[RunState, dict, dict[str, Tensor], dict[str, Tensor]]:

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from segue.stage.decision import Decision
@@ -15,6 +16,7 @@ from segue.training.config import RunConfig
 from segue.training.interrupt import Interrupt
 from segue.training.log import RunLog
 from segue.training.losses import means
+from segue.training.memory import peak_bytes
 from segue.training.progress import Meter, Share
 from segue.training.ranks import lost_ranks
 
@@ -113,6 +115,10 @@ class Journal:
     def write_decision(self, line: dict, seconds: float) -> None:
         """A "stage" line of the log: what was measured, how long that took, what was decided."""
         self.log.write("stage", **{k: v for k, v in line.items() if k != "headline"}, probe_sec=seconds)
+
+    def write_memory(self, device: torch.device) -> None:
+        """A "memory" line of the log, at the run's end."""
+        self.log.write("memory", self.meter.total, peak_bytes=peak_bytes(device))
 
     def note_step(self, sums: Tensor) -> None:
         """Mean flow loss and alignment [2] of a good step, for the next line."""

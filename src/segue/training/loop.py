@@ -20,14 +20,13 @@ from segue.files import make_folder
 from segue.stage.stage import Stage
 from segue.training import build, checkpoint
 from segue.training.config import RunConfig, crossed, intervals
-from segue.training.features import alignment_targets, make_extract
+from segue.training.features import alignment_targets
 from segue.training.guards import FaultState, Guard
 from segue.training.journal import Journal, TrainResult
 from segue.training.losses import StepLosses
 from segue.training.measurements import Measurements, measured_drops
-from segue.training.memory import peak_bytes
 from segue.training.optim import clip_gradients, learning_rate, make_optimizer, set_rate, update_average
-from segue.training.ranks import check_ranks, on_any_rank, sync_only
+from segue.training.ranks import on_any_rank, sync_only
 from segue.training.sharding import wrap
 from segue.training.step import draw_example
 
@@ -49,22 +48,19 @@ def train(
         config: model, optimiser, length, and the policy that drives the run.
         cache: latents, text embeddings and teacher features.
         run_dir: where log and checkpoints go; made if it is not there.
-        resume: go on from the newest checkpoint, or begin where there is none yet; the run then equals an uninterrupted
-            one bit for bit (CPU).
+        resume: go on from the newest checkpoint, if there is one: as an uninterrupted run, bit for bit (CPU).
         device: "auto" (accelerate chooses), or "cpu".
         quiet: no progress.
         trust_remote_code: run the code that comes with the teacher, where the discrepancy needs it.
         grace_sec: after SIGTERM the run saves and ends within this time; a step that takes longer is left undone.
 
     Raises:
-        UserError: settings that do not fit the data or the machine, too many bad steps in a row, a discrepancy that
-            does not move, no checkpoint that can be read, a full disk, or a rank that is gone.
+        UserError: settings that do not fit data or machine, too many bad steps in a row, a discrepancy that stands
+            still, no checkpoint that can be read, a full disk, or a rank that is gone.
     """
     # --- Where: devices and ranks. Every rank runs this function on its own slice of each batch. ---
-    run_dir = Path(run_dir)
-    make_folder(run_dir)
-    accelerator = build.make_accelerator(device)
-    check_ranks(config, accelerator)
+    make_folder(run_dir := Path(run_dir))
+    accelerator = build.make_accelerator(config, device)
     rank, world = accelerator.process_index, accelerator.num_processes
     total, batch_size, seed = config.train.total_examples, config.train.batch_size, config.train.seed
 
@@ -82,15 +78,14 @@ def train(
     autocast = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.train.precision == "bf16")
 
     # --- The method: one object around the model's blocks, and what it measures by. ---
-    extract = make_extract(config.policy, cache, task.space, accelerator.device, trust_remote_code)
-    measurements = Measurements(config, task, cache, model, ema, extract, accelerator, autocast)
+    measurements = Measurements(config, task, cache, model, ema, accelerator, autocast, trust_remote_code)
     stage = measurements.stage = Stage(
         model.blocks,
         config.policy,
         total_examples=total,
         measure=measurements,
         targets=alignment_targets(config.policy, cache, accelerator.device),
-        features=extract,
+        features=measurements.extract,
         log=lambda line: journal.write_decision(line, measurements.seconds),
         **build.stage_options(config, accelerator),
     )
@@ -98,21 +93,12 @@ def train(
 
     # --- From where: the beginning, or the newest checkpoint. ---
     parts = checkpoint.Parts(model, ema, optimizer, losses.heads, stage, loader)
+    keeper = checkpoint.Keeper(run_dir, config, cache, accelerator, task.space, parts)
     if saved is not None:
-        checkpoint.restore(saved, parts)
-    restored_at = stage.examples_seen if saved else None
+        keeper.restore(saved)
     ddp, optimizer = wrap(accelerator, model, optimizer)
     guard = Guard(config.train, model, loader, accelerator, FaultState.from_json(saved.state.faults if saved else {}))
     every = intervals(config.train)
-    validation: dict[str, float] = {}
-
-    def save() -> None:
-        # What was just restored is on disk already, and what came of a bad step is no state to go on from.
-        if guard.calm and stage.examples_seen != restored_at:
-            card = build.model_card(config, cache, ema, stage.examples_seen)
-            keep, writes = config.train.keep_last, accelerator.is_main_process
-            checkpoint.save(run_dir, parts, task.space, card, guard.state, journal.seconds, keep, writes)
-        accelerator.wait_for_everyone()
 
     with Journal(config, run_dir, accelerator, stage.examples_seen, saved, quiet, grace_sec) as journal:
         journal.say(measurements.describe())
@@ -120,16 +106,15 @@ def train(
             # The method speaks first: it measures when that is due, and says where to draw times and how to align.
             seen = stage.examples_seen
             decision = stage.decision
-            aligned = stage.alignment_weight > 0
             guard.note_reading(seen, stage.observation.discrepancy)
             validation_due = crossed(seen, seen - batch_size, every.validation)
             journal.announce(decision, seen, again=validation_due)
             if validation_due:
-                validation = measurements.validate(journal.log, seen)
+                measurements.validate(journal.log, seen)
 
             # A batch: every draw is keyed by the position of its example in the run.
             journal.share.start()
-            batch = loader.next_batch(with_teacher=aligned)
+            batch = loader.next_batch(with_teacher=stage.alignment_weight > 0)
             first = seen + rank * len(batch.indices)
             x_0, condition, mask = task.prepare(batch, range(first, first + len(batch.indices)))
             t = stage.timesteps(len(x_0), device="cpu")
@@ -151,19 +136,17 @@ def train(
 
             # The step, on all ranks or on none: one that went wrong moves no weight, and its examples count as seen.
             sums, wrong = guard.judge(seen, sums, norm, example.teacher, flow)
-            rate = learning_rate(optim, seen / total)
-            set_rate(optimizer, rate)
-            drops = []
+            rate = set_rate(optimizer, learning_rate(optim, seen / total))
             if wrong is None:
                 with measured_drops(stage.due.loss_drops, model, example, accelerator) as drops:
                     optimizer.step()
-                losses.heads.step(rate, aligned)
+                losses.heads.step(rate, aligned=example.teacher is not None)
+                stage.after_step(batch_size, loss_drops=drops)
+                update_average(ema, model, optimizer, optim, stage.steps)
                 journal.note_step(sums)
             else:
+                stage.after_step(batch_size, stepped=False)
                 guard.skip(journal.log, journal.meter, seen, wrong, optim.learning_rate)
-            stage.after_step(batch_size, stepped=wrong is None, loss_drops=drops)
-            if wrong is None:
-                update_average(ema, model, optimizer, optim, stage.steps)
             optimizer.zero_grad(set_to_none=True)
             losses.heads.zero_grad()
             journal.share.stepped()
@@ -172,16 +155,16 @@ def train(
             seen = stage.examples_seen
             checkpoint_due = crossed(seen, seen - batch_size, every.checkpoint) and seen < total
             if crossed(seen, seen - batch_size, every.log) or checkpoint_due or seen >= total:
-                mean_time = float(decision.timesteps.mean())
+                mean_time = decision.timesteps.mean()
                 journal.write_steps(seen, learning_rate=rate, grad_norm=float(norm), timestep_mean=mean_time)
             if checkpoint_due:
-                save()
+                keeper.save(guard, journal.seconds)
 
         # --- The end: measured once more, whatever the intervals say. ---
         finished = stage.examples_seen >= total
         if finished:
             journal.announce(stage.decision, total, again=False)
-            validation = measurements.validate(journal.log, total)
-            journal.log.write("memory", total, peak_bytes=peak_bytes(accelerator.device))
-        save()
-    return TrainResult(run_dir, stage.examples_seen, journal.seconds, finished, validation)
+            measurements.validate(journal.log, total)
+            journal.write_memory(accelerator.device)
+        keeper.save(guard, journal.seconds)
+    return TrainResult(run_dir, stage.examples_seen, journal.seconds, finished, measurements.validation)

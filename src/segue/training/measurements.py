@@ -18,7 +18,7 @@ from segue.stage.discrepancy import SMALLEST_PROBE, Discrepancy, probes_in
 from segue.stage.stage import Stage
 from segue.tasks.base import Task
 from segue.training.config import RunConfig
-from segue.training.features import Extract, FrameGrid, teacher_mask
+from segue.training.features import Extract, FrameGrid, make_extract, teacher_mask
 from segue.training.log import RunLog
 from segue.training.losses import alignment_inputs
 from segue.training.step import Example, losses, run_model
@@ -36,6 +36,8 @@ class Measurements:
         discrepancy: on held-out clips, or None where the policy needs none.
         fingerprint: of its targets; () where there is none.
         stage: set once it is made; the gradients' cosine asks it for the alignment.
+        extract: latents -> features, where the policy needs that.
+        validation: loss at each fixed time, as measured last.
         seconds: that the last measurement took.
     """
 
@@ -46,15 +48,15 @@ class Measurements:
         cache: LatentCache,
         model: nn.Module,
         ema: nn.Module,
-        extract: Extract | None,
         accelerator,
         autocast: AbstractContextManager,
+        trust_remote_code: bool = False,
     ) -> None:
         """
         Args:
             model: not wrapped.
             ema: its averaged weights.
-            extract: latents -> features, where the discrepancy is measured.
+            trust_remote_code: run the code that comes with the teacher.
 
         Raises:
             UserError: too few held-out clips, or a signal that needs an alignment which is off.
@@ -64,10 +66,12 @@ class Measurements:
         self._validation_set = make_validation_set(task, cache, config, accelerator.device)
         self.stage: Stage | None = None
         self._measured = ema if config.policy.probe.weights == "averaged" else model
+        self.extract = make_extract(config.policy, cache, task.space, accelerator.device, trust_remote_code)
+        self.validation: dict[str, float] = {}
         self.discrepancy: Discrepancy | None = None
         self.seconds = 0.0
         if config.policy.probes:
-            self.discrepancy = _on_cache(config, task, cache, self._measured, extract, accelerator, autocast)
+            self.discrepancy = _on_cache(config, task, cache, self._measured, self.extract, accelerator, autocast)
         self.fingerprint = () if self.discrepancy is None else self.discrepancy.fingerprint
         self._cosine_example = None
         if config.policy.regime.signal == "gradient-cosine":
@@ -93,9 +97,9 @@ class Measurements:
         self.seconds = time.monotonic() - started
         return found
 
-    def validate(self, log: RunLog, seen: int) -> dict[str, float]:
-        """Loss of the averaged weights at each fixed time, as a line of the log, too."""
-        return record_validation(log, seen, self._ema, self._validation_set)
+    def validate(self, log: RunLog, seen: int) -> None:
+        """Measure the loss of the averaged weights at each fixed time, and write it to the log."""
+        self.validation = record_validation(log, seen, self._ema, self._validation_set)
 
     def describe(self) -> str | None:
         """What the discrepancy costs, in a line, measured on the untrained model."""

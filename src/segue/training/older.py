@@ -30,6 +30,19 @@ DELETED = {
         "fallback": "time",
     },
     "timesteps": {"clusters": 10, "open_at": 0.5},
+    "structure": {
+        "stable_checks": 3,
+        "min_ari": 0.9,
+        "min_z": 3.0,
+        "max_p": 0.02,
+        "draws": 50,
+        "min_moved": 0.01,
+        "min_groups": 2,
+        "min_regime": 0.5,
+        "last_activation": 0.8,
+        "ramp": 0.05,
+        "seed": 0,
+    },
     "alignment": {"t_min": 0.1, "latch": 0.02, "projector": "mlp", "hidden": 0},
 }
 

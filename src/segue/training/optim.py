@@ -90,10 +90,11 @@ def clip_gradients(model: nn.Module, limit: float) -> Tensor:
     return norm
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """The rate of the coming step, for all groups."""
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
+    """The rate of the coming step, for all groups; returns it."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+    return rate
 
 
 def learning_rate(config: OptimConfig, progress: float) -> float:

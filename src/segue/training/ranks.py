@@ -9,20 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from segue.training.config import RunConfig
-from segue.training.sharding import check_sharding
 from segue.types import UserError, first_line
-
-
-def check_ranks(config: RunConfig, accelerator) -> None:
-    """
-    Raises:
-        UserError: batches that the processes cannot share evenly, or a sharding that this run or machine cannot have.
-    """
-    batch_size, world = config.train.batch_size, accelerator.num_processes
-    if batch_size % world:
-        raise UserError(f"train.batch_size {batch_size} must be a multiple of the {world} processes")
-    check_sharding(config, accelerator)
 
 
 def on_any_rank(accelerator, flag: bool) -> bool:

@@ -61,6 +61,16 @@ __all__ = [
     "update_structure",
 ]
 
+STABLE_CHECKS = 3  # in a row that must pass
+MIN_ARI = 0.9  # least adjusted Rand index against the check before
+MIN_Z, MAX_P = 3.0, 0.02  # contrast against the null of turned bases, clustered anew
+DRAWS = 50  # of each null; p cannot be less than 1 / (DRAWS + 1)
+MIN_MOVED = 0.01  # least relative movement of the weights since the check before; else stability says nothing
+MIN_GROUPS = 2  # of two or more blocks that there must be: one group beside single outliers is none
+MIN_REGIME = 0.5  # least r_m at activation
+LAST_ACTIVATION = 0.8  # largest n / N at activation
+RAMP = 0.05  # share of N over which the term grows to its strength
+SEED = 0  # of nulls, sketches and the random control
 _SKETCH = 64  # numbers that stand for all the weights; the movement is then read within about 10 %
 
 
@@ -76,18 +86,8 @@ class StructureConfig:
         every: steps of the optimiser to one step of the term, whose norm the loop multiplies by the same number.
         first_check: share of N before the first check.
         spacing: ratio of n between checks.
-        stable_checks: checks in a row that must pass.
-        min_ari: least adjusted Rand index against the check before.
-        min_z, max_p: contrast against the null of turned bases, clustered anew.
-        draws: of each null; p cannot be less than 1 / (draws + 1).
         max_drift_p: largest p against the drift null; 1 does not ask. Six inner blocks can hardly reach 0.02.
-        min_moved: least relative movement of the weights since the check before; else stability says nothing.
-        min_groups: groups of two or more blocks that there must be: one group beside single outliers is none.
-        min_regime: least r_m at activation.
-        last_activation: largest n / N at activation.
-        ramp: share of N over which the term grows to its strength.
         readers, writers: module names inside a block, separated by commas, where shape and name do not tell.
-        seed: of nulls, sketches and the random control.
     """
 
     enabled: bool = False
@@ -96,39 +96,23 @@ class StructureConfig:
     every: int = 4
     first_check: float = 0.02
     spacing: float = 1.25
-    stable_checks: int = 3
-    min_ari: float = 0.9
-    min_z: float = 3.0
-    max_p: float = 0.02
-    draws: int = 50
     max_drift_p: float = 1.0
-    min_moved: float = 0.01
-    min_groups: int = 2
-    min_regime: float = 0.5
-    last_activation: float = 0.8
-    ramp: float = 0.05
     readers: str = ""
     writers: str = ""
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.control not in CONTROLS:
             raise UserError(f"structure.control is {self.control!r}; choose one of {', '.join(CONTROLS)}")
-        for name in ("first_check", "max_p", "max_drift_p", "min_regime", "last_activation", "ramp"):
+        for name in ("first_check", "max_drift_p"):
             _check(name, getattr(self, name), 0.0 <= getattr(self, name) <= 1.0, "give a number from 0 to 1")
-        for name in ("strength", "min_moved"):
-            _check(name, getattr(self, name), 0.0 <= getattr(self, name) < math.inf, "give a number of at least 0")
-        for name in ("every", "stable_checks", "min_groups"):
-            _check(name, getattr(self, name), getattr(self, name) >= 1, "give at least 1")
+        _check("strength", self.strength, 0.0 <= self.strength < math.inf, "give a number of at least 0")
+        _check("every", self.every, self.every >= 1, "give at least 1")
         _check("spacing", self.spacing, 1.0 < self.spacing < math.inf, "give a ratio above 1")
-        _check("min_ari", self.min_ari, -1.0 <= self.min_ari <= 1.0, "give a number from -1 to 1")
-        _check("min_z", self.min_z, math.isfinite(self.min_z), "give a finite number")
-        _check("draws", self.draws, self.draws >= 50, "the null needs at least 50 draws")
 
 
-def _check(name: str, value: float, holds: bool, mend: str) -> None:
+def _check(name: str, value: float, holds: bool, hint: str) -> None:
     if not holds:
-        raise UserError(f"structure.{name} is {value}; {mend}")
+        raise UserError(f"structure.{name} is {value}; {hint}")
 
 
 @dataclass(frozen=True)
@@ -239,13 +223,13 @@ def measure_structure(config: StructureConfig, state: StructureState, blocks: Se
     table = similarity(signed)
     groups = find_groups(table)
     rows = tuple(tuple(row) for row in table.tolist())
-    sketch = _sketch(weights, config.seed)
+    sketch = _sketch(weights, SEED)
     if groups is None:
         return StructureMeasure(rows, None, sketch=sketch)
     contrast, nulls = contrast_of(table, groups), {}
     if state.active_at is None:
         drawn, drift = (
-            null(of, len(blocks) // 3, config.draws, keyed_generator(config.seed, f"structure/{name}", state.checks))
+            null(of, len(blocks) // 3, DRAWS, keyed_generator(SEED, f"structure/{name}", state.checks))
             for null, of, name in (
                 (null_contrast, signed[1:-1], "turned"),
                 (drift_contrast, table[1:-1, 1:-1], "drift"),
@@ -253,7 +237,7 @@ def measure_structure(config: StructureConfig, state: StructureState, blocks: Se
         )
         z = (contrast - drawn.mean()) / max(drawn.std(ddof=1), 1e-12)
         nulls = {"z": float(z), "p": _share(drawn, contrast), "drift_p": _share(drift, contrast)}
-    labels = controlled(groups, config.control, config.seed)
+    labels = controlled(groups, config.control, SEED)
     spread = [float(d) for d in distances(signed, labels).values()]
     margin = float(np.median(spread)) if spread else 0.0
     return StructureMeasure(rows, groups, contrast, sketch=sketch, labels=labels, margin=margin, **nulls)
@@ -275,7 +259,7 @@ def update_structure(
 ) -> tuple[StructureState, StructureReading]:
     """The next state and the decision, from numbers alone. Activation latches.
 
-    Stability, both nulls and movement must hold at `stable_checks` checks in a row; r_m and n / N are asked once, when
+    Stability, both nulls and movement must hold at STABLE_CHECKS checks in a row; r_m and n / N are asked once, when
     those are complete: three checks spaced by 1.25 span nearly a doubling of n, and waiting for r_m first would leave
     no run long enough.
     """
@@ -319,33 +303,33 @@ def _fault(config: StructureConfig, measure: StructureMeasure, ari: float | None
     large = sum(size > 1 for label, size in Counter(measure.groups).items() if label >= 0)
     z, p, drift = (math.nan if v is None else v for v in (measure.z, measure.p, measure.drift_p))
     faults = (
-        (ari < config.min_ari, f"groups not yet stable (ARI {ari:.2f} < {config.min_ari:g})"),
-        (large < config.min_groups, f"{large} group beside single blocks ({config.min_groups} needed)"),
-        (z < config.min_z, f"groups no clearer than by chance (z {z:.1f} < {config.min_z:g})"),
-        (p > config.max_p, f"groups no clearer than by chance (p {p:.3f} > {config.max_p:g})"),
+        (ari < MIN_ARI, f"groups not yet stable (ARI {ari:.2f} < {MIN_ARI:g})"),
+        (large < MIN_GROUPS, f"{large} group beside single blocks ({MIN_GROUPS} needed)"),
+        (z < MIN_Z, f"groups no clearer than by chance (z {z:.1f} < {MIN_Z:g})"),
+        (p > MAX_P, f"groups no clearer than by chance (p {p:.3f} > {MAX_P:g})"),
         (drift > config.max_drift_p, f"no clearer than a drift with depth (p {drift:.2f} > {config.max_drift_p:g})"),
-        (not moved >= config.min_moved, f"weights moved {moved:.2%} since the last check (< {config.min_moved:.0%})"),
+        (not moved >= MIN_MOVED, f"weights moved {moved:.2%} since the last check (< {MIN_MOVED:.0%})"),
     )  # fmt: skip
     return next((words for failed, words in faults if failed), None)
 
 
 def _not_now(config: StructureConfig, passed: int, share: float, regime: float) -> str | None:
-    if passed < config.stable_checks:
-        return f"{passed} of {config.stable_checks} checks passed in a row"
-    if share > config.last_activation:
-        return f"too late ({share:.0%} of the run > {config.last_activation:.0%})"
-    if regime < config.min_regime:
-        return f"groups are stable, waiting for the regime ({regime:.2f} < {config.min_regime:g})"
+    if passed < STABLE_CHECKS:
+        return f"{passed} of {STABLE_CHECKS} checks passed in a row"
+    if share > LAST_ACTIVATION:
+        return f"too late ({share:.0%} of the run > {LAST_ACTIVATION:.0%})"
+    if regime < MIN_REGIME:
+        return f"groups are stable, waiting for the regime ({regime:.2f} < {MIN_REGIME:g})"
     return None
 
 
 def structure_strength(
     config: StructureConfig, state: StructureState, examples_seen: int, total_examples: int
 ) -> float:
-    """Norm of the term's step over the update's: 0 while off, then a linear ramp over `ramp` N up to `strength`."""
+    """Norm of the term's step over the update's: 0 while off, then a linear ramp over RAMP N up to `strength`."""
     if state.active_at is None:
         return 0.0
-    ramp = config.ramp * total_examples
+    ramp = RAMP * total_examples
     grown = 1.0 if ramp == 0 else (examples_seen - state.active_at) / ramp
     return config.strength * min(1.0, max(0.0, grown))
 
