@@ -144,7 +144,7 @@ def test_the_time_ramp_drives_times_and_guidance():
     assert lines[-1]["alignment_weight"] == 0.0  # latched
     assert json.loads(json.dumps(lines)) == lines
     # After the latch nothing is asked of model or teacher.
-    stage.tap.clear()
+    stage.aligner.clear()
     assert stage.alignment(None, None) == 0.0
 
 

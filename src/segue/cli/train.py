@@ -26,7 +26,7 @@ from segue.tasks.degradation import degrade
 from segue.training.checkpoint import list_checkpoints
 from segue.training.checks import check_before_training
 from segue.training.config import RunConfig, from_json, override, to_json
-from segue.training.loop import TrainResult
+from segue.training.journal import TrainResult
 from segue.training.loop import train as train_loop
 from segue.types import UserError
 

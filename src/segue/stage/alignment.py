@@ -10,13 +10,14 @@ latched to 0 it costs nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from segue.process.noise import keyed_generator
+from segue.stage.tap import Tap, attach, width_of
 from segue.types import UserError
 
 SCHEDULES = ("decay", "constant", "cut", "time")
@@ -239,3 +240,82 @@ def output_alignment(
             "use a differentiable decode, or alignment.space=hidden"
         )
     return alignment_loss(features, target, mask)
+
+
+class Aligner:
+    """Pulls a model's tapped tokens, or its decoded predictions, towards teacher features.
+
+    Attributes:
+        projector: from tokens to features; None in output space.
+        tap: on the model's blocks; None in output space.
+    """
+
+    def __init__(
+        self,
+        config: AlignmentConfig,
+        blocks: Sequence[nn.Module],
+        statistics: tuple[Tensor, Tensor],
+        features: Callable[[Tensor], Tensor] | None = None,
+        prepended: int = 0,
+        seed: int = 0,
+    ) -> None:
+        """
+        Args:
+            config: which block, and in which space.
+            blocks: the stack.
+            statistics: mean and standard deviation [F] of the teacher's features over the training set.
+            features: latents -> standardised features, differentiable; for output space.
+            prepended: tokens before the clip's own (`segue.attach`).
+            seed: of the projector.
+
+        Raises:
+            UserError: a tap outside the stack.
+        """
+        self._mean, self._std = statistics
+        self._features = features
+        self.tap: Tap | None = None
+        self.projector: nn.Module | None = None
+        if config.space == "hidden":
+            self.tap = attach(blocks, config.tap, prepended)
+            self.projector = Projector(width_of(blocks[self.tap.index]), len(self._mean), seed=seed)
+            self.projector.to(next(blocks[0].parameters()).device)
+
+    def distance(
+        self,
+        features: Tensor,
+        t: Tensor,
+        *,
+        mask: Tensor | None = None,
+        tokens_mask: Tensor | None = None,
+        span: float = 1.0,
+        x_0_hat: Tensor | None = None,
+    ) -> Tensor:
+        """w(t) L_align [B], whatever its weight.
+
+        Args:
+            features: [B, S, F] teacher features of the clean clips, as they come from the teacher.
+            t: [B] times of the batch.
+            mask: [B, S] bool, True where a teacher frame is real.
+            tokens_mask: [B, N] bool, True where a token is real.
+            span: time that the S frames cover over the time that the N tokens cover; 1 where both span the clip.
+            x_0_hat: [B, C, L] one-step prediction of the clean latents, for alignment.space "output".
+
+        Raises:
+            UserError: the model has not run, or the tapped tokens carry no gradient.
+        """
+        target = standardise(features, self._mean.to(features.device), self._std.to(features.device))
+        if self.projector is None:
+            return time_weight(t) * output_alignment(x_0_hat, self._features, target, mask)
+        hidden = self.tap.hidden.to(target.dtype)
+        projected = self.projector(hidden, target.shape[1], tokens_mask, span)
+        return time_weight(t) * alignment_loss(projected, target, mask)
+
+    def clear(self) -> None:
+        """Forget the last tokens, and the graph that they hold on to."""
+        if self.tap is not None:
+            self.tap.clear()
+
+    def remove(self) -> None:
+        """Take the hook off the model."""
+        if self.tap is not None:
+            self.tap.remove()

@@ -24,11 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from segue.process.noise import keyed_generator
-from segue.stage.alignment import Projector, alignment_loss, output_alignment, standardise, step_weight, time_weight
+from segue.stage.alignment import Aligner, step_weight
 from segue.stage.controller import ControllerState, Decision, Due, Observation, StageController, due_at
 from segue.stage.discrepancy import target_statistics
 from segue.stage.policy import Policy, stage_policy
-from segue.stage.tap import Tap, attach, width_of
 from segue.stage.timesteps import importance
 from segue.stage.words import Measured, Printer, by_name, log_line
 from segue.types import UserError
@@ -39,9 +38,7 @@ class Stage:
 
     Attributes:
         policy: what drives the run.
-        projector: the alignment's head; None without alignment in hidden space. Its weights are the caller's to
-            optimise, to move to a device and to save; on several ranks, wrap it (`stage.projector = DDP(...)`).
-        tap: the `segue.attach` handle; None where there is no projector.
+        aligner: what aligns with the teacher; None where the policy does not.
         due: what was due at the last decision.
         observation: what the last decision rests on.
         aligned: [B] what `alignment` last found, before its weight; for logs.
@@ -92,7 +89,6 @@ class Stage:
             UserError: the policy needs a measurement or a teacher that is not there, or a tap outside the stack.
         """
         self.policy = policy or stage_policy()
-        config = self.policy.alignment
         self.policy.check(measure, targets, features)
         if world > 1 and reduce is None:
             raise UserError("Stage: several ranks need reduce=, which averages a tensor over them")
@@ -107,15 +103,21 @@ class Stage:
         self._drawn = self.steps = 0
         self.due, self.observation = Due(), Observation(0)
         self._block_step = self.policy.block_step(self.blocks, **sharding)
-        self.tap: Tap | None = None
-        self.projector: nn.Module | None = None
         self.aligned: Tensor | None = None
-        if config.weight > 0:
-            self._mean, self._std = targets if isinstance(targets, tuple) else target_statistics(targets)
-        if config.weight > 0 and config.space == "hidden":
-            self.tap = attach(self.blocks, config.tap, prepended)
-            self.projector = Projector(width_of(self.blocks[self.tap.index]), len(self._mean), seed=seed)
-            self.projector.to(next(self.blocks[0].parameters()).device)
+        self.aligner: Aligner | None = None
+        if self.policy.alignment.weight > 0:
+            statistics = targets if isinstance(targets, tuple) else target_statistics(targets)
+            self.aligner = Aligner(self.policy.alignment, self.blocks, statistics, features, prepended, seed)
+
+    @property
+    def projector(self) -> nn.Module | None:
+        """The alignment's head; None without alignment in hidden space. Its weights are the caller's to optimise, to
+        move to a device and to save; on several ranks, wrap it (`stage.projector = DDP(stage.projector)`)."""
+        return None if self.aligner is None else self.aligner.projector
+
+    @projector.setter
+    def projector(self, wrapped: nn.Module) -> None:
+        self.aligner.projector = wrapped
 
     @property
     def total_examples(self) -> int:
@@ -165,43 +167,15 @@ class Stage:
             features: [B, S, F] teacher features of the clean clips, as they come from the teacher.
             t: [B] times of the batch.
             reduction: "mean" over the batch, or "none": [B].
-            options: of `distance`.
+            options: of `Aligner.distance`: masks, `span` where tokens and frames cover different times, `x_0_hat` for
+                alignment in output space.
         """
         self.aligned = None
         if self.alignment_weight == 0.0:
             return 0.0
-        distance = self.distance(features, t, **options)
+        distance = self.aligner.distance(features, t, **options)
         self.aligned = distance.detach()
         return self.alignment_weight * (distance.mean() if reduction == "mean" else distance)
-
-    def distance(
-        self,
-        features: Tensor,
-        t: Tensor,
-        *,
-        mask: Tensor | None = None,
-        tokens_mask: Tensor | None = None,
-        span: float = 1.0,
-        x_0_hat: Tensor | None = None,
-    ) -> Tensor:
-        """w(t) L_align [B], whatever its weight.
-
-        Args:
-            features, t: as in `alignment`.
-            mask: [B, S] bool, True where a teacher frame is real.
-            tokens_mask: [B, N] bool, True where a token is real.
-            span: time that the S frames cover over the time that the N tokens cover; 1 where both span the clip.
-            x_0_hat: [B, C, L] one-step prediction of the clean latents, for alignment.space "output".
-
-        Raises:
-            UserError: the model has not run, or the tapped tokens carry no gradient.
-        """
-        target = standardise(features, self._mean.to(features.device), self._std.to(features.device))
-        if self.projector is None:
-            return time_weight(t) * output_alignment(x_0_hat, self._features, target, mask)
-        hidden = self.tap.hidden.to(target.dtype)
-        projected = self.projector(hidden, target.shape[1], tokens_mask, span)
-        return time_weight(t) * alignment_loss(projected, target, mask)
 
     def importance(self, t: Tensor) -> Tensor:
         """Weights [B] of the losses: 1, or under timesteps.corrected what makes their mean that of uniform times."""
@@ -230,8 +204,8 @@ class Stage:
             self._block_step.follow(self.decision.structure, self.decision.structure_strength)
         elif self._block_step is not None:
             self._block_step.forget()
-        if self.tap is not None:
-            self.tap.clear()
+        if self.aligner is not None:
+            self.aligner.clear()
         self._drawn, self.steps = 0, self.steps + stepped
         self._state = replace(self._state, examples_seen=self.examples_seen + examples)
         self._decision = None
@@ -264,8 +238,8 @@ class Stage:
 
     def remove(self) -> None:
         """Take the hook off the model."""
-        if self.tap is not None:
-            self.tap.remove()
+        if self.aligner is not None:
+            self.aligner.remove()
 
     # --- measuring and deciding ---------------------------------------------------------------------------------------
 

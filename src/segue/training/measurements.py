@@ -177,11 +177,11 @@ def gradient_cosine(model: nn.Module, stage: Stage, example: Example, grid: Fram
 
     On a fixed held-out batch; no gradient is left behind.
     """
-    weights = [p for block in model.blocks[: stage.tap.index + 1] for p in block.parameters()]
+    weights = [p for block in model.blocks[: stage.aligner.tap.index + 1] for p in block.parameters()]
     with torch.enable_grad():
         outcome = run_model(model, example, model.predicts)
         features, options = alignment_inputs(outcome, example, grid)
-        aligned = stage.distance(features, example.t, **options).mean()
+        aligned = stage.aligner.distance(features, example.t, **options).mean()
         pairs = [
             torch.autograd.grad(x, weights, retain_graph=True, allow_unused=True)
             for x in (outcome.loss.mean(), aligned)
