@@ -39,7 +39,7 @@ class Sampling:
     Attributes:
         steps: solver steps.
         solver: "euler", "heun" (two evaluations a step) or "multistep" (second order, one evaluation a step).
-        guidance_scale: of classifier-free guidance; 1 = none. 2 was heard best on the demo set (docs/log.md).
+        guidance_scale: of classifier-free guidance; 1 = none. 2 was best on the demo set (docs/log.md).
         guidance_rescale: 0..1, share of Lin et al.'s rescaling (arXiv 2305.08891).
         guidance_interval: times (low, high) between which guidance acts (arXiv 2404.07724).
     """
@@ -200,10 +200,11 @@ class SuperResolver:
         self.sample_rate_hz, self.hop_samples = codec.sample_rate_hz, codec.hop_samples
         trained = saved.card.degradation
         self.cutoffs_hz = (trained.get("cutoff_min_hz", 0.0), trained.get("cutoff_max_hz", codec.sample_rate_hz / 2))
-        # One evaluation hears depth * window tokens to each side. Of what its neighbours heard in earlier steps nothing
-        # measurable arrives: on the shipped model chunks equal the whole within 2e-7 (docs/super-resolution.md).
-        heard = config.depth * config.attention_window * config.patch_frames
-        self.context_samples = (heard + 4) * codec.hop_samples
+        # One evaluation depends on depth * window tokens to each side. Of what its neighbours saw in earlier steps
+        # nothing measurable arrives: on the shipped model chunks equal the whole within 2e-7
+        # (docs/super-resolution.md).
+        reach = config.depth * config.attention_window * config.patch_frames
+        self.context_samples = (reach + 4) * codec.hop_samples
 
     @classmethod
     def load(cls, run: Path | str | None, weights: str = "ema", device: str = "cpu") -> SuperResolver:

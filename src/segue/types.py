@@ -66,7 +66,7 @@ def without_deleted(data: Mapping, deleted: Mapping, where: str) -> dict:
         if name in deleted and value != deleted[name]:
             raise UserError(
                 f"{where}{name} is {value!r}, and no setting any more: it is {deleted[name]!r} for all; "
-                "hint: use segue 0.1.0 for this one, or train anew"
+                "hint: use the segue that wrote it, or train anew"
             )
     return {name: value for name, value in data.items() if name not in deleted}
 

@@ -1,4 +1,4 @@
-"""Runs of version 0.1.0 (commit ed41533, before names and settings changed) are read and go on."""
+"""Runs of commit ed41533, before names and settings changed, are read and go on."""
 
 import json
 import shutil

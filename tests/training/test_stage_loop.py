@@ -197,3 +197,12 @@ def test_alignment_in_output_space_reaches_the_model_through_the_ears(taught, re
     assert any(not torch.equal(v, plain[n]) for n, v in guided.items())
     aligned = [e["alignment"] for e in read_log(tmp_path / "guided" / "log.jsonl") if e["event"] == "train"]
     assert aligned[-1] < 0.9 * aligned[0]
+
+
+def test_a_run_that_goes_on_for_longer_counts_its_stages_by_the_new_length(taught, recipe, tmp_path):
+    """Its old length kept, r would be 1 from there on, and something would be measured at every step."""
+    run(recipe("time-ramp", "structure.enabled=false"), taught, tmp_path)
+    run(recipe("time-ramp", "structure.enabled=false", "train.total_examples=160"), taught, tmp_path, resume=True)
+    log = [(e["examples_seen"], e["regime"]) for e in stages(tmp_path)]
+    assert dict(log)[160] == 1.0 and all(r == n / 160 for n, r in log if n > 80)
+    assert sum(n > 80 for n, _ in log) < 10  # steps

@@ -351,7 +351,7 @@ def distribution_from_json(data: dict) -> TimestepDistribution:
         "piecewise": Piecewise,
         "kumaraswamy": Kumaraswamy,
     }
-    name = data["distribution"] if "distribution" in data else data["law"]  # its name in runs from before 0.2
+    name = data["distribution"] if "distribution" in data else data["law"]  # its name in older runs
     numbers = {k: v for k, v in data.items() if k not in ("distribution", "law", "base")}
     if "base" in data:
         numbers["base"] = distribution_from_json(data["base"])

@@ -36,7 +36,7 @@ def read_events(run_dir: Path, name: str = "log.jsonl") -> list[dict]:
         except ValueError:
             continue
         if isinstance(event, dict) and _is_number(event.get("examples_seen")):
-            if "guidance_weight" in event:  # its name in logs from before 0.2
+            if "guidance_weight" in event:  # its name in older logs
                 event["alignment_weight"] = event.pop("guidance_weight")
             events.append(event)
     return events

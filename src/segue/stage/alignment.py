@@ -304,7 +304,9 @@ class Aligner:
             UserError: the model has not run, or the tapped tokens carry no gradient.
         """
         target = standardise(features, self._mean.to(features.device), self._std.to(features.device))
-        if self.projector is None:
+        if self.projector is None or self.tap is None:
+            if x_0_hat is None or self._features is None:
+                raise UserError("alignment.space=output needs x_0_hat= and the features of latents (Stage's features=)")
             return time_weight(t) * output_alignment(x_0_hat, self._features, target, mask)
         hidden = self.tap.hidden.to(target.dtype)
         projected = self.projector(hidden, target.shape[1], tokens_mask, span)

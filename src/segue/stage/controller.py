@@ -84,7 +84,7 @@ class ControllerState:
         """
         try:
             data = dict(data)
-            if "probe_print" in data:  # its name in states from before 0.2
+            if "probe_print" in data:  # its name in older states
                 data["fingerprint"] = data.pop("probe_print")
             parts = {
                 "regime": RegimeState.from_json(data["regime"]),
@@ -146,7 +146,8 @@ class StageController:
             )
             state = replace(state, structure=structure)
         if observation.loss_drops:
-            state = replace(state, learned=update_learned(state.learned, *zip(*observation.loss_drops), seen))
+            times, drops = zip(*observation.loss_drops)
+            state = replace(state, learned=update_learned(state.learned, times, drops, seen))
         state = replace(state, examples_seen=seen)
         return state, self._decide(state, check)
 

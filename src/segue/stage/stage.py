@@ -93,19 +93,25 @@ class Stage:
         if world > 1 and reduce is None:
             raise UserError("Stage: several ranks need reduce=, which averages a tensor over them")
         self.blocks = list(blocks)
-        self._measure, self._features, self._reduce, self._log = measure, features, reduce, log or Printer()
-        self._seed, self._rank, self._world = seed, rank, world
+        self._measure = measure
+        self._reduce = reduce
+        self._log = log or Printer()
+        self._seed = seed
+        self._rank, self._world = rank, world
         self._warmup, self._decay_from = warmup_examples, decay_from
         self._controller = StageController(self.policy)
         self._fingerprint = tuple(getattr(measure, "fingerprint", ()))
         self._state = replace(self._controller.init(total_examples), fingerprint=self._fingerprint)
         self._decision: Decision | None = None
-        self._drawn = self.steps = 0
-        self.due, self.observation = Due(), Observation(0)
+        self.steps = 0
+        self._drawn = 0  # times of the step at hand, where it takes several batches
+        self.due = Due()
+        self.observation = Observation(0)
         self._block_step = self.policy.block_step(self.blocks, **sharding)
         self.aligned: Tensor | None = None
         self.aligner: Aligner | None = None
         if self.policy.alignment.weight > 0:
+            assert targets is not None  # `check` has seen to it
             statistics = targets if isinstance(targets, tuple) else target_statistics(targets)
             self.aligner = Aligner(self.policy.alignment, self.blocks, statistics, features, prepended, seed)
 
@@ -117,6 +123,8 @@ class Stage:
 
     @projector.setter
     def projector(self, wrapped: nn.Module) -> None:
+        if self.aligner is None:
+            raise UserError("Stage: the policy aligns with no teacher, so that there is no projector to wrap")
         self.aligner.projector = wrapped
 
     @property
@@ -133,7 +141,7 @@ class Stage:
     def decision(self) -> Decision:
         """What is in force. The first question after a step measures what is due; so ask once more after the last."""
         if self._decision is None:
-            self._decide()
+            self._decision = self._decide()
         return self._decision
 
     @property
@@ -171,7 +179,7 @@ class Stage:
                 alignment in output space.
         """
         self.aligned = None
-        if self.alignment_weight == 0.0:
+        if self.aligner is None or self.alignment_weight == 0.0:
             return 0.0
         distance = self.aligner.distance(features, t, **options)
         self.aligned = distance.detach()
@@ -206,7 +214,8 @@ class Stage:
             self._block_step.forget()
         if self.aligner is not None:
             self.aligner.clear()
-        self._drawn, self.steps = 0, self.steps + stepped
+        self.steps += stepped
+        self._drawn = 0
         self._state = replace(self._state, examples_seen=self.examples_seen + examples)
         self._decision = None
 
@@ -233,8 +242,10 @@ class Stage:
             raise UserError(
                 f"Stage: the state is of a run of {state.total_examples} examples, not {self._state.total_examples}"
             )
-        self._state, self._decision = replace(state, fingerprint=self._fingerprint), None
-        self.steps, self._drawn = data["steps"], 0
+        self._state = replace(state, fingerprint=self._fingerprint)
+        self._decision = None
+        self.steps = data["steps"]
+        self._drawn = 0
 
     def remove(self) -> None:
         """Take the hook off the model."""
@@ -243,24 +254,26 @@ class Stage:
 
     # --- measuring and deciding ---------------------------------------------------------------------------------------
 
-    def _decide(self) -> None:
+    def _decide(self) -> Decision:
+        """Measure what is due, let the controller decide, and say so where something was measured."""
         self.due = due_at(self.policy, self._state, self.examples_seen)
-        found = self._measured() if self.due.probe and self._measure is not None else {}
-        if self.due.structure:
+        found = self._measured(self._measure) if self.due.probe and self._measure is not None else {}
+        if self.due.structure and self._block_step is not None:
             found["structure"] = self._block_step.measure(self._state.structure)
         decaying = self.examples_seen >= self._decay_from
         self.observation = Observation(
             self.examples_seen, due=self.due, warmup_end=self._warmup, decaying=decaying, **found
         )
-        self._state, self._decision = self._controller.update(self._state, self.observation)
+        self._state, decision = self._controller.update(self._state, self.observation)
         if self.due.probe or self.due.structure:
-            self._log(log_line(self.observation, self._decision))
+            self._log(log_line(self.observation, decision))
+        return decision
 
-    def _measured(self) -> dict[str, Any]:
+    def _measured(self, measure: Callable[[], Measured]) -> dict[str, Any]:
         """What is measured, the same on every rank, by the Observation's names; random states stay as they were."""
         device = next(self.blocks[0].parameters()).device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            found = self._measure()
+            found = measure()
         return by_name(found, self.policy, self._same_on_ranks)
 
     def _same_on_ranks(self, numbers: list[float]) -> list[float]:

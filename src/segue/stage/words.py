@@ -31,7 +31,8 @@ def by_name(found: Measured, policy: Policy, same: Callable[[list[float]], list[
         return found
     signal = {"validation": "validation_loss", "gradient-cosine": "gradient_cosine"}.get(policy.regime.signal)
     if signal is not None:
-        return {signal: same([float(getattr(found, "value", found))])[0]}
+        number = found.value if isinstance(found, Reading) else float(found)
+        return {signal: same([number])[0]}
     found = found if isinstance(found, Reading) else Reading(float(found), ())
     times = tuple(t for t, _ in found.by_time)
     if policy.timesteps.distribution == "per-time" and times != policy.probe.times:
@@ -66,7 +67,7 @@ def in_words(policy: Policy, decision: Decision) -> tuple[str, str]:
 def log_line(observation: Observation, decision: Decision) -> dict:
     """What was observed and decided, as plain JSON: the keys of a "stage" line of log.jsonl."""
     probe, reading, structure, check = observation.discrepancy, decision.regime, decision.structure, decision.check
-    line = {
+    line: dict[str, Any] = {
         "examples_seen": observation.examples_seen,
         "discrepancy": None if probe is None else _number(probe.value),
         "discrepancy_by_t": {} if probe is None else {f"{t:g}": _number(d) for t, d in probe.by_time},
@@ -84,7 +85,7 @@ def log_line(observation: Observation, decision: Decision) -> dict:
     for name in ("validation_loss", "gradient_cosine"):
         if getattr(observation, name) is not None:
             line[name] = _number(getattr(observation, name))
-    if check is not None:
+    if check is not None and observation.structure is not None:
         line["similarity"] = observation.structure.similarity
         line["structure_reason"] = check.reason
         line["blocks"] = {n: getattr(check, n) for n in ("ari", "moved", "contrast", "z", "p", "drift_p")}

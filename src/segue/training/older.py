@@ -5,6 +5,8 @@ What a run was trained with stays readable, and a study's cells keep their names
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from segue.tasks.degradation import DELETED as OF_DEGRADATION
 from segue.types import UserError, without_deleted
 
@@ -78,18 +80,21 @@ def current_name(name: str) -> str:
     return f"{section}{dot}{RENAMED.get(section, {}).get(key, key)}"
 
 
-def first_json(config: dict) -> dict:
-    """A run's JSON as version 0.1.0 wrote it: what studies hash, so that finished cells keep their names."""
+def first_json(config: Mapping) -> dict:
+    """A run's JSON in the names of the first runs: what studies hash, so that finished runs keep theirs.
+
+    A config that is written so already stays as it is.
+    """
     policy = {}
-    for new, settings in config["policy"].items():
+    for new, settings in config.get("policy", {}).items():
         if new == "static_timesteps":
             policy["law"] = _first_distribution(settings)
             continue
         names = {now: old for old, now in RENAMED.get(new, {}).items()}
         section = next((old for old, now in SECTIONS.items() if now == new), new)
-        policy[section] = {names.get(k, k): v for k, v in settings.items()} | DELETED.get(new, {})
-    degradation = {"degradation": config["degradation"] | OF_DEGRADATION} if "degradation" in config else {}
-    return {**config, "policy": policy, **degradation}
+        policy[section] = DELETED.get(new, {}) | {names.get(k, k): v for k, v in settings.items()}
+    degradation = {"degradation": OF_DEGRADATION | config["degradation"]} if "degradation" in config else {}
+    return {**config, **({"policy": policy} if policy else {}), **degradation}
 
 
 def _first_distribution(data: dict) -> dict:

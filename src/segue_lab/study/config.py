@@ -212,7 +212,7 @@ def runs_of(study: Study, data_fingerprint: str, eval_set: str) -> list[PlannedR
     for seed in study.seeds:
         for variant in [variant for variant in study.variants if seed in study.seeds_of(variant)]:
             config = to_json(run_config(study, variant, seed))
-            key = run_key(first_json(config), data_fingerprint, eval_set, study.evaluation)
+            key = run_key(config, data_fingerprint, eval_set, study.evaluation)
             runs.append(PlannedRun(variant.name, seed, key, config))
     return runs
 
@@ -221,7 +221,7 @@ def run_key(config: Mapping, data_fingerprint: str, eval_set: str, evaluation: E
     """The hash that names a run: all that decides its figures, beside segue's own code."""
     settings = asdict(evaluation)
     settings["judge_clips"] = settings.pop("clips")  # hashed under its first name: finished runs keep theirs
-    return fingerprint({"config": config, "data": data_fingerprint, "judged": eval_set, **settings})
+    return fingerprint({"config": first_json(config), "data": data_fingerprint, "judged": eval_set, **settings})
 
 
 def same_settings(stored: dict, wanted: dict) -> bool:

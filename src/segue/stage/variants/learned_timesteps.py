@@ -63,4 +63,4 @@ def update_learned(state: LearnedState, times: Sequence[float], drops: Sequence[
         slope_b += by_b * (drop - mean) / spread / len(times)
     log_a = state.log_a + RATE * slope_a - PULL * state.log_a
     log_b = state.log_b + RATE * slope_b - PULL * state.log_b
-    return LearnedState(*(min(BOUND, max(-BOUND, x)) for x in (log_a, log_b)), seen)
+    return LearnedState(min(BOUND, max(-BOUND, log_a)), min(BOUND, max(-BOUND, log_b)), seen)
