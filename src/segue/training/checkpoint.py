@@ -18,12 +18,13 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from segue.codecs.latent_space import LatentSpace
 from segue.data.cache import LatentCache
 from segue.data.loader import LatentLoader
 from segue.files import sync, write_text
+from segue.models.dit import DiT
 from segue.models.files import ModelCard, read_tensors, save_model
 from segue.stage.stage import Stage
 from segue.training.build import model_card
@@ -75,8 +76,8 @@ class Parts:
         loader: the data's position.
     """
 
-    model: nn.Module
-    ema: nn.Module
+    model: DiT
+    ema: DiT
     optimizer: torch.optim.Optimizer
     heads: Heads
     stage: Stage

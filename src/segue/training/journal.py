@@ -118,7 +118,7 @@ class Journal:
 
     def write_memory(self, device: torch.device) -> None:
         """A "memory" line of the log, at the run's end."""
-        self.log.write("memory", self.meter.total, peak_bytes=peak_bytes(device))
+        self.log.write("memory", int(self.meter.total), peak_bytes=peak_bytes(device))
 
     def note_step(self, sums: Tensor) -> None:
         """Mean flow loss and alignment [2] of a good step, for the next line."""

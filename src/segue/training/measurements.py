@@ -6,12 +6,14 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from segue.data.cache import LatentCache
 from segue.memory import give_back
+from segue.models.dit import DiT
 from segue.process.noise import keyed_noise
 from segue.process.path import velocity_of
 from segue.stage.discrepancy import SMALLEST_PROBE, Discrepancy, probes_in
@@ -46,8 +48,8 @@ class Measurements:
         config: RunConfig,
         task: Task,
         cache: LatentCache,
-        model: nn.Module,
-        ema: nn.Module,
+        model: DiT,
+        ema: DiT,
         accelerator,
         autocast: AbstractContextManager,
         trust_remote_code: bool = False,
@@ -85,7 +87,8 @@ class Measurements:
     def __call__(self) -> dict:
         """What the policy reads, by the Observation's names; the same on every rank."""
         started = time.monotonic()
-        signal, found = self._config.policy.regime.signal, {}
+        signal = self._config.policy.regime.signal
+        found: dict[str, Any] = {}
         if self.discrepancy is not None:
             found["discrepancy"] = self.discrepancy()
         if signal == "validation":
@@ -120,8 +123,8 @@ def _on_cache(
     config: RunConfig,
     task: Task,
     cache: LatentCache,
-    model: nn.Module,
-    extract: Extract,
+    model: DiT,
+    extract: Extract | None,
     accelerator,
     autocast: AbstractContextManager,
 ) -> Discrepancy:
@@ -172,7 +175,7 @@ def probe_rows(cache: LatentCache, clips: int) -> list[int]:
     return [valid[i * len(valid) // count] for i in range(count)]
 
 
-def gradient_cosine(model: nn.Module, stage: Stage, example: Example, grid: FrameGrid) -> float:
+def gradient_cosine(model: DiT, stage: Stage, example: Example, grid: FrameGrid) -> float:
     """Cosine between the gradients of alignment and denoising on the blocks up to the tap (HASTE, arXiv 2505.16792).
 
     On a fixed held-out batch; no gradient is left behind.
@@ -202,7 +205,7 @@ def _cosine_example(task: Task, cache: LatentCache, device: torch.device) -> Exa
 
 
 @contextmanager
-def measured_drops(due: bool, model: nn.Module, example: Example, accelerator) -> Iterator[list[tuple[float, float]]]:
+def measured_drops(due: bool, model: DiT, example: Example, accelerator) -> Iterator[list[tuple[float, float]]]:
     """Around the optimiser's step: (time, by how much its loss fell) of each example of the global batch; or [].
 
     Args:
@@ -219,7 +222,7 @@ def measured_drops(due: bool, model: nn.Module, example: Example, accelerator) -
 
 
 @torch.no_grad()
-def _losses(model: nn.Module, example: Example) -> Tensor:
+def _losses(model: DiT, example: Example) -> Tensor:
     """Sum over DROP_TIMES of each example's loss, [B] float64, with the noise that it was trained with."""
     at = [replace(example, t=torch.full_like(example.t, t)) for t in DROP_TIMES]
     return sum(losses(model, e, model.predicts).double() for e in at)

@@ -6,17 +6,18 @@ What a run was trained with stays readable, and a study's cells keep their names
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from segue.tasks.degradation import DELETED as OF_DEGRADATION
 from segue.types import UserError, without_deleted
 
 SECTIONS = {"guidance": "alignment"}  # old name -> new name
-RENAMED = {  # section (by its new name) -> old name -> new name
+RENAMED: dict[str, dict[str, str]] = {  # section (by its new name) -> old name -> new name
     "alignment": {"law": "schedule"},
     "timesteps": {"law": "distribution"},
 }
 # Section -> name -> the value that it had wherever nobody set it, and that the code has now as a constant.
-DELETED = {
+DELETED: dict[str, dict[str, Any]] = {
     "regime": {
         "window": 2.0,
         "min_points": 8,
@@ -55,7 +56,7 @@ def current_policy(data: dict) -> dict:
     Raises:
         UserError: a setting that is none any more, at another value than the code has.
     """
-    policy = {}
+    policy: dict[str, Any] = {}
     for old, settings in data.items():
         section = SECTIONS.get(old, old)
         if section in ("law", "static_timesteps"):
@@ -85,7 +86,7 @@ def first_json(config: Mapping) -> dict:
 
     A config that is written so already stays as it is.
     """
-    policy = {}
+    policy: dict[str, Any] = {}
     for new, settings in config.get("policy", {}).items():
         if new == "static_timesteps":
             policy["law"] = _first_distribution(settings)
