@@ -189,7 +189,7 @@ def test_a_clock_set_back_changes_nothing(cache, config, tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_made_is_one_line(cache, config, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match=r"file/run: cannot be written .*; mend"):
+    with pytest.raises(UserError, match=r"file/run: cannot be written .*; hint"):
         from segue.training.loop import train
 
         train(config, cache, tmp_path / "file" / "run", device="cpu", quiet=True)
