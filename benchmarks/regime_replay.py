@@ -11,15 +11,20 @@ import argparse
 import json
 from pathlib import Path
 
-from segue.stage.regime import RegimeConfig, start_regime, update_regime
+from segue.stage import regime
+from segue.stage.policy import Policy
+from segue.stage.regime import RegimeConfig
+from segue.stage.regime_state import RegimeState
+from segue.stage.variants import slope_regime
 from segue.training.config import from_json
 from segue.training.log import read_log
 
 CHANGES = (
-    {}, {"kappa": 2.0}, {"kappa": 4.0}, {"kappa": 16.0}, {"window": 1.5}, {"window": 3.0}, {"burn_in": 0.1},
-    {"confidence": 0.0}, {"smoothing": 0.5}, {"reference": "start"}, {"reference": "start", "kappa": 16.0},
+    {}, {"kappa": 2.0}, {"kappa": 4.0}, {"kappa": 16.0}, {"WINDOW": 1.5}, {"WINDOW": 3.0}, {"BURN_IN": 0.1},
+    {"CONFIDENCE": 0.0}, {"SMOOTHING": 0.5}, {"reference": "start"}, {"reference": "start", "kappa": 16.0},
     {"signal": "level"}, {"signal": "slope-over-peak"}, {"every": 2}, {"times": "low"}, {"times": "high"},
 )  # fmt: skip
+MODULES = {"WINDOW": regime, "BURN_IN": regime, "SMOOTHING": regime, "CONFIDENCE": slope_regime}  # of constants
 SHARES = (0.25, 0.5, 0.75, 1.0)
 
 
@@ -32,12 +37,14 @@ def probes_of(run: Path) -> list[tuple[int, list[float]]]:
 
 def replay(probes: list[tuple[int, list[float]]], total: int, warmup_end: int, config: RegimeConfig) -> list[float]:
     """r at SHARES of a run of `total` examples."""
-    state, read = start_regime(), []
+    estimate = Policy(regime=config).estimate
+    state, read = RegimeState(), []
     for n, by_time in probes:
         value = sum(by_time) / len(by_time)
-        state, reading = update_regime(
-            config, state, examples_seen=n, total_examples=total, value=value, by_time=by_time, warmup_end=warmup_end
-        )
+        state, reading = regime.update_regime(
+            config, state, examples_seen=n, total_examples=total, value=value, by_time=by_time, warmup_end=warmup_end,
+            estimate=estimate,
+        )  # fmt: skip
         read.append((n, reading.regime))
     return [min(read, key=lambda point: abs(point[0] - share * total))[1] for share in SHARES]
 
@@ -50,9 +57,17 @@ def row(change: dict, run: Path) -> list[float]:
     half = len(probes[0][1]) // 2
     part = {"": slice(None), "low": slice(half), "high": slice(half, None)}[times]
     kept = [(n, by_time[part]) for n, by_time in probes[:1] + probes[1::every]]
-    regime = RegimeConfig(**{"kappa": config.policy.regime.kappa, **change})
+    constants = {name: change.pop(name) for name in MODULES if name in change}
+    before = {name: getattr(MODULES[name], name) for name in constants}
+    changed = RegimeConfig(**{"kappa": config.policy.regime.kappa, **change})
     total = config.train.total_examples
-    return replay(kept, total, round(config.optim.warmup_fraction * total), regime)
+    try:
+        for name, value in constants.items():
+            setattr(MODULES[name], name, value)
+        return replay(kept, total, round(config.optim.warmup_fraction * total), changed)
+    finally:
+        for name, value in before.items():
+            setattr(MODULES[name], name, value)
 
 
 if __name__ == "__main__":

@@ -25,17 +25,18 @@ from segue.data.cache import LatentCache
 from segue.data.loader import LatentLoader
 from segue.provenance import commit, machine
 from segue.recipes import load_recipe
-from segue.stage.block_structure import measure_structure, structure_step
-from segue.stage.controller import Observation, StageController
+from segue.stage.controller import StageController
 from segue.stage.discrepancy import probes_in
-from segue.training.build import build_model, make_accelerator, make_task, peak_learning_rate
+from segue.stage.stage import Stage
+from segue.stage.variants.block_structure import measure_structure, structure_step
+from segue.training.build import build_model, make_accelerator, make_task, optim_config, stage_options
 from segue.training.config import RunConfig, override
-from segue.training.ears import make_ears
+from segue.training.features import alignment_targets, make_extract
 from segue.training.loop import train
+from segue.training.losses import StepLosses
+from segue.training.measurements import Measurements
 from segue.training.optim import make_optimizer
-from segue.training.probe import Probe
-from segue.training.step import draw_example, run_model
-from segue.training.terms import make_terms
+from segue.training.step import draw_example
 
 
 class Stepper:
@@ -44,36 +45,37 @@ class Stepper:
     def __init__(self, config: RunConfig, cache: LatentCache, accelerator) -> None:
         self.config, self.cache = config, cache
         self.model = build_model(config, cache, 0)
-        self.optim = replace(config.optim, learning_rate=peak_learning_rate(config, self.model.config.width))
+        self.optim = optim_config(config, self.model)
         self.optimizer = make_optimizer(self.model, self.optim)
-        self.terms = make_terms(config, cache, self.model.config, self.optim, accelerator, None)
-        controller = StageController(config.policy)
-        _, self.decision = controller.update(controller.init(config.train.total_examples), Observation(0))
+        self.stage = Stage(
+            self.model.blocks,
+            config.policy,
+            total_examples=config.train.total_examples,
+            measure=lambda: 1.0,
+            targets=alignment_targets(config.policy, cache, accelerator.device),
+            log=lambda line: None,
+            **stage_options(config, accelerator),
+        )
+        self.losses = StepLosses(config, cache, self.model.config, self.stage, self.optim, accelerator)
         self.task = make_task(config, cache)
         self.loader = LatentLoader(cache, "train", config.train.batch_size, 0)
-        self.position = self.count = 0
 
     def steps(self, count: int) -> float:
         """CPU seconds a step, over `count` of them."""
         started = time.process_time()
         for _ in range(count):
-            decision = self.terms.at_step(self.decision, self.count)
-            self.loader.with_teacher = self.terms.follows(decision)
-            batch = self.loader.next_batch()
-            prepared = self.task.prepare(batch, self.cache.statistics)
-            law = decision.timesteps
-            example = draw_example(*prepared, law, seed=0, position=self.position, teacher=batch.teacher)
-            outcome = run_model(
-                self.model, example, self.model.predicts, self.config.train.objective, self.terms.tap(decision)
-            )
-            losses, _ = self.terms.loss(outcome, example, decision)
-            losses.mean().backward()
+            aligned = self.stage.alignment_weight > 0
+            batch = self.loader.next_batch(with_teacher=aligned)
+            prepared = self.task.prepare(batch)
+            t, position = self.stage.timesteps(len(batch.indices)), self.stage.examples_seen
+            example = draw_example(*prepared, t, seed=0, position=position, teacher=batch.teacher)
+            loss, _ = self.losses(self.model, example)
+            loss.mean().backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-            self.terms.step(1e-3, decision)
-            self.count += 1
-            self.position += self.config.train.batch_size
+            self.losses.heads.step(1e-3, aligned)
+            self.stage.after_step(self.config.train.batch_size)
         return (time.process_time() - started) / count
 
 
@@ -90,9 +92,9 @@ def median_sec(call, rounds: int) -> float:
 
 def parts(cache: LatentCache, examples: int, rounds: int, steps: int) -> dict:
     """CPU seconds of each part, and their share of a run of `examples`."""
-    accelerator = make_accelerator("cpu")
     changes = [f"train.total_examples={examples}", *SETTINGS]
     static, stage = (override(load_recipe(name), changes) for name in ("static-uniform", "stage"))
+    accelerator = make_accelerator(static, "cpu")
     arms = {"static": Stepper(static, cache, accelerator), "guided": Stepper(stage, cache, accelerator)}
     times = {name: [] for name in arms}
     for arm in arms.values():
@@ -105,10 +107,11 @@ def parts(cache: LatentCache, examples: int, rounds: int, steps: int) -> dict:
 
     model, policy = arms["guided"].model, stage.policy
     started = time.process_time()
-    ears = make_ears(policy, cache, cache.statistics, accelerator.device)
+    task = arms["guided"].task
+    make_extract(policy, cache, task.space, accelerator.device)
     fit_sec = time.process_time() - started
-    probe = Probe(policy.probe, arms["guided"].task, cache, cache.statistics, ears, accelerator.device)
-    probe_sec = median_sec(lambda: probe.measure(model, accelerator, nullcontext()), rounds)
+    measurements = Measurements(stage, task, cache, model, model, accelerator, nullcontext())
+    probe_sec = median_sec(measurements.discrepancy, rounds)
     state = StageController(policy).init(examples).structure
     check_sec = median_sec(lambda: measure_structure(policy.structure, state, model.blocks), rounds)
     measured = measure_structure(policy.structure, state, model.blocks)
@@ -120,9 +123,9 @@ def parts(cache: LatentCache, examples: int, rounds: int, steps: int) -> dict:
     probes = probes_in(policy.probe, examples, batch)
     checks = 1 + int(math.log(1 / policy.structure.first_check) / math.log(policy.structure.spacing))
     shares = {
-        "guidance, while on": statistics.median(ratios) - 1,
+        "alignment, while on": statistics.median(ratios) - 1,
         f"{probes} probes": probes * probe_sec / whole_sec,
-        "the probe's ears": fit_sec / whole_sec,
+        "the fit from latents to features": fit_sec / whole_sec,
         f"{checks} block checks": checks * check_sec / whole_sec,
         "block term, once on": block_sec / step["static"],
     }
@@ -148,7 +151,7 @@ def whole(cache: LatentCache, examples: int, rounds: int) -> dict:
             config = override(load_recipe(name), changes)
             with tempfile.TemporaryDirectory() as folder:
                 started = time.perf_counter()
-                train(config, StageController(config.policy), cache, Path(folder), device="cpu", quiet=True)
+                train(config, cache, Path(folder), device="cpu", quiet=True)
                 kept.append(time.perf_counter() - started)
     ratios = [b / a for a, b in zip(*seconds.values())]
     return {"examples": examples, "seconds": seconds, "stage_over_static": ratios}

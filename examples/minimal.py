@@ -15,7 +15,6 @@ import soundfile
 
 from segue import (
     Pipeline,
-    StageController,
     build_cache,
     load_codec,
     load_conditioner,
@@ -45,10 +44,10 @@ cache = build_cache(
     seconds=SECONDS,
 )
 
-# 3. A recipe is a config; the controller is an explicit argument of the loop.
+# 3. A recipe is a config: model, optimiser, length, and the policy that drives the run.
 config = load_recipe("static-uniform")
 config = replace(config, train=replace(config.train, total_examples=640, batch_size=16, validation_clips=4))
-result = train(config, StageController(config.policy), cache, folder / "run")
+result = train(config, cache, folder / "run")
 print("validation loss at fixed t:", {t: round(loss, 3) for t, loss in result.validation.items()})
 
 # 4. Captions in, waveforms out.

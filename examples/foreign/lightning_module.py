@@ -8,12 +8,12 @@ import sys
 
 import lightning.pytorch as pl
 import torch
-from textures import CHANNELS, CLASSES, clips, hear
+from textures import CHANNELS, CLASSES, clips, teacher
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from segue.integrations.lightning import Probe, SegueCallback, Stage
+from segue.integrations.lightning import Discrepancy, SegueCallback, Stage
 
 TOTAL, BATCH, WIDTH = int(sys.argv[1]) if len(sys.argv) > 1 else 4_800, 32, 48
 
@@ -41,7 +41,7 @@ class Flow(pl.LightningModule):
         x_t = (1 - t[:, None, None]) * x_0 + t[:, None, None] * eps
         loss = F.mse_loss(self(x_t, t, labels), eps - x_0)
         self.log("flow_loss", loss)
-        return loss + self.stage.guidance(features, t)
+        return loss + self.stage.alignment(features, t)
 
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), lr=2e-3)
@@ -50,10 +50,10 @@ class Flow(pl.LightningModule):
 pl.seed_everything(0, verbose=False)
 data, classes = clips(2048, seed=1)
 held_out, held_classes = clips(16, seed=2)
-features = hear(data)
+features = teacher(data)
 module = Flow()
-probe = Probe(module, lambda x_t, t: module(x_t, t, held_classes), held_out, hear)
-module.stage = Stage(TOTAL, module.blocks, teacher=features, probe=probe)
+measure = Discrepancy(module, lambda x_t, t, rows: module(x_t, t, held_classes[rows]), held_out, teacher)
+module.stage = Stage(module.blocks, total_examples=TOTAL, measure=measure, targets=features)
 trainer = pl.Trainer(
     max_steps=TOTAL // BATCH,
     accelerator="cpu",

@@ -6,11 +6,11 @@ python examples/foreign/plain.py [EXAMPLES]
 import sys
 
 import torch
-from textures import CHANNELS, CLASSES, FRAMES, clips, hear
+from textures import CHANNELS, CLASSES, FRAMES, clips, teacher
 from torch import nn
 from torch.nn import functional as F
 
-from segue.integrations.loop import Probe, Stage
+from segue import Discrepancy, Stage, stage_policy
 
 TOTAL, BATCH, WIDTH = int(sys.argv[1]) if len(sys.argv) > 1 else 8_000, 32, 48
 
@@ -39,9 +39,9 @@ torch.manual_seed(0)
 data, classes = clips(2048, seed=1)
 held_out, held_classes = clips(16, seed=2)
 model = Net()
-features = hear(data)
-probe = Probe(model, lambda x_t, t: model(x_t, t, held_classes), held_out, hear)
-stage = Stage(TOTAL, model.blocks, teacher=features, probe=probe)
+features = teacher(data)
+measure = Discrepancy(model, lambda x_t, t, rows: model(x_t, t, held_classes[rows]), held_out, teacher)
+stage = Stage(model.blocks, stage_policy(0.6, 0.45), total_examples=TOTAL, measure=measure, targets=features)
 optimizer = torch.optim.AdamW([*model.parameters(), *stage.parameters()], lr=2e-3)
 
 for step in range(TOTAL // BATCH):
@@ -51,7 +51,7 @@ for step in range(TOTAL // BATCH):
     x_t = (1 - t[:, None, None]) * x_0 + t[:, None, None] * eps
     loss = F.mse_loss(model(x_t, t, classes[rows]), eps - x_0)
     optimizer.zero_grad()
-    (loss + stage.guidance(features[rows], t)).backward()
+    (loss + stage.alignment(features[rows], t)).backward()
     optimizer.step()
     stage.after_step(BATCH)
     if step % max(1, TOTAL // BATCH // 8) == 0 or step == TOTAL // BATCH - 1:

@@ -10,10 +10,10 @@ import sys
 
 import torch
 from stable_audio_tools.models.dit import DiffusionTransformer
-from textures import CHANNELS, CLASSES, FRAMES, clips, hear
+from textures import CHANNELS, CLASSES, FRAMES, clips, teacher
 from torch.nn import functional as F
 
-from segue.integrations.loop import Probe, Stage
+from segue import Discrepancy, Stage
 
 TOTAL, BATCH = int(sys.argv[1]) if len(sys.argv) > 1 else 4_800, 32
 
@@ -30,9 +30,9 @@ model = DiffusionTransformer(
     diffusion_objective="rectified_flow",
 )
 
-features = hear(data)
-probe = Probe(model, lambda x_t, t: model(x_t, t, captions[held_classes]), held_out, hear)
-stage = Stage(TOTAL, model.transformer.layers, teacher=features, probe=probe, prepended=1)
+features = teacher(data)
+measure = Discrepancy(model, lambda x_t, t, rows: model(x_t, t, captions[held_classes[rows]]), held_out, teacher)
+stage = Stage(model.transformer.layers, total_examples=TOTAL, measure=measure, targets=features, prepended=1)
 optimizer = torch.optim.AdamW([*model.parameters(), *stage.parameters()], lr=2e-3)
 
 for step in range(TOTAL // BATCH):
@@ -42,7 +42,7 @@ for step in range(TOTAL // BATCH):
     x_t = (1 - t[:, None, None]) * x_0 + t[:, None, None] * eps
     loss = F.mse_loss(model(x_t, t, captions[classes[rows]], use_checkpointing=False), eps - x_0)
     optimizer.zero_grad()
-    (loss + stage.guidance(features[rows], t)).backward()
+    (loss + stage.alignment(features[rows], t)).backward()
     optimizer.step()
     stage.after_step(BATCH)
     if step % max(1, TOTAL // BATCH // 8) == 0 or step == TOTAL // BATCH - 1:

@@ -22,7 +22,7 @@ def clips(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def hear(latents: Tensor) -> Tensor:
+def teacher(latents: Tensor) -> Tensor:
     """Latents [B, C, L] -> "teacher" features [B, S, F], at another frame rate than the latents."""
     generator = torch.Generator().manual_seed(3)
     first = torch.randn(48, CHANNELS, 5, generator=generator) / (5 * CHANNELS) ** 0.5

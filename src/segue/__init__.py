@@ -9,6 +9,7 @@ Public names, imported when they are first used, so that `import segue` takes no
     load_teacher                           waveform -> frozen self-supervised features
     load_manifest, build_cache, LatentCache, LatentLoader
     RunConfig, load_recipe, train          a run and its loop
+    Stage, Discrepancy, stage_policy       the method around anybody's model
     attach                                 tap and signatures of anybody's stack of blocks
     Condition, ModelOutput, UserError
 """
@@ -27,7 +28,6 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors; a test keeps
     from segue.data.encoding import build_cache as build_cache
     from segue.data.loader import LatentLoader as LatentLoader
     from segue.data.manifest import load_manifest as load_manifest
-    from segue.integrations.attach import attach as attach
     from segue.models.dit import DiT as DiT
     from segue.models.dit import DiTConfig as DiTConfig
     from segue.models.presets import preset as preset
@@ -36,10 +36,14 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors; a test keeps
     from segue.pipeline import SuperResolver as SuperResolver
     from segue.recipes import load_recipe as load_recipe
     from segue.ssl import load_teacher as load_teacher
-    from segue.stage.controller import Decision as Decision
-    from segue.stage.controller import Observation as Observation
     from segue.stage.controller import StageController as StageController
+    from segue.stage.decision import Decision as Decision
+    from segue.stage.decision import Observation as Observation
+    from segue.stage.discrepancy import Discrepancy as Discrepancy
     from segue.stage.policy import Policy as Policy
+    from segue.stage.policy import stage_policy as stage_policy
+    from segue.stage.stage import Stage as Stage
+    from segue.stage.tap import attach as attach
     from segue.training.config import RunConfig as RunConfig
     from segue.training.loop import train as train
     from segue.types import Condition as Condition
@@ -57,8 +61,8 @@ _HOMES = {
     "DiTConfig": "segue.models.dit",
     "preset": "segue.models.presets",
     "StageController": "segue.stage.controller",
-    "Observation": "segue.stage.controller",
-    "Decision": "segue.stage.controller",
+    "Observation": "segue.stage.decision",
+    "Decision": "segue.stage.decision",
     "Policy": "segue.stage.policy",
     "load_codec": "segue.codecs",
     "load_conditioner": "segue.conditioners",
@@ -70,7 +74,10 @@ _HOMES = {
     "RunConfig": "segue.training.config",
     "load_recipe": "segue.recipes",
     "train": "segue.training.loop",
-    "attach": "segue.integrations.attach",
+    "attach": "segue.stage.tap",
+    "Stage": "segue.stage.stage",
+    "Discrepancy": "segue.stage.discrepancy",
+    "stage_policy": "segue.stage.policy",
 }
 __all__ = ["__version__", *_HOMES]
 

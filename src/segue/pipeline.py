@@ -16,6 +16,7 @@ from torch import Tensor
 
 from segue.codecs import load_codec
 from segue.codecs.base import Codec
+from segue.codecs.latent_space import LatentSpace
 from segue.codecs.spectral import SpectralCodec
 from segue.conditioners import load_conditioner
 from segue.conditioners.base import TextConditioner
@@ -24,7 +25,6 @@ from segue.process.guidance import guided
 from segue.process.noise import keyed_noise
 from segue.process.path import velocity_of
 from segue.process.solvers import SOLVERS, solve, time_grid
-from segue.tasks.generation import unstandardise
 from segue.tasks.super_resolution import given, levels_of
 from segue.types import Condition, UserError
 
@@ -39,7 +39,7 @@ class Sampling:
     Attributes:
         steps: solver steps.
         solver: "euler", "heun" (two evaluations a step) or "multistep" (second order, one evaluation a step).
-        guidance_scale: of classifier-free guidance; 1 = none. 2 was heard best on the demo set (docs/log.md).
+        guidance_scale: of classifier-free guidance; 1 = none. 2 was best on the demo set (docs/log.md).
         guidance_rescale: 0..1, share of Lin et al.'s rescaling (arXiv 2305.08891).
         guidance_interval: times (low, high) between which guidance acts (arXiv 2404.07724).
     """
@@ -71,6 +71,7 @@ class Pipeline:
         _check_same("codec", codec.fingerprint(), saved.card.codec)
         _check_same("text encoder", conditioner.fingerprint(), saved.card.text)
         self.saved, self.codec, self.conditioner, self.device = saved, codec.to(device), conditioner, device
+        self.space = LatentSpace(self.codec, saved.mean.to(device), saved.std.to(device))
         self.model = saved.model.to(device)
 
     @classmethod
@@ -163,8 +164,7 @@ class Pipeline:
         for begin in range(0, len(captions), batch_size):
             part = captions[begin : begin + batch_size]
             x_0 = self.latents(part, frames=frames, seed=seed, sampling=sampling, first=first + begin, on_step=on_step)
-            latents = unstandardise(x_0, self.saved.mean.to(self.device), self.saved.std.to(self.device))
-            waves.append(self.codec.decode(latents, samples).cpu())
+            waves.append(self.space.decode(x_0, samples).cpu())
         return torch.cat(waves)
 
 
@@ -195,15 +195,16 @@ class SuperResolver:
         _check_same("codec", codec.fingerprint(), saved.card.codec)
         self.saved, self.codec, self.device = saved, codec.to(device), device
         self.model, config = saved.model.to(device), saved.model.config
-        self.statistics = (saved.mean.to(device), saved.std.to(device))
+        self.space = LatentSpace(self.codec, saved.mean.to(device), saved.std.to(device))
         self._spectrum = SpectralCodec(codec.sample_rate_hz)  # of which the low band is the input's
         self.sample_rate_hz, self.hop_samples = codec.sample_rate_hz, codec.hop_samples
         trained = saved.card.degradation
         self.cutoffs_hz = (trained.get("cutoff_min_hz", 0.0), trained.get("cutoff_max_hz", codec.sample_rate_hz / 2))
-        # One evaluation hears depth * window tokens to each side. Of what its neighbours heard in earlier steps nothing
-        # measurable arrives: on the shipped model chunks equal the whole within 2e-7 (docs/super-resolution.md).
-        heard = config.depth * config.attention_window * config.patch_frames
-        self.context_samples = (heard + 4) * codec.hop_samples
+        # One evaluation depends on depth * window tokens to each side. Of what its neighbours saw in earlier steps
+        # nothing measurable arrives: on the shipped model chunks equal the whole within 2e-7
+        # (docs/super-resolution.md).
+        reach = config.depth * config.attention_window * config.patch_frames
+        self.context_samples = (reach + 4) * codec.hop_samples
 
     @classmethod
     def load(cls, run: Path | str | None, weights: str = "ema", device: str = "cpu") -> SuperResolver:
@@ -254,7 +255,7 @@ class SuperResolver:
         if steps < 1:
             raise UserError(f"--steps {steps}: give at least 1")
         low, samples = low.to(self.device), low.shape[-1]
-        condition = given(self.codec, low, cutoff_hz, self.statistics).to(self.device)
+        condition = given(self.space, low, cutoff_hz).to(self.device)
 
         levels, count = [], levels_of(self.codec)
 
@@ -267,7 +268,7 @@ class SuperResolver:
 
         x_0 = solve(velocity, noise.to(self.device), time_grid(steps), "euler")
         missing = x_0.masked_fill(condition.given[..., None], 0.0)
-        whole = self.codec.decode(unstandardise(condition.complete(missing), *self.statistics), samples)
+        whole = self.space.decode(condition.complete(missing), samples)
         return self._joined(low, whole, cutoff_hz).cpu()
 
     def _joined(self, low: Tensor, high: Tensor, cutoff_hz: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ Time: t = 0 is data, t = 1 is noise. x_t = (1 - t) x_0 + t eps, velocity v = eps
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -49,6 +49,26 @@ def import_extra(module: str, extra: str) -> ModuleType:
         raise UserError(
             f"this needs {error.name}, which is not installed; hint: pip install 'segue-audio[{extra}]'"
         ) from error
+
+
+def without_deleted(data: Mapping, deleted: Mapping, where: str) -> dict:
+    """Settings as an older version wrote them, without those that are no settings any more.
+
+    Args:
+        data: name -> value.
+        deleted: name -> the value that it had by default, and that the code has now.
+        where: what to call them, such as "regime.".
+
+    Raises:
+        UserError: one of them had another value; today's code cannot do what it asked for.
+    """
+    for name, value in data.items():
+        if name in deleted and value != deleted[name]:
+            raise UserError(
+                f"{where}{name} is {value!r}, and no setting any more: it is {deleted[name]!r} for all; "
+                "hint: use the segue that wrote it, or train anew"
+            )
+    return {name: value for name, value in data.items() if name not in deleted}
 
 
 @dataclass(frozen=True)
@@ -105,8 +125,6 @@ class ModelOutput:
 
     Attributes:
         prediction: [B, C, L] velocity or clean sample, as the model's `predicts` says.
-        hidden: [B, N, D] hidden tokens after the tapped block (N = L / patch), or None when no tap was asked for.
     """
 
     prediction: Tensor
-    hidden: Tensor | None = None

@@ -10,9 +10,9 @@ from segue.data.cache import LatentCache
 from segue.models.files import load_model, model_file
 from segue.process.noise import keyed_noise
 from segue.process.path import sample_path, velocity_of
-from segue.stage.ssl_guidance import causal_scores
+from segue.stage.tap import causal_scores
 from segue.tasks.degradation import DegradationConfig
-from segue.training.build import named_task
+from segue.training.build import named_task, space_of
 from segue.types import UserError
 
 
@@ -24,11 +24,13 @@ def block_scores(run: Path, data: Path, clips: int, t: float) -> list[float]:
         UserError: no model or cache there, or a cache without held-out clips.
     """
     saved, cache = load_model(model_file(run)), LatentCache.open(data)
-    model, task = saved.model.eval(), named_task(saved.card.task, DegradationConfig(**saved.card.degradation), cache)
+    space = space_of(cache, saved.mean, saved.std)
+    degradation = DegradationConfig.from_json(saved.card.degradation)
+    model, task = saved.model.eval(), named_task(saved.card.task, degradation, cache, space=space)
     rows = cache.rows("valid")[:clips]
     if not rows:
         raise UserError(f"{data}: no clip has split 'valid'")
-    x_0, condition, mask = task.prepare(cache.batch(rows), (saved.mean, saved.std))
+    x_0, condition, mask = task.prepare(cache.batch(rows))
     times = torch.full((len(rows),), t)
     x_t = sample_path(x_0, keyed_noise(x_0.shape[1:], 0, "taps", range(len(rows))), times)
 

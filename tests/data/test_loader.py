@@ -118,8 +118,7 @@ def test_batches_of_a_real_cache(fakes, small_set, tmp_path):
     loader = LatentLoader(cache, "train", 5, 0)
     assert loader.next_batch().teacher is None
     loader = LatentLoader(cache, "train", 5, 0)
-    loader.with_teacher = True
-    batch = loader.next_batch()
+    batch = loader.next_batch(with_teacher=True)
     latents, mask = cache.latents(batch.indices)
     assert batch.latents.shape == (5, 100, 32) and torch.equal(batch.latents, latents) and torch.equal(batch.mask, mask)
     assert batch.tokens.shape == (5, 5, 6) and batch.tokens_mask.dtype == torch.bool

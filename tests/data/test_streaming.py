@@ -34,9 +34,8 @@ def packed(cache, tmp_path):
 
 def batches(cache, count, batch_size=5, start=0, **ranks):
     loader = LatentLoader(cache, "train", batch_size, seed=3, **ranks)
-    loader.with_teacher = True
     loader.position = start
-    return [loader.next_batch() for _ in range(count)]
+    return [loader.next_batch(with_teacher=True) for _ in range(count)]
 
 
 def same(first, second):
@@ -98,8 +97,7 @@ def test_going_on_is_going_through(packed):
     loader.load_state_dict(
         json.loads(json.dumps(LatentLoader(packed, "train", 5, seed=3).state_dict() | {"position": 35}))
     )
-    loader.with_teacher = True
-    assert all(same(whole[7 + n], loader.next_batch()) for n in range(5))
+    assert all(same(whole[7 + n], loader.next_batch(with_teacher=True)) for n in range(5))
 
 
 def test_two_ranks_read_what_one_reads(packed):

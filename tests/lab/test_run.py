@@ -209,11 +209,11 @@ def test_a_killed_run_goes_on_and_equals_an_unbroken_one(description, tmp_path, 
 
     next_batch, calls = LatentLoader.next_batch, []
 
-    def killed(loader):
+    def killed(loader, **options):
         calls.append(1)
         if len(calls) > 6:
             raise KeyboardInterrupt
-        return next_batch(loader)
+        return next_batch(loader, **options)
 
     monkeypatch.setattr(LatentLoader, "next_batch", killed)
     with pytest.raises(KeyboardInterrupt):

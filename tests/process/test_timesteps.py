@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from segue.process.timesteps import LogitNormal, Mixture, Piecewise, Shifted, Truncated, Uniform, law_from_json
+from segue.process.timesteps import LogitNormal, Mixture, Piecewise, Shifted, Truncated, Uniform, distribution_from_json
 
 LAWS = [
     Uniform(),
@@ -113,7 +113,7 @@ def test_piecewise_is_scale_free_linear_between_and_constant_beyond():
 
 @every_law
 def test_a_law_survives_json(law):
-    assert law_from_json(json.loads(json.dumps(law.to_json()))) == law
+    assert distribution_from_json(json.loads(json.dumps(law.to_json()))) == law
 
 
 def test_same_generator_same_times():

@@ -26,7 +26,7 @@ def write_run(folder, wave):
         lines.append({"event": "validation", "examples_seen": seen, "loss_by_t": losses, "loss": 0.5})
         train = {"loss": 1.0, "examples_per_sec": 100.0, "learning_rate": 1e-3, "grad_norm": 0.4, "timestep_mean": 0.5}
         lines.append({"event": "train", "examples_seen": seen, **train})
-        lines.append({"event": "stage", "examples_seen": seen, "regime": 0.1, "guidance_weight": 0.5})
+        lines.append({"event": "stage", "examples_seen": seen, "regime": 0.1, "alignment_weight": 0.5})
     (folder / "log.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines) + '{"event": "tra')
     soundfile.write(folder / "samples" / "000.wav", wave, 16000)
     listed = [{"file": "000.wav", "prompt": "a <loud> violin", "held_out": True}]

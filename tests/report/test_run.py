@@ -12,7 +12,7 @@ from segue.types import UserError
 
 def test_page_holds_curves_samples_and_configuration(run_dir):
     page = write_run_report(run_dir).read_text()
-    for title in ("validation loss at fixed t", "training loss", "learning rate", "regime r", "guidance weight"):
+    for title in ("validation loss at fixed t", "training loss", "learning rate", "regime r", "alignment weight"):
         assert title in page
     assert "a &lt;loud&gt; violin" in page and "held-out pair" in page
     assert "train.total_examples" in page and "6,400" in page

@@ -14,7 +14,7 @@ def stage_lines(blocks=6):
         line = {
             "event": "stage", "examples_seen": 100 * k, "discrepancy": 1.0 / (1 + k) if k != 3 else None,
             "discrepancy_by_t": {"0.5": 0.5 / (1 + k), "0.95": 1.2 / (1 + k)} if k != 3 else {}, "slope": -0.1,
-            "regime": regime, "regime_monotone": regime, "guidance_weight": 0.5 * (1 - regime) ** 2,
+            "regime": regime, "regime_monotone": regime, "alignment_weight": 0.5 * (1 - regime) ** 2,
             "timestep_mean": 0.6 - 0.1 * regime, "structure_active": k >= 10,
             "groups": [-1, 0, 0, 1, 1, -1] if k >= 6 else None, "signal": "discrepancy", "reason": "semantic",
         }  # fmt: skip
@@ -27,7 +27,7 @@ def stage_lines(blocks=6):
 def test_every_part_of_a_stage_gets_its_picture():
     figures = stage_figures(stage_lines(), "stage")
     assert len(figures) == 6
-    for words in ("regime", "guidance weight", "mean t", "discrepancy"):
+    for words in ("regime", "alignment weight", "mean t", "discrepancy"):
         assert any(words in f and ", stage" in f for f in figures), words
     for words in ("groups of blocks", "similarity of block weights"):
         assert any(words in f for f in figures), words
@@ -36,11 +36,11 @@ def test_every_part_of_a_stage_gets_its_picture():
 def test_what_has_no_numbers_has_no_picture():
     assert stage_figures([]) == []
     static = [
-        {"event": "stage", "examples_seen": n, "regime": None, "discrepancy": None, "guidance_weight": 0.0}
+        {"event": "stage", "examples_seen": n, "regime": None, "discrepancy": None, "alignment_weight": 0.0}
         for n in (0, 100)
     ]
     assert stage_figures(static) == []
-    probed = [line | {"guidance_weight": 0.0, "groups": None, "similarity": None} for line in stage_lines()]
+    probed = [line | {"alignment_weight": 0.0, "groups": None, "similarity": None} for line in stage_lines()]
     assert len(stage_figures(probed)) == 3, [f[-200:] for f in stage_figures(probed)]
     assert len(stage_figures(stage_lines()[:1])) >= 3  # one probe is enough to draw
 

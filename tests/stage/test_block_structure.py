@@ -9,8 +9,8 @@ from torch import nn
 
 from segue.models.dit import DiT, DiTConfig
 from segue.process.noise import keyed_generator
-from segue.stage import block_groups, block_structure, block_weights
-from segue.stage.block_structure import StructureConfig, StructureMeasure, StructureState
+from segue.stage.variants import block_groups, block_structure, block_weights
+from segue.stage.variants.block_structure import StructureConfig, StructureMeasure, StructureState
 from segue.types import UserError
 
 CONFIG = StructureConfig(strength=0.015)
@@ -337,7 +337,6 @@ GROUPS = (-1, 0, 0, 0, 1, 1, 1, -1)
         (CONFIG, measured(None), 5000, 1.0, "5 blocks are too few to form groups (6 needed)"),
         (CONFIG, measured(GROUPS, 1.1), 9000, 1.0, "too late (90% of the run > 80%)"),
         (CONFIG, measured(GROUPS, 1.1), 5000, 0.31, "groups are stable, waiting for the regime (0.31 < 0.5)"),
-        (replace(CONFIG, stable_checks=4), measured(GROUPS, 1.1), 5000, 1.0, "3 of 4 checks passed in a row"),
     ],
 )  # fmt: skip
 def test_every_reason(config, measure, n, regime, words):
@@ -349,15 +348,21 @@ def test_every_reason(config, measure, n, regime, words):
     assert after.last_check == n and after.checks == 4
 
 
-def test_one_group_beside_an_outlier_is_no_organisation():
+def test_checks_must_pass_in_a_row():
+    state = StructureState(checks=3, last_check=4000, passed=1, previous=GROUPS, sketch=(1.0,) * 64)
+    arguments = {"examples_seen": 5000, "total_examples": 10_000, "regime_monotone": 1.0}
+    after, reading = block_structure.update_structure(CONFIG, state, measured(GROUPS, 1.1), **arguments)
+    assert reading.reason == "off: 2 of 3 checks passed in a row" and after.active_at is None and after.passed == 2
+
+
+def test_one_group_beside_an_outlier_is_no_organisation(monkeypatch):
     lonely = (-1, 0, 0, 0, 0, 0, 1, -1)
     state = StructureState(3, 4000, 2, lonely, (1.0,) * 64)
     arguments = {"examples_seen": 5000, "total_examples": 10_000, "regime_monotone": 1.0}
     _, reading = block_structure.update_structure(CONFIG, state, measured(lonely, 1.1), **arguments)
     assert reading.reason == "off: 1 group beside single blocks (2 needed)"
-    _, reading = block_structure.update_structure(
-        replace(CONFIG, min_groups=1), state, measured(lonely, 1.1), **arguments
-    )
+    monkeypatch.setattr(block_structure, "MIN_GROUPS", 1)
+    _, reading = block_structure.update_structure(CONFIG, state, measured(lonely, 1.1), **arguments)
     assert reading.active
 
 
@@ -427,7 +432,7 @@ def test_controls_have_their_own_groups():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("control", "nearest"), ("strength", -1.0), ("draws", 20), ("spacing", 1.0), ("min_regime", 2.0), ("every", 0)],
+    [("control", "nearest"), ("strength", -1.0), ("spacing", 1.0), ("max_drift_p", 2.0), ("every", 0)],
 )
 def test_config_errors_name_the_option(name, value):
     with pytest.raises(UserError, match=rf"structure\.{name} is"):

@@ -1,15 +1,15 @@
 import pytest
 import torch
 
+from segue.stage.alignment import standardise
 from segue.stage.discrepancy import (
     ProbeConfig,
-    discrepancy_of,
     next_probe,
     probe_sums,
     probes_in,
+    reading_of,
     target_statistics,
 )
-from segue.stage.ssl_guidance import standardise
 from segue.types import UserError
 
 M, S, F = 20, 7, 64
@@ -26,7 +26,7 @@ def targets():
 
 def reading(predicted, targets, mask, rows=None):
     rows = list(range(M)) if rows is None else rows
-    return discrepancy_of(probe_sums(predicted[:, rows], rows, targets, mask), (0.5, 0.9)[: len(predicted)])
+    return reading_of(probe_sums(predicted[:, rows], rows, targets, mask), (0.5, 0.9)[: len(predicted)])
 
 
 def test_targets_are_standardised_over_real_frames(targets):
@@ -66,7 +66,7 @@ def test_parts_of_a_probe_add_up_to_the_whole(targets):
     parts = [list(range(rank, M, 3)) for rank in range(3)]
     added = sum(probe_sums(predicted[:, rows], rows, values, mask) for rows in parts)
     torch.testing.assert_close(added, whole, rtol=1e-12, atol=1e-12)
-    both = discrepancy_of(whole, (0.5, 0.9))
+    both = reading_of(whole, (0.5, 0.9))
     assert both.value == pytest.approx(sum(d for _, d in both.by_time) / 2)
     assert [t for t, _ in both.by_time] == [0.5, 0.9]
 

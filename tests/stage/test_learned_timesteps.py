@@ -3,8 +3,8 @@ import json
 import pytest
 import torch
 
-from segue.process.timesteps import Kumaraswamy, law_from_json
-from segue.stage.learned_timesteps import LearnedState, update_learned
+from segue.process.timesteps import Kumaraswamy, distribution_from_json
+from segue.stage.variants.learned_timesteps import LearnedState, update_learned
 
 
 @pytest.mark.parametrize("a,b", [(1.0, 1.0), (2.5, 1.2), (0.7, 3.0)])
@@ -14,7 +14,7 @@ def test_the_law_is_a_law(a, b):
     torch.testing.assert_close(law.cdf(law.quantile(u)), u)
     t = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
     assert float(law.density(t).mean()) == pytest.approx(1, abs=5e-3)
-    assert law_from_json(json.loads(json.dumps(law.to_json()))) == law
+    assert distribution_from_json(json.loads(json.dumps(law.to_json()))) == law
 
 
 @pytest.mark.parametrize("t", [0.05, 0.4, 0.93])
@@ -31,9 +31,9 @@ def test_the_score_is_the_gradient_of_the_log_density(t):
 def test_it_learns_to_draw_where_the_gain_is(where):
     state, generator = LearnedState(), torch.Generator().manual_seed(0)
     for n in range(60):
-        times = state.law.sample(64, generator, stratified=True).tolist()
+        times = state.distribution.sample(64, generator, stratified=True).tolist()
         state = update_learned(state, times, [-abs(t - where) for t in times], n)
-    drawn = state.law.sample(2000, generator)
+    drawn = state.distribution.sample(2000, generator)
     assert (drawn.mean() - 0.5) * (where - 0.5) > 0.02
     assert float(((drawn - where).abs() < 0.2).float().mean()) > 0.45  # 0.35 to 0.4 by uniform times
 

@@ -7,7 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segue.stage.regime import RegimeConfig, RegimeState, remaining_by_time, start_regime, update_regime
+from segue.stage import regime
+from segue.stage.policy import Policy
+from segue.stage.regime import RegimeConfig
+from segue.stage.regime_state import RegimeState
+from segue.stage.variants.slope_regime import remaining_by_time
 from segue.types import UserError
 
 N = 200_000
@@ -34,10 +38,22 @@ def log_spaced(factor=1.06, first=0.01):
     return [round(first * N * factor**i) for i in range(count + 1)] + [N]
 
 
+def update_regime(config, state, **options):
+    """As a policy of this config reads it."""
+    return regime.update_regime(config, state, **options, estimate=Policy(regime=config).estimate)
+
+
+@pytest.fixture
+def undamped(monkeypatch):
+    """r is r* of each probe: no average, no limit to its moves."""
+    monkeypatch.setattr(regime, "SMOOTHING", 1e-6)
+    monkeypatch.setattr(regime, "MAX_MOVE", 1e6)
+
+
 def follow(curve, config=DEFAULT, probes=None, noise=0.0, seed=0, state=None, **options):
     """[(n, state, reading)] of a run; `curve` is a name or a function of n / N."""
     curve = CURVES.get(curve, curve) if isinstance(curve, str) else curve
-    rng, state, out = np.random.default_rng(seed), state or start_regime(), []
+    rng, state, out = np.random.default_rng(seed), state or RegimeState(), []
     for n in probes or even():
         value = curve(n / N) + (noise * float(rng.standard_normal()) if noise else 0.0)
         state, reading = update_regime(config, state, examples_seen=n, total_examples=N, value=value, **options)
@@ -63,9 +79,10 @@ def test_r_of_a_power_law_agrees_with_its_closed_form(kappa):
     assert run[-1][2].slope == pytest.approx(-0.2, abs=1e-5)  # n is rounded to whole examples
 
 
-def test_half_means_that_the_next_doubling_brings_an_eighth_of_the_gain_so_far():
+def test_half_means_that_the_next_doubling_brings_an_eighth_of_the_gain_so_far(undamped, monkeypatch):
     """On a curve whose every doubling brings the same, that is eight doublings after the reference."""
-    config = RegimeConfig(burn_in=0.0, smoothing=1e-6, max_move=1e6)
+    monkeypatch.setattr(regime, "BURN_IN", 0.0)
+    config = RegimeConfig()
     probes = [round(100 * 1.04**i) for i in range(200)]
     run = follow(lambda x: 3.0 - 0.2 * math.log(x), config, probes)
     n = next(n for n, _, reading in run if reading.regime >= 0.5)
@@ -96,12 +113,13 @@ def test_more_kappa_waits_longer():
     assert shares == sorted(shares, reverse=True) and shares[0] > 0.85 and shares[-1] < 0.15
 
 
-def test_counted_from_the_start_r_knows_nothing_of_the_planned_length():
+def test_counted_from_the_start_r_knows_nothing_of_the_planned_length(monkeypatch):
     """On a power law, counted from burn-in, r is a function of n / N alone: the time ramp under another name."""
+    monkeypatch.setattr(regime, "SMOOTHING", 1e-6)
     places, law = [200 * k for k in range(1, 6)] + [round(1000 * 1.06**k) for k in range(1, 80)], {}
     for reference, kappa in (("start", 8.0), ("burn-in", 4.0)):
         for total in (50_000, 200_000):
-            config, state, r = RegimeConfig(reference=reference, kappa=kappa, smoothing=1e-6), start_regime(), {}
+            config, state, r = RegimeConfig(reference=reference, kappa=kappa), RegimeState(), {}
             for n in [0, *places]:
                 value = 0.7 * (1 + n / 500) ** -0.4
                 state, reading = update_regime(config, state, examples_seen=n, total_examples=total, value=value)
@@ -112,12 +130,13 @@ def test_counted_from_the_start_r_knows_nothing_of_the_planned_length():
     assert min(a - b for a, b in zip(*other)) > 0.1
 
 
-def test_the_level_reads_where_the_curve_stands_and_neither_slope_nor_planned_length():
+def test_the_level_reads_where_the_curve_stands_and_neither_slope_nor_planned_length(monkeypatch):
     """D = .1 (n / 40,000)^-.4 passes .05 at 226,274 examples: r* = log2(n / 40,000) / 2.5 between, 0 before, 1 after."""
-    config = RegimeConfig(signal="level", smoothing=1e-6)
+    monkeypatch.setattr(regime, "SMOOTHING", 1e-6)
+    config = RegimeConfig(signal="level")
     places, read = [round(1000 * 1.06**k) for k in range(1, 110)], {}
     for total in (100_000, 1_000_000):
-        state = start_regime()
+        state = RegimeState()
         for n in places:
             value = 0.1 * (n / 40_000) ** -0.4
             state, reading = update_regime(config, state, examples_seen=n, total_examples=total, value=value)
@@ -146,8 +165,6 @@ def test_a_flat_curve_follows_the_time_ramp_and_says_so():
         reading = at(run, 0.6)
         assert reading.signal == "time (fallback)" and reading.regime == pytest.approx(0.6)
         assert "no gain by 30 % of the run: following the time ramp" in reading.reason
-    none = follow("flat", RegimeConfig(fallback="none"))[-1]
-    assert none[2].regime == 0.0 and none[2].signal == "discrepancy"
 
 
 def test_the_handover_to_the_ramp_is_no_jump():
@@ -157,8 +174,9 @@ def test_the_handover_to_the_ramp_is_no_jump():
     assert max(m / d for m, d in zip(moves, doublings)) <= 1 + 1e-9
 
 
-def test_noise_alone_is_seldom_taken_for_progress():
-    found = [follow("flat", RegimeConfig(fallback="none"), log_spaced(), 0.02, seed)[-1][1] for seed in range(40)]
+def test_noise_alone_is_seldom_taken_for_progress(monkeypatch):
+    monkeypatch.setattr(regime, "FALLBACK_AT", 1.1)  # never: r is what the estimator says
+    found = [follow("flat", DEFAULT, log_spaced(), 0.02, seed)[-1][1] for seed in range(40)]
     assert sum(state.onset_at is not None for state in found) <= 6
     assert max(state.r_m for state in found) < 0.4
 
@@ -180,7 +198,7 @@ def test_a_plateau_before_a_drop_is_recovered_from_slowly():
     assert at(run, 0.7).regime_monotone > 0.9
     assert 0.25 < at(run, 0.7).regime_slow < at(run, 0.45).regime_slow
     falls = [(a[2].regime_slow - b[2].regime_slow) / math.log2(b[0] / a[0]) for a, b in zip(run, run[1:])]
-    assert max(falls) == pytest.approx(DEFAULT.max_fall)
+    assert max(falls) == pytest.approx(regime.MAX_FALL)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.02])
@@ -222,7 +240,7 @@ def test_values_that_are_not_finite_are_skipped_and_three_are_said():
     clean = follow("exponential")
     gaps = {}
     for bad in (math.nan, math.inf, None):
-        state = start_regime()
+        state = RegimeState()
         for n, _, _ in clean:
             value = bad if n in (80_000, 100_000, 101_000, 102_000, 103_000) else CURVES["exponential"](n / N)
             state, gaps[n] = update_regime(DEFAULT, state, examples_seen=n, total_examples=N, value=value)
@@ -267,7 +285,7 @@ def test_reasons_are_words():
 
 
 def test_the_time_ramp_is_n_over_N_and_needs_no_value():
-    state = start_regime()
+    state = RegimeState()
     for n in (0, 50_000, 120_000, 250_000):
         state, reading = update_regime(RegimeConfig(signal="time"), state, examples_seen=n, total_examples=N)
         r = min(1.0, n / N)
@@ -277,7 +295,7 @@ def test_the_time_ramp_is_n_over_N_and_needs_no_value():
 
 def test_a_constant_is_constant():
     _, reading = update_regime(
-        RegimeConfig(signal="constant", constant=0.25), start_regime(), examples_seen=7, total_examples=9
+        RegimeConfig(signal="constant", constant=0.25), RegimeState(), examples_seen=7, total_examples=9
     )
     assert (reading.regime, reading.regime_monotone, reading.regime_slow) == (0.25, 0.25, 0.25)
 
@@ -288,8 +306,8 @@ def test_a_validation_loss_goes_through_the_same_estimator():
     assert loss[-1][2].signal == "validation"
 
 
-def test_slope_over_peak_is_one_minus_the_share_of_the_steepest_slope():
-    run = follow("exponential", RegimeConfig(signal="slope-over-peak", smoothing=1e-6, max_move=1e6))
+def test_slope_over_peak_is_one_minus_the_share_of_the_steepest_slope(undamped):
+    run = follow("exponential", RegimeConfig(signal="slope-over-peak"))
     peak, last = run[-1][1].peak, run[-1][2]
     assert last.regime == pytest.approx(1 + last.slope / N / peak)
 
@@ -316,7 +334,7 @@ def test_what_remains_is_read_from_each_times_own_curve():
         lambda x: 0.1 + 0.8 * math.exp(-x / 0.2),  # under way
         lambda x: 0.97,  # not begun
     )
-    rng, state = np.random.default_rng(0), start_regime()
+    rng, state = np.random.default_rng(0), RegimeState()
     assert remaining_by_time(DEFAULT, state, times) == tuple((t, 1.0) for t in times)
     for n in even():
         by_time = tuple(c(n / N) + 0.002 * float(rng.standard_normal()) for c in curves)
@@ -430,7 +448,7 @@ def test_a_probe_repeated_at_the_same_place_changes_nothing():
 
 
 def test_misuse_is_refused():
-    state = replace(start_regime(), examples_seen=10)
+    state = replace(RegimeState(), examples_seen=10)
     with pytest.raises(ValueError, match="went back"):
         update_regime(DEFAULT, state, examples_seen=9, total_examples=N, value=0.5)
     with pytest.raises(ValueError, match="total_examples"):
@@ -441,21 +459,13 @@ def test_misuse_is_refused():
     ("options", "named"),
     [
         ({"signal": "entropy"}, "regime.signal is 'entropy'; choose one of discrepancy, "),
-        ({"fallback": "maybe"}, "regime.fallback"),
         ({"constant": 1.5}, "regime.constant"),
         ({"kappa": 0.0}, "regime.kappa"),
         ({"kappa": float("nan")}, "regime.kappa"),
-        ({"window": 1.0}, "regime.window"),
-        ({"min_points": 2}, "regime.min_points"),
-        ({"burn_in": -0.1}, "regime.burn_in"),
         ({"guard": True, "signal": "constant"}, "regime.guard is true"),
         ({"reference": "end"}, "regime.reference"),
         ({"level_closed": 0.0}, "regime.level_closed"),
         ({"level_open": 0.04}, "regime.level_open is 0.04; give more than regime.level_closed"),
-        ({"smoothing": 0.0}, "regime.smoothing"),
-        ({"max_move": 0.0}, "regime.max_move"),
-        ({"onset_probes": 0}, "regime.onset_probes"),
-        ({"fallback_at": 2.0}, "regime.fallback_at"),
     ],
 )
 def test_a_mistaken_option_is_one_clear_line(options, named):

@@ -32,7 +32,6 @@ from safetensors.torch import load_file
 
 from conftest import SHORT, Bands, tones
 from segue.recipes import load_recipe
-from segue.stage.controller import StageController
 from segue.training import checkpoint, loop
 from segue.training.config import override
 from segue.types import UserError
@@ -52,7 +51,7 @@ def live(config, cache, folder: Path, prepare) -> int:
             with (folder / "stderr").open("a") as words:
                 os.dup2(words.fileno(), 2)
             prepare(os.getppid())
-            loop.train(config, StageController(config.policy), cache, folder, resume=True, device="cpu", quiet=True)
+            loop.train(config, cache, folder, resume=True, device="cpu", quiet=True)
             status = FINISHED
         except UserError as error:
             print(error, file=sys.stderr, flush=True)

@@ -22,7 +22,6 @@ import hostile
 
 from conftest import SHORT, Bands, tones
 from segue.recipes import load_recipe
-from segue.stage.controller import StageController
 from segue.training.build import dit_config
 from segue.training.config import override
 from segue.training.log import read_log
@@ -78,7 +77,7 @@ def peak_against_stated(caches: dict, folder: Path, name: str) -> tuple[int, int
     def work() -> None:
         need = run_need(config, caches[cache], dit_config(config, caches[cache]))
         (folder / "stated").write_text(str(stated_bytes(need, torch.device("cpu"))))
-        train(config, StageController(config.policy), caches[cache], folder, device="cpu", quiet=True)
+        train(config, caches[cache], folder, device="cpu", quiet=True)
 
     assert os.waitpid(forked(work), 0)[1] == 0, "the run failed"
     peak = next(e["peak_bytes"] for e in read_log(folder / "log.jsonl") if e["event"] == "memory")
@@ -113,7 +112,7 @@ def growth(cache, folder: Path, steps: int) -> tuple[float, list[int]]:
     changes = [*SHORT, "train.batch_size=1", f"train.total_examples={steps}", "train.checkpoint_every=0",
                "model.patch_frames=8", f"train.log_every={max(1, steps // 200)}", "train.keep_last=1"]  # fmt: skip
     config = override(load_recipe("static-uniform"), changes)
-    pid = forked(lambda: train(config, StageController(config.policy), cache, folder, device="cpu", quiet=True))
+    pid = forked(lambda: train(config, cache, folder, device="cpu", quiet=True))
     samples = []
     while os.waitpid(pid, os.WNOHANG)[0] == 0:
         seen = [e["examples_seen"] for e in read_log(folder / "log.jsonl") if e["event"] == "train"][-1:]

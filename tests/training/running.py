@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 
 from segue.cli.train import write_config
-from segue.stage.controller import StageController
 from segue.training.checkpoint import list_checkpoints
 from segue.training.log import read_log
 from segue.training.loop import train
@@ -17,7 +16,7 @@ from segue.training.loop import train
 
 def run(config, cache, folder, **options):
     folder.mkdir(parents=True, exist_ok=True)
-    result = train(config, StageController(config.policy), cache, folder, device="cpu", quiet=True, **options)
+    result = train(config, cache, folder, device="cpu", quiet=True, **options)
     return result, load_file(list_checkpoints(folder)[-1] / "model.safetensors")
 
 
@@ -40,7 +39,6 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from segue.data.cache import LatentCache
-from segue.stage.controller import StageController
 from segue.training.config import from_json
 from segue.training.loop import train
 import json, os, torch
@@ -49,7 +47,7 @@ run_dir = Path(sys.argv[1])
 stored = json.loads((run_dir / "config.json").read_text())
 config = from_json(stored["run"])
 resume = any((run_dir / "checkpoints").glob("examples-*/state.json"))
-result = train(config, StageController(config.policy), LatentCache.open(stored["cache"]), run_dir, resume=resume, device="cpu")
+result = train(config, LatentCache.open(stored["cache"]), run_dir, resume=resume, device="cpu")
 # In one write: two ranks share the pipe, and print() writes its parts one by one.
 os.write(1, f"{'finished' if result.finished else 'stopped'} {result.examples_seen}\\n".encode())
 """

@@ -20,17 +20,12 @@ def test_schedules_at_known_points():
     assert learning_rate(BASE, 0.3) == 2.0
     assert learning_rate(BASE, 0.8) == pytest.approx(1.0)
     assert learning_rate(BASE, 1.0) == 0.0
-    cosine = replace(BASE, decay="cosine")
-    assert learning_rate(cosine, 0.55) == pytest.approx(1.0)
-    assert learning_rate(cosine, 1.0) == pytest.approx(0.0)
     assert learning_rate(replace(BASE, decay="constant"), 0.99) == 2.0
 
 
 def test_schedules_have_no_jump():
-    for decay in ("linear", "cosine"):
-        config = replace(BASE, decay=decay)
-        rates = [learning_rate(config, k / 1000) for k in range(1001)]
-        assert max(abs(a - b) for a, b in zip(rates, rates[1:])) < 0.03
+    rates = [learning_rate(BASE, k / 1000) for k in range(1001)]
+    assert max(abs(a - b) for a, b in zip(rates, rates[1:])) < 0.03
 
 
 def test_ema_equals_its_closed_form():
@@ -123,7 +118,7 @@ def test_schedule_free_averages_by_its_closed_form():
     model.weight.data.fill_(1.0)
     config = OptimConfig(kind="schedule-free", learning_rate=0.1, weight_decay=0.0, beta1=0.9, ema_decay=0.5)
     optimizer = make_optimizer(model, config)
-    average, z, second, seen = {"weight": torch.ones(1, 1, dtype=torch.float64)}, 1.0, 0.0, []
+    average, z, second, seen = copy.deepcopy(model), 1.0, 0.0, []
     for k in range(1, 9):
         y = 0.1 * z + 0.9 * (sum(seen) / len(seen) if seen else 1.0)
         assert float(model.weight.detach()) == pytest.approx(y, abs=1e-12)
@@ -134,7 +129,7 @@ def test_schedule_free_averages_by_its_closed_form():
         second = 0.99 * second + 0.01 * gradient**2
         z -= 0.1 * gradient / (math.sqrt(second / (1 - 0.99**k)) + 1e-8)
         seen.append(z)
-        assert float(average["weight"]) == pytest.approx(sum(seen) / k, abs=1e-12)
+        assert float(average.weight.detach()) == pytest.approx(sum(seen) / k, abs=1e-12)
 
 
 def test_schedule_free_has_no_decay_and_unknown_kinds_are_named():

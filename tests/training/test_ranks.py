@@ -31,7 +31,7 @@ def test_two_ranks_go_on_where_one_stopped(taught, recipe, tmp_path):
     first, second = (json.loads((p / "state.json").read_text()) for p in (one, two))
     assert first["loader"] == second["loader"] and first["steps"] == second["steps"]
     decided = [
-        [(e["examples_seen"], e["regime"], e["guidance_weight"], e["timestep_mean"]) for e in read_log(log) if e["event"] == "stage"]
+        [(e["examples_seen"], e["regime"], e["alignment_weight"], e["timestep_mean"]) for e in read_log(log) if e["event"] == "stage"]
         for log in (tmp_path / "one" / "log.jsonl", tmp_path / "two" / "log.jsonl")
     ]  # fmt: skip
     assert decided[0] == decided[1]

@@ -33,7 +33,7 @@ def test_a_sharded_run_is_the_run_of_one_process_and_either_goes_on_as_the_other
     assert out.count("finished 48") == 2, err
     assert_same(one, load_file(list_checkpoints(tmp_path / "two")[-1] / "model.safetensors"), **CLOSE)
     decided = stages(tmp_path / "one")
-    assert any(e["groups"] is None for e in decided) and len({e["guidance_weight"] for e in decided}) > 2
+    assert any(e["groups"] is None for e in decided) and len({e["alignment_weight"] for e in decided}) > 2
     assert decided == stages(tmp_path / "two")
     norms = [[e["grad_norm"] for e in read_log(tmp_path / name / "log.jsonl") if e["event"] == "train"] for name in ("one", "two")]  # fmt: skip
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
@@ -56,7 +56,7 @@ def test_a_sharded_run_is_the_run_of_one_process_and_either_goes_on_as_the_other
 
 def stages(folder):
     """What was decided, once for each moment: a resumed run writes the same again."""
-    keys = ("regime", "guidance_weight", "timestep_mean", "structure_active", "groups", "signal")
+    keys = ("regime", "alignment_weight", "timestep_mean", "structure_active", "groups", "signal")
     lines = [e for e in read_log(folder / "log.jsonl") if e["event"] == "stage"]
     return [{"examples_seen": e["examples_seen"], **{k: e[k] for k in keys}} for e in lines]
 
@@ -66,8 +66,8 @@ import copy, torch
 from types import SimpleNamespace
 from accelerate import Accelerator
 from segue.models.dit import DiT, DiTConfig
-from segue.stage.block_structure import StructureConfig, StructureState, measure_structure
-from segue.training.blocks import block_step
+from segue.stage.variants.block_step import BlockStep
+from segue.stage.variants.block_structure import StructureConfig, StructureState, measure_structure
 from segue.training.optim import clip_gradients
 from segue.training.sharding import is_sharded, local, norm_of, share_out, whole, whole_blocks, whole_tensors
 accelerator = Accelerator(cpu=True)
@@ -106,11 +106,13 @@ with torch.no_grad():
         p.data += 1
 assert measured.groups == measure_structure(config, StructureState(), twin.blocks).groups
 state = StructureState(active_at=0, labels=measured.groups, margin=0.0)
-decision = SimpleNamespace(structure=state, structure_strength=0.1)
 for net in (model, twin):
-    with block_step(config, decision, net, 0), torch.no_grad():
+    term = BlockStep(config, net.blocks, whole=whole_blocks, norm=norm_of)
+    term.keep(state, 0.1, 0)
+    with torch.no_grad():
         for p in net.parameters():
             p.mul_(0.99)
+    term.follow(state, 0.1)
 moved = 0.0
 for (name, p), q in zip(model.named_parameters(), twin.parameters()):
     torch.testing.assert_close(whole(p), q, atol=1e-5, rtol=1e-4)

@@ -16,7 +16,7 @@ def test_stage_cost_counts_every_part(taught):
     assert [name.split(" ", 1)[-1] for name in shares] == [
         "while on",
         "probes",
-        "probe's ears",
+        "fit from latents to features",
         "block checks",
         "term, once on",
     ]

@@ -34,8 +34,8 @@ def test_probing_changes_no_weight_where_nobody_reads_it(taught, recipe, tmp_pat
     assert stages(tmp_path / "probed") and not stages(tmp_path / "without")
 
 
-@pytest.mark.parametrize("change", ["guidance.weight=0", "guidance.cut_at=0"])
-def test_guidance_of_no_weight_is_no_guidance(taught, recipe, tmp_path, change):
+@pytest.mark.parametrize("change", ["alignment.weight=0", "alignment.cut_at=0"])
+def test_alignment_of_no_weight_is_no_alignment(taught, recipe, tmp_path, change):
     _, baseline = run(recipe("static-uniform"), taught, tmp_path / "baseline")
     _, without = run(recipe("haste", change), taught, tmp_path / "without")
     assert_same(baseline, without)
@@ -46,14 +46,18 @@ def test_guidance_of_no_weight_is_no_guidance(taught, recipe, tmp_path, change):
 def test_a_controller_that_is_off_is_the_baseline(taught, recipe, tmp_path):
     _, baseline = run(recipe("static-uniform"), taught, tmp_path / "baseline")
     off = recipe(
-        "stage", "regime.signal=constant", "timesteps.law=static", "guidance.weight=0", "structure.enabled=false"
+        "stage",
+        "regime.signal=constant",
+        "timesteps.distribution=static",
+        "alignment.weight=0",
+        "structure.enabled=false",
     )
-    assert off.policy.law == Uniform()
+    assert off.policy.static_timesteps == Uniform()
     _, stage = run(off, taught, tmp_path / "stage")
     assert_same(baseline, stage)
 
 
-def test_guidance_aligns(taught, recipe, tmp_path):
+def test_alignment_aligns(taught, recipe, tmp_path):
     run(recipe("repa", "train.total_examples=640", "optim.learning_rate=3e-3"), taught, tmp_path)
     aligned = [e["alignment"] for e in read_log(tmp_path / "log.jsonl") if e["event"] == "train"]
     assert aligned[-1] < 0.75 * aligned[0]
@@ -63,10 +67,10 @@ def test_one_step_of_three_is_guided_three_times_as_hard(taught, recipe, tmp_pat
     """Its first step is that of three times the weight; of five steps two are guided, and the log counts those."""
     last, one_step = {}, ("train.total_examples=8", "optim.warmup_fraction=0")
     for name, change in {"thrice": "weight=1.5", "sparse": "every=3", "plain": "weight=0"}.items():
-        _, last[name] = run(recipe("repa", f"guidance.{change}", *one_step), taught, tmp_path / name)
+        _, last[name] = run(recipe("repa", f"alignment.{change}", *one_step), taught, tmp_path / name)
     assert_same(last["thrice"], last["sparse"])
     assert any(not torch.equal(v, last["plain"][n]) for n, v in last["sparse"].items())
-    run(recipe("repa", "guidance.every=3", "train.total_examples=40", "train.log_every=8"), taught, tmp_path / "five")
+    run(recipe("repa", "alignment.every=3", "train.total_examples=40", "train.log_every=8"), taught, tmp_path / "five")
     aligned = [e["alignment"] for e in read_log(tmp_path / "five" / "log.jsonl") if e["event"] == "train"]
     assert [a is not None for a in aligned] == [True, False, False, True, False]
 
@@ -76,12 +80,12 @@ def test_the_time_ramp_walks_through_all_stages(taught, recipe, tmp_path):
     log = stages(tmp_path)
     regimes = [e["regime"] for e in log]
     assert regimes[0] == 0 and regimes == sorted(regimes) and regimes[-1] == 1
-    assert log[0]["guidance_weight"] == 0.5 and log[-1]["guidance_weight"] == 0
+    assert log[0]["alignment_weight"] == 0.5 and log[-1]["alignment_weight"] == 0
     assert log[0]["timestep_mean"] > 0.55 and log[-1]["timestep_mean"] < 0.45
-    keys = {"examples_seen", "discrepancy", "discrepancy_by_t", "slope", "regime", "regime_monotone", "guidance_weight",
+    keys = {"examples_seen", "discrepancy", "discrepancy_by_t", "slope", "regime", "regime_monotone", "alignment_weight",
             "timestep_mean", "structure_active", "groups", "signal", "reason"}  # fmt: skip
     assert keys <= log[0].keys()
-    assert re.search(r"semantic stage .* guidance 0\.\d\d, .*next probe at \d+ examples", log[0]["reason"])
+    assert re.search(r"semantic stage .* alignment 0\.\d\d, .*next probe at \d+ examples", log[0]["reason"])
 
 
 def test_the_probe_hears_the_weights_that_it_is_told_to(taught, recipe, tmp_path):
@@ -104,10 +108,10 @@ def test_the_discrepancy_falls_as_the_model_learns(taught, recipe, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["stage", "time-ramp", "time-ramp guidance.every=3", "haste", "uncertainty", "stage-per-time"]
+    "name", ["stage", "time-ramp", "time-ramp alignment.every=3", "haste", "uncertainty", "stage-per-time"]
 )
 def test_resumed_equals_uninterrupted_across_every_latch(taught, recipe, tmp_path, name):
-    """Cut at each checkpoint in turn: guidance goes off or sits out a step, probes fall due, heads have moments."""
+    """Cut at each checkpoint in turn: alignment goes off or sits out a step, probes fall due, heads have moments."""
     config = recipe(*name.split(), "train.total_examples=96", "train.checkpoint_every=16", "train.keep_last=9")
     _, whole = run(config, taught, tmp_path / "whole")
     for cut in (1, 4):
@@ -123,7 +127,7 @@ def test_resumed_equals_uninterrupted_across_every_latch(taught, recipe, tmp_pat
 
 
 def test_two_ranks_decide_what_one_decides(taught, recipe, tmp_path):
-    config = recipe("time-ramp", "train.total_examples=64", "probe.run=always", "guidance.every=2")
+    config = recipe("time-ramp", "train.total_examples=64", "probe.run=always", "alignment.every=2")
     out, err = start(tmp_path / "one", config, taught).communicate(timeout=120)
     assert "finished 64" in out, err
     launcher = two_ranks(29633)
@@ -135,7 +139,7 @@ def test_two_ranks_decide_what_one_decides(taught, recipe, tmp_path):
     assert len(first) == len(second) > 4
     for a, b in zip(first, second):
         assert a["discrepancy"] == pytest.approx(b["discrepancy"], abs=2e-3)
-        same = ("examples_seen", "regime", "guidance_weight", "timestep_mean", "signal")
+        same = ("examples_seen", "regime", "alignment_weight", "timestep_mean", "signal")
         assert {k: a[k] for k in same} == {k: b[k] for k in same}
 
 
@@ -144,7 +148,7 @@ def test_a_replaced_probe_is_refused(taught, recipe, tmp_path):
     run(config, taught, tmp_path)
     state = list_checkpoints(tmp_path)[-1] / "state.json"
     stored = json.loads(state.read_text())
-    stored["controller"]["probe_print"][0] += 1
+    stored["controller"]["fingerprint"][0] += 1
     state.write_text(json.dumps(stored))
     longer = replace(config, train=replace(config.train, total_examples=160))
     with pytest.raises(UserError, match="probe's targets are not those"):
@@ -153,9 +157,9 @@ def test_a_replaced_probe_is_refused(taught, recipe, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "change", "named"),
-    [("stage", "regime.signal=loudness", "regime.signal"), ("repa", "guidance.tap=99", "guidance.tap"),
-     ("stage", "probe.clips=4", "probe.clips"), ("stage", "guidance.law=never", "guidance.law"),
-     ("stage", "guidance.every=0", "guidance.every"), ("stage", "timesteps.law=late", "timesteps.law"), ("stage-no-guidance", "regime.signal=gradient-cosine", "guidance.weight")],
+    [("stage", "regime.signal=loudness", "regime.signal"), ("repa", "alignment.tap=99", "alignment.tap"),
+     ("stage", "probe.clips=4", "probe.clips"), ("stage", "alignment.schedule=never", "alignment.schedule"),
+     ("stage", "alignment.every=0", "alignment.every"), ("stage", "timesteps.distribution=late", "timesteps.distribution"), ("stage-no-guidance", "regime.signal=gradient-cosine", "alignment.weight")],
 )  # fmt: skip
 def test_a_policy_that_cannot_work_is_refused(taught, recipe, tmp_path, name, change, named):
     with pytest.raises(UserError, match=named):
@@ -168,7 +172,7 @@ def test_a_recipe_that_follows_a_teacher_needs_one_in_the_cache(cache, recipe, t
 
 
 def test_a_small_sets_probe_is_filled_up_from_its_training_clips(taught):
-    from segue.training.probe import probe_rows
+    from segue.training.measurements import probe_rows
 
     class Few:
         path = "few"
@@ -185,11 +189,20 @@ def test_a_small_sets_probe_is_filled_up_from_its_training_clips(taught):
         probe_rows(Few(3, 4), 64)
 
 
-def test_guidance_in_output_space_reaches_the_model_through_the_ears(taught, recipe, tmp_path):
+def test_alignment_in_output_space_reaches_the_model_through_the_ears(taught, recipe, tmp_path):
     """Without a tap and without a projector."""
-    changes = ("guidance.space=output", "train.total_examples=640", "optim.learning_rate=3e-3")
+    changes = ("alignment.space=output", "train.total_examples=640", "optim.learning_rate=3e-3")
     _, guided = run(recipe("repa", *changes), taught, tmp_path / "guided")
     _, plain = run(recipe("static-uniform", *changes[1:]), taught, tmp_path / "plain")
     assert any(not torch.equal(v, plain[n]) for n, v in guided.items())
     aligned = [e["alignment"] for e in read_log(tmp_path / "guided" / "log.jsonl") if e["event"] == "train"]
     assert aligned[-1] < 0.9 * aligned[0]
+
+
+def test_a_run_that_goes_on_for_longer_counts_its_stages_by_the_new_length(taught, recipe, tmp_path):
+    """Its old length kept, r would be 1 from there on, and something would be measured at every step."""
+    run(recipe("time-ramp", "structure.enabled=false"), taught, tmp_path)
+    run(recipe("time-ramp", "structure.enabled=false", "train.total_examples=160"), taught, tmp_path, resume=True)
+    log = [(e["examples_seen"], e["regime"]) for e in stages(tmp_path)]
+    assert dict(log)[160] == 1.0 and all(r == n / 160 for n, r in log if n > 80)
+    assert sum(n > 80 for n, _ in log) < 10  # steps

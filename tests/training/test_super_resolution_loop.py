@@ -31,7 +31,7 @@ def resolution(recipe):
 def prepared(config, cache, positions):
     task = make_task(config, cache)
     rows = cache.rows("train")[:4]
-    return task.prepare(cache.batch(rows), task.statistics(*cache.statistics), positions)
+    return task.prepare(cache.batch(rows), positions)
 
 
 def test_data_and_condition_are_two_parts_of_one_latent(hisses, resolution):
@@ -87,17 +87,16 @@ def test_two_ranks_give_what_one_gives(hisses, resolution, tmp_path):
 def test_priming_predicts_missing_levels_from_given_ones(hisses, resolution):
     config = resolution("sr-demo-static")
     model, task = build_model(config, hisses, 0), make_task(config, hisses)
-    statistics = task.statistics(*hisses.statistics)
-    task.prime(model, hisses, statistics)
+    task.prime(model, hisses)
     rows = hisses.rows("valid")
     batch = hisses.batch(rows)
-    x_0, condition, _ = task.prepare(batch, statistics)
+    x_0, condition, _ = task.prepare(batch)
     with torch.no_grad():
         made = model(torch.zeros_like(x_0), torch.ones(len(rows)), condition, batch.mask).prediction
-    missing = ~condition.given[0, : task.codec.levels]
-    wanted, made = (x[:, : task.codec.levels][:, missing].transpose(1, 2)[batch.mask] for x in (x_0, made))
+    missing = ~condition.given[0, : task.space.codec.levels]
+    wanted, made = (x[:, : task.space.codec.levels][:, missing].transpose(1, 2)[batch.mask] for x in (x_0, made))
     assert (made - wanted).square().mean() < 0.5 * wanted.var()  # of 40 short clips
-    assert model.config.audio_skip == task.codec.levels and made.abs().max() > 0
+    assert model.config.audio_skip == task.space.codec.levels and made.abs().max() > 0
 
 
 def test_a_run_learns_and_its_probe_hears_it(hisses, resolution, tmp_path):
@@ -126,7 +125,7 @@ def test_checks_say_what_is_taken_away_and_that_a_teacher_is_blind(hisses, resol
     deaf = {**hisses.meta["teacher"], "sample_rate_hz": 1400}
     changed = type(hisses)(hisses.path, {**hisses.meta, "teacher": deaf}, hisses._index)
     (warning,) = [line for line in check_before_training(resolution("sr-demo"), changed) if "warning" in line]
-    assert "500 to 1000 Hz, teacher bands hears 500 to 700 Hz" in warning
+    assert "500 to 1000 Hz, teacher bands covers 500 to 700 Hz" in warning
 
 
 def test_latents_without_bands_are_generated_whole_and_the_low_band_is_kept_all_the_same(taught, resolution, tmp_path):

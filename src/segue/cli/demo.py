@@ -25,7 +25,6 @@ from segue.files import write_text
 from segue.provenance import command
 from segue.recipes import DEFAULT_RECIPE, load_recipe
 from segue.ssl import load_teacher
-from segue.stage.controller import StageController
 from segue.training.config import RunConfig, override
 from segue.training.parallel_runs import slots_here, threads_of
 from segue.training.rate import measure_rate
@@ -165,7 +164,7 @@ def _plan(out: Path, cache: LatentCache, kind: Kind, minutes_left: float, wanted
     config = kind.config(kind.recipes[0])
     runs = slots_here(2)
     with threads_of(runs):
-        rate = measure_rate(config, StageController(config.policy), cache) * (PARALLEL_RATE * runs if runs > 1 else 1)
+        rate = measure_rate(config, cache) * (PARALLEL_RATE * runs if runs > 1 else 1)
     beside = kind.report_cost(wanted["measured"]) + config.train.validation_clips * 5 * 11 / 3
     batch = config.train.batch_size
     examples = int(((minutes_left * 60 - REPORT_SEC) * rate / (2 + 2 * STAGE_COST) - beside) // batch) * batch

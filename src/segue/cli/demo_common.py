@@ -27,8 +27,8 @@ from segue.models.presets import parameters_of
 from segue.provenance import command, commit, machine
 from segue.training.build import dit_config
 from segue.training.config import RunConfig
+from segue.training.journal import TrainResult
 from segue.training.log import read_log
-from segue.training.loop import TrainResult
 
 SECONDS = 2.048  # of a rendered clip
 

@@ -12,8 +12,8 @@ from segue.cli.train import continue_training
 from segue.files import write_text
 from segue.training.checkpoint import latest_checkpoint
 from segue.training.config import RunConfig, from_json, to_json
+from segue.training.journal import TrainResult
 from segue.training.log import read_log
-from segue.training.loop import TrainResult
 from segue.training.parallel_runs import (
     Job,
     last_words,

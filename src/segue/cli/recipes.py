@@ -20,7 +20,7 @@ def recipes(
 ) -> None:
     """List the recipes that `segue train` takes."""
     console = Console(highlight=False)
-    table = Table("recipe", "regime", "times", "guidance", "what it is", box=None, pad_edge=False)
+    table = Table("recipe", "regime", "times", "alignment", "what it is", box=None, pad_edge=False)
     for name, make in RECIPES.items():
         config = make()
         words = " ".join((make.__doc__ or "").split())
@@ -45,9 +45,9 @@ def recipes(
 
 def in_brief(policy: Policy) -> tuple[str, str, str]:
     """Where the regime comes from, how times are drawn, how the teacher is followed."""
-    regime, timesteps, guidance = policy.regime, policy.timesteps, policy.guidance
+    regime, timesteps, alignment = policy.regime, policy.timesteps, policy.alignment
     read = f"r = {regime.constant:g}" if regime.signal == "constant" else regime.signal
-    driven = timesteps.law != "static" or (guidance.weight > 0 and guidance.law == "decay")
-    times = str(policy.law) if timesteps.law == "static" else timesteps.law
-    teacher = f"{guidance.weight:g} {guidance.law}" if guidance.weight else "-"
+    driven = timesteps.distribution != "static" or (alignment.weight > 0 and alignment.schedule == "decay")
+    times = str(policy.static_timesteps) if timesteps.distribution == "static" else timesteps.distribution
+    teacher = f"{alignment.weight:g} {alignment.schedule}" if alignment.weight else "-"
     return read if driven or policy.structure.enabled else "-", times, teacher

@@ -22,12 +22,11 @@ from segue.files import write_text
 from segue.pipeline import Pipeline, SuperResolver
 from segue.recipes import load_recipe
 from segue.report import write_run_report
-from segue.stage.controller import StageController
 from segue.tasks.degradation import degrade
 from segue.training.checkpoint import list_checkpoints
 from segue.training.checks import check_before_training
 from segue.training.config import RunConfig, from_json, override, to_json
-from segue.training.loop import TrainResult
+from segue.training.journal import TrainResult
 from segue.training.loop import train as train_loop
 from segue.types import UserError
 
@@ -138,10 +137,8 @@ def run_training(
             print(line, file=sys.stderr)
     if first and not resume:
         write_config(run_dir, config, cache_path)
-    controller = StageController(config.policy)
     result = train_loop(
         config,
-        controller,
         cache,
         run_dir,
         resume=resume,

@@ -31,7 +31,6 @@ class LatentLoader:
         self.cache, self.split, self.batch_size, self.seed = cache, split, batch_size, seed
         self.rank, self.world = rank, world
         self.position = 0
-        self.with_teacher = False  # features are the largest part of a batch; most steps need none
         self._rows = np.asarray(cache.rows(split))
         if len(self._rows) == 0:
             raise UserError(
@@ -44,15 +43,19 @@ class LatentLoader:
         """How many times the split has been walked through."""
         return self.position // len(self._rows)
 
-    def next_batch(self) -> Batch:
-        """This rank's part of the next global batch."""
+    def next_batch(self, with_teacher: bool = False) -> Batch:
+        """This rank's part of the next global batch.
+
+        Args:
+            with_teacher: also read the teacher's features: the largest part of a batch, and most steps need none.
+        """
         first = self.position + self.rank * self.batch_size
         indices = self._rows_at(range(first, first + self.batch_size))
         choice = self._choice(range(first, first + self.batch_size), indices)
         self.position += self.batch_size * self.world
-        batch = self.cache.batch(indices, choice, with_teacher=self.with_teacher)
+        batch = self.cache.batch(indices, choice, with_teacher=with_teacher)
         first = self.position + self.rank * self.batch_size
-        self.cache.expect(self._rows_at(range(first, first + self.batch_size)), self.with_teacher)
+        self.cache.expect(self._rows_at(range(first, first + self.batch_size)), with_teacher)
         return batch
 
     def clips(self, positions: range) -> list[str]:

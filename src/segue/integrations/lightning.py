@@ -1,9 +1,9 @@
 """The method in a Lightning trainer: a callback that counts, measures, logs and is kept in the trainer's checkpoints.
 
-    module.stage = Stage(total_examples, module.net.blocks, teacher=features, probe=probe)
+    module.stage = Stage(module.net.blocks, total_examples=N, measure=measure, targets=features)
     Trainer(callbacks=[SegueCallback(module.stage)]).fit(module, loader)
 
-The module's training_step asks `stage.timesteps` and adds `stage.guidance`, as in any loop.
+The module's training_step asks `stage.timesteps` and adds `stage.alignment`, as in any loop.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any
 
 from torch import Tensor
 
-from segue.integrations.loop import Probe, Stage
+from segue.stage.discrepancy import Discrepancy
+from segue.stage.stage import Stage
 from segue.types import UserError, import_extra
 
-__all__ = ["Probe", "SegueCallback", "Stage", "batch_size_of"]
+__all__ = ["Discrepancy", "SegueCallback", "Stage", "batch_size_of"]
 
 Callback = import_extra("lightning.pytorch", "lightning").Callback
 
@@ -49,23 +50,25 @@ class SegueCallback(Callback):
             stage: made with the blocks of the module that is trained.
             batch_size: examples in one rank's batch.
         """
-        self.stage, self._batch_size = stage, batch_size
+        self.method = stage  # in a callback, `stage` is Lightning's word for fit or validate
+        self._batch_size = batch_size
 
     def setup(self, trainer, pl_module, stage: str) -> None:
         """Hand the projector to the module."""
-        if self.stage.projector is not None:
-            pl_module.segue_projector = self.stage.projector
+        if self.method.projector is not None:
+            pl_module.segue_projector = self.method.projector
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
         """Count the examples of all ranks, and log what is in force."""
-        decision = self.stage.after_step(self._batch_size(batch) * trainer.world_size)
-        numbers = {"regime": decision.regime.regime, "guidance_weight": decision.guidance_weight}
+        self.method.after_step(self._batch_size(batch) * trainer.world_size)
+        decision = self.method.decision
+        numbers = {"regime": decision.regime.regime, "alignment_weight": decision.alignment_weight}
         pl_module.log_dict({f"segue/{name}": value for name, value in numbers.items()})
 
     def state_dict(self) -> dict:
         """Saved with the trainer's checkpoint."""
-        return self.stage.state_dict()
+        return self.method.state_dict()
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Restored with the trainer's checkpoint."""
-        self.stage.load_state_dict(state_dict)
+        self.method.load_state_dict(state_dict)

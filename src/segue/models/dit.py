@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from segue.models.audio_skip import add_skip, empty_skip
+from segue.models.positions import rotary_tables, rotate, sinusoidal
 from segue.types import Condition, ModelOutput, UserError
-
-SKIP_FRAMES = 5  # that the skip from audio sees
-SKIP_KINKS = (-8.0, -4.0, 0.0, 4.0)  # of its features: levels have a standard deviation of 8 (tasks/super_resolution)
 
 
 @dataclass(frozen=True)
@@ -38,13 +37,12 @@ class DiTConfig:
         mlp_ratio: hidden width of the MLP over D.
         patch_frames: latent frames to a token. C * patch_frames wider than `width` wants predicts="clean".
         adaln_rank: rank of a block's own part of the modulation.
-        norm: "rms" or "layer".
         predicts: "velocity", or "clean" (the clean sample, converted to velocity outside the model).
-        audio: whether Condition.audio is heard: latents beside x_t's, and the cutoff as a number.
-        audio_skip: how many of the first channels are also predicted straight from those of the audio, by one
-            fixed convolution over frames beside the transformer, which a task fits; needs predicts="clean".
-        attention_window: tokens to each side that a token attends to; 0 = all. What a token hears is then limited to
-            depth * attention_window tokens, and long sound can be computed by chunks.
+        audio: whether the model takes Condition.audio: latents beside x_t's, and the cutoff as a number.
+        audio_skip: how many of the first channels are also predicted straight from those of the audio
+            (models/audio_skip.py); needs predicts="clean".
+        attention_window: tokens to each side that a token attends to; 0 = all. What a token depends on is then limited
+            to depth * attention_window tokens, and long sound can be computed by chunks.
     """
 
     channels: int = 32
@@ -55,7 +53,6 @@ class DiTConfig:
     mlp_ratio: float = 4.0
     patch_frames: int = 1
     adaln_rank: int = 16
-    norm: str = "layer"
     predicts: str = "velocity"
     audio: bool = False
     audio_skip: int = 0
@@ -64,41 +61,14 @@ class DiTConfig:
     def __post_init__(self) -> None:
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise UserError(f"model.width {self.width} over model.heads {self.heads} must be a whole, even number")
-        if self.norm not in ("rms", "layer"):
-            raise UserError(f"model.norm is '{self.norm}'; use 'rms' or 'layer'")
         if self.audio_skip and not (self.audio and self.predicts == "clean"):
             raise UserError("a skip from the audio needs model.predicts=clean")
         if self.predicts not in ("velocity", "clean"):
             raise UserError(f"model.predicts is '{self.predicts}'; use 'velocity' or 'clean'")
 
 
-def sinusoidal(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """[B] times in [0, 1] -> [B, dim] sinusoids of 1000 t, with the frequencies of arXiv 1706.03762, section 3.5."""
-    frequencies = torch.exp(
-        -torch.log(torch.tensor(max_period)) * torch.arange(dim // 2, dtype=torch.float32) / (dim // 2)
-    ).to(t.device)
-    angles = 1000.0 * t.float()[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
-def rotary_tables(tokens: int, head_dim: int, device: torch.device, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
-    """Cosine and sine tables [N, head_dim / 2] of rotary positions (RoFormer, arXiv 2104.09864)."""
-    frequencies = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
-    angles = torch.arange(tokens, dtype=torch.float32, device=device)[:, None] * frequencies
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the two halves of each head of x [B, H, N, head_dim] by its position's angles."""
-    cos, sin = (table.to(x.dtype) for table in tables)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
-
-
-def make_norm(kind: str, dim: int, affine: bool = False) -> nn.Module:
-    """RMS or layer norm; without its own scale where adaLN supplies one."""
-    if kind == "rms":
-        return nn.RMSNorm(dim, eps=1e-6, elementwise_affine=affine)
+def layer_norm(dim: int, affine: bool = False) -> nn.Module:
+    """Layer norm; without its own scale where adaLN supplies one."""
     return nn.LayerNorm(dim, eps=1e-6, elementwise_affine=affine)
 
 
@@ -110,35 +80,16 @@ def _windowed(key_mask: Tensor | None, tokens: int, window: int, device: torch.d
     return near if key_mask is None else (near & key_mask) | (apart == 0)  # an empty row would be NaN
 
 
-def skip_features(audio: Tensor, given: Tensor) -> Tensor:
-    """What the skip sees of its channels: straight, and rectified at each kink.
-
-    Where a channel is missing, the last given one before it stands in its place: with zeros there, a fit under several
-    cutoffs is a fit of none.
-
-    Args:
-        audio: [B, C, L], the skip's channels.
-        given: [B, C] bool, True up to some channel.
-
-    Returns:
-        [B, 5 C, L].
-    """
-    last = (given.sum(1, keepdim=True) - 1).clamp(min=0)
-    index = torch.arange(audio.shape[1], device=audio.device).minimum(last)
-    filled = audio.gather(1, index[..., None].expand_as(audio))
-    return torch.cat([filled, *((filled - kink).relu() for kink in SKIP_KINKS)], dim=1)
-
-
 class Attention(nn.Module):
     """Multi-head attention of tokens to themselves, or to `context` where that is given; q and k are normalised."""
 
-    def __init__(self, width: int, heads: int, norm: str) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)
-        self.q_norm = make_norm(norm, width // heads, affine=True)
-        self.k_norm = make_norm(norm, width // heads, affine=True)
+        self.q_norm = layer_norm(width // heads, affine=True)
+        self.k_norm = layer_norm(width // heads, affine=True)
         self.out = nn.Linear(width, width)
 
     def forward(
@@ -169,11 +120,11 @@ class Block(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         width, hidden = config.width, int(config.width * config.mlp_ratio)
-        self.norm_attention = make_norm(config.norm, width)
-        self.attention = Attention(width, config.heads, config.norm)
-        self.norm_cross = make_norm(config.norm, width, affine=True)
-        self.cross = Attention(width, config.heads, config.norm)
-        self.norm_mlp = make_norm(config.norm, width)
+        self.norm_attention = layer_norm(width)
+        self.attention = Attention(width, config.heads)
+        self.norm_cross = layer_norm(width, affine=True)
+        self.cross = Attention(width, config.heads)
+        self.norm_mlp = layer_norm(width)
         self.mlp_in = nn.Linear(width, hidden)
         self.mlp_out = nn.Linear(hidden, width)
         self.adaln_down = nn.Linear(width, config.adaln_rank, bias=False)
@@ -217,12 +168,12 @@ class DiT(nn.Module):
         self.patch_in = nn.Linear(token, width)
         self.time_mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
         self.text_in = nn.Linear(config.text_dim, width)
-        self.text_norm = make_norm(config.norm, width, affine=True)
+        self.text_norm = layer_norm(width, affine=True)
         self.pooled_in = nn.Linear(width, width)
         self.null = nn.Parameter(torch.empty(1, 1, config.text_dim))
         self.adaln_shared = nn.Linear(width, 6 * width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm_out = make_norm(config.norm, width)
+        self.norm_out = layer_norm(width)
         self.adaln_out = nn.Linear(width, 2 * width)
         self.patch_out = nn.Linear(width, token)
         if config.audio:  # made last: without it every other weight draws what it always drew
@@ -231,11 +182,9 @@ class DiT(nn.Module):
             self.audio_null = nn.Parameter(torch.zeros(width))
             self.cutoff_mlp = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
         if config.audio_skip:
-            features = (1 + len(SKIP_KINKS)) * config.audio_skip
-            # Fitted in closed form and then left alone: steps of Adam, each as large as the learning rate in every one
-            # of hundreds of correlated weights, undid the fit within a few hundred steps (docs/super-resolution.md).
-            self.register_buffer("skip_weight", torch.zeros(config.audio_skip, features, SKIP_FRAMES))
-            self.register_buffer("skip_bias", torch.zeros(config.audio_skip))
+            weight, bias = empty_skip(config.audio_skip)
+            self.register_buffer("skip_weight", weight)
+            self.register_buffer("skip_bias", bias)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -254,12 +203,7 @@ class DiT(nn.Module):
             nn.init.zeros_(layer.weight)
 
     def forward(
-        self,
-        x_t: Tensor,
-        t: Tensor,
-        condition: Condition | None = None,
-        mask: Tensor | None = None,
-        tap: int | None = None,
+        self, x_t: Tensor, t: Tensor, condition: Condition | None = None, mask: Tensor | None = None
     ) -> ModelOutput:
         """Predict velocity or clean sample.
 
@@ -268,14 +212,14 @@ class DiT(nn.Module):
             t: [B] times in [0, 1], 1 = noise.
             condition: text tokens, audio, and which examples are dropped to the null; None drops all.
             mask: [B, L] bool, True where a frame is real; None where all are.
-            tap: index of the block whose output tokens are returned as `hidden`.
         """
+        # Tokens: patches of latent frames; where the sound is known, noise says nothing and is taken away.
         batch, _, frames = x_t.shape
         patch = self.config.patch_frames
         missing = None
         if condition is not None and condition.audio is not None:
             missing = ~condition.given[..., None]
-            x_t = x_t * missing  # noise where the sound is known says nothing
+            x_t = x_t * missing
         x = self.patch_in(self._patchify(x_t))
         key_mask = None
         if mask is not None:
@@ -283,29 +227,33 @@ class DiT(nn.Module):
             key_mask = padded.view(batch, -1, patch).any(-1)[:, None, None]
         if self.config.attention_window:
             key_mask = _windowed(key_mask, x.shape[1], self.config.attention_window, x.device)
+
+        # Condition: caption tokens to attend to, and one vector c of time, pooled caption and cutoff that modulates.
         context, context_mask = self._context(condition, batch, x.device)
         pooled = (context * context_mask[..., None]).sum(1) / context_mask.sum(1, keepdim=True)
         c = self.time_mlp(sinusoidal(t, 256).to(x.dtype)) + self.pooled_in(pooled)
         if self.config.audio:
-            heard, cutoff = self._heard(condition, x)
-            x, c = x + heard, c + cutoff
+            audio, cutoff = self._audio(condition, x)
+            x = x + audio
+            c = c + cutoff
         c = F.silu(c)
         shared = self.adaln_shared(c)
         rotary = rotary_tables(x.shape[1], self.config.width // self.config.heads, x.device)
         arguments = (c, shared, context, context_mask[:, None, None], key_mask, rotary)
-        hidden = None
-        for index, block in enumerate(self.blocks):
+
+        # The stack, and back to latent frames.
+        for block in self.blocks:
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(block, x, *arguments, use_reentrant=False)
             else:
                 x = block(x, *arguments)
-            if index == tap:
-                hidden = x
         shift, scale = self.adaln_out(c)[:, None].chunk(2, dim=-1)
         out = self._unpatchify(self.patch_out(self.norm_out(x) * (1 + scale) + shift), frames)
+        if missing is not None and self.config.audio_skip:
+            out = add_skip(out, condition, self.skip_weight, self.skip_bias)
         if missing is not None:
-            out = self._skipped(out, condition) * missing
-        return ModelOutput(out if mask is None else out * mask[:, None], hidden)
+            out = out * missing
+        return ModelOutput(out if mask is None else out * mask[:, None])
 
     def _context(self, condition: Condition | None, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Text as model tokens [B, 1 + K, D] and mask [B, 1 + K]: the learned null comes first, seen only when dropped.
@@ -323,25 +271,14 @@ class DiT(nn.Module):
         seen = torch.cat([drop[:, None], tokens_mask & ~drop[:, None]], dim=1)
         return self.text_norm(self.text_in(torch.cat([null.to(tokens.dtype), tokens], dim=1))), seen
 
-    def _heard(self, condition: Condition | None, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _audio(self, condition: Condition | None, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the audio adds to tokens x [B, N, D] and to the modulation [B, D]; where dropped, the learned null."""
         if condition is None or condition.audio is None:
             return self.audio_null, torch.zeros_like(x[:, 0])
-        heard = self.audio_in(self._patchify(condition.audio))
+        audio = self.audio_in(self._patchify(condition.audio))
         if condition.drop is not None:
-            heard = torch.where(condition.drop[:, None, None], self.audio_null, heard)
-        return heard, self.cutoff_mlp(sinusoidal(condition.cutoff, 64).to(x.dtype))
-
-    def _skipped(self, out: Tensor, condition: Condition) -> Tensor:
-        """`out` [B, C, L] with what the skip predicts added to its first channels."""
-        count = self.config.audio_skip
-        if not count:
-            return out
-        seen = skip_features(condition.audio[:, :count], condition.given[:, :count])
-        straight = F.conv1d(seen, self.skip_weight, self.skip_bias, padding=SKIP_FRAMES // 2)
-        if condition.drop is not None:
-            straight = straight.masked_fill(condition.drop[:, None, None], 0.0)
-        return out + F.pad(straight, (0, 0, 0, out.shape[1] - count))
+            audio = torch.where(condition.drop[:, None, None], self.audio_null, audio)
+        return audio, self.cutoff_mlp(sinusoidal(condition.cutoff, 64).to(x.dtype))
 
     def _patchify(self, x: Tensor) -> Tensor:
         """[B, C, L] -> [B, N, C * patch], zero-padded to whole patches."""
@@ -356,8 +293,3 @@ class DiT(nn.Module):
         patch = self.config.patch_frames
         x = tokens.view(batch, count, self.config.channels, patch).permute(0, 2, 1, 3)
         return x.reshape(batch, self.config.channels, count * patch)[..., :frames]
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Trainable parameters."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from segue.models.dit import DiT, DiTConfig
-from segue.types import UserError, first_line
+from segue.types import UserError, first_line, without_deleted
 
 SCHEMA_VERSION = 1
 
@@ -62,6 +62,15 @@ class SavedModel:
     mean: Tensor
     std: Tensor
     card: ModelCard
+
+
+def config_of(card: ModelCard) -> DiTConfig:
+    """The shape that a card of whichever version describes.
+
+    Raises:
+        UserError: a model that this version cannot build.
+    """
+    return DiTConfig(**without_deleted(card.model, {"norm": "layer"}, "model."))
 
 
 def save_model(
@@ -119,7 +128,7 @@ def load_model(path: Path, weights: str = "ema") -> SavedModel:
         card = ModelCard(**data)
         prefix = f"{weights}."
         own = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-        config = DiTConfig(**card.model)
+        config = config_of(card)
         _refuse_other_shapes(config, own)
         model = DiT(config)
         model.load_state_dict(own)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
-from segue.models.dit import DiT, DiTConfig, count_parameters
+from segue.models.dit import DiT, DiTConfig
 from segue.types import Condition, UserError
 
 PRESETS: dict[str, DiTConfig] = {
@@ -34,6 +35,11 @@ def preset(name: str, *, channels: int, text_dim: int, **changes) -> DiTConfig:
     if name not in PRESETS:
         raise UserError(f"no model preset '{name}'; choose one of {', '.join(PRESETS)}")
     return replace(PRESETS[name], channels=channels, text_dim=text_dim, **changes)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def parameters_of(config: DiTConfig) -> int:

@@ -1,7 +1,7 @@
-"""Laws of training times on (0, 1): frozen, sampled through their quantile function from an explicit generator.
+"""Timestep distributions on (0, 1): frozen, sampled through their quantile function from an explicit generator.
 
-A draw pushes uniform numbers through the quantile, so that stratified and independent draws share one code, and a law
-is checked by quantile(cdf(t)) = t.
+A draw pushes uniform numbers through the quantile, so that stratified and independent draws share one code, and a
+distribution is checked by quantile(cdf(t)) = t.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import Tensor
 EDGE = 1e-5
 _QUADRATURE = 4096  # points of the midpoint rule behind `mean`
 _TABLE = 4096  # intervals of the table in which a quantile without a closed form is looked up
-_NEWTON = 3  # most steps from there; a smooth law needs one
+_NEWTON = 3  # most steps from there; a smooth one needs one
 _BISECTIONS = 40  # halvings of one interval (1/4096) to float64's last bit, where Newton does not arrive (a kink)
 _EXACT = 1e-13  # |cdf(t) - u| at which a quantile has arrived
 
 
-class TimestepLaw(ABC):
+class TimestepDistribution(ABC):
     """A distribution of training times. Subclasses are frozen dataclasses and print as the formula that they are."""
 
     @abstractmethod
@@ -36,7 +36,7 @@ class TimestepLaw(ABC):
 
     @cached_property
     def _knots(self) -> tuple[Tensor, Tensor]:
-        """(t, cdf(t)) on an even grid, made once for a law: what a quantile starts from."""
+        """(t, cdf(t)) on an even grid, made once for a distribution: what a quantile starts from."""
         t = torch.linspace(0, 1, _TABLE + 1, dtype=torch.float64)
         return t, self.cdf(t)
 
@@ -65,9 +65,9 @@ class TimestepLaw(ABC):
         Args:
             batch: how many.
             generator: where randomness comes from.
-            stratified: one draw from each of `batch` slices of equal probability, in random order: the same law for
-                each example, and less noise in the batch's mean loss (as variational diffusion models do, arXiv
-                2107.00630, appendix I).
+            stratified: one draw from each of `batch` slices of equal probability, in random order: each example is
+                distributed as before, and the batch's mean loss has less noise (as in variational diffusion models,
+                arXiv 2107.00630, appendix I).
         """
         u = torch.rand(batch, generator=generator, dtype=torch.float64)
         if stratified:
@@ -81,11 +81,11 @@ class TimestepLaw(ABC):
 
     @abstractmethod
     def to_json(self) -> dict:
-        """The law as plain JSON; `law_from_json` is the inverse."""
+        """The distribution as plain JSON; `distribution_from_json` is the inverse."""
 
 
 @dataclass(frozen=True)
-class Uniform(TimestepLaw):
+class Uniform(TimestepDistribution):
     """Uniform on (0, 1)."""
 
     def density(self, t: Tensor) -> Tensor:
@@ -98,14 +98,14 @@ class Uniform(TimestepLaw):
         return u
 
     def to_json(self) -> dict:
-        return {"law": "uniform"}
+        return {"distribution": "uniform"}
 
     def __str__(self) -> str:
         return "U(0, 1)"
 
 
 @dataclass(frozen=True)
-class LogitNormal(TimestepLaw):
+class LogitNormal(TimestepDistribution):
     """logit(t) ~ Normal(mu, sigma) (arXiv 2403.03206, section 3.1); mu > 0 leans to noise."""
 
     mu: float = 0.0
@@ -128,17 +128,17 @@ class LogitNormal(TimestepLaw):
         return torch.sigmoid(self.mu + self.sigma * torch.special.ndtri(u))
 
     def to_json(self) -> dict:
-        return {"law": "logit-normal", "mu": self.mu, "sigma": self.sigma}
+        return {"distribution": "logit-normal", "mu": self.mu, "sigma": self.sigma}
 
     def __str__(self) -> str:
         return f"LogitNormal({self.mu:g}, {self.sigma:g})"
 
 
 @dataclass(frozen=True)
-class Shifted(TimestepLaw):
-    """t = s u / (1 + (s - 1) u) of a base law's u (arXiv 2403.03206, eq. 23); shift s > 1 leans to noise."""
+class Shifted(TimestepDistribution):
+    """t = s u / (1 + (s - 1) u) of a base distribution's u (arXiv 2403.03206, eq. 23); shift s > 1 leans to noise."""
 
-    base: TimestepLaw
+    base: TimestepDistribution
     shift: float
 
     def __post_init__(self) -> None:
@@ -159,17 +159,17 @@ class Shifted(TimestepLaw):
         return self.shift * inner / (1 + (self.shift - 1) * inner)
 
     def to_json(self) -> dict:
-        return {"law": "shifted", "shift": self.shift, "base": self.base.to_json()}
+        return {"distribution": "shifted", "shift": self.shift, "base": self.base.to_json()}
 
     def __str__(self) -> str:
         return f"{self.base} shifted by {self.shift:g}"
 
 
 @dataclass(frozen=True)
-class Truncated(TimestepLaw):
-    """A base law given that low <= t <= high."""
+class Truncated(TimestepDistribution):
+    """A base distribution given that low <= t <= high."""
 
-    base: TimestepLaw
+    base: TimestepDistribution
     low: float
     high: float
 
@@ -197,18 +197,18 @@ class Truncated(TimestepLaw):
         return self.base.quantile(low + u * (high - low)).clamp(self.low, self.high)
 
     def to_json(self) -> dict:
-        return {"law": "truncated", "low": self.low, "high": self.high, "base": self.base.to_json()}
+        return {"distribution": "truncated", "low": self.low, "high": self.high, "base": self.base.to_json()}
 
     def __str__(self) -> str:
         return f"{self.base} on [{self.low:g}, {self.high:g}]"
 
 
 @dataclass(frozen=True)
-class Mixture(TimestepLaw):
+class Mixture(TimestepDistribution):
     """floor * U(0, 1) + (1 - floor) * base: an emphasis under which no noise level starves (our definition)."""
 
     floor: float
-    base: TimestepLaw
+    base: TimestepDistribution
 
     def __post_init__(self) -> None:
         if not 0 <= self.floor <= 1:
@@ -221,14 +221,14 @@ class Mixture(TimestepLaw):
         return self.floor * t.clamp(0, 1) + (1 - self.floor) * self.base.cdf(t)
 
     def to_json(self) -> dict:
-        return {"law": "mixture", "floor": self.floor, "base": self.base.to_json()}
+        return {"distribution": "mixture", "floor": self.floor, "base": self.base.to_json()}
 
     def __str__(self) -> str:
         return f"{self.floor:g} U(0, 1) + {1 - self.floor:g} {self.base}"
 
 
 @dataclass(frozen=True)
-class Piecewise(TimestepLaw):
+class Piecewise(TimestepDistribution):
     """Density proportional to weights at given times, linear between them, constant beyond the first and the last.
 
     Attributes:
@@ -240,7 +240,7 @@ class Piecewise(TimestepLaw):
     weights: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        for name in ("times", "weights"):  # JSON knows lists only; a law is hashable
+        for name in ("times", "weights"):  # JSON knows lists only; a distribution is hashable
             object.__setattr__(self, name, tuple(float(x) for x in getattr(self, name)))
         if not self.times or len(self.times) != len(self.weights):
             raise ValueError(f"Piecewise: {len(self.times)} times but {len(self.weights)} weights")
@@ -290,15 +290,15 @@ class Piecewise(TimestepLaw):
         return torch.minimum(knots[i] + step, knots[i + 1]).to(u.dtype)
 
     def to_json(self) -> dict:
-        return {"law": "piecewise", "times": list(self.times), "weights": list(self.weights)}
+        return {"distribution": "piecewise", "times": list(self.times), "weights": list(self.weights)}
 
     def __str__(self) -> str:
         return "Piecewise(" + ", ".join(f"{t:g}: {w:.3g}" for t, w in zip(self.times, self.weights)) + ")"
 
 
 @dataclass(frozen=True)
-class Kumaraswamy(TimestepLaw):
-    """Density a b t^(a-1) (1 - t^a)^(b-1) (Kumaraswamy 1980): near a Beta law, with a closed quantile; 1, 1 is uniform.
+class Kumaraswamy(TimestepDistribution):
+    """Density a b t^(a-1) (1 - t^a)^(b-1) (Kumaraswamy 1980): near a Beta, with a closed quantile; 1, 1 is uniform.
 
     Attributes:
         a, b: above 0. a > b leans to noise.
@@ -330,17 +330,17 @@ class Kumaraswamy(TimestepLaw):
         return by_a, 1 + self.b * math.log1p(-power)
 
     def to_json(self) -> dict:
-        return {"law": "kumaraswamy", "a": self.a, "b": self.b}
+        return {"distribution": "kumaraswamy", "a": self.a, "b": self.b}
 
     def __str__(self) -> str:
         return f"Kumaraswamy({self.a:.3g}, {self.b:.3g})"
 
 
-def law_from_json(data: dict) -> TimestepLaw:
-    """The law that `to_json` wrote.
+def distribution_from_json(data: dict) -> TimestepDistribution:
+    """The distribution that `to_json` wrote.
 
     Raises:
-        KeyError: an unknown law or a missing number.
+        KeyError: an unknown distribution or a missing number.
     """
     kinds = {
         "uniform": Uniform,
@@ -351,7 +351,8 @@ def law_from_json(data: dict) -> TimestepLaw:
         "piecewise": Piecewise,
         "kumaraswamy": Kumaraswamy,
     }
-    numbers = {k: v for k, v in data.items() if k not in ("law", "base")}
+    name = data["distribution"] if "distribution" in data else data["law"]  # its name in older runs
+    numbers = {k: v for k, v in data.items() if k not in ("distribution", "law", "base")}
     if "base" in data:
-        numbers["base"] = law_from_json(data["base"])
-    return kinds[data["law"]](**numbers)
+        numbers["base"] = distribution_from_json(data["base"])
+    return kinds[name](**numbers)

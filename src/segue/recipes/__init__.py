@@ -10,22 +10,15 @@ import difflib
 from collections.abc import Callable
 from dataclasses import replace
 
-from segue.process.timesteps import LogitNormal, Shifted, TimestepLaw
-from segue.stage.adaptive_timesteps import LEANING, TimestepsConfig, stage_law
-from segue.stage.block_structure import StructureConfig
+from segue.process.timesteps import LogitNormal, Shifted, TimestepDistribution
+from segue.stage.alignment import AlignmentConfig
+from segue.stage.policy import KAPPA, LAMBDA_0, stage_policy
 from segue.stage.regime import RegimeConfig
-from segue.stage.ssl_guidance import GuidanceConfig
+from segue.stage.timesteps import STAGE_TIMESTEPS, TimestepsConfig, stage_distribution
+from segue.stage.variants.block_structure import StructureConfig
 from segue.tasks.degradation import DegradationConfig
 from segue.training.config import RunConfig
 from segue.types import UserError
-
-LAMBDA_0 = 0.5  # REPA's weight of the alignment (arXiv 2410.06940)
-GUIDED_EVERY = 2  # steps: half the cost, no difference in what is obeyed (docs/results.md, "How far to lean")
-BLOCK_STRENGTH = 0.015  # of the update's norm
-# Of recipes that read the slope. METHOD's 4 leaves the semantic stage while most captions are still disobeyed, and ends
-# a little below a run that stays there; 8 asks that the next doubling bring less than a sixteenth before r is 0.5.
-KAPPA = 8.0
-
 
 # --- static recipes: no regime --------------------------------------------------------------------------------------
 
@@ -46,13 +39,13 @@ def static_shifted() -> RunConfig:
 
 
 def static_average() -> RunConfig:
-    """The stage law at its middle, r = 0.5: the mean of what an adaptive run draws if it crosses evenly. A control."""
-    return _static("static-average", _stage_law(0.5))
+    """The stage distribution at its middle, r = 0.5: the mean of what an adaptive run draws if it crosses evenly."""
+    return _static("static-average", _stage_timesteps(0.5))
 
 
 def semantic_law() -> RunConfig:
-    """The semantic end of the stage law throughout, without a teacher: most draws lean to high noise."""
-    return _static("semantic-law", _stage_law(0.0))
+    """The semantic end of the stage distribution throughout, without a teacher: most draws lean to high noise."""
+    return _static("semantic-law", _stage_timesteps(0.0))
 
 
 def min_snr() -> RunConfig:
@@ -67,39 +60,30 @@ def uncertainty() -> RunConfig:
 
 def curriculum() -> RunConfig:
     """From high noise to all of it, cumulatively, by the share of the run (arXiv 2403.10348)."""
-    return _policy("curriculum", static_uniform(), timesteps=TimestepsConfig(law="curriculum"))
+    return _policy("curriculum", static_uniform(), timesteps=TimestepsConfig(distribution="curriculum"))
 
 
 def adaptive_timesteps() -> RunConfig:
     """Times drawn more often where a step at them lowered the loss more (arXiv 2411.09998, simplified)."""
-    return _policy("adaptive-timesteps", static_uniform(), timesteps=TimestepsConfig(law="learned"))
+    return _policy("adaptive-timesteps", static_uniform(), timesteps=TimestepsConfig(distribution="learned"))
 
 
 def repa() -> RunConfig:
     """Uniform times, constant alignment with the teacher (REPA, arXiv 2410.06940)."""
-    return _policy("repa", static_uniform(), guidance=GuidanceConfig(weight=LAMBDA_0, law="constant"))
+    return _policy("repa", static_uniform(), alignment=AlignmentConfig(weight=LAMBDA_0, schedule="constant"))
 
 
 def haste() -> RunConfig:
     """REPA, cut at a fixed share of the run (HASTE, arXiv 2505.16792)."""
-    return _policy("haste", static_uniform(), guidance=GuidanceConfig(weight=LAMBDA_0, law="cut"))
+    return _policy("haste", static_uniform(), alignment=AlignmentConfig(weight=LAMBDA_0, schedule="cut"))
 
 
 # --- the method -----------------------------------------------------------------------------------------------------
 
 
 def stage() -> RunConfig:
-    """The method whole: the regime, read off the discrepancy's level, drives guidance, times and the block term."""
-    return _policy(
-        "stage",
-        static_uniform(),
-        # Not its slope: on a power law that is a function of n / N, a time ramp under another name (docs/results.md).
-        regime=RegimeConfig(signal="level", kappa=KAPPA),
-        timesteps=LEANING,
-        guidance=GuidanceConfig(weight=LAMBDA_0, law="decay", every=GUIDED_EVERY),
-        # Beyond METHOD's null of rotations: a smooth drift with depth, which any cut divides well, is no grouping.
-        structure=StructureConfig(enabled=True, strength=BLOCK_STRENGTH, max_drift_p=0.05),
-    )
+    """The method whole: the regime, read off the discrepancy's level, drives alignment, times and the block term."""
+    return replace(static_uniform(), recipe="stage", policy=stage_policy())
 
 
 def time_ramp() -> RunConfig:
@@ -113,13 +97,13 @@ def static_semantic() -> RunConfig:
 
 
 def static_refine() -> RunConfig:
-    """The same policy with r = 1 throughout: its refinement end, so no guidance. A control."""
+    """The same policy with r = 1 throughout: its refinement end, so no alignment. A control."""
     return _policy("static-refine", stage(), regime=RegimeConfig(signal="constant", constant=1.0))
 
 
 def stage_no_guidance() -> RunConfig:
-    """`stage` without a teacher in the loss; the probe still hears with it."""
-    return _policy("stage-no-guidance", stage(), guidance=GuidanceConfig())
+    """`stage` without a teacher in the loss; the discrepancy is still measured by it."""
+    return _policy("stage-no-guidance", stage(), alignment=AlignmentConfig())
 
 
 def stage_no_timesteps() -> RunConfig:
@@ -133,12 +117,12 @@ def stage_no_structure() -> RunConfig:
 
 
 def stage_only_guidance() -> RunConfig:
-    """Of the three mechanisms, guidance alone."""
+    """Of the three mechanisms, alignment alone."""
     return _policy("stage-only-guidance", stage_no_timesteps(), structure=StructureConfig())
 
 
 def stage_only_timesteps() -> RunConfig:
-    """Of the three mechanisms, the law of times alone."""
+    """Of the three mechanisms, the timestep distribution alone."""
     return _policy("stage-only-timesteps", stage_no_guidance(), structure=StructureConfig())
 
 
@@ -148,18 +132,18 @@ def stage_only_structure() -> RunConfig:
 
 
 def stage_by_slope() -> RunConfig:
-    """`stage` with METHOD's regime: the gain that the slope of the discrepancy promises, over the gain so far."""
+    """`stage` by the slope of the discrepancy: the improvement that it promises, over the improvement so far."""
     return _policy("stage-by-slope", stage(), regime=RegimeConfig(signal="discrepancy", kappa=KAPPA))
 
 
 def stage_per_time() -> RunConfig:
-    """`stage` with the second law: each probe time drawn by what its own curve has left to gain."""
-    return _policy("stage-per-time", stage(), timesteps=TimestepsConfig(law="per-time"))
+    """`stage` with each probe time drawn by what its own curve has still to improve."""
+    return _policy("stage-per-time", stage(), timesteps=TimestepsConfig(distribution="per-time"))
 
 
 def stage_corrected() -> RunConfig:
-    """`stage` with losses weighed back to uniform times: the law then changes the variance alone."""
-    return _policy("stage-corrected", stage(), timesteps=replace(LEANING, corrected=True))
+    """`stage` with losses weighed back to uniform times: the distribution then changes the variance alone."""
+    return _policy("stage-corrected", stage(), timesteps=replace(STAGE_TIMESTEPS, corrected=True))
 
 
 # --- super-resolution -----------------------------------------------------------------------------------------------
@@ -185,18 +169,18 @@ def sr_48k_static() -> RunConfig:
     return _super_resolution("sr-48k-static", static_uniform(), WIDE)
 
 
-# Files of 8 to 24 kHz. A probe at the lowest cutoff: what a 16 kHz teacher hears of the new band lies there.
+# Files of 8 to 24 kHz. Held-out clips at the lowest cutoff: what a 16 kHz teacher covers of the new band lies there.
 WIDE = DegradationConfig(cutoff_max_hz=12_000.0, top_share=0.1, held_out_cutoff_hz=4000.0)
 
 
 def _mild_stage() -> RunConfig:
-    # No caption to obey, and a condition that says most of what the sound is: no reason to lean as far to noise, and a
-    # discrepancy that begins where captions leave it.
-    return _policy("stage", stage_by_slope(), timesteps=TimestepsConfig(law="stage"))
+    # No caption to follow, and a condition that says most of what the sound is: no reason to lean as far to noise, and
+    # a discrepancy that begins where captions leave it.
+    return _policy("stage", stage_by_slope(), timesteps=TimestepsConfig(distribution="stage"))
 
 
 def _super_resolution(recipe: str, parent: RunConfig, degradation: DegradationConfig) -> RunConfig:
-    # A token is one frame of 16 ms; it hears 0.6 s to each side, so that files of any length are computed by chunks.
+    # A token is one frame of 16 ms and depends on 0.6 s to each side: files of any length are computed by chunks.
     model = replace(parent.model, patch_frames=1, attention_window=5)
     train = replace(parent.train, task="super-resolution")
     return replace(parent, recipe=recipe, model=model, train=train, degradation=degradation)
@@ -206,12 +190,12 @@ def _policy(recipe: str, parent: RunConfig, **changes) -> RunConfig:
     return replace(parent, recipe=recipe, policy=replace(parent.policy, **changes))
 
 
-def _stage_law(regime: float) -> TimestepLaw:
-    return stage_law(regime, LEANING.floor, LEANING.mu_0, LEANING.lean_back)
+def _stage_timesteps(regime: float) -> TimestepDistribution:
+    return stage_distribution(regime, STAGE_TIMESTEPS.floor, STAGE_TIMESTEPS.mu_0, STAGE_TIMESTEPS.lean_back)
 
 
-def _static(recipe: str, law: TimestepLaw) -> RunConfig:
-    return _policy(recipe, static_uniform(), law=law)
+def _static(recipe: str, timesteps: TimestepDistribution) -> RunConfig:
+    return _policy(recipe, static_uniform(), static_timesteps=timesteps)
 
 
 def _objective(recipe: str, objective: str) -> RunConfig:

@@ -19,7 +19,7 @@ _TRAIN_ALONE = {
 }
 _STAGE = {
     "regime": "regime r (0 semantic, 1 refinement)",
-    "guidance_weight": "guidance weight",
+    "alignment_weight": "alignment weight",
     "timestep_mean": "mean t of the timestep distribution",
     "discrepancy": "SSL-space discrepancy",
 }
@@ -36,6 +36,8 @@ def read_events(run_dir: Path, name: str = "log.jsonl") -> list[dict]:
         except ValueError:
             continue
         if isinstance(event, dict) and _is_number(event.get("examples_seen")):
+            if "guidance_weight" in event:  # its name in older logs
+                event["alignment_weight"] = event.pop("guidance_weight")
             events.append(event)
     return events
 

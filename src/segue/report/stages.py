@@ -28,7 +28,7 @@ def stage_figures(events: Sequence[dict], name: str = "") -> list[str]:
         return []
     drawn = [
         _curves("regime r (0 semantic, 1 refinement)", _regime(lines), name),
-        _curves("guidance weight", _nonzero(_series(lines, "guidance_weight")), name),
+        _curves("alignment weight", _nonzero(_series(lines, "alignment_weight")), name),
         _curves("mean t drawn", _series(lines, "timestep_mean"), name),
         _curves("SSL-space discrepancy", _discrepancy(lines), name),
     ]

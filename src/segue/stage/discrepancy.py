@@ -3,24 +3,30 @@
 A fixed probe of held-out clips, conditions, noise and times t_k. d_k is one minus the mean cosine between the encoder's
 frames of the prediction and of the true clip, both standardised by the true clips' statistics; it is divided by the
 same distance to *other* clips, so that the scale of encoder, layer and t cancels. D is the mean over k (our
-definition; METHOD section 1 in docs/method.md). D = 1 says that predictions are no nearer to their own clip than to any
-other, D = 0 that they are it.
+definition; docs/method.md, section 1). D = 1 says that predictions are no nearer to their own clip than to any other,
+D = 0 that they are it.
 
-Everything here is arithmetic on features. Who makes them is the loop's business (training/probe.py).
+`Discrepancy` measures it, in our own loop and in anybody's. What predicts, and what turns latents into features, are
+functions that it is given: it knows no codec and no teacher.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from segue.process.noise import keyed_noise
+from segue.process.path import clean_of, sample_path
+from segue.stage.alignment import standardise
 from segue.types import UserError
 
 SMALLEST_PROBE = 8  # clips: below it a shuffled distance says little, and D moves with single clips
 SHIFTS = 4  # other clips that each prediction is compared with
+AT_ONCE = 16  # predictions in one pass
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class ProbeConfig:
         spacing: probes stand at examples n, spacing * n, spacing^2 * n ...; the slope is read against ln n.
         first: the first probe after the one at n = 0, as a share of the run.
         closest: least distance of two probes, as a share of the run: before r can move, few of them are enough.
-        space: what the encoder hears. "waveform": decoded predictions, through the teacher itself. "latent": a
+        space: where features come from. "waveform": decoded predictions, through the teacher itself. "latent": a
             regression from latents to the teacher's cached features, fitted before the first step: blunter, and much
             cheaper where the model is as small as its codec.
         weights: "averaged" (the moving average, whose window is a fixed share of a young run and so moves the curve by
@@ -69,8 +75,8 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True)
-class Discrepancy:
-    """A reading of the probe.
+class Reading:
+    """What one measurement of the discrepancy found.
 
     Attributes:
         value: D.
@@ -100,9 +106,9 @@ def probes_in(config: ProbeConfig, total_examples: int, batch_size: int = 1) -> 
     return count
 
 
-def target_statistics(targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [F] over the real frames of targets [M, S, F], mask [M, S] bool."""
-    frames = targets[mask].double()
+def target_statistics(targets: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [F] over the real frames of targets [..., S, F]; mask [..., S] bool, None: all."""
+    frames = (targets.detach().flatten(0, -2) if mask is None else targets[mask]).double()
     mean, std = frames.mean(0), frames.std(0, correction=0)
     return mean.to(targets.dtype), std.clamp_min(1e-6).to(targets.dtype)
 
@@ -129,11 +135,11 @@ def probe_sums(predicted: Tensor, rows: list[int], targets: Tensor, mask: Tensor
     return torch.stack([own.sum(1), others.sum(1), torch.full_like(own[:, 0], len(rows))], dim=1)
 
 
-def discrepancy_of(sums: Tensor, times: tuple[float, ...]) -> Discrepancy:
+def reading_of(sums: Tensor, times: tuple[float, ...]) -> Reading:
     """The reading that [K, 3] sums over all clips stand for; NaN where a model's features are not finite."""
     own, others, _ = sums.double().cpu().unbind(1)
     ratios = (own / others.clamp_min(1e-12)).tolist()
-    return Discrepancy(sum(ratios) / len(ratios), tuple(zip(times, ratios)))
+    return Reading(sum(ratios) / len(ratios), tuple(zip(times, ratios)))
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -148,3 +154,124 @@ def _distance(predicted: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     weight = mask.double()[None]
     # Two short clips may share no frame; such a pair says nothing and counts as unrelated.
     return 1 - (cosine * weight).sum(-1) / weight.sum(-1).clamp_min(1.0)
+
+
+class Discrepancy:
+    """Measures D of a model on held-out clips: fixed clips, conditions, noise and times.
+
+    It draws nothing while it measures and leaves the model as it was, so that a run that measures has the weights of
+    one that does not.
+
+        measure = Discrepancy(ema, lambda x_t, t, rows: ema(x_t, t, classes[rows]), held_out, features)
+        measure().value
+
+    Attributes:
+        clips: how many clips it measures on, over all ranks.
+        fingerprint: a few numbers that tell its targets apart; a resumed run must have the same.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        predict: Callable[[Tensor, Tensor, Tensor], Tensor],
+        x_0: Tensor,
+        features: Callable[[Tensor], Tensor],
+        *,
+        mask: Tensor | None = None,
+        latent_mask: Tensor | None = None,
+        complete: Callable[[Tensor, Tensor], Tensor] | None = None,
+        times: tuple[float, ...] = ProbeConfig().times,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        reduce: Callable[[Tensor], Tensor] | None = None,
+        device: torch.device | str | None = None,
+        at_once: int = AT_ONCE,
+    ) -> None:
+        """
+        Args:
+            model: what is set to evaluation mode while it is measured. Give the averaged weights where there are some:
+                they give a smoother curve (docs/method.md).
+            predict: (x_t [R, C, L], t [R], rows [R]) -> velocity eps - x_0 [R, C, L] of these clips, under their own
+                conditions.
+            x_0: [M, C, L] clean latents of held-out clips; 64 are a good number.
+            features: latents [R, C, L] -> teacher features [R, S, F], through the codec.
+            mask: [M, S] bool, True where a teacher frame is real; None where all are.
+            latent_mask: [M, L] bool, True where a latent frame is real; None where all are.
+            complete: (generated latents [R, C, L], rows [R]) -> whole latents, where a task generates a part only.
+            times: t_k.
+            seed: of the noise.
+            rank, world: each of several ranks measures its share of the clips.
+            reduce: sums a tensor over the ranks; needed where world > 1.
+            device: where it measures; x_0's if it is not given.
+            at_once: clips in one pass: decoded and encoded, all would be the peak of a small run's memory.
+
+        Raises:
+            UserError: fewer than 8 clips.
+        """
+        clips = len(x_0)
+        if clips < SMALLEST_PROBE:
+            raise UserError(f"Discrepancy: {clips} clips; it needs at least {SMALLEST_PROBE} held-out clips")
+        self.model, self.clips, self.times = model, clips, tuple(times)
+        self._predict, self._features = predict, features
+        self._complete = complete or (lambda latents, rows: latents)
+        self._reduce = reduce if world > 1 else None
+        device = torch.device(device or x_0.device)
+
+        # The targets: features of the true clips, all of them on every rank, as each is compared with others.
+        rows = torch.arange(clips, device=device)
+        with torch.no_grad():
+            parts = zip(x_0.split(at_once), rows.split(at_once))
+            found = torch.cat([features(self._complete(part.to(device), some)) for part, some in parts])
+        # Codecs and teachers may answer in inference tensors, which autograd would refuse later.
+        found = found.clone()
+        if mask is None:
+            mask = torch.ones(found.shape[:2], dtype=torch.bool)
+        self._real = mask.to(device)
+        found = found[:, : self._real.shape[1]]
+        self._mean, self._std = target_statistics(found, self._real)
+        self._targets = standardise(found, self._mean, self._std)
+        self.fingerprint = _fingerprint(found)
+
+        # This rank's clips. One without a clip of its own measures the first, and counts none: as many passes on every
+        # rank, since a sharded model gathers its weights in each.
+        self._mine = list(range(rank, clips, world))
+        here = torch.tensor(self._mine or [0])
+        self._passes = math.ceil(math.ceil(clips / world) / at_once)
+        self._rows = rows[here.to(device)]
+        self._x_0 = x_0[here.to(x_0.device)].to(device)
+        self._eps = keyed_noise(x_0.shape[1:], seed, "probe", range(clips))[here].to(self._x_0)
+        self._latent_mask = None if latent_mask is None else latent_mask[here.to(latent_mask.device)].to(device)
+
+    @torch.no_grad()
+    def __call__(self) -> Reading:
+        """D with the weights of now; summed over ranks in float64."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            predicted = torch.stack([self._features_at(time) for time in self.times])
+        finally:
+            self.model.train(was_training)
+        sums = probe_sums(predicted[:, : len(self._mine)], self._mine, self._targets, self._real)
+        return reading_of(sums if self._reduce is None else self._reduce(sums), self.times)
+
+    def _features_at(self, time: float) -> Tensor:
+        """Standardised features [R, S, F] of this rank's one-step predictions at one time."""
+        found = []
+        for part in torch.arange(len(self._x_0)).tensor_split(self._passes):
+            x_0, eps, rows = self._x_0[part], self._eps[part], self._rows[part]
+            t = torch.full((len(x_0),), time, device=x_0.device)
+            x_t = sample_path(x_0, eps, t)
+            clean = clean_of(x_t, self._predict(x_t, t, rows).to(x_t.dtype), t)
+            if self._latent_mask is not None:
+                clean = clean * self._latent_mask[part][:, None]
+            found.append(self._features(self._complete(clean, rows)).clone())
+        frames = self._real.shape[1]
+        return standardise(torch.cat(found)[:, :frames].float(), self._mean, self._std)
+
+
+def _fingerprint(targets: Tensor) -> tuple[float, ...]:
+    """A few coarse means of targets [M, S, F]: they differ between probes, and not between thread counts."""
+    clips = targets.double().mean((1, 2)).cpu()
+    features = targets.double().mean((0, 1)).cpu()
+    return tuple(round(float(part.mean()), 6) for whole in (clips, features) for part in whole.tensor_split(4))

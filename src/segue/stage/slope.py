@@ -1,4 +1,4 @@
-"""The slope of a training curve against the logarithm of the examples seen (METHOD section 2 in docs/method.md)."""
+"""The slope of a training curve against the logarithm of the examples seen (docs/method.md, section 2)."""
 
 from __future__ import annotations
 

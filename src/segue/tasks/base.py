@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from segue.codecs.latent_space import LatentSpace
 from segue.data.cache import Batch, LatentCache
 from segue.types import Condition
 
@@ -16,32 +17,30 @@ class Task(ABC):
 
     Subclasses set:
         name: as TrainConfig.task and a model's card have it.
+
+    Attributes:
+        space: the standardised latents that it works in.
     """
 
     name: str
 
-    def statistics(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-        """What latents are standardised by, from the cache's mean and standard deviation, [C, 1] each."""
-        return mean, std
+    def __init__(self, space: LatentSpace) -> None:
+        self.space = space
 
-    def prime(self, model: nn.Module, cache: LatentCache, statistics: tuple[Tensor, Tensor]) -> None:  # noqa: B027
+    def prime(self, model: nn.Module, cache: LatentCache) -> None:  # noqa: B027
         """Set what of the model a closed form can set; deterministic. Most tasks have nothing of the kind.
 
         Args:
             model: fresh, on the CPU.
             cache: that it will train on.
-            statistics: mean and standard deviation [C, 1].
         """
 
     @abstractmethod
-    def prepare(
-        self, batch: Batch, statistics: tuple[Tensor, Tensor], positions: Sequence[int] | None = None
-    ) -> tuple[Tensor, Condition, Tensor | None]:
+    def prepare(self, batch: Batch, positions: Sequence[int] | None = None) -> tuple[Tensor, Condition, Tensor | None]:
         """A cached batch as the training step takes it: x_0 [B, C, L], Condition, and the mask (None: all is real).
 
         Args:
             batch: rows of a cache.
-            statistics: mean and standard deviation [C, 1].
             positions: of the examples in the run, which key what the task draws; None for held-out clips, where
                 nothing is drawn.
         """

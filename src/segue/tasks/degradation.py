@@ -1,4 +1,4 @@
-"""Low resolution, simulated: zero-phase low-pass filters of five families, resampling, noise and companding.
+"""Low resolution, simulated: zero-phase low-pass filters of five families, resampling.
 
 A filter is applied as its zero-phase response |H|^2 to the spectra of a whole batch: what scipy.signal.sosfiltfilt does
 away from the edges, at a fraction of its time. Every draw is keyed by (seed, position): a clip meets the same filter on
@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from segue.process.noise import keyed_generator
-from segue.types import UserError, import_extra
+from segue.types import UserError, import_extra, without_deleted
 
 FAMILIES = ("chebyshev1", "butterworth", "bessel", "elliptic", "fft")
 RESAMPLING = ("fft", "poly", "none")
 STOP_DB = 60.0  # of elliptic filters
+DELETED = {"noise_share": 0.0, "noise_min_db": 30.0, "noise_max_db": 60.0, "companded_share": 0.0}  # older settings
 RINGING_SAMPLES = 4096  # of silence behind a clip, so that a filter's ringing does not come round to its start
 
 
@@ -36,8 +37,6 @@ class Degradation:
         resample: what going down to twice the cutoff and up again does: "fft" (nothing above the cutoff remains,
             nothing below changes), "poly" (scipy.signal.resample_poly both ways, with its droop, images and aliases) or
             "none" (the filter's skirt stays).
-        noise_db: white noise in the low-rate signal, this far below its rms; None = none.
-        companded: mu-law of 8 bits in the low-rate signal, as telephones have it.
     """
 
     cutoff_hz: float
@@ -45,8 +44,6 @@ class Degradation:
     order: int = 8
     ripple_db: float = 0.05
     resample: str = "fft"
-    noise_db: float | None = None
-    companded: bool = False
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -99,8 +96,6 @@ class DegradationConfig:
         cutoff_min_hz, cutoff_max_hz: cutoffs, evenly drawn.
         top_share: of clips with exactly the highest cutoff, which is what files of that rate have.
         held_out_cutoff_hz: of probe and validation, by the protocol "nuwave2"; 0 = cutoff_max_hz.
-        noise_share: of clips with white noise, noise_min_db to noise_max_db below them.
-        companded_share: of clips through 8-bit mu-law.
     """
 
     families: str = ",".join(FAMILIES)
@@ -112,22 +107,26 @@ class DegradationConfig:
     cutoff_max_hz: float = 4000.0
     top_share: float = 0.5
     held_out_cutoff_hz: float = 0.0
-    noise_share: float = 0.0
-    noise_min_db: float = 30.0
-    noise_max_db: float = 60.0
-    companded_share: float = 0.0
+
+    @classmethod
+    def from_json(cls, data: dict) -> DegradationConfig:
+        """The config that a run's JSON or a model's card holds, of whichever version.
+
+        Raises:
+            UserError: it was trained under noise or companding, which are gone.
+        """
+        return cls(**without_deleted(data, DELETED, "degradation."))
 
     def __post_init__(self) -> None:
         unknown = [family for family in self.families.split(",") if family not in FAMILIES]
         if unknown:
             raise UserError(f"degradation.families: no '{unknown[0]}'; use some of {', '.join(FAMILIES)}")
         for low, high in (("order_min", "order_max"), ("ripple_min_db", "ripple_max_db"),
-                          ("cutoff_min_hz", "cutoff_max_hz"), ("noise_min_db", "noise_max_db")):  # fmt: skip
+                          ("cutoff_min_hz", "cutoff_max_hz")):  # fmt: skip
             if not 0 < getattr(self, low) <= getattr(self, high):
                 raise UserError(f"degradation.{low} must lie above 0 and not above degradation.{high}")
-        for share in ("top_share", "noise_share", "companded_share"):
-            if not 0 <= getattr(self, share) <= 1:
-                raise UserError(f"degradation.{share} is {getattr(self, share)}; give a share from 0 to 1")
+        if not 0 <= self.top_share <= 1:
+            raise UserError(f"degradation.top_share is {self.top_share}; give a share from 0 to 1")
 
     @property
     def held_out(self) -> Degradation:
@@ -138,7 +137,7 @@ class DegradationConfig:
 def draw(config: DegradationConfig, seed: int, position: int) -> Degradation:
     """The degradation of training example `position`: a function of its arguments alone."""
     generator = keyed_generator(seed, "degradation", position)
-    u = torch.rand(8, generator=generator, dtype=torch.float64).tolist()
+    u = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
     families = config.families.split(",")
     top = u[0] < config.top_share
     span = config.cutoff_max_hz - config.cutoff_min_hz
@@ -147,31 +146,20 @@ def draw(config: DegradationConfig, seed: int, position: int) -> Degradation:
         family=families[int(u[2] * len(families))],
         order=config.order_min + int(u[3] * (config.order_max - config.order_min + 1)),
         ripple_db=config.ripple_min_db * (config.ripple_max_db / config.ripple_min_db) ** u[4],
-        noise_db=config.noise_min_db + u[6] * (config.noise_max_db - config.noise_min_db)
-        if u[5] < config.noise_share
-        else None,
-        companded=u[7] < config.companded_share,
     )
 
 
-def degrade(
-    wave: Tensor,
-    sample_rate_hz: int,
-    degradations: Sequence[Degradation],
-    seed: int = 0,
-    positions: Sequence[int] | None = None,
-) -> Tensor:
+def degrade(wave: Tensor, sample_rate_hz: int, degradations: Sequence[Degradation]) -> Tensor:
     """Full-band waves [B, T] -> what is left of them [B, T], at the same rate.
 
     Args:
         wave: at `sample_rate_hz`.
         degradations: one for each row.
-        seed, positions: key the noise; row numbers by default.
 
     Raises:
         UserError: a cutoff at or above half the rate.
     """
-    samples, positions = wave.shape[-1], range(len(wave)) if positions is None else positions
+    samples = wave.shape[-1]
     for degradation in degradations:
         if degradation.cutoff_hz >= sample_rate_hz / 2:
             raise UserError(
@@ -182,11 +170,7 @@ def degrade(
     bins_hz = np.arange(size // 2 + 1) * (sample_rate_hz / size)
     gain = torch.from_numpy(np.stack([response(d, bins_hz, sample_rate_hz) for d in degradations]))
     low = _filtered(wave.float(), gain.to(wave.device), size)
-    for row, (degradation, position) in enumerate(zip(degradations, positions, strict=True)):
-        if degradation.noise_db is not None or degradation.companded:
-            dirty = _dirtied(low[row], degradation, seed, position)
-            keep = torch.from_numpy((bins_hz <= degradation.cutoff_hz).astype(np.float32)).to(wave.device)
-            low[row] = _filtered(dirty[None], keep[None], size)[0]
+    for row, degradation in enumerate(degradations):
         if degradation.resample == "poly":
             low[row] = _down_and_up(low[row], degradation.cutoff_hz, sample_rate_hz)
     return low
@@ -220,17 +204,6 @@ def response(degradation: Degradation, bins_hz: np.ndarray, sample_rate_hz: int)
 
 def _filtered(wave: Tensor, gain: Tensor, size: int) -> Tensor:
     return torch.fft.irfft(torch.fft.rfft(wave, size) * gain, size)[..., : wave.shape[-1]]
-
-
-def _dirtied(low: Tensor, degradation: Degradation, seed: int, position: int) -> Tensor:
-    if degradation.noise_db is not None:
-        level = low.square().mean().sqrt() * 10 ** (-degradation.noise_db / 20)
-        noise = torch.randn(low.shape, generator=keyed_generator(seed, "degradation noise", position))
-        low = low + level * noise.to(low.device)
-    if degradation.companded:
-        small = (low.clamp(-1, 1).abs() * 255).log1p() / np.log(256.0)
-        low = low.sign() * ((small * 127).round() / 127 * np.log(256.0)).expm1() / 255
-    return low
 
 
 def _down_and_up(low: Tensor, cutoff_hz: float, sample_rate_hz: int) -> Tensor:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from segue.codecs.base import Codec
+from segue.codecs.latent_space import LatentSpace
 from segue.data.cache import Batch, LatentCache
 from segue.memory import give_back
-from segue.models.dit import SKIP_FRAMES, skip_features
+from segue.models.audio_skip import SKIP_FRAMES, skip_features
 from segue.process.noise import keyed_noise
 from segue.tasks.base import Task
 from segue.tasks.degradation import DegradationConfig, degrade, draw
-from segue.tasks.generation import standardise
 from segue.types import Condition, UserError
 
 LEVEL_WEIGHT = 8.0  # levels are 6 % of the channels and most of what is heard; trials: docs/super-resolution.md
@@ -33,10 +33,10 @@ class SuperResolution(Task):
 
     name = "super-resolution"
 
-    def __init__(self, codec: Codec, config: DegradationConfig, samples: int, seed: int) -> None:
+    def __init__(self, space: LatentSpace, config: DegradationConfig, samples: int, seed: int) -> None:
         """
         Args:
-            codec: that the cache was made with.
+            space: of the codec that the cache was made with; see `weigh_levels`.
             config: what is drawn.
             samples: T of a cached row.
             seed: of the run.
@@ -44,7 +44,9 @@ class SuperResolution(Task):
         Raises:
             UserError: cutoffs that leave nothing to generate.
         """
-        self.codec, self.config, self.samples, self.seed = codec, config, samples, seed
+        super().__init__(space)
+        self.config, self.samples, self.seed = config, samples, seed
+        codec = space.codec
         highest_hz = max(config.cutoff_max_hz, config.held_out.cutoff_hz)
         all_given = bool(_bands(codec, torch.tensor([highest_hz])).all())
         if highest_hz >= codec.sample_rate_hz / 2 or all_given:
@@ -53,15 +55,7 @@ class SuperResolution(Task):
                 "nothing would be missing; encode at a higher --sample-rate-hz, or set lower cutoffs"
             )
 
-    def statistics(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-        """The cache's, with levels of a larger scale: they weigh more in the loss, and appear at higher noise."""
-        if not levels_of(self.codec):
-            return mean, std
-        scale = torch.ones_like(std)
-        scale[: self.codec.levels] = LEVEL_WEIGHT
-        return mean, std.clamp(min=1e-2) / scale
-
-    def prime(self, model: nn.Module, cache: LatentCache, statistics: tuple[Tensor, Tensor]) -> None:
+    def prime(self, model: nn.Module, cache: LatentCache) -> None:
         """Fit the model's skip: missing levels from given ones, by ridge regression under drawn degradations.
 
         Levels are most of what a listener and LSD notice, and nearly a linear matter: the closed form does in seconds
@@ -72,13 +66,13 @@ class SuperResolution(Task):
             return
         rows = cache.rows("train")
         rows = rows[:: max(1, len(rows) // PRIMING_CLIPS)][:PRIMING_CLIPS]
-        levels, side = self.codec.levels, SKIP_FRAMES // 2
+        levels, side = self.space.codec.levels, SKIP_FRAMES // 2
         gram, cross = 0.0, 0.0
         for first in range(0, len(rows), 64):
             part = rows[first : first + 64]
             batch = cache.batch(part)
             mask = batch.mask
-            x_0, condition, _ = self.prepare(batch, statistics, range(first, first + len(part)))
+            x_0, condition, _ = self.prepare(batch, range(first, first + len(part)))
             features = nn.functional.pad(
                 skip_features(condition.audio[:, :levels], condition.given[:, :levels]), (side, side)
             )
@@ -104,37 +98,43 @@ class SuperResolution(Task):
         noise = keyed_noise(x_0.shape[1:], 0, "priming", range(first, first + len(x_0)))
         return model(noise, torch.ones(len(x_0)), condition, mask).prediction
 
-    def prepare(
-        self, batch: Batch, statistics: tuple[Tensor, Tensor], positions: Sequence[int] | None = None
-    ) -> tuple[Tensor, Condition, Tensor | None]:
+    def prepare(self, batch: Batch, positions: Sequence[int] | None = None) -> tuple[Tensor, Condition, Tensor | None]:
         """See Task.prepare. Captions are not used."""
-        wave, mask = self.codec.decode(batch.latents, self.samples), batch.mask
+        codec, mask = self.space.codec, batch.mask
+        wave = codec.decode(batch.latents, self.samples)
         if positions is None:
-            drawn, keys = [self.config.held_out] * len(wave), range(len(wave))
+            drawn = [self.config.held_out] * len(wave)
         else:
-            drawn, keys = [draw(self.config, self.seed, position) for position in positions], positions
-        low = degrade(wave, self.codec.sample_rate_hz, drawn, self.seed, keys)
+            drawn = [draw(self.config, self.seed, position) for position in positions]
+        low = degrade(wave, codec.sample_rate_hz, drawn)
         cutoff_hz = torch.tensor([degradation.cutoff_hz for degradation in drawn])
-        condition = given(self.codec, low, cutoff_hz, statistics, mask)
-        x_0 = standardise(batch.latents, *statistics, mask).masked_fill(condition.given[..., None], 0.0)
+        condition = given(self.space, low, cutoff_hz, mask)
+        x_0 = self.space.standardise(batch.latents, mask).masked_fill(condition.given[..., None], 0.0)
         return x_0, condition, None if bool(mask.all()) else mask
 
 
-def given(
-    codec: Codec, low: Tensor, cutoff_hz: Tensor, statistics: tuple[Tensor, Tensor], mask: Tensor | None = None
-) -> Condition:
+def weigh_levels(space: LatentSpace) -> LatentSpace:
+    """The cache's space, with levels of a larger scale: they weigh more in the loss, and appear at higher noise."""
+    levels = levels_of(space.codec)
+    if not levels:
+        return space
+    scale = torch.ones_like(space.std)
+    scale[:levels] = LEVEL_WEIGHT
+    return space.scaled(space.mean, space.std.clamp(min=1e-2) / scale)
+
+
+def given(space: LatentSpace, low: Tensor, cutoff_hz: Tensor, mask: Tensor | None = None) -> Condition:
     """What a band-limited wave gives the model.
 
     Args:
-        codec: where it tells bands apart, those above the cutoff are left out, and those below are not generated.
+        space: where its codec tells bands apart, those above the cutoff are left out, and those below are not
+            generated.
         low: [B, T] at the codec's rate.
         cutoff_hz: [B], where each wave's band ends.
-        statistics: mean and standard deviation [C, 1].
         mask: [B, L] bool of real frames.
     """
-    latents = codec.encode(low)
-    mask = torch.ones_like(latents[:, 0], dtype=torch.bool) if mask is None else mask
-    bands, audio = _bands(codec, cutoff_hz), standardise(latents, *statistics, mask)
+    codec = space.codec
+    audio, bands = space.encode(low, mask), _bands(codec, cutoff_hz)
     if tells_bands(codec):
         audio = audio.masked_fill(~bands[..., None], 0.0)
     return Condition(audio=audio, given=bands, cutoff=cutoff_hz / (codec.sample_rate_hz / 2))

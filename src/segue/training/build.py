@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from segue.codecs import load_codec
+from segue.codecs.latent_space import LatentSpace
 from segue.data.cache import LatentCache
 from segue.models.dit import DiT, DiTConfig
 from segue.models.files import ModelCard, model_file, read_tensors
@@ -16,36 +19,63 @@ from segue.process.noise import keyed_generator
 from segue.tasks.base import Task
 from segue.tasks.degradation import DegradationConfig
 from segue.tasks.generation import Generation
-from segue.tasks.super_resolution import SuperResolution, levels_of
-from segue.training.config import RunConfig
+from segue.tasks.super_resolution import SuperResolution, levels_of, weigh_levels
+from segue.training.config import OptimConfig, RunConfig
+from segue.training.sharding import check_sharding, norm_of, share_out, whole_blocks
 from segue.types import UserError, import_extra
 
 TOKENS_PER_SEC = 16  # what model.patch_frames = 0 aims at
 
 
-def make_accelerator(device: str = "auto"):
-    """accelerate's handle on devices and ranks. Its precision is a setting of the whole process, ours of one run."""
+def make_accelerator(config: RunConfig, device: str = "auto"):
+    """accelerate's handle on devices and ranks. Its precision is a setting of the whole process, ours of one run.
+
+    Raises:
+        UserError: an unknown device, batches that the processes cannot share evenly, or a sharding that this run or
+            machine cannot have.
+    """
     if device not in ("auto", "cpu"):
         raise UserError(f"--device {device}: use auto or cpu")
-    return import_extra("accelerate", "train").Accelerator(cpu=device == "cpu")
+    accelerator = import_extra("accelerate", "train").Accelerator(cpu=device == "cpu")
+    batch_size, world = config.train.batch_size, accelerator.num_processes
+    if batch_size % world:
+        raise UserError(f"train.batch_size {batch_size} must be a multiple of the {world} processes")
+    check_sharding(config, accelerator)
+    return accelerator
 
 
-def make_task(config: RunConfig, cache: LatentCache) -> Task:
+def cached_space(cache: LatentCache) -> LatentSpace:
+    """The cache's latents, standardised by its own statistics; the codec is loaded when it is first needed."""
+    return space_of(cache, *cache.statistics)
+
+
+def space_of(cache: LatentCache, mean: torch.Tensor, std: torch.Tensor) -> LatentSpace:
+    """The space of the cache's codec under other statistics [C, 1], such as a checkpoint's."""
+    return LatentSpace(partial(load_codec, cache.meta["codec_source"], cache.meta["sample_rate_hz"]), mean, std)
+
+
+def make_task(config: RunConfig, cache: LatentCache, space: LatentSpace | None = None) -> Task:
     """What the run's config calls its task.
+
+    Args:
+        config: with task, degradation and seed.
+        cache: that it is trained on.
+        space: that a run goes on in; the cache's own where it begins.
 
     Raises:
         UserError: a cache that does not serve it.
     """
-    return named_task(config.train.task, config.degradation, cache, config.train.seed)
+    return named_task(config.train.task, config.degradation, cache, config.train.seed, space)
 
 
-def named_task(name: str, degradation: DegradationConfig, cache: LatentCache, seed: int = 0) -> Task:
+def named_task(
+    name: str, degradation: DegradationConfig, cache: LatentCache, seed: int = 0, space: LatentSpace | None = None
+) -> Task:
     """The task of a config, or of a model's card."""
     if name == "generation":
-        return Generation()
-    rate_hz = cache.meta["sample_rate_hz"]
-    codec = load_codec(cache.meta["codec_source"], rate_hz)
-    return SuperResolution(codec, degradation, round(cache.meta["seconds"] * rate_hz), seed)
+        return Generation(space or cached_space(cache))
+    samples = round(cache.meta["seconds"] * cache.meta["sample_rate_hz"])
+    return SuperResolution(space or weigh_levels(cached_space(cache)), degradation, samples, seed)
 
 
 def dit_config(config: RunConfig, cache: LatentCache) -> DiTConfig:
@@ -57,7 +87,7 @@ def dit_config(config: RunConfig, cache: LatentCache) -> DiTConfig:
     predicts = config.model.predicts
     if predicts == "auto":
         predicts = "clean" if dit.channels * dit.patch_frames > dit.width else "velocity"
-    levels = levels_of(make_task(config, cache).codec) if dit.audio and predicts == "clean" else 0
+    levels = levels_of(cached_space(cache).codec) if dit.audio and predicts == "clean" else 0
     return replace(dit, predicts=predicts, audio_skip=levels)
 
 
@@ -68,6 +98,18 @@ def peak_learning_rate(config: RunConfig, width: int) -> float:
     constant is ours, from trials with dit-3m: 2e-3 beat 1e-3 at every fixed t (docs/log.md, 2026-11-22).
     """
     return config.optim.learning_rate or 2e-3 * min(1.0, 160 / width)
+
+
+def optim_config(config: RunConfig, model: DiT) -> OptimConfig:
+    """The config's optimiser, with the rate that it leaves to the model's width filled in."""
+    return replace(config.optim, learning_rate=peak_learning_rate(config, model.config.width))
+
+
+def make_average(config: RunConfig, accelerator, model: DiT) -> DiT:
+    """The model whose weights will be the running average; both are split over the ranks where that is asked for."""
+    ema = copy.deepcopy(model).eval().requires_grad_(False)
+    share_out(config, accelerator, model, ema)
+    return ema
 
 
 def build_model(config: RunConfig, cache: LatentCache, seed: int) -> DiT:
@@ -95,6 +137,24 @@ def _start(model: DiT, path: Path) -> None:
     if other:
         raise UserError(f"train.start_from={path}: a model of another shape ({other[0]}); take its preset and codec")
     model.load_state_dict(weights, strict=False)
+
+
+def stage_options(config: RunConfig, accelerator) -> dict:
+    """What `segue.Stage` is told of a run beside its model: schedule, seed, ranks, and how weights are split."""
+    optim, total = config.optim, config.train.total_examples
+    options = {
+        "seed": config.train.seed,
+        "rank": accelerator.process_index,
+        "world": accelerator.num_processes,
+        "reduce": lambda numbers: numbers,  # our measurements are the same on all ranks already
+        "warmup_examples": round(optim.warmup_fraction * total),
+        "whole": whole_blocks,
+        "norm": norm_of,
+    }
+    # An average over a tenth of the run hardly notices the schedule (docs/method.md); weights as they train do.
+    if config.policy.probe.weights == "online" and optim.decay == "linear":
+        options["decay_from"] = (1 - optim.decay_fraction) * total
+    return options
 
 
 def model_card(config: RunConfig, cache: LatentCache, model: DiT, examples_seen: int) -> ModelCard:

@@ -12,18 +12,26 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from segue.codecs.latent_space import LatentSpace
+from segue.data.cache import LatentCache
+from segue.data.loader import LatentLoader
 from segue.files import sync, write_text
+from segue.models.dit import DiT
 from segue.models.files import ModelCard, read_tensors, save_model
+from segue.stage.stage import Stage
+from segue.training.build import model_card
+from segue.training.config import RunConfig
+from segue.training.guards import Guard
+from segue.training.losses import Heads
 from segue.training.sharding import like, local, whole_tensors
-from segue.training.terms import Terms
 from segue.types import UserError, first_line
 
 SCHEMA_VERSION = 1
@@ -43,7 +51,7 @@ class RunState:
         seconds: of training so far, over all sessions of this run.
         loader: position of the loader.
         controller: state of the stage controller.
-        faults: what the run remembers of its bad steps (training/faults.py).
+        faults: what the run remembers of its bad steps (training/guards.py).
     """
 
     examples_seen: int
@@ -55,18 +63,98 @@ class RunState:
     schema_version: int = SCHEMA_VERSION
 
 
-def save_checkpoint(
-    run_dir: Path,
-    state: RunState,
-    model: nn.Module,
-    ema: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    terms: Terms,
-    statistics: tuple[Tensor, Tensor],
-    card: ModelCard,
-    keep_last: int,
-    writes: bool = True,
-) -> Path:
+@dataclass(frozen=True)
+class Parts:
+    """What a checkpoint keeps of a run, beside its counters.
+
+    Attributes:
+        model: not wrapped.
+        ema: its averaged weights.
+        optimizer: of the model.
+        heads: that train beside it.
+        stage: the method's state.
+        loader: the data's position.
+    """
+
+    model: DiT
+    ema: DiT
+    optimizer: torch.optim.Optimizer
+    heads: Heads
+    stage: Stage
+    loader: LatentLoader
+
+
+class Keeper:
+    """Saves a run and puts it back."""
+
+    def __init__(
+        self, run_dir: Path, config: RunConfig, cache: LatentCache, accelerator, space: LatentSpace, parts: Parts
+    ) -> None:
+        """
+        Args:
+            space: that the model works in.
+            parts: what is kept.
+        """
+        self._run_dir, self._config, self._cache = run_dir, config, cache
+        self._accelerator, self._space, self._parts = accelerator, space, parts
+        self._restored_at: int | None = None
+
+    def restore(self, saved: Saved) -> None:
+        """Fill the parts, in place; `saved` gives its tensors up.
+
+        Raises:
+            UserError: from other settings or data.
+        """
+        tensors, kept, parts = saved.tensors, saved.kept, self._parts
+        try:
+            weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+            held = parts.model.state_dict()
+            parts.model.load_state_dict({k: like(v, held[k]) if k in held else v for k, v in weights.items()})
+            for name, value in parts.ema.state_dict().items():
+                local(value).copy_(local(like(tensors[f"ema.{name}"], value)))
+            _restore_optimizer(parts.optimizer, {k: v for k, v in kept.items() if not k.startswith("head.")})
+            parts.heads.load(kept)
+        except (KeyError, IndexError, ValueError, RuntimeError) as error:
+            line = str(error).splitlines()[0]
+            raise UserError(
+                f"{saved.folder}: made with other settings ({line}); resume with the settings in config.json"
+            ) from error
+        tensors.clear()
+        kept.clear()
+        # A run may go on for longer than it was planned for: its length is that of its config.json now.
+        controller = saved.state.controller | {"total_examples": parts.stage.total_examples}
+        parts.stage.load_state_dict({"controller": controller, "steps": saved.state.steps})
+        parts.loader.load_state_dict(saved.state.loader)
+        self._restored_at = parts.stage.examples_seen
+
+    def save(self, guard: Guard, seconds: float) -> None:
+        """Save this moment, unless it is one that must not be saved. Every rank must ask: they wait for each other.
+
+        Args:
+            guard: what the run remembers of its bad steps.
+            seconds: of training so far.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written; older checkpoints are untouched.
+        """
+        parts = self._parts
+        seen = parts.stage.examples_seen
+        # What was just restored is on disk already, and what came of a bad step is no state to go on from.
+        if guard.calm and seen != self._restored_at:
+            controller = parts.stage.state_dict()["controller"]
+            loader, faults = parts.loader.state_dict(), asdict(guard.state)
+            state = RunState(seen, parts.stage.steps, seconds, loader, controller, faults)
+            card = model_card(self._config, self._cache, parts.ema, seen)
+            write_checkpoint(
+                self._run_dir, state, parts, self._space, card,
+                keep_last=self._config.train.keep_last, writes=self._accelerator.is_main_process,
+            )  # fmt: skip
+        self._accelerator.wait_for_everyone()
+
+
+def write_checkpoint(
+    run_dir: Path, state: RunState, parts: Parts, space: LatentSpace, card: ModelCard, *, keep_last: int, writes: bool
+) -> None:
     """Write a checkpoint folder atomically, then delete all but the last `keep_last`.
 
     Every rank must ask: sharded tensors are gathered, and the files are those of one process. Whatever
@@ -81,15 +169,16 @@ def save_checkpoint(
     folder = run_dir / "checkpoints"
     target = folder / f"examples-{state.examples_seen:010d}"
     temporary = folder / f".{target.name}.{os.getpid()}"
-    weights, averaged = (whole_tensors(tensors, writes) for tensors in (model.state_dict(), ema))
-    moments = whole_tensors(_optimizer_tensors(optimizer), writes)
+    weights = whole_tensors(parts.model.state_dict(), writes)
+    averaged = whole_tensors(parts.ema.state_dict(), writes)
+    moments = whole_tensors(_optimizer_tensors(parts.optimizer), writes)
     if not writes:
-        return target
+        return
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_model(temporary / "model.safetensors", weights, averaged, *statistics, card)
-        save_file(moments | terms.tensors(), temporary / "optimizer.safetensors")
+        save_model(temporary / "model.safetensors", weights, averaged, space.mean, space.std, card)
+        save_file(moments | parts.heads.tensors(), temporary / "optimizer.safetensors")
         for file in temporary.iterdir():
             sync(file)
         write_text(temporary / "state.json", json.dumps(asdict(state), indent=1))
@@ -106,7 +195,6 @@ def save_checkpoint(
     kept = [p for p in list_checkpoints(run_dir) if p not in ahead]
     for old in (*ahead, *torn, *kept[:-keep_last]):
         shutil.rmtree(old, ignore_errors=True)
-    return target
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
@@ -126,53 +214,58 @@ def latest_checkpoint(run_dir: Path) -> Path:
     return found[-1]
 
 
-def load_newest(
-    run_dir: Path,
-    say: Callable[[str], None],
-    model: nn.Module,
-    ema: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    terms: Terms,
-    cache_meta: dict,
-) -> tuple[RunState, tuple[Tensor, Tensor]]:
-    """Restore the newest checkpoint that can be read; see `load_checkpoint`.
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint, read into memory.
+
+    Attributes:
+        folder: where from.
+        state: the run's counters and states.
+        tensors: of the model file.
+        kept: of the optimiser and the heads.
+    """
+
+    folder: Path
+    state: RunState
+    tensors: dict[str, Tensor]
+    kept: dict[str, Tensor]
+
+    @property
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation [C, 1] that the latents were standardised by."""
+        return self.tensors["latents.mean"], self.tensors["latents.std"]
+
+
+def read_newest(run_dir: Path, accelerator, cache_meta: dict) -> Saved | None:
+    """The newest checkpoint that can be read; None where there is none yet.
+
+    Every damaged checkpoint that is passed over is named on standard error.
 
     Args:
-        say: told of every damaged checkpoint that is passed over.
+        accelerator: of the run; its first rank speaks.
+        cache_meta: meta of the cache that the run goes on with; it must have been made as the run's own was.
 
     Raises:
-        UserError: none of them can be read, or the newest one that can is from other settings.
+        DamagedCheckpoint: none of them can be read.
+        UserError: the newest one that can is of another version, or from another cache.
     """
+    if not list_checkpoints(run_dir):
+        return None
     oldest, *newer = list_checkpoints(run_dir)
     for folder in reversed(newer):
         try:
-            return load_checkpoint(folder, model, ema, optimizer, terms, cache_meta)
+            return read_checkpoint(folder, cache_meta)
         except DamagedCheckpoint as error:
-            say(f"{error}; going on from the checkpoint before it")
-    return load_checkpoint(oldest, model, ema, optimizer, terms, cache_meta)
+            accelerator.print(f"{error}; going on from the checkpoint before it", file=sys.stderr)
+    return read_checkpoint(oldest, cache_meta)
 
 
-def load_checkpoint(
-    folder: Path,
-    model: nn.Module,
-    ema: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    terms: Terms,
-    cache_meta: dict,
-) -> tuple[RunState, tuple[Tensor, Tensor]]:
-    """Restore weights, EMA and optimiser in place.
-
-    Args:
-        folder: the checkpoint.
-        model, ema, optimizer, terms: what is filled.
-        cache_meta: meta of the cache that the run goes on with; it must have been made as the run's own was.
-
-    Returns:
-        the run's state and the latent statistics (mean, std) it was trained with.
+def read_checkpoint(folder: Path, cache_meta: dict) -> Saved:
+    """One checkpoint, all of it read before anything is restored.
 
     Raises:
         DamagedCheckpoint: a file of it is missing, truncated, or not what it should be.
-        UserError: of another version, or from other settings.
+        UserError: of another version, or from another cache.
     """
     state, card, tensors, kept = _read(folder)
     other = [part for part in ("codec", "text", "seconds") if card[part] != cache_meta[part]]
@@ -180,20 +273,7 @@ def load_checkpoint(
         raise UserError(
             f"{folder}: trained on a cache of another {' and '.join(other)}; resume with the run's own cache"
         )
-    try:
-        weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-        held = model.state_dict()
-        model.load_state_dict({k: like(v, held[k]) if k in held else v for k, v in weights.items()})
-        for name, value in ema.items():
-            local(value).copy_(local(like(tensors[f"ema.{name}"], value)))
-        _restore_optimizer(optimizer, {k: v for k, v in kept.items() if not k.startswith("head.")})
-        terms.load(kept)
-    except (KeyError, IndexError, ValueError, RuntimeError) as error:
-        line = str(error).splitlines()[0]
-        raise UserError(
-            f"{folder}: made with other settings ({line}); resume with the settings in config.json"
-        ) from error
-    return state, (tensors["latents.mean"], tensors["latents.std"])
+    return Saved(folder, state, tensors, kept)
 
 
 def _read(folder: Path) -> tuple[RunState, dict, dict[str, Tensor], dict[str, Tensor]]:

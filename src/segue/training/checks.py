@@ -9,11 +9,10 @@ import torch
 from segue.data.cache import LatentCache
 from segue.memory import spoken
 from segue.models.presets import parameters_of
-from segue.tasks.generation import standardise
 from segue.tasks.super_resolution import tells_bands
-from segue.training.build import dit_config, make_task
+from segue.training.build import cached_space, dit_config, make_task
 from segue.training.config import RunConfig
-from segue.training.guidance import teacher_statistics
+from segue.training.features import teacher_statistics
 from segue.training.memory import run_need, stated_bytes
 from segue.types import UserError
 
@@ -40,25 +39,27 @@ def check_before_training(config: RunConfig, cache: LatentCache) -> list[str]:
 
 
 def _check_degradation(config: RunConfig, cache: LatentCache) -> list[str]:
-    """What is taken away; and a teacher that cannot hear what was taken guides nothing back."""
+    """What is taken away; and a teacher that does not see what was taken aligns nothing to it."""
     task = make_task(config, cache)
-    drawn, rate_hz = config.degradation, task.codec.sample_rate_hz
+    codec = task.space.codec
+    drawn, rate_hz = config.degradation, codec.sample_rate_hz
     lines = [
         f"degradation: {drawn.families} filters of order {drawn.order_min} to {drawn.order_max}, cutoffs "
         f"{drawn.cutoff_min_hz:g} to {drawn.cutoff_max_hz:g} Hz; generated up to {rate_hz // 2:,} Hz"
     ]
-    if not tells_bands(task.codec):
+    if not tells_bands(codec):
         lines.append(
-            f"warning: the codec {task.codec.name} does not hold the low band apart, so that all of it is generated "
+            f"warning: the codec {codec.name} does not hold the low band apart, so that all of it is generated "
             "anew; segue encode --codec gain-shape gives the better model (docs/super-resolution.md)"
         )
     teacher = cache.meta["teacher"] if config.policy.needs_teacher else None
-    heard_hz, from_hz = (teacher or {}).get("sample_rate_hz", rate_hz) / 2, drawn.held_out.cutoff_hz
-    if heard_hz < rate_hz / 2:
-        hears = "nothing" if heard_hz <= from_hz else f"{from_hz:g} to {heard_hz:g} Hz"
+    covered_hz = (teacher or {}).get("sample_rate_hz", rate_hz) / 2
+    from_hz = drawn.held_out.cutoff_hz
+    if covered_hz < rate_hz / 2:
+        covered = "nothing" if covered_hz <= from_hz else f"{from_hz:g} to {covered_hz:g} Hz"
         lines.append(
-            f"warning: of the new band, {from_hz:g} to {rate_hz / 2:g} Hz, teacher {teacher['name']} hears {hears}: "
-            f"guidance and regime are blind to the rest; segue teacher train --rate {rate_hz} makes one that is not"
+            f"warning: of the new band, {from_hz:g} to {rate_hz / 2:g} Hz, teacher {teacher['name']} covers {covered}: "
+            f"alignment and regime are blind to the rest; segue teacher train --rate {rate_hz} makes one that is not"
         )
     return lines
 
@@ -67,7 +68,7 @@ def _check_latents(cache: LatentCache, rows: list[int]) -> str:
     """A codec whose latents are far from standard trains a model of the wrong scale, or of noise."""
     some = rows[:: max(1, len(rows) // 256)][:256]
     latents, mask = cache.latents(some)
-    x = standardise(latents, *cache.statistics, mask)
+    x = cached_space(cache).standardise(latents, mask)
     values = x.transpose(1, 2)[mask]
     mean, std = float(values.mean()), float(values.std())
     if not bool(torch.isfinite(values).all()):
@@ -96,7 +97,7 @@ def _check_text(cache: LatentCache, rows: list[int]) -> str:
 
 
 def _check_teacher(cache: LatentCache) -> str:
-    """A recipe that follows or hears with a teacher needs its features in the cache, and that they move."""
+    """A recipe that aligns with a teacher or measures by one needs its features in the cache, and that they move."""
     _, std = teacher_statistics(cache)
     source, rate_hz = cache.meta["teacher_source"], cache.meta["teacher_frame_rate_hz"]
     alive = int((std > 1e-3 * std.max()).sum())

@@ -9,9 +9,10 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, 
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from segue.process.timesteps import law_from_json
+from segue.process.timesteps import distribution_from_json
 from segue.stage.policy import Policy
 from segue.tasks.degradation import DegradationConfig
+from segue.training import older
 from segue.types import UserError
 
 # A field that came later is written where it is set: the config of a run that does without it, and so the name that a
@@ -20,7 +21,7 @@ LATER = {"later": True}
 OPTIMIZERS = ("adamw", "muon", "schedule-free")
 TASKS = ("generation", "super-resolution")
 SHARDINGS = ("none", "fsdp2")
-OBJECTIVES = ("auto", "velocity", "clean", "min-snr", "uncertainty")
+OBJECTIVES = ("auto", "velocity", "min-snr", "uncertainty")
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,7 @@ class OptimConfig:
             weights take the place of a decaying rate, and of the EMA).
         learning_rate: peak rate; 0 = 2e-3 up to a width of 160, and falling as 160 / width beyond (training/build.py).
         warmup_fraction: share of the run over which the rate rises linearly.
-        decay: "constant", "linear" (over the last decay_fraction, to zero) or "cosine" (over all of it); schedule-free
-            runs have none.
+        decay: "constant" or "linear" (over the last decay_fraction, to zero); schedule-free runs have none.
         decay_fraction: share of the run that a linear decay takes.
         weight_decay: decoupled; on matrices only, not on biases, norms and the null token.
         beta1, beta2: Adam's averaging constants.
@@ -75,8 +75,8 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.kind not in OPTIMIZERS:
             raise UserError(f"optim.kind is '{self.kind}'; choose one of {', '.join(OPTIMIZERS)}")
-        if self.decay not in ("constant", "linear", "cosine"):
-            raise UserError(f"optim.decay is '{self.decay}'; use 'constant', 'linear' or 'cosine'")
+        if self.decay not in ("constant", "linear"):
+            raise UserError(f"optim.decay is '{self.decay}'; use 'constant' or 'linear'")
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class TrainConfig:
         accumulation: parts that a rank computes its share of a batch in; changes memory, not the result.
         precision: "fp32" or "bf16" (autocast).
         seed: of weights, order, noise, times and dropped captions.
-        objective: what the squared error is measured in: "velocity", "clean" (t^2 times that), "min-snr" (clean, under
-            min-SNR-5 weights), "uncertainty" (EDM2's learned weight of each noise level), or "auto": as the model
+        objective: what the squared error is measured in: "velocity", "min-snr" (the clean sample, under min-SNR-5
+            weights), "uncertainty" (EDM2's learned weight of each noise level), or "auto": as the model
             predicts.
         condition_dropout: share of captions, or of low bands, replaced by the null, for classifier-free guidance.
         log_every, validate_every, checkpoint_every: in examples; 0 = a share of the run (1/100, 1/10, 1/4).
@@ -101,7 +101,7 @@ class TrainConfig:
         tensorboard: write TensorBoard files beside log.jsonl.
         sharding: "none" (every process holds the whole model) or "fsdp2" (weights, gradients, moments and averaged
             weights are split over the processes; training/sharding.py).
-        patience: bad steps in a row (training/faults.py) after which the run stops; each of them is skipped.
+        patience: bad steps in a row (training/guards.py) after which the run stops; each of them is skipped.
         spike: robust standard deviations above the last steps' loss at which a step is bad; 0 = no step is.
     """
 
@@ -143,6 +143,29 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class Intervals:
+    """Examples between log lines, validations and checkpoints."""
+
+    log: int
+    validation: int
+    checkpoint: int
+
+
+def intervals(train: TrainConfig) -> Intervals:
+    """The run's intervals, with the defaults filled in."""
+    return Intervals(
+        log=train.log_every or max(1, train.total_examples // 100),
+        validation=train.validate_every or max(1, train.total_examples // 10),
+        checkpoint=train.checkpoint_every or max(1, train.total_examples // 4),
+    )
+
+
+def crossed(seen: int, before: int, every: int) -> bool:
+    """True when a multiple of `every` lies in (before, seen]."""
+    return seen // every > before // every
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that decides a run, beside its data."""
 
@@ -155,7 +178,7 @@ class RunConfig:
 
 
 def to_json(config: Any) -> dict:
-    """A config as plain JSON, nested as its dataclasses are; a timestep law writes itself."""
+    """A config as plain JSON, nested as its dataclasses are; a timestep distribution writes itself."""
     return {
         f.name: value.to_json() if hasattr(value, "to_json") else to_json(value) if is_dataclass(value) else value
         for f in fields(config)
@@ -169,19 +192,22 @@ def _default(f: Field) -> Any:
 
 
 def from_json(data: dict) -> RunConfig:
-    """The inverse of `to_json`.
+    """The inverse of `to_json`, for configs of older versions, too.
 
     Raises:
-        UserError: an unknown or missing key.
+        UserError: an unknown or missing key, or a setting that is none any more at another value than it had.
     """
     try:
+        policy = older.current_policy(data["policy"])
+        kinds = get_type_hints(Policy)
+        parts = {name: kinds[name](**value) for name, value in policy.items() if name != "static_timesteps"}
         return RunConfig(
             recipe=data["recipe"],
             model=ModelConfig(**data["model"]),
             optim=OptimConfig(**data["optim"]),
             train=TrainConfig(**data["train"]),
-            policy=_policy_from_json(data["policy"]),
-            degradation=DegradationConfig(**data.get("degradation", {})),
+            policy=Policy(static_timesteps=distribution_from_json(policy["static_timesteps"]), **parts),
+            degradation=DegradationConfig.from_json(data.get("degradation", {})),
         )
     except (KeyError, TypeError) as error:
         raise UserError(
@@ -189,14 +215,8 @@ def from_json(data: dict) -> RunConfig:
         ) from error
 
 
-def _policy_from_json(data: dict) -> Policy:
-    kinds = get_type_hints(Policy)
-    parts = {name: kinds[name](**value) for name, value in data.items() if name != "law"}
-    return Policy(law=law_from_json(data["law"]), **parts)
-
-
 def override(config: RunConfig, changes: Sequence[str]) -> RunConfig:
-    """The config with `section.name=value` changes applied.
+    """The config with `section.name=value` changes applied; names of older versions are understood.
 
     Raises:
         UserError: an unknown name (the nearest known one is offered), or a value of the wrong type.
@@ -205,6 +225,7 @@ def override(config: RunConfig, changes: Sequence[str]) -> RunConfig:
         name, equals, text = change.partition("=")
         if not equals:
             raise UserError(f"--set {change}: write it as section.name=value, for example optim.learning_rate=3e-4")
+        name = older.current_name(name)
         known = {f"{s}.{f.name}": (s, f.name) for s, part in _sections(config).items() for f in fields(part)}
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
@@ -221,7 +242,7 @@ def override(config: RunConfig, changes: Sequence[str]) -> RunConfig:
 
 def _sections(config: RunConfig) -> dict[str, Any]:
     """What `--set section.name` reaches: the run's parts, and the policy's by their own names."""
-    policy = {f.name: getattr(config.policy, f.name) for f in fields(config.policy) if f.name != "law"}
+    policy = {f.name: getattr(config.policy, f.name) for f in fields(config.policy) if f.name != "static_timesteps"}
     own = {name: getattr(config, name) for name in ("model", "optim", "train", "degradation")}
     return own | policy
 

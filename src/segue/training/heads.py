@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from segue.models.dit import sinusoidal
+from segue.models.positions import sinusoidal
 from segue.training.config import OptimConfig
 from segue.training.optim import make_optimizer
 

@@ -13,8 +13,8 @@ from segue.memory import RUNTIME_BYTES, resident_bytes
 from segue.memory import peak_bytes as process_peak_bytes
 from segue.models.dit import DiTConfig
 from segue.models.presets import memory_need
-from segue.stage.ssl_guidance import Projector
-from segue.training import ears
+from segue.stage.alignment import Projector
+from segue.training import features
 from segue.training.config import RunConfig
 
 FLOAT = 4
@@ -30,23 +30,23 @@ class RunNeed:
         weights: of model, averaged model and heads, with gradients and optimiser.
         activations: what a step keeps for its backward pass, without the allocator's gaps.
         batch: examples, noise, captions and teacher features of a step; the held-out ones of the probe and validation.
-        ears: the fit of what the probe hears with, before the first step.
+        fit: of the regression that turns latents into features, before the first step.
     """
 
     weights: int
     activations: int
     batch: int
-    ears: int
+    fit: int
 
     @property
     def total(self) -> int:
         """At the largest moment: the fit is over when the first step begins."""
-        return self.weights + self.batch + max(round((1 + GAPS) * self.activations), self.ears)
+        return self.weights + self.batch + max(round((1 + GAPS) * self.activations), self.fit)
 
 
 def run_need(config: RunConfig, cache: LatentCache, dit: DiTConfig) -> RunNeed:
     """Count it for one process. A cache's rows are read, not mapped: they count where they are used, as batches."""
-    train, guidance = config.train, config.policy.guidance
+    train, alignment = config.train, config.policy.alignment
     piece = ceil(train.batch_size / train.accumulation)
     model = memory_need(dit, piece, cache.frames, cache.text_tokens, config.model.gradient_checkpointing)
     weights, activations = model.weights, model.activations
@@ -57,11 +57,11 @@ def run_need(config: RunConfig, cache: LatentCache, dit: DiTConfig) -> RunNeed:
     # Latents, x_0 and noise of the whole batch, audio twice; x_t, prediction, error and their gradients of a piece.
     batch = train.batch_size * ((5 if dit.audio else 3) * latent + text) + 5 * piece * latent
     batch += train.validation_clips * (3 * latent + text)
-    if guidance.weight > 0:
+    if alignment.weight > 0:
         batch += train.batch_size * taught
-        if guidance.space == "hidden":
+        if alignment.space == "hidden":
             with torch.device("meta"):
-                projector = nn.ModuleList(_layers(config, dit, cache))
+                projector = nn.ModuleList(_layers(dit, cache))
             weights += ADAM * FLOAT * sum(p.numel() for p in projector.parameters())
             tokens = ceil(cache.frames / dit.patch_frames)
             widths = sum(layer.weight.shape[0] for layer in projector)
@@ -69,13 +69,12 @@ def run_need(config: RunConfig, cache: LatentCache, dit: DiTConfig) -> RunNeed:
     fit = 0
     if config.policy.probes:
         batch += config.policy.probe.clips * (4 * latent + text + 4 * taught)
-        fit = ears.fit_bytes(cache) if config.policy.probe.space == "latent" else 0
+        fit = features.fit_bytes(cache) if config.policy.probe.space == "latent" else 0
     return RunNeed(weights, activations, batch, fit)
 
 
-def _layers(config: RunConfig, dit: DiTConfig, cache: LatentCache) -> list[nn.Module]:
-    guidance = config.policy.guidance
-    return list(Projector(dit.width, cache.meta["teacher_dim"] or 1, guidance.projector, guidance.hidden).layers)
+def _layers(dit: DiTConfig, cache: LatentCache) -> list[nn.Module]:
+    return list(Projector(dit.width, cache.meta["teacher_dim"] or 1).layers)
 
 
 def stated_bytes(need: RunNeed, device: torch.device) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -92,15 +90,19 @@ def clip_gradients(model: nn.Module, limit: float) -> Tensor:
     return norm
 
 
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
+    """The rate of the coming step, for all groups; returns it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
+
+
 def learning_rate(config: OptimConfig, progress: float) -> float:
     """The rate at a share `progress` in [0, 1] of the run: linear warm-up, then as `config.decay` says."""
     if config.warmup_fraction > 0 and progress < config.warmup_fraction:
         return config.learning_rate * progress / config.warmup_fraction
     if config.kind == "schedule-free":
         return config.learning_rate
-    if config.decay == "cosine":
-        done = (progress - config.warmup_fraction) / max(1e-12, 1.0 - config.warmup_fraction)
-        return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
     if config.decay == "linear" and config.decay_fraction > 0:
         return config.learning_rate * min(1.0, max(0.0, 1.0 - progress) / config.decay_fraction)
     return config.learning_rate
@@ -108,22 +110,23 @@ def learning_rate(config: OptimConfig, progress: float) -> float:
 
 @torch.no_grad()
 def update_average(
-    average: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, config: OptimConfig, steps: int
+    average: nn.Module, model: nn.Module, optimizer: torch.optim.Optimizer, config: OptimConfig, steps: int
 ) -> None:
     """Move the averaged weights, in place, after an optimiser's step: an EMA, or what a schedule-free one averages.
 
     Args:
-        average: name -> tensor, as the model's state_dict.
+        average: the same network with averaged weights.
         model: the trained model.
         optimizer: what stepped.
         config: its kind, and the EMA's decay.
         steps: optimiser steps done.
     """
-    update_ema(average, model, config.ema_decay, steps)
+    weights = average.state_dict()
+    update_ema(weights, model, config.ema_decay, steps)
     if config.kind == "schedule-free":  # the model holds y = (1 - beta1) z + beta1 x; x is the average
         for name, y in model.named_parameters():
             if "z" in optimizer.state[y]:
-                average[name].copy_(y.lerp(optimizer.state[y]["z"], 1.0 - 1.0 / config.beta1))
+                weights[name].copy_(y.lerp(optimizer.state[y]["z"], 1.0 - 1.0 / config.beta1))
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ def lost_ranks(run_dir: Path, world: int) -> Iterator[None]:
         words = str(error).lower()
         if world > 1 and any(w in words for w in ("connection", "gloo", "nccl", "peer", "timed out", "process group")):
             raise UserError(
-                f"{run_dir}: another rank is gone ({first_line(error)[:160]}); the newest checkpoint is whole; mend "
+                f"{run_dir}: another rank is gone ({first_line(error)[:160]}); the newest checkpoint is whole; look at "
                 "that rank (its own last line says what it met), then start all of them again with --resume"
             ) from error
         raise

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import time
 
+import torch
+
 from segue.data.cache import LatentCache
 from segue.data.loader import LatentLoader
-from segue.stage.controller import Observation, StageController
+from segue.process.noise import keyed_generator
 from segue.training.build import build_model, make_task
 from segue.training.config import RunConfig
 from segue.training.optim import make_optimizer
 from segue.training.step import draw_example, losses
 
 
-def measure_rate(config: RunConfig, controller: StageController, cache: LatentCache, steps: int = 8) -> float:
+def measure_rate(config: RunConfig, cache: LatentCache, steps: int = 8) -> float:
     """Training examples per second on this machine, from a few steps that are thrown away."""
     model = build_model(config, cache, seed=0)
     optimizer = make_optimizer(model, config.optim)
     task = make_task(config, cache)
-    statistics = task.statistics(*cache.statistics)
     loader = LatentLoader(cache, "train", config.train.batch_size, seed=0)
-    _, decision = controller.update(controller.init(config.train.total_examples), Observation(0))
     for step in range(steps + 2):
         if step == 2:  # the first two warm caches and allocators
             started = time.monotonic()
         batch = loader.next_batch()
         position = step * config.train.batch_size
-        prepared = task.prepare(batch, statistics, range(position, position + config.train.batch_size))
-        example = draw_example(*prepared, decision.timesteps, seed=0, position=position)
+        prepared = task.prepare(batch, range(position, position + config.train.batch_size))
+        t = torch.rand(config.train.batch_size, generator=keyed_generator(0, "times", position))
+        example = draw_example(*prepared, t, seed=0, position=position)
         losses(model, example, model.predicts, config.train.objective).mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

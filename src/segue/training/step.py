@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from segue.process.noise import keyed_generator, keyed_noise
 from segue.process.objectives import masked_mean, min_snr_weight, velocity_loss
 from segue.process.path import clean_of, sample_path, velocity_of
-from segue.process.timesteps import TimestepLaw
 from segue.types import Condition
 
 
@@ -24,7 +23,7 @@ class Example:
         t: [B] times.
         condition: captions, with `drop` drawn.
         mask: [B, L] bool, or None where every frame is real.
-        teacher: [B, S, F] features and [B, S] bool of the clean clips, where guidance is on.
+        teacher: [B, S, F] features and [B, S] bool of the clean clips, where this step is aligned.
     """
 
     x_0: Tensor
@@ -58,33 +57,32 @@ def draw_example(
     x_0: Tensor,
     condition: Condition,
     mask: Tensor | None,
-    law: TimestepLaw,
+    t: Tensor,
     *,
     seed: int,
     position: int,
     rank: int = 0,
     world: int = 1,
-    condition_dropout: float = 0.0,
+    dropout: float = 0.0,
     teacher: tuple[Tensor, Tensor] | None = None,
 ) -> Example:
-    """Draw noise, times and dropped captions for one rank's part of a global batch.
+    """Draw noise and dropped captions for one rank's part of a global batch.
 
-    Times are stratified over the global batch, and every draw is keyed by position, so ranks agree without talking.
+    Every draw is keyed by position, so ranks agree without talking.
 
     Args:
         x_0: [B, C, L] this rank's standardised latents; they are examples position + rank * B onwards.
         condition, mask: of the same examples.
-        law: where times are drawn from.
+        t: [B] their times (`Stage.timesteps`).
         seed: of the run.
         position: examples seen before this global batch.
         rank, world: this process and how many there are.
-        condition_dropout: share of captions replaced by the null.
-        teacher: features of the same examples and their mask, where guidance is on.
+        dropout: share of captions replaced by the null.
+        teacher: features of the same examples and their mask, where this step is aligned.
     """
     batch = x_0.shape[0]
     mine = slice(rank * batch, (rank + 1) * batch)
-    t = law.sample(batch * world, keyed_generator(seed, "times", position), stratified=True)[mine]
-    drop = torch.rand(batch * world, generator=keyed_generator(seed, "drop", position))[mine] < condition_dropout
+    drop = torch.rand(batch * world, generator=keyed_generator(seed, "drop", position))[mine] < dropout
     first = position + rank * batch
     eps = keyed_noise(x_0.shape[1:], seed, "noise", range(first, first + batch))
     return Example(x_0, eps, t, replace(condition, drop=drop), mask, teacher)
@@ -96,12 +94,10 @@ class Outcome:
 
     Attributes:
         loss: [B] flow losses.
-        hidden: [B, N, D] tokens after the tapped block, or None.
         x_0_hat: [B, C, L] one-step prediction of the clean sample.
     """
 
     loss: Tensor
-    hidden: Tensor | None
     x_0_hat: Tensor
 
 
@@ -110,9 +106,7 @@ def losses(model: nn.Module, example: Example, predicts: str, objective: str = "
     return run_model(model, example, predicts, objective).loss
 
 
-def run_model(
-    model: nn.Module, example: Example, predicts: str, objective: str = "auto", tap: int | None = None
-) -> Outcome:
+def run_model(model: nn.Module, example: Example, predicts: str, objective: str = "auto") -> Outcome:
     """The model on a drawn batch.
 
     A clean-sample error e is a velocity error of e / t, so in velocity a model that predicts clean samples would learn
@@ -122,14 +116,10 @@ def run_model(
         model: called as model(x_t, t, condition, mask).
         example: the batch.
         predicts: what the model returns, "velocity" or "clean".
-        objective: "velocity", "clean", "min-snr" (arXiv 2303.09556), or "auto" and "uncertainty": as `predicts` says.
-        tap: index of the block whose tokens are wanted.
+        objective: "velocity", "min-snr" (arXiv 2303.09556), or "auto" and "uncertainty": as `predicts` says.
     """
     x_t = sample_path(example.x_0, example.eps, example.t)
-    # Without a tap the call stays the plain one: a foreign backbone need not know of taps.
-    options = {} if tap is None else {"tap": tap}
-    output = model(x_t, example.t, example.condition, example.mask, **options)
-    prediction = output.prediction.float()
+    prediction = model(x_t, example.t, example.condition, example.mask).prediction.float()
     objective = predicts if objective in ("auto", "uncertainty") else objective
     velocity = velocity_of(prediction, predicts, x_t, example.t)
     x_0_hat = prediction if predicts == "clean" else clean_of(x_t, velocity, example.t)
@@ -138,4 +128,4 @@ def run_model(
     else:
         weights = {"velocity": lambda t: 1.0, "clean": lambda t: t**2, "min-snr": min_snr_weight}
         loss = velocity_loss(velocity, example.x_0, example.eps, example.mask) * weights[objective](example.t)
-    return Outcome(loss, output.hidden, x_0_hat)
+    return Outcome(loss, x_0_hat)

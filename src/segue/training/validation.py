@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from segue.data.cache import LatentCache
 from segue.memory import give_back
@@ -17,12 +16,10 @@ from segue.training.step import Example, losses
 VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
-def make_validation_set(
-    task: Task, cache: LatentCache, statistics: tuple[Tensor, Tensor], config: RunConfig, device: torch.device
-) -> list[Example]:
+def make_validation_set(task: Task, cache: LatentCache, config: RunConfig, device: torch.device) -> list[Example]:
     """Fixed clips, captions and noise at each fixed time: losses of any two runs on one cache compare."""
     rows = cache.rows("valid")[: config.train.validation_clips]
-    x_0, condition, mask = task.prepare(cache.batch(rows), statistics)
+    x_0, condition, mask = task.prepare(cache.batch(rows))
     eps = keyed_noise(x_0.shape[1:], 0, "validation", range(len(rows)))
     give_back()  # a task may decode and encode all of these clips at once
     return [Example(x_0, eps, torch.full((len(rows),), t), condition, mask).to(device) for t in VALIDATION_TIMES]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from segue.recipes import load_recipe
 from segue.training.config import RunConfig, from_json, override, to_json
+from segue.training.older import first_json
 from segue.types import UserError
 
 MOST_SNAPSHOTS = 64
@@ -220,7 +221,7 @@ def run_key(config: Mapping, data_fingerprint: str, eval_set: str, evaluation: E
     """The hash that names a run: all that decides its figures, beside segue's own code."""
     settings = asdict(evaluation)
     settings["judge_clips"] = settings.pop("clips")  # hashed under its first name: finished runs keep theirs
-    return fingerprint({"config": config, "data": data_fingerprint, "judged": eval_set, **settings})
+    return fingerprint({"config": first_json(config), "data": data_fingerprint, "judged": eval_set, **settings})
 
 
 def same_settings(stored: dict, wanted: dict) -> bool:

@@ -1,0 +1,323 @@
+"""Alignment with a teacher: hidden tokens are pulled towards a frozen encoder's features, less and less as r grows.
+
+    loss = L_flow + lambda w(t) L_align        lambda = alignment_weight(...), w(t) = time_weight(...)
+
+docs/method.md, section 3. The loss is REPA's (arXiv 2410.06940, eq. 8), its decay with the regime is our definition.
+Teacher features of clean clips are cached, so that alignment costs one small projector and a cosine; once lambda is
+latched to 0 it costs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from segue.process.noise import keyed_generator
+from segue.stage.tap import Tap, attach, width_of
+from segue.types import UserError
+
+SCHEDULES = ("decay", "constant", "cut", "time")
+T_MIN = 0.1  # clean clips need no teacher: w(t) = 0 below this time
+LATCH = 0.02  # lambda below this share of lambda_0 is exactly 0
+# Added to squared norms: a zero vector has cosine 0 with everything, and a gradient that stays below 1e3.
+_NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class AlignmentConfig:
+    """How hidden states are aligned with a teacher.
+
+    Attributes:
+        weight: lambda_0; 0 turns alignment off.
+        schedule: "decay" = lambda_0 (1 - r_m)^2; "constant" (REPA); "cut" = constant, then nothing (HASTE, arXiv
+            2505.16792); "time" = the decay driven by n / N in place of the regime (the control).
+        cut_at: n / N at which the schedule "cut" stops.
+        tap: which block's tokens are aligned: a share of the depth below 1, or a block index from 1 upwards.
+        space: "hidden" (the tap) or "output" (the decoded one-step prediction through the teacher).
+        every: only every so many steps are aligned, by so many times the weight: the same gradient on average, for that
+            part of the cost.
+    """
+
+    weight: float = 0.0
+    schedule: str = "decay"
+    cut_at: float = 0.4
+    tap: float = 0.33
+    space: str = "hidden"
+    every: int = field(default=1, metadata={"later": True})  # configs from before it read as they were
+
+    def __post_init__(self) -> None:
+        _one_of("alignment.schedule", self.schedule, SCHEDULES)
+        _one_of("alignment.space", self.space, ("hidden", "output"))
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise UserError(f"alignment.weight is {self.weight}; give 0 (off) or a positive number")
+        if not 0 <= self.cut_at <= 1:
+            raise UserError(f"alignment.cut_at is {self.cut_at}; it lies in [0, 1]")
+        if not (math.isfinite(self.tap) and self.tap >= 0) or (self.tap >= 1 and self.tap != int(self.tap)):
+            raise UserError(f"alignment.tap is {self.tap}; give a share of the depth below 1 or a block index")
+        if self.every < 1:
+            raise UserError(f"alignment.every is {self.every}; give 1 (every step) or more")
+
+
+def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{option} is '{value}'; use {', '.join(choices[:-1])} or {choices[-1]}")
+
+
+def alignment_weight(config: AlignmentConfig, regime_monotone: float, share: float) -> float:
+    """lambda for the steps until the next decision (our definition; "cut" is HASTE's, "constant" REPA's).
+
+    Below the share LATCH of lambda_0 it is exactly 0. The regime's running maximum and the share of the run never fall,
+    so this is a latch without a memory.
+
+    Args:
+        config: the schedule and lambda_0.
+        regime_monotone: r_m in [0, 1].
+        share: n / N, examples seen over the planned total.
+
+    Raises:
+        ValueError: a regime outside [0, 1] or a negative share.
+    """
+    if not 0.0 <= regime_monotone <= 1.0:
+        raise ValueError(f"regime_monotone is {regime_monotone}; it lies in [0, 1]")
+    if not share >= 0.0:
+        raise ValueError(f"share of the run is {share}; it is not negative")
+    if config.schedule == "cut":
+        part = 1.0 if share < config.cut_at else 0.0
+    else:
+        part = {"decay": 1.0 - regime_monotone, "time": 1.0 - min(share, 1.0), "constant": 1.0}[config.schedule] ** 2
+    return 0.0 if part < LATCH else config.weight * part
+
+
+def step_weight(config: AlignmentConfig, weight: float, step: int) -> float:
+    """lambda of one step: of `config.every` steps the first is aligned, that many times as hard; the others not at all.
+
+    Args:
+        config: `every`.
+        weight: lambda in force (`alignment_weight`).
+        step: optimiser steps taken so far.
+    """
+    return 0.0 if step % config.every else config.every * weight
+
+
+def time_weight(t: Tensor) -> Tensor:
+    """w(t) [B] float32: 0 for times [B] below T_MIN, else 1."""
+    return (t >= T_MIN).float()
+
+
+def interpolation_matrix(tokens: int, frames: int, span: float = 1.0) -> Tensor:
+    """[S, N] float64 weights that carry N tokens to S frames linearly, aligned by time; rows sum to 1.
+
+    Token i covers [i, i + 1) / N of the clip and stands at its middle; frame j likewise covers [j, j + 1) / S of the
+    first `span` of the clip. Beyond the first and last middle the end token's value holds.
+
+    Args:
+        tokens, frames: N and S.
+        span: time that the frames cover over the time that the tokens cover; 1 where both span the clip.
+    """
+    position = ((torch.arange(frames, dtype=torch.float64) + 0.5) * (span * tokens / frames) - 0.5).clamp(0, tokens - 1)
+    distance = (position[:, None] - torch.arange(tokens, dtype=torch.float64)).abs()
+    return (1 - distance).clamp_min(0)
+
+
+def interpolate(x: Tensor, frames: int, mask: Tensor | None = None, span: float = 1.0) -> Tensor:
+    """[B, N, F] tokens -> [B, S, F] frames by `interpolation_matrix`.
+
+    Args:
+        x: tokens.
+        frames: S.
+        mask: [B, N] bool, True where a token is real: padded tokens lend nothing to the frames beside them, and a frame
+            between padded tokens only is 0.
+        span: see `interpolation_matrix`.
+    """
+    matrix = interpolation_matrix(x.shape[1], frames, span).to(x)
+    if mask is None:
+        return matrix @ x
+    real = mask.to(x.dtype)[..., None]
+    share = matrix @ real
+    return (matrix @ (x * real)) / torch.where(share > 0, share, 1.0)
+
+
+def resample_mask(mask: Tensor, frames: int) -> Tensor:
+    """[B, L] bool mask -> [B, S]: a frame is real where the latent frame under its middle is."""
+    under = (torch.arange(frames, device=mask.device, dtype=torch.float64) + 0.5) * (mask.shape[1] / frames)
+    return mask[:, under.long()]
+
+
+class Projector(nn.Module):
+    """Hidden tokens to teacher features, then to the teacher's frame rate (our definition of the order).
+
+    Three layers with SiLU, as REPA has them, but half as wide as the model: REPA's 2048 would cost half of a step of
+    dit-3m. Weights are drawn from a generator of their own, so that making a projector shifts no other draw.
+
+    Args:
+        width: D, of the model.
+        features: F, of the teacher.
+        seed: of the weights.
+    """
+
+    def __init__(self, width: int, features: int, *, seed: int = 0) -> None:
+        super().__init__()
+        sizes = [width, width // 2, width // 2, features]
+        layers = [nn.utils.skip_init(nn.Linear, a, b) for a, b in zip(sizes, sizes[1:])]
+        generator = keyed_generator(seed, "projector")
+        for layer in layers:
+            nn.init.xavier_uniform_(layer.weight, generator=generator)
+            nn.init.zeros_(layer.bias)
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, hidden: Tensor, frames: int, mask: Tensor | None = None, span: float = 1.0) -> Tensor:
+        """hidden [B, N, D] -> [B, S, F], S = `frames`; mask and span as in `interpolate`."""
+        x = hidden
+        for layer in self.layers[:-1]:
+            x = nn.functional.silu(layer(x))
+        return interpolate(self.layers[-1](x), frames, mask, span)
+
+
+def standardise(features: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Teacher features [..., F] with mean 0 and deviation 1 in each dimension; a dimension that never moves becomes 0.
+
+    Raw cosines of SSL features are compressed by a few large, constant dimensions: an untrained projector already
+    reads 0.9 there.
+
+    Args:
+        features: of the teacher.
+        mean, std: [F], over the training set.
+    """
+    # In place and without a division by element: every step of an aligned run does this to its largest tensor.
+    return (features - mean).mul_(torch.where(std > 1e-8, 1 / std.clamp_min(1e-8), 0.0))
+
+
+def cosine(x: Tensor, y: Tensor) -> Tensor:
+    """Cosine over the last dimension, at least float32; 0, with a finite gradient, where either vector is 0."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    x, y = x.to(dtype), y.to(dtype)
+    dot, xx, yy = (torch.linalg.vecdot(a, b) for a, b in ((x, y), (x, x), (y, y)))
+    return dot / ((xx + _NORM_EPS) * (yy + _NORM_EPS)).sqrt()
+
+
+def alignment_loss(projected: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Per-example L_align [B] = mean over real frames of 1 - cosine (arXiv 2410.06940, eq. 8).
+
+    Args:
+        projected: [B, S, F] from the projector.
+        target: [B, S, F] standardised teacher frames; no gradient reaches them.
+        mask: [B, S] bool, True where a frame is real; None where all are. An example without a real frame loses 0.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if projected.shape != target.shape:
+        raise ValueError(f"projected is {list(projected.shape)}, the target {list(target.shape)}; they must be equal")
+    distance = 1 - cosine(projected, target.detach())
+    if mask is None:
+        return distance.mean(-1)
+    return torch.where(mask, distance, 0.0).sum(-1) / mask.sum(-1).clamp_min(1)
+
+
+def output_alignment(
+    x_0_hat: Tensor, decode_to_features: Callable[[Tensor], Tensor], target: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """Per-example alignment [B] of the decoded one-step prediction, through codec and teacher (our definition).
+
+    The gradient runs through both frozen networks: it costs more than a tap and is nearer to the sound.
+
+    Args:
+        x_0_hat: [B, C, L] one-step prediction of the clean latents.
+        decode_to_features: [B, C, L] -> [B, S, F]: decode, encode by the teacher, standardise; differentiable.
+        target, mask: as in `alignment_loss`.
+
+    Raises:
+        UserError: no gradient comes through, as under torch.inference_mode, where codecs decode by default.
+    """
+    features = decode_to_features(x_0_hat)
+    if x_0_hat.requires_grad and torch.is_grad_enabled() and not features.requires_grad:
+        raise UserError(
+            "alignment.space=output: codec and teacher pass no gradient (they ran under inference_mode or no_grad); "
+            "use a differentiable decode, or alignment.space=hidden"
+        )
+    return alignment_loss(features, target, mask)
+
+
+class Aligner:
+    """Pulls a model's tapped tokens, or its decoded predictions, towards teacher features.
+
+    Attributes:
+        projector: from tokens to features; None in output space.
+        tap: on the model's blocks; None in output space.
+    """
+
+    def __init__(
+        self,
+        config: AlignmentConfig,
+        blocks: Sequence[nn.Module],
+        statistics: tuple[Tensor, Tensor],
+        features: Callable[[Tensor], Tensor] | None = None,
+        prepended: int = 0,
+        seed: int = 0,
+    ) -> None:
+        """
+        Args:
+            config: which block, and in which space.
+            blocks: the stack.
+            statistics: mean and standard deviation [F] of the teacher's features over the training set.
+            features: latents -> standardised features, differentiable; for output space.
+            prepended: tokens before the clip's own (`segue.attach`).
+            seed: of the projector.
+
+        Raises:
+            UserError: a tap outside the stack.
+        """
+        self._mean, self._std = statistics
+        self._features = features
+        self.tap: Tap | None = None
+        self.projector: nn.Module | None = None
+        if config.space == "hidden":
+            self.tap = attach(blocks, config.tap, prepended)
+            self.projector = Projector(width_of(blocks[self.tap.index]), len(self._mean), seed=seed)
+            self.projector.to(next(blocks[0].parameters()).device)
+
+    def distance(
+        self,
+        features: Tensor,
+        t: Tensor,
+        *,
+        mask: Tensor | None = None,
+        tokens_mask: Tensor | None = None,
+        span: float = 1.0,
+        x_0_hat: Tensor | None = None,
+    ) -> Tensor:
+        """w(t) L_align [B], whatever its weight.
+
+        Args:
+            features: [B, S, F] teacher features of the clean clips, as they come from the teacher.
+            t: [B] times of the batch.
+            mask: [B, S] bool, True where a teacher frame is real.
+            tokens_mask: [B, N] bool, True where a token is real.
+            span: time that the S frames cover over the time that the N tokens cover; 1 where both span the clip.
+            x_0_hat: [B, C, L] one-step prediction of the clean latents, for alignment.space "output".
+
+        Raises:
+            UserError: the model has not run, or the tapped tokens carry no gradient.
+        """
+        target = standardise(features, self._mean.to(features.device), self._std.to(features.device))
+        if self.projector is None or self.tap is None:
+            if x_0_hat is None or self._features is None:
+                raise UserError("alignment.space=output needs x_0_hat= and the features of latents (Stage's features=)")
+            return time_weight(t) * output_alignment(x_0_hat, self._features, target, mask)
+        hidden = self.tap.hidden.to(target.dtype)
+        projected = self.projector(hidden, target.shape[1], tokens_mask, span)
+        return time_weight(t) * alignment_loss(projected, target, mask)
+
+    def clear(self) -> None:
+        """Forget the last tokens, and the graph that they hold on to."""
+        if self.tap is not None:
+            self.tap.clear()
+
+    def remove(self) -> None:
+        """Take the hook off the model."""
+        if self.tap is not None:
+            self.tap.remove()

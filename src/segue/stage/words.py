@@ -1,0 +1,110 @@
+"""Measurements under their names; decisions for people and logs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from segue.stage.decision import Decision, Observation
+from segue.stage.discrepancy import Reading
+from segue.stage.policy import Policy
+from segue.stage.regime import stage_name
+from segue.types import UserError
+
+# What a measurement gives: a reading, the number of the policy's own signal, or several by the Observation's names.
+Measured = Reading | float | dict[str, Any]
+
+
+def by_name(found: Measured, policy: Policy, same: Callable[[list[float]], list[float]]) -> dict[str, Any]:
+    """What was measured, by the Observation's names.
+
+    Args:
+        found: by whatever measures.
+        policy: whose signal it is.
+        same: makes numbers the same on every rank; those of a dictionary are already.
+
+    Raises:
+        UserError: a reading at other times than the policy draws from.
+    """
+    if isinstance(found, dict):
+        return found
+    signal = {"validation": "validation_loss", "gradient-cosine": "gradient_cosine"}.get(policy.regime.signal)
+    if signal is not None:
+        number = found.value if isinstance(found, Reading) else float(found)
+        return {signal: same([number])[0]}
+    found = found if isinstance(found, Reading) else Reading(float(found), ())
+    times = tuple(t for t, _ in found.by_time)
+    if policy.timesteps.distribution == "per-time" and times != policy.probe.times:
+        raise UserError("Stage: 'per-time' distributions need a Discrepancy with times=policy.probe.times")
+    value, *parts = same([found.value, *(d for _, d in found.by_time)])
+    return {"discrepancy": Reading(value, tuple(zip(times, parts)))}
+
+
+def in_words(policy: Policy, decision: Decision) -> tuple[str, str]:
+    """A decision's headline and its whole line: "semantic stage (r 0.12), alignment 0.41, next probe at 12,800"."""
+    brief, whole = [], []
+    if policy.reads_regime:
+        r = decision.regime.regime_slow
+        stage = f"{stage_name(r)} by {decision.regime.signal}"
+        brief.append(stage)
+        whole.append(f"{stage} (r {r:.2f})")
+    else:
+        brief.append("static")
+        whole.append(f"static: {decision.timesteps}")
+    if policy.alignment.weight > 0:
+        weight = decision.alignment_weight
+        brief.append("alignment on" if weight else "alignment off")
+        whole.append(f"alignment {weight:.2f}" if weight else "alignment off")
+    if policy.structure.enabled:
+        brief.append("block term on" if decision.structure_strength else "block term off")
+        whole.append(brief[-1])
+    if decision.next_probe is not None and policy.reads_regime:
+        whole.append(f"next probe at {decision.next_probe:,} examples")
+    return ", ".join(brief), ", ".join(whole)
+
+
+def log_line(observation: Observation, decision: Decision) -> dict:
+    """What was observed and decided, as plain JSON: the keys of a "stage" line of log.jsonl."""
+    probe, reading, structure, check = observation.discrepancy, decision.regime, decision.structure, decision.check
+    line: dict[str, Any] = {
+        "examples_seen": observation.examples_seen,
+        "discrepancy": None if probe is None else _number(probe.value),
+        "discrepancy_by_t": {} if probe is None else {f"{t:g}": _number(d) for t, d in probe.by_time},
+        "slope": reading.slope,
+        "regime": reading.regime,
+        "regime_monotone": reading.regime_monotone,
+        "alignment_weight": decision.alignment_weight,
+        "timestep_mean": float(decision.timesteps.mean()),
+        "structure_active": structure.active_at is not None,
+        "groups": list(structure.labels or structure.previous) or None,
+        "signal": reading.signal,
+        "headline": decision.headline,
+        "reason": f"{decision.reason}; {reading.reason}" + (f"; blocks {check.reason}" if check else ""),
+    }
+    for name in ("validation_loss", "gradient_cosine"):
+        if getattr(observation, name) is not None:
+            line[name] = _number(getattr(observation, name))
+    if check is not None and observation.structure is not None:
+        line["similarity"] = observation.structure.similarity
+        line["structure_reason"] = check.reason
+        line["blocks"] = {n: getattr(check, n) for n in ("ari", "moved", "contrast", "z", "p", "drift_p")}
+    return line
+
+
+def _number(value: float) -> float | None:
+    """JSON knows no NaN."""
+    return value if math.isfinite(value) else None
+
+
+class Printer:
+    """Log lines on the terminal: the first, and one for each tenth that r moves or whenever the headline changes."""
+
+    def __init__(self) -> None:
+        self._said: tuple | None = None
+
+    def __call__(self, line: dict) -> None:
+        said = (line["headline"], round(line["regime"], 1))
+        if said != self._said:
+            print(f"{line['examples_seen']:,} examples: {line['reason']}")
+        self._said = said

@@ -1,0 +1,231 @@
+"""Teacher features: those of a cache, and those of latents that a model predicts.
+
+`Extract` turns standardised latents [B, C, L] into standardised teacher features [B, S, F]: through codec and teacher,
+or by a regression that was fitted on the cache.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import ceil
+
+import soxr
+import torch
+from torch import Tensor
+
+from segue.codecs import load_codec
+from segue.codecs.latent_space import LatentSpace
+from segue.data.cache import LatentCache
+from segue.memory import give_back
+from segue.models.dit import DiTConfig
+from segue.process.noise import keyed_generator
+from segue.ssl import load_teacher
+from segue.stage.alignment import standardise
+from segue.stage.policy import Policy
+from segue.types import UserError
+
+Extract = Callable[[Tensor], Tensor]
+
+FIT_CLIPS, CONTEXT_FRAMES, HIDDEN = 512, 7, 512
+FIT_AT_ONCE = 32  # clips: the fit of all at once would be the peak of a small run's memory
+RIDGE = 1e-2  # of the mean square of a hidden unit
+
+
+def teacher_statistics(cache: LatentCache) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [F] of the cached teacher features over the training set.
+
+    Raises:
+        UserError: the cache has no teacher.
+    """
+    statistics = cache.meta.get("teacher_statistics")
+    if statistics is None:
+        raise UserError(
+            f"{cache.path}: holds no teacher features, and this recipe follows a teacher; encode into a new folder "
+            "with --teacher compact (or another one), or take a recipe without one, such as static-uniform"
+        )
+    return torch.tensor(statistics["mean"]), torch.tensor(statistics["std"])
+
+
+def alignment_targets(policy: Policy, cache: LatentCache, device: torch.device | str) -> tuple[Tensor, Tensor] | None:
+    """Mean and deviation [F] that alignment standardises by; None where nothing is aligned.
+
+    Raises:
+        UserError: the cache has no teacher.
+    """
+    if policy.alignment.weight == 0:
+        return None
+    mean, std = teacher_statistics(cache)
+    return mean.to(device), std.to(device)
+
+
+@dataclass(frozen=True)
+class FrameGrid:
+    """Where a model's tokens and a teacher's frames stand in time.
+
+    Attributes:
+        tokens_per_sec: of the model.
+        frames_per_sec: of the teacher.
+        patch_frames: latent frames to a token.
+    """
+
+    tokens_per_sec: float
+    frames_per_sec: float
+    patch_frames: int
+
+    @classmethod
+    def of(cls, cache: LatentCache, dit: DiTConfig) -> FrameGrid:
+        """The grid of a model of this shape on a cache with a teacher."""
+        latent_rate_hz = cache.meta["sample_rate_hz"] / cache.meta["hop_samples"]
+        return cls(latent_rate_hz / dit.patch_frames, cache.meta["teacher_frame_rate_hz"], dit.patch_frames)
+
+    def tokens(self, latent_frames: int) -> int:
+        """N of L."""
+        return ceil(latent_frames / self.patch_frames)
+
+    def span(self, frames: int, latent_frames: int) -> float:
+        """Time that teacher frames cover over the time that the tokens cover."""
+        return (frames / self.frames_per_sec) / (self.tokens(latent_frames) / self.tokens_per_sec)
+
+    def tokens_mask(self, mask: Tensor | None) -> Tensor | None:
+        """[B, L] mask of latent frames -> [B, N]: a token is real where one of its frames is."""
+        if mask is None:
+            return None
+        tokens = self.tokens(mask.shape[1])
+        padded = torch.nn.functional.pad(mask, (0, tokens * self.patch_frames - mask.shape[1]))
+        return padded.view(len(mask), tokens, self.patch_frames).any(-1)
+
+
+def make_extract(
+    policy: Policy,
+    cache: LatentCache,
+    space: LatentSpace,
+    device: torch.device | str,
+    trust_remote_code: bool = False,
+) -> Extract | None:
+    """What this policy turns latents into features with, or None where it needs none.
+
+    Raises:
+        UserError: no teacher in the cache, or one that does not fit the codec.
+    """
+    if not policy.probes and not (policy.alignment.weight > 0 and policy.alignment.space == "output"):
+        return None
+    if policy.probe.space == "latent":
+        return latent_extract(cache, space, device)
+    return waveform_extract(cache, space, device, trust_remote_code)
+
+
+def waveform_extract(
+    cache: LatentCache, space: LatentSpace, device: torch.device | str, trust_remote_code: bool = False
+) -> Extract:
+    """Standardised latents [B, C, L] -> standardised teacher features [B, S, F], through the codec and the teacher.
+
+    Raises:
+        UserError: no teacher in the cache, another one under its name now, or one whose rate the codec cannot meet.
+    """
+    mean, std = (x.to(device) for x in teacher_statistics(cache))
+    source, rate_hz = cache.meta["teacher_source"], cache.meta["sample_rate_hz"]
+    teacher = load_teacher(source["name"], source["layer"], trust_remote_code).to(device)
+    if teacher.sample_rate_hz > rate_hz:
+        raise UserError(
+            f"{cache.path}: the teacher {source['name']} works at {teacher.sample_rate_hz:,} Hz, the codec at "
+            f"{rate_hz:,} Hz; probe with --set probe.space=latent, or take a codec of that rate"
+        )
+    if cache.meta["teacher"] != _plain(teacher.fingerprint()):
+        raise UserError(f"{cache.path}: made with another teacher than {source['name']} is now; encode again")
+    # A codec of its own: the task's stays on the CPU.
+    load = partial(load_codec, cache.meta["codec_source"], rate_hz)
+    space = LatentSpace(load, space.mean.to(device), space.std.to(device))
+    samples = round(cache.meta["seconds"] * rate_hz)
+
+    def extract(x_0: Tensor) -> Tensor:
+        wave = space.decode(x_0, samples)
+        if teacher.sample_rate_hz != rate_hz:
+            wave = _resample(wave, rate_hz, teacher.sample_rate_hz)
+        return standardise(teacher.encode(wave.to(device)), mean, std)
+
+    return extract
+
+
+def latent_extract(cache: LatentCache, space: LatentSpace, device: torch.device | str) -> Extract:
+    """Standardised latents [B, C, L] -> standardised teacher features [B, S, F], by a regression (our definition).
+
+    Random features of each frame and its neighbours (rectified, as extreme learning machines have them) and the frames
+    themselves, then ridge regression onto the cached features, in closed form: half a second, no training run, the
+    same on every machine up to rounding. It finds what latents say of the teacher's space, and needs neither codec nor
+    teacher; how much that is, `explained` says.
+    """
+    mean, std = teacher_statistics(cache)
+    rows = cache.rows("train")
+    rows = rows[:: max(1, len(rows) // FIT_CLIPS)][:FIT_CLIPS]
+    frames = cache.teacher(rows[:1])[0].shape[1]
+    generator = keyed_generator(0, "latent ears")
+    inputs = cache.channels * CONTEXT_FRAMES
+    weight = torch.randn(inputs, HIDDEN, generator=generator) / inputs**0.5
+    bias = torch.randn(HIDDEN, generator=generator) * 0.5
+    # A teacher frame is read off the latent frame under its middle.
+    span = (frames / cache.meta["teacher_frame_rate_hz"]) / cache.meta["seconds"]
+    under = ((torch.arange(frames) + 0.5) * (span * cache.frames / frames)).long().clamp(max=cache.frames - 1)
+
+    def hidden(x: Tensor, weight: Tensor, bias: Tensor, under: Tensor) -> Tensor:
+        side = CONTEXT_FRAMES // 2
+        windows = torch.nn.functional.pad(x, (side, side)).unfold(-1, CONTEXT_FRAMES, 1)  # [B, C, L, context]
+        flat = windows.permute(0, 2, 1, 3).flatten(2)[:, under]
+        ones = torch.ones_like(flat[..., :1])
+        return torch.cat([torch.relu(flat @ weight + bias), flat, ones], dim=-1)
+
+    gram, cross = 0.0, 0.0
+    for first in range(0, len(rows), FIT_AT_ONCE):
+        part = rows[first : first + FIT_AT_ONCE]
+        latents, mask = cache.latents(part)
+        features, real = cache.teacher(part)
+        design = hidden(space.standardise(latents, mask), weight, bias, under)[real].double()
+        gram = gram + design.T @ design
+        cross = cross + design.T @ standardise(features, mean, std)[real].double()
+    gram.diagonal().add_(RIDGE * gram.diagonal().mean())
+    solution = torch.linalg.solve(gram, cross).float().to(device)
+    weight, bias, under = weight.to(device), bias.to(device), under.to(device)
+    del gram, cross, design
+    give_back()
+
+    def extract(x_0: Tensor) -> Tensor:
+        return hidden(x_0, weight, bias, under) @ solution
+
+    return extract
+
+
+def fit_bytes(cache: LatentCache) -> int:
+    """What the fit of `latent_extract` takes at its largest moment."""
+    inputs = cache.channels * CONTEXT_FRAMES
+    features = HIDDEN + inputs + 1
+    frames = FIT_AT_ONCE * ceil(cache.meta["seconds"] * cache.meta["teacher_frame_rate_hz"])
+    chunk = frames * (4 * inputs + (4 + 4 + 8) * features)  # windows; design, its real frames, those in float64
+    gram = 3 * 8 * features * (features + cache.meta["teacher_dim"])  # the sum, a summand or the factors, one more
+    return chunk + gram + 2 * 4 * HIDDEN * inputs
+
+
+@torch.no_grad()
+def explained(extract: Extract, cache: LatentCache, space: LatentSpace, rows: list[int]) -> float:
+    """Share of the teacher's variance that `extract` finds in clean latents of these rows (R^2 over all features)."""
+    latents, mask = cache.latents(rows)
+    features, real = cache.teacher(rows)
+    target = standardise(features, *teacher_statistics(cache))[real]
+    found = extract(space.standardise(latents, mask)).cpu()[real]
+    return 1 - float((found - target).square().sum() / (target - target.mean(0)).square().sum())
+
+
+def teacher_mask(cache: LatentCache, rows: list[int]) -> Tensor:
+    """[M, S] bool: which teacher frames of these rows are real."""
+    rate_hz = cache.meta["teacher_frame_rate_hz"]
+    frames = torch.tensor([ceil(cache.row(i)["length_sec"] * rate_hz) for i in rows])
+    return torch.arange(ceil(cache.meta["seconds"] * rate_hz)) < frames[:, None]
+
+
+def _resample(wave: Tensor, rate_hz: int, wanted_hz: int) -> Tensor:
+    return torch.from_numpy(soxr.resample(wave.cpu().numpy().T, rate_hz, wanted_hz).T.copy())
+
+
+def _plain(fingerprint: dict) -> dict:
+    return json.loads(json.dumps(fingerprint))

@@ -1,0 +1,130 @@
+"""The loss of a step: flow matching, alignment with the teacher, learned weights of noise levels.
+
+Parts that a policy does not use are not built: the loss is then the mean flow loss, and the run the plain baseline.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from segue.data.cache import LatentCache
+from segue.models.dit import DiTConfig
+from segue.stage.stage import Stage
+from segue.training.config import OptimConfig, RunConfig
+from segue.training.features import FrameGrid
+from segue.training.heads import Head, Uncertainty, weigh_by_uncertainty
+from segue.training.step import Example, Outcome, run_model
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The networks that train beside the model.
+
+    Attributes:
+        projector: of the alignment in hidden space, or None.
+        uncertainty: learned weight of each noise level (EDM2), or None.
+    """
+
+    projector: Head | None = None
+    uncertainty: Head | None = None
+
+    @property
+    def all(self) -> list[Head]:
+        """Those that there are."""
+        return [head for head in (self.projector, self.uncertainty) if head is not None]
+
+    def step(self, rate: float, aligned: bool) -> None:
+        """The heads' own optimiser steps; the projector keeps still where this step was not aligned."""
+        for head in self.all:
+            if head is not self.projector or aligned:
+                head.step(rate)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of a step that is not taken."""
+        for head in self.all:
+            head.optimizer.zero_grad(set_to_none=True)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps of the heads."""
+        return {name: value for head in self.all for name, value in head.tensors().items()}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of `tensors`."""
+        for head in self.all:
+            head.load(tensors)
+
+
+def make_heads(config: RunConfig, stage: Stage, optim: OptimConfig, accelerator) -> Heads:
+    """The heads that a config asks for; the stage's projector is wrapped for several ranks."""
+    projector = uncertainty = None
+    if stage.projector is not None:
+        projector = Head("projector", stage.projector.to(accelerator.device), optim, accelerator)
+        stage.projector = projector.module
+    if config.train.objective == "uncertainty":
+        uncertainty = Head("uncertainty", Uncertainty().to(accelerator.device), optim, accelerator)
+    return Heads(projector, uncertainty)
+
+
+class StepLosses:
+    """What a step descends, from its parts.
+
+    Attributes:
+        heads: that train beside the model.
+    """
+
+    def __init__(
+        self, config: RunConfig, cache: LatentCache, dit: DiTConfig, stage: Stage, optim: OptimConfig, accelerator
+    ) -> None:
+        """
+        Args:
+            dit: shape of the model.
+            stage: weighs noise levels and aligns.
+            optim: of the heads.
+        """
+        self.heads = make_heads(config, stage, optim, accelerator)
+        self._stage, self._predicts, self._objective = stage, dit.predicts, config.train.objective
+        self._grid = FrameGrid.of(cache, dit)
+
+    def __call__(self, model: nn.Module, piece: Example) -> tuple[Tensor, Tensor]:
+        """Of a piece of a batch: [B] losses to descend, and [2, B] to log: flow loss, alignment before its weight.
+
+        Args:
+            model: as wrapped for several ranks.
+            piece: with teacher features where this step is aligned.
+        """
+        outcome = run_model(model, piece, self._predicts, self._objective)
+        loss = outcome.loss * self._stage.importance(piece.t)
+        if self.heads.uncertainty is not None:
+            loss = weigh_by_uncertainty(loss, self.heads.uncertainty.module(piece.t))
+        aligned = torch.zeros_like(outcome.loss)
+        if piece.teacher is not None:
+            features, options = alignment_inputs(outcome, piece, self._grid)
+            loss = loss + self._stage.alignment(features, piece.t, **options, reduction="none")
+            aligned = self._stage.aligned
+        return loss, torch.stack([outcome.loss.detach(), aligned])
+
+
+def alignment_inputs(outcome: Outcome, piece: Example, grid: FrameGrid) -> tuple[Tensor, dict]:
+    """Teacher features [B, S, F] of a batch, and what `Stage.alignment` takes beside them and the times."""
+    features, real = piece.teacher
+    options = {
+        "mask": real,
+        "tokens_mask": grid.tokens_mask(piece.mask),
+        "span": grid.span(features.shape[1], piece.x_0.shape[-1]),
+        "x_0_hat": piece.condition.complete(outcome.x_0_hat),
+    }
+    return features, options
+
+
+def means(sums: list[Tensor]) -> tuple[float, float | None]:
+    """Mean flow loss of steps, and mean alignment of the aligned ones; None where none was.
+
+    Args:
+        sums: [2] of each step: flow loss and alignment, which is 0 where a step was not aligned.
+    """
+    flow, aligned = torch.stack(sums).unbind(1)
+    some = aligned[aligned != 0]
+    return float(flow.mean()), float(some.mean()) if len(some) else None

@@ -1,0 +1,228 @@
+"""What our loop measures for the method: the discrepancy on a cache's held-out clips, other signals, loss drops."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segue.data.cache import LatentCache
+from segue.memory import give_back
+from segue.models.dit import DiT
+from segue.process.noise import keyed_noise
+from segue.process.path import velocity_of
+from segue.stage.discrepancy import SMALLEST_PROBE, Discrepancy, probes_in
+from segue.stage.stage import Stage
+from segue.tasks.base import Task
+from segue.training.config import RunConfig
+from segue.training.features import Extract, FrameGrid, make_extract, teacher_mask
+from segue.training.log import RunLog
+from segue.training.losses import alignment_inputs
+from segue.training.step import Example, losses, run_model
+from segue.training.validation import make_validation_set, record_validation, validate
+from segue.types import UserError
+
+COSINE_TIME = 0.7  # noise level at which the gradients of alignment and denoising are compared
+DROP_TIMES = (0.2, 0.5, 0.8)  # where a step's gain is measured; the paper of learned times picks three of its thousand
+
+
+class Measurements:
+    """Whatever a run's policy reads, measured when the stage asks.
+
+    Attributes:
+        discrepancy: on held-out clips, or None where the policy needs none.
+        fingerprint: of its targets; () where there is none.
+        stage: set once it is made; the gradients' cosine asks it for the alignment.
+        extract: latents -> features, where the policy needs that.
+        validation: loss at each fixed time, as measured last.
+        seconds: that the last measurement took.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        task: Task,
+        cache: LatentCache,
+        model: DiT,
+        ema: DiT,
+        accelerator,
+        autocast: AbstractContextManager,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """
+        Args:
+            model: not wrapped.
+            ema: its averaged weights.
+            trust_remote_code: run the code that comes with the teacher.
+
+        Raises:
+            UserError: too few held-out clips, or a signal that needs an alignment which is off.
+        """
+        self._config, self._cache = config, cache
+        self._model, self._ema = model, ema
+        self._validation_set = make_validation_set(task, cache, config, accelerator.device)
+        self.stage: Stage | None = None
+        self._measured = ema if config.policy.probe.weights == "averaged" else model
+        self.extract = make_extract(config.policy, cache, task.space, accelerator.device, trust_remote_code)
+        self.validation: dict[str, float] = {}
+        self.discrepancy: Discrepancy | None = None
+        self.seconds = 0.0
+        if config.policy.probes:
+            self.discrepancy = _on_cache(config, task, cache, self._measured, self.extract, accelerator, autocast)
+        self.fingerprint = () if self.discrepancy is None else self.discrepancy.fingerprint
+        self._cosine_example = None
+        if config.policy.regime.signal == "gradient-cosine":
+            if config.policy.alignment.weight == 0 or config.policy.alignment.space != "hidden":
+                raise UserError(
+                    "regime.signal=gradient-cosine compares with the alignment's gradient: set alignment.weight above "
+                    "0 and alignment.space=hidden, or take another signal"
+                )
+            self._cosine_example = _cosine_example(task, cache, accelerator.device)
+
+    def __call__(self) -> dict:
+        """What the policy reads, by the Observation's names; the same on every rank."""
+        started = time.monotonic()
+        signal = self._config.policy.regime.signal
+        found: dict[str, Any] = {}
+        if self.discrepancy is not None:
+            found["discrepancy"] = self.discrepancy()
+        if signal == "validation":
+            by_time = validate(self._measured, self._validation_set).values()
+            found["validation_loss"] = sum(by_time) / len(by_time)
+        if signal == "gradient-cosine":
+            grid = FrameGrid.of(self._cache, self._model.config)
+            found["gradient_cosine"] = gradient_cosine(self._model, self.stage, self._cosine_example, grid)
+        self.seconds = time.monotonic() - started
+        return found
+
+    def validate(self, log: RunLog, seen: int) -> None:
+        """Measure the loss of the averaged weights at each fixed time, and write it to the log."""
+        self.validation = record_validation(log, seen, self._ema, self._validation_set)
+
+    def describe(self) -> str | None:
+        """What the discrepancy costs, in a line, measured on the untrained model."""
+        if self.discrepancy is None:
+            return None
+        started = time.monotonic()
+        self.discrepancy()
+        seconds = time.monotonic() - started
+        probe, total = self._config.policy.probe, self._config.train.total_examples
+        count = probes_in(probe, total, self._config.train.batch_size)
+        return (
+            f"probe: {self.discrepancy.clips} clips at t = {', '.join(f'{t:g}' for t in probe.times)}, as "
+            f"{probe.space}; {seconds:.2f} s each, {count} times in {total:,} examples: {count * seconds:.0f} s in all"
+        )
+
+
+def _on_cache(
+    config: RunConfig,
+    task: Task,
+    cache: LatentCache,
+    model: DiT,
+    extract: Extract | None,
+    accelerator,
+    autocast: AbstractContextManager,
+) -> Discrepancy:
+    """The evaluator on held-out clips of a cache, under their own captions, or what a task gives of them."""
+    rows = probe_rows(cache, config.policy.probe.clips)
+    x_0, condition, mask = task.prepare(cache.batch(rows))
+    condition = condition.to(accelerator.device)
+    mask = None if mask is None else mask.to(accelerator.device)
+
+    def predict(x_t: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+        with autocast:
+            prediction = model(x_t, t, condition.rows(rows), None if mask is None else mask[rows]).prediction
+        return velocity_of(prediction.float(), model.predicts, x_t, t)
+
+    measure = Discrepancy(
+        model,
+        predict,
+        x_0,
+        extract,
+        mask=teacher_mask(cache, rows),
+        latent_mask=mask,
+        complete=lambda latents, rows: condition.rows(rows).complete(latents),
+        times=config.policy.probe.times,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        reduce=lambda sums: accelerator.reduce(sums, "sum"),
+        device=accelerator.device,
+    )
+    give_back()
+    return measure
+
+
+def probe_rows(cache: LatentCache, clips: int) -> list[int]:
+    """Rows to measure on: of split "valid", evenly spaced; a small set is filled up from its training clips.
+
+    Raises:
+        UserError: fewer clips in all than it needs.
+    """
+    valid, train = cache.rows("valid"), cache.rows("train")
+    if len(valid) < SMALLEST_PROBE:
+        valid = valid + train[: SMALLEST_PROBE - len(valid)]
+    if len(valid) < SMALLEST_PROBE:
+        raise UserError(
+            f"{cache.path}: {len(valid)} clips, a probe needs {SMALLEST_PROBE}; add sounds, or take a recipe without "
+            "discrepancy, such as time-ramp"
+        )
+    count = min(clips, len(valid))
+    return [valid[i * len(valid) // count] for i in range(count)]
+
+
+def gradient_cosine(model: DiT, stage: Stage, example: Example, grid: FrameGrid) -> float:
+    """Cosine between the gradients of alignment and denoising on the blocks up to the tap (HASTE, arXiv 2505.16792).
+
+    On a fixed held-out batch; no gradient is left behind.
+    """
+    weights = [p for block in model.blocks[: stage.aligner.tap.index + 1] for p in block.parameters()]
+    with torch.enable_grad():
+        outcome = run_model(model, example, model.predicts)
+        features, options = alignment_inputs(outcome, example, grid)
+        aligned = stage.aligner.distance(features, example.t, **options).mean()
+        pairs = [
+            torch.autograd.grad(x, weights, retain_graph=True, allow_unused=True)
+            for x in (outcome.loss.mean(), aligned)
+        ]
+    flow, alignment = (
+        torch.cat([(torch.zeros_like(w) if g is None else g).flatten() for g, w in zip(grads, weights)]).double()
+        for grads in pairs
+    )
+    return float(flow @ alignment / (flow.norm() * alignment.norm()).clamp_min(1e-30))
+
+
+def _cosine_example(task: Task, cache: LatentCache, device: torch.device) -> Example:
+    rows = cache.rows("valid")[:32]
+    x_0, condition, mask = task.prepare(cache.batch(rows))
+    eps = keyed_noise(x_0.shape[1:], 0, "gradient cosine", range(len(rows)))
+    t = torch.full((len(rows),), COSINE_TIME)
+    return Example(x_0, eps, t, condition, mask, cache.teacher(rows)).to(device)
+
+
+@contextmanager
+def measured_drops(due: bool, model: DiT, example: Example, accelerator) -> Iterator[list[tuple[float, float]]]:
+    """Around the optimiser's step: (time, by how much its loss fell) of each example of the global batch; or [].
+
+    Args:
+        due: whether to measure at all.
+        model: not wrapped.
+        example: this rank's batch.
+    """
+    pairs: list[tuple[float, float]] = []
+    before = _losses(model, example) if due else None
+    yield pairs
+    if due:
+        drops = accelerator.gather(torch.stack([example.t.double(), before - _losses(model, example)], dim=1))
+        pairs.extend((float(t), float(drop)) for t, drop in drops)
+
+
+@torch.no_grad()
+def _losses(model: DiT, example: Example) -> Tensor:
+    """Sum over DROP_TIMES of each example's loss, [B] float64, with the noise that it was trained with."""
+    at = [replace(example, t=torch.full_like(example.t, t)) for t in DROP_TIMES]
+    return sum(losses(model, e, model.predicts).double() for e in at)

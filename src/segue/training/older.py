@@ -1,0 +1,103 @@
+"""Configs of older versions: settings under their old names, and settings that are none any more.
+
+What a run was trained with stays readable, and a study's cells keep their names: both rest on these tables alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from segue.tasks.degradation import DELETED as OF_DEGRADATION
+from segue.types import UserError, without_deleted
+
+SECTIONS = {"guidance": "alignment"}  # old name -> new name
+RENAMED: dict[str, dict[str, str]] = {  # section (by its new name) -> old name -> new name
+    "alignment": {"law": "schedule"},
+    "timesteps": {"law": "distribution"},
+}
+# Section -> name -> the value that it had wherever nobody set it, and that the code has now as a constant.
+DELETED: dict[str, dict[str, Any]] = {
+    "regime": {
+        "window": 2.0,
+        "min_points": 8,
+        "burn_in": 0.02,
+        "confidence": 1.64,
+        "smoothing": 0.1,
+        "max_move": 1.0,
+        "max_fall": 0.5,
+        "onset": 2.3,
+        "onset_probes": 3,
+        "rise": 2.0,
+        "fallback_at": 0.3,
+        "fallback": "time",
+    },
+    "timesteps": {"clusters": 10, "open_at": 0.5},
+    "structure": {
+        "stable_checks": 3,
+        "min_ari": 0.9,
+        "min_z": 3.0,
+        "max_p": 0.02,
+        "draws": 50,
+        "min_moved": 0.01,
+        "min_groups": 2,
+        "min_regime": 0.5,
+        "last_activation": 0.8,
+        "ramp": 0.05,
+        "seed": 0,
+    },
+    "alignment": {"t_min": 0.1, "latch": 0.02, "projector": "mlp", "hidden": 0},
+}
+
+
+def current_policy(data: dict) -> dict:
+    """A policy's JSON of any version, in today's names.
+
+    Raises:
+        UserError: a setting that is none any more, at another value than the code has.
+    """
+    policy: dict[str, Any] = {}
+    for old, settings in data.items():
+        section = SECTIONS.get(old, old)
+        if section in ("law", "static_timesteps"):
+            policy["static_timesteps"] = settings
+            continue
+        settings = without_deleted(settings, DELETED.get(section, {}), f"{section}.")
+        names = RENAMED.get(section, {})
+        policy[section] = {names.get(name, name): value for name, value in settings.items()}
+    return policy
+
+
+def current_name(name: str) -> str:
+    """Today's name of a setting "section.name".
+
+    Raises:
+        UserError: it is none any more.
+    """
+    section, dot, key = name.partition(".")
+    section = SECTIONS.get(section, section)
+    if key in DELETED.get(section, {}):
+        raise UserError(f"--set {name}: no setting any more; it is {DELETED[section][key]!r} for all")
+    return f"{section}{dot}{RENAMED.get(section, {}).get(key, key)}"
+
+
+def first_json(config: Mapping) -> dict:
+    """A run's JSON in the names of the first runs: what studies hash, so that finished runs keep theirs.
+
+    A config that is written so already stays as it is.
+    """
+    policy: dict[str, Any] = {}
+    for new, settings in config.get("policy", {}).items():
+        if new == "static_timesteps":
+            policy["law"] = _first_distribution(settings)
+            continue
+        names = {now: old for old, now in RENAMED.get(new, {}).items()}
+        section = next((old for old, now in SECTIONS.items() if now == new), new)
+        policy[section] = DELETED.get(new, {}) | {names.get(k, k): v for k, v in settings.items()}
+    degradation = {"degradation": OF_DEGRADATION | config["degradation"]} if "degradation" in config else {}
+    return {**config, **({"policy": policy} if policy else {}), **degradation}
+
+
+def _first_distribution(data: dict) -> dict:
+    renamed = {"law" if k == "distribution" else k: v for k, v in data.items()}
+    return {k: _first_distribution(v) if k == "base" else v for k, v in renamed.items()}
