@@ -70,7 +70,10 @@ class Pipeline:
             raise UserError(f"a model for {saved.card.task}, not for generation; use segue upsample")
         _check_same("codec", codec.fingerprint(), saved.card.codec)
         _check_same("text encoder", conditioner.fingerprint(), saved.card.text)
-        self.saved, self.codec, self.conditioner, self.device = saved, codec.to(device), conditioner, device
+        self.saved = saved
+        self.codec = codec.to(device)
+        self.conditioner = conditioner
+        self.device = device
         self.space = LatentSpace(self.codec, saved.mean.to(device), saved.std.to(device))
         self.model = saved.model.to(device)
 
@@ -193,11 +196,15 @@ class SuperResolver:
                 "segue train sr-demo"
             )
         _check_same("codec", codec.fingerprint(), saved.card.codec)
-        self.saved, self.codec, self.device = saved, codec.to(device), device
-        self.model, config = saved.model.to(device), saved.model.config
+        self.saved = saved
+        self.codec = codec.to(device)
+        self.device = device
+        self.model = saved.model.to(device)
+        config = saved.model.config
         self.space = LatentSpace(self.codec, saved.mean.to(device), saved.std.to(device))
         self._spectrum = SpectralCodec(codec.sample_rate_hz)  # of which the low band is the input's
-        self.sample_rate_hz, self.hop_samples = codec.sample_rate_hz, codec.hop_samples
+        self.sample_rate_hz = codec.sample_rate_hz
+        self.hop_samples = codec.hop_samples
         trained = saved.card.degradation
         self.cutoffs_hz = (trained.get("cutoff_min_hz", 0.0), trained.get("cutoff_max_hz", codec.sample_rate_hz / 2))
         # One evaluation depends on depth * window tokens to each side. Of what its neighbours saw in earlier steps
@@ -226,10 +233,8 @@ class SuperResolver:
 
     def noise(self, frames: int, seed: int, first_frame: int = 0) -> Tensor:
         """[C, frames] standard normal, keyed by blocks of frames: a chunk draws what the whole file draws there."""
-        channels, blocks = (
-            self.codec.channels,
-            range(first_frame // NOISE_BLOCK, -(-(first_frame + frames) // NOISE_BLOCK)),
-        )
+        channels = self.codec.channels
+        blocks = range(first_frame // NOISE_BLOCK, -(-(first_frame + frames) // NOISE_BLOCK))
         drawn = keyed_noise((channels, NOISE_BLOCK), seed, "super-resolution", blocks)
         start = first_frame - blocks.start * NOISE_BLOCK
         return drawn.transpose(0, 1).flatten(1)[:, start : start + frames]
@@ -254,10 +259,12 @@ class SuperResolver:
         """
         if steps < 1:
             raise UserError(f"--steps {steps}: give at least 1")
-        low, samples = low.to(self.device), low.shape[-1]
+        low = low.to(self.device)
+        samples = low.shape[-1]
         condition = given(self.space, low, cutoff_hz).to(self.device)
 
-        levels, count = [], levels_of(self.codec)
+        levels = []
+        count = levels_of(self.codec)
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             prediction = self.model(x, t, condition).prediction

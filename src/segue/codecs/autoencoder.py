@@ -127,7 +127,8 @@ class Autoencoder(nn.Module):
         self.stft_hop = c.hop_samples // 2
         self.window_samples = 4 * self.stft_hop
         self.bins = self.window_samples // 2 + 1
-        wide, deep = c.encoder_width, c.decoder_width
+        wide = c.encoder_width
+        deep = c.decoder_width
         self.enter = nn.Linear(3 * self.bins, wide)
         self.encoder_fast = _blocks(c.encoder_blocks[0], wide, c)
         self.down = nn.Linear(2 * wide, deep)
@@ -214,7 +215,9 @@ class Autoencoder(nn.Module):
     def _istft(self, spectrum: Tensor) -> Tensor:
         """[B, frames, bins] -> [B, frames * stft_hop]: the least-squares inverse of _stft."""
         frames = torch.fft.irfft(spectrum, self.window_samples) * (self.window * (self.window_samples / 4))
-        count, hop, side = frames.shape[1], self.stft_hop, (self.window_samples - self.stft_hop) // 2
+        count = frames.shape[1]
+        hop = self.stft_hop
+        side = (self.window_samples - self.stft_hop) // 2
         squares = (self.window**2).expand(1, count, -1)
         wave, envelope = (_overlap(x, hop) for x in (frames, squares))
         return (wave / envelope.clamp_min(1e-3))[:, side : side + count * hop]

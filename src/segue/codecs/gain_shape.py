@@ -50,7 +50,8 @@ class GainShapeCodec(SpectralCodec):
     def decode(self, latents: Tensor, samples: int) -> Tensor:
         """[B, C, L] -> [B, samples]."""
         latents = latents.float()
-        level, shape = latents[:, : self.levels] - OFFSET, latents[:, self.levels :]
+        level = latents[:, : self.levels] - OFFSET
+        shape = latents[:, self.levels :]
         # Levels beyond full scale by 60 dB come from a model that has not learned yet; raised to 1 / c they overflow.
         wanted = (level.clamp(max=2.0).exp() - FLOOR).clamp_min(0.0)
         gain = wanted / self._rms(shape).clamp_min(1e-12)

@@ -64,7 +64,8 @@ class SpectralCodec(Codec):
         spectrum = _with_power(torch.complex(latents[:, :bins], imag), 1 / self.compression) / self.scale
         window = self.window.to(latents.device)
         frames = torch.fft.irfft(spectrum.transpose(1, 2), self.window_samples) * window
-        halves, squares = frames.unflatten(-1, (2, -1)), (window**2).expand(frames.shape).unflatten(-1, (2, -1))
+        halves = frames.unflatten(-1, (2, -1))
+        squares = (window**2).expand(frames.shape).unflatten(-1, (2, -1))
         wave, envelope = (_overlap(x) for x in (halves, squares))
         side = self.hop_samples // 2
         return (wave / envelope.clamp_min(1e-8))[:, side : side + samples]

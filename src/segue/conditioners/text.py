@@ -35,12 +35,15 @@ class TransformersTextConditioner(TextConditioner):
         Raises:
             UserError: max_tokens leaves no room for a word, or is more than the model has positions for.
         """
-        self.name, self.max_tokens = name, max_tokens
-        self.tokenizer, self.model = tokenizer, model.float().eval().requires_grad_(False)
+        self.name = name
+        self.max_tokens = max_tokens
+        self.tokenizer = tokenizer
+        self.model = model.float().eval().requires_grad_(False)
         self.tokenizer.padding_side = "right"  # elsewhere a word's position would depend on the batch
         self.dim = getattr(model.config, "d_model", None) or model.config.hidden_size
         self._weights_sha256 = weights_sha256
-        least, most = tokenizer.num_special_tokens_to_add() + 1, _positions(model.config)
+        least = tokenizer.num_special_tokens_to_add() + 1
+        most = _positions(model.config)
         if not least <= max_tokens <= most:
             raise UserError(f"--text {name}: max_tokens is {max_tokens}; give {least} to {most}")
 

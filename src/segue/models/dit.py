@@ -119,7 +119,8 @@ class Block(nn.Module):
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        width, hidden = config.width, int(config.width * config.mlp_ratio)
+        width = config.width
+        hidden = int(config.width * config.mlp_ratio)
         self.norm_attention = layer_norm(width)
         self.attention = Attention(width, config.heads)
         self.norm_cross = layer_norm(width, affine=True)
@@ -164,7 +165,8 @@ class DiT(nn.Module):
         self.config = config
         self.predicts = config.predicts
         self.gradient_checkpointing = False
-        width, token = config.width, config.channels * config.patch_frames
+        width = config.width
+        token = config.channels * config.patch_frames
         self.patch_in = nn.Linear(token, width)
         self.time_mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
         self.text_in = nn.Linear(config.text_dim, width)
@@ -264,7 +266,8 @@ class DiT(nn.Module):
         if condition is None or condition.tokens is None:
             seen = torch.ones(batch, 1, dtype=torch.bool, device=device)
             return self.text_norm(self.text_in(null)), seen
-        tokens, tokens_mask = condition.tokens, condition.tokens_mask
+        tokens = condition.tokens
+        tokens_mask = condition.tokens_mask
         drop = condition.drop if condition.drop is not None else torch.zeros(batch, dtype=torch.bool, device=device)
         # A caption without a single token counts as dropped.
         drop = drop | ~tokens_mask.any(1)

@@ -129,8 +129,10 @@ class Block(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.expand, self.contract = nn.Linear(width, expansion * width), nn.Linear(expansion * width, width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.expand = nn.Linear(width, expansion * width)
+        self.contract = nn.Linear(expansion * width, width)
 
     def forward(self, x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
         """[B, S, D] and the rotations of each frame -> [B, S, D]."""
@@ -183,7 +185,8 @@ class CompactEncoder(nn.Module):
             patches = patches.gather(1, visible[..., None].expand(-1, -1, patches.shape[-1]))
             positions = visible
         turns = rotations(positions, self.config.width // self.config.heads)
-        x, outputs = self.enter(patches), []
+        x = self.enter(patches)
+        outputs = []
         for block in self.blocks[:depth]:
             x = block(x, turns)
             outputs.append(x)
@@ -215,7 +218,9 @@ class CompactTeacher(Teacher):
         if layer is not None and not 1 <= layer <= config.depth:
             raise UserError(f"--teacher-layer {layer}: {name} has layers 1 to {config.depth}; mend: name one of these")
         self.encoder = encoder.eval().requires_grad_(False)
-        self.config, self.name, self.layer = config, name, layer
+        self.config = config
+        self.name = name
+        self.layer = layer
         self.sample_rate_hz = config.sample_rate_hz
         self.frame_rate_hz = config.sample_rate_hz / config.frame_samples
         self.dim = config.width

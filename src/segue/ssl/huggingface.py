@@ -63,7 +63,9 @@ class TransformersTeacher(Teacher):
         Raises:
             UserError: no such layer, or a model and an extractor that do not fit.
         """
-        self.name, self.kind, self.model = name, kind, model.float().eval().requires_grad_(False)
+        self.name = name
+        self.kind = kind
+        self.model = model.float().eval().requires_grad_(False)
         self.layers = _layer_count(model.config)
         self.layer = (self.layers + 1) // 2 if layer is None else layer
         if not 1 <= self.layer <= self.layers:
@@ -85,7 +87,8 @@ class TransformersTeacher(Teacher):
         """
         if wave.ndim != 2 or not wave.numel():
             raise ValueError(f"give a waveform [B, T], not {list(wave.shape)}")
-        hearing, wave = self.hearing, wave.detach().to("cpu", torch.float32)
+        hearing = self.hearing
+        wave = wave.detach().to("cpu", torch.float32)
         if not hearing.chunked:
             return self._frames(wave)
         starts = range(0, wave.shape[-1], hearing.hop_samples)
@@ -101,7 +104,8 @@ class TransformersTeacher(Teacher):
 
     def describe(self) -> str:
         """One line: layer, rates, features, lengths and normalisation."""
-        hearing, rate = self.hearing, self.sample_rate_hz
+        hearing = self.hearing
+        rate = self.sample_rate_hz
         length = f"heard in chunks of {hearing.hop_samples / rate:g} s" if hearing.chunked else "clips heard whole"
         return (
             f"{self.name} ({self.kind}): layer {self.layer} of {self.layers}, hears {rate:,} Hz (nothing above "
@@ -168,7 +172,8 @@ def _kind(name: str, folder: Path, trust_remote_code: bool) -> tuple[str, bool]:
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind, has_code = str(config.get("model_type", "")), "AutoModel" in config.get("auto_map", {})
+        kind = str(config.get("model_type", ""))
+        has_code = "AutoModel" in config.get("auto_map", {})
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(
             f"--teacher {name}: no readable config.json there; give a folder saved with save_pretrained, or a hub name"
@@ -272,12 +277,14 @@ def _extract(extractor, wave: Tensor, **options) -> Mapping[str, Tensor]:
 def _centred(wave: Tensor, hop: int, window: int) -> Tensor:
     """Zeros on both sides of [B, T], so that windows at every hop are centred on the ceil(T / hop) hops."""
     samples = wave.shape[-1]
-    left, total = (window - hop) // 2, (-(-samples // hop) - 1) * hop + window
+    left = (window - hop) // 2
+    total = (-(-samples // hop) - 1) * hop + window
     return F.pad(wave, (left, total - left - samples))
 
 
 def _waveform_hearing(config, extractor) -> Hearing:
-    hop, window = prod(config.conv_stride), 1
+    hop = prod(config.conv_stride)
+    window = 1
     for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride)):
         window = (window - 1) * stride + kernel
 
@@ -323,7 +330,8 @@ def _ast_hearing(name: str, config, extractor) -> Hearing:
 
 
 def _whisper_hearing(name: str, config, extractor) -> Hearing:
-    samples, frames = extractor.n_samples, config.max_source_positions
+    samples = extractor.n_samples
+    frames = config.max_source_positions
     if (samples // extractor.hop_length, extractor.feature_size) != (2 * frames, config.num_mel_bins):
         raise _misfit(name)
 

@@ -130,7 +130,8 @@ class StageController:
 
     def update(self, state: ControllerState, observation: Observation) -> tuple[ControllerState, Decision]:
         """The next state and what to do until the next update."""
-        policy, seen = self.policy, observation.examples_seen
+        policy = self.policy
+        seen = observation.examples_seen
         due = due_at(policy, state, seen) if observation.due is None else observation.due
         if due.probe:
             state = self._read_regime(state, observation)
@@ -152,7 +153,8 @@ class StageController:
         return state, self._decide(state, check)
 
     def _read_regime(self, state: ControllerState, observation: Observation) -> ControllerState:
-        seen, probe = observation.examples_seen, observation.discrepancy
+        seen = observation.examples_seen
+        probe = observation.discrepancy
         regime, reading = update_regime(
             self.policy.regime,
             state.regime,
@@ -168,7 +170,8 @@ class StageController:
         return replace(state, regime=regime, reading=reading, next_probe=following)
 
     def _decide(self, state: ControllerState, check: StructureReading | None) -> Decision:
-        policy, reading = self.policy, state.reading
+        policy = self.policy
+        reading = state.reading
         share = state.examples_seen / state.total_examples
         probing = (policy.probes or policy.reads_regime) and state.next_probe <= state.total_examples
         decision = Decision(

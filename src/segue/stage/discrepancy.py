@@ -58,7 +58,8 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "times", tuple(self.times))
-        spaces, weights = ("waveform", "latent"), ("averaged", "online")
+        spaces = ("waveform", "latent")
+        weights = ("averaged", "online")
         for name, allowed in (("run", ("auto", "always", "never")), ("space", spaces), ("weights", weights)):
             if getattr(self, name) not in allowed:
                 raise UserError(f"probe.{name} is '{getattr(self, name)}'; use {' or '.join(allowed)}")
@@ -89,7 +90,8 @@ class Reading:
 
 def next_probe(config: ProbeConfig, examples_seen: int, total_examples: int) -> int:
     """Where the probe after one at `examples_seen` stands; beyond the run's end after the one at its end."""
-    seen, total = examples_seen, total_examples
+    seen = examples_seen
+    total = total_examples
     if seen >= total:
         return seen + 1
     apart = max(seen * config.spacing, seen + config.closest * total, seen + 1, config.first * total)
@@ -98,7 +100,8 @@ def next_probe(config: ProbeConfig, examples_seen: int, total_examples: int) -> 
 
 def probes_in(config: ProbeConfig, total_examples: int, batch_size: int = 1) -> int:
     """How many probes a run takes, those at its start and end included; they fall on whole batches."""
-    count, seen = 1, 0
+    count = 1
+    seen = 0
     while seen < total_examples:
         seen = next_probe(config, seen, total_examples)
         seen = min(-(-seen // batch_size) * batch_size, max(seen, total_examples))
@@ -212,8 +215,11 @@ class Discrepancy:
         clips = len(x_0)
         if clips < SMALLEST_PROBE:
             raise UserError(f"Discrepancy: {clips} clips; it needs at least {SMALLEST_PROBE} held-out clips")
-        self.model, self.clips, self.times = model, clips, tuple(times)
-        self._predict, self._features = predict, features
+        self.model = model
+        self.clips = clips
+        self.times = tuple(times)
+        self._predict = predict
+        self._features = features
         self._complete = complete or (lambda latents, rows: latents)
         self._reduce = reduce if world > 1 else None
         device = torch.device(device or x_0.device)

@@ -81,7 +81,8 @@ class Policy:
         Raises:
             UserError: something is missing.
         """
-        signal, alignment = self.regime.signal, self.alignment
+        signal = self.regime.signal
+        alignment = self.alignment
         if measure is None and (self.probes or signal in ("validation", "gradient-cosine")):
             raise UserError(
                 f"Stage: nothing measures the regime's signal '{signal}'; "

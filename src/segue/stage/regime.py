@@ -132,7 +132,8 @@ def update_regime(
     n = examples_seen
     share = min(1.0, n / total_examples)
     doublings = math.log2(n / state.examples_seen) if state.examples_seen > 0 else 0.0
-    line, signal = None, config.signal
+    line = None
+    signal = config.signal
 
     # A regime that nobody measures.
     if signal == "constant":
@@ -150,10 +151,12 @@ def update_regime(
         state = replace(state, fallback=state.onset_at is None and share >= FALLBACK_AT)
         if state.fallback:
             # The ramp has no noise to average: r moves to it and then is n / N exactly.
-            r, signal = _approach(state.r, share, MAX_MOVE * doublings), "time (fallback)"
+            r = _approach(state.r, share, MAX_MOVE * doublings)
+            signal = "time (fallback)"
             words = f"no gain by {percent(FALLBACK_AT)} of the run: following the time ramp"
         elif held:
-            r, words = state.r, "holding: the learning-rate decay has begun"
+            r = state.r
+            words = "holding: the learning-rate decay has begun"
         elif target is None:
             r = state.r
         else:
@@ -163,7 +166,9 @@ def update_regime(
         stage = "" if words.startswith(("holding", "no gain by")) else f"{stage_name(r)}: "
         reason = f"{stage}{words} (r {r:.2f})"
     if config.guard and (forced := min(1.0, max(0.0, (share - 0.5) / 0.3))) > r:
-        r, r_s, reason = forced, max(r_s, forced), f"forced by the budget guard (r {forced:.2f})"
+        r = forced
+        r_s = max(r_s, forced)
+        reason = f"forced by the budget guard (r {forced:.2f})"
 
     # r_m latches: what the alignment has given up does not come back.
     state = replace(state, examples_seen=n, r=r, r_m=max(state.r_m, r), r_s=r_s)

@@ -98,7 +98,8 @@ class Stage:
         self._log = log or Printer()
         self._seed = seed
         self._rank, self._world = rank, world
-        self._warmup, self._decay_from = warmup_examples, decay_from
+        self._warmup = warmup_examples
+        self._decay_from = decay_from
         self._controller = StageController(self.policy)
         self._fingerprint = tuple(getattr(measure, "fingerprint", ()))
         self._state = replace(self._controller.init(total_examples), fingerprint=self._fingerprint)

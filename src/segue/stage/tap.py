@@ -40,7 +40,9 @@ class Tap:
     """
 
     def __init__(self, blocks: Sequence[nn.Module], at: float, prepended: int) -> None:
-        self.blocks, self.index, self._prepended = list(blocks), tap_index(at, len(blocks)), prepended
+        self.blocks = list(blocks)
+        self.index = tap_index(at, len(blocks))
+        self._prepended = prepended
         self._hidden: Tensor | None = None
         self._hook = self.blocks[self.index].register_forward_hook(self._keep)
 

@@ -66,7 +66,10 @@ def in_words(policy: Policy, decision: Decision) -> tuple[str, str]:
 
 def log_line(observation: Observation, decision: Decision) -> dict:
     """What was observed and decided, as plain JSON: the keys of a "stage" line of log.jsonl."""
-    probe, reading, structure, check = observation.discrepancy, decision.regime, decision.structure, decision.check
+    probe = observation.discrepancy
+    reading = decision.regime
+    structure = decision.structure
+    check = decision.check
     line: dict[str, Any] = {
         "examples_seen": observation.examples_seen,
         "discrepancy": None if probe is None else _number(probe.value),

@@ -19,7 +19,8 @@ from segue.types import Condition, UserError
 
 LEVEL_WEIGHT = 8.0  # levels are 6 % of the channels and most of what is heard; trials: docs/super-resolution.md
 
-PRIMING_CLIPS, RIDGE = 1024, 1e-5  # the ridge: of the mean square of a feature
+PRIMING_CLIPS = 1024
+RIDGE = 1e-5  # of the mean square of a feature
 
 
 class SuperResolution(Task):
@@ -45,7 +46,9 @@ class SuperResolution(Task):
             UserError: cutoffs that leave nothing to generate.
         """
         super().__init__(space)
-        self.config, self.samples, self.seed = config, samples, seed
+        self.config = config
+        self.samples = samples
+        self.seed = seed
         codec = space.codec
         highest_hz = max(config.cutoff_max_hz, config.held_out.cutoff_hz)
         all_given = bool(_bands(codec, torch.tensor([highest_hz])).all())
@@ -66,8 +69,10 @@ class SuperResolution(Task):
             return
         rows = cache.rows("train")
         rows = rows[:: max(1, len(rows) // PRIMING_CLIPS)][:PRIMING_CLIPS]
-        levels, side = self.space.codec.levels, SKIP_FRAMES // 2
-        gram, cross = 0.0, 0.0
+        levels = self.space.codec.levels
+        side = SKIP_FRAMES // 2
+        gram = 0.0
+        cross = 0.0
         for first in range(0, len(rows), 64):
             part = rows[first : first + 64]
             batch = cache.batch(part)
@@ -100,7 +105,8 @@ class SuperResolution(Task):
 
     def prepare(self, batch: Batch, positions: Sequence[int] | None = None) -> tuple[Tensor, Condition, Tensor | None]:
         """See Task.prepare. Captions are not used."""
-        codec, mask = self.space.codec, batch.mask
+        codec = self.space.codec
+        mask = batch.mask
         wave = codec.decode(batch.latents, self.samples)
         if positions is None:
             drawn = [self.config.held_out] * len(wave)
@@ -134,7 +140,8 @@ def given(space: LatentSpace, low: Tensor, cutoff_hz: Tensor, mask: Tensor | Non
         mask: [B, L] bool of real frames.
     """
     codec = space.codec
-    audio, bands = space.encode(low, mask), _bands(codec, cutoff_hz)
+    audio = space.encode(low, mask)
+    bands = _bands(codec, cutoff_hz)
     if tells_bands(codec):
         audio = audio.masked_fill(~bands[..., None], 0.0)
     return Condition(audio=audio, given=bands, cutoff=cutoff_hz / (codec.sample_rate_hz / 2))

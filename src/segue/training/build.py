@@ -37,7 +37,8 @@ def make_accelerator(config: RunConfig, device: str = "auto"):
     if device not in ("auto", "cpu"):
         raise UserError(f"--device {device}: use auto or cpu")
     accelerator = import_extra("accelerate", "train").Accelerator(cpu=device == "cpu")
-    batch_size, world = config.train.batch_size, accelerator.num_processes
+    batch_size = config.train.batch_size
+    world = accelerator.num_processes
     if batch_size % world:
         raise UserError(f"train.batch_size {batch_size} must be a multiple of the {world} processes")
     check_sharding(config, accelerator)
@@ -141,7 +142,8 @@ def _start(model: DiT, path: Path) -> None:
 
 def stage_options(config: RunConfig, accelerator) -> dict:
     """What `segue.Stage` is told of a run beside its model: schedule, seed, ranks, and how weights are split."""
-    optim, total = config.optim, config.train.total_examples
+    optim = config.optim
+    total = config.train.total_examples
     options = {
         "seed": config.train.seed,
         "rank": accelerator.process_index,

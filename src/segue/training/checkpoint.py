@@ -95,8 +95,12 @@ class Keeper:
             space: that the model works in.
             parts: what is kept.
         """
-        self._run_dir, self._config, self._cache = run_dir, config, cache
-        self._accelerator, self._space, self._parts = accelerator, space, parts
+        self._run_dir = run_dir
+        self._config = config
+        self._cache = cache
+        self._accelerator = accelerator
+        self._space = space
+        self._parts = parts
         self._restored_at: int | None = None
 
     def restore(self, saved: Saved) -> None:
@@ -105,7 +109,9 @@ class Keeper:
         Raises:
             UserError: from other settings or data.
         """
-        tensors, kept, parts = saved.tensors, saved.kept, self._parts
+        tensors = saved.tensors
+        kept = saved.kept
+        parts = self._parts
         try:
             weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
             held = parts.model.state_dict()
@@ -142,7 +148,8 @@ class Keeper:
         # What was just restored is on disk already, and what came of a bad step is no state to go on from.
         if guard.calm and seen != self._restored_at:
             controller = parts.stage.state_dict()["controller"]
-            loader, faults = parts.loader.state_dict(), asdict(guard.state)
+            loader = parts.loader.state_dict()
+            faults = asdict(guard.state)
             state = RunState(seen, parts.stage.steps, seconds, loader, controller, faults)
             card = model_card(self._config, self._cache, parts.ema, seen)
             write_checkpoint(

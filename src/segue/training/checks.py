@@ -23,7 +23,8 @@ def check_before_training(config: RunConfig, cache: LatentCache) -> list[str]:
     Raises:
         UserError: the cache cannot train this recipe; the line says why and what to do.
     """
-    train, valid = cache.rows("train"), cache.rows("valid")
+    train = cache.rows("train")
+    valid = cache.rows("valid")
     if len(train) < config.train.batch_size:
         raise UserError(
             f"{cache.path}: {len(train)} training clips are fewer than a batch of {config.train.batch_size}; "
@@ -42,7 +43,8 @@ def _check_degradation(config: RunConfig, cache: LatentCache) -> list[str]:
     """What is taken away; and a teacher that does not see what was taken aligns nothing to it."""
     task = make_task(config, cache)
     codec = task.space.codec
-    drawn, rate_hz = config.degradation, codec.sample_rate_hz
+    drawn = config.degradation
+    rate_hz = codec.sample_rate_hz
     lines = [
         f"degradation: {drawn.families} filters of order {drawn.order_min} to {drawn.order_max}, cutoffs "
         f"{drawn.cutoff_min_hz:g} to {drawn.cutoff_max_hz:g} Hz; generated up to {rate_hz // 2:,} Hz"
@@ -99,7 +101,8 @@ def _check_text(cache: LatentCache, rows: list[int]) -> str:
 def _check_teacher(cache: LatentCache) -> str:
     """A recipe that aligns with a teacher or measures by one needs its features in the cache, and that they move."""
     _, std = teacher_statistics(cache)
-    source, rate_hz = cache.meta["teacher_source"], cache.meta["teacher_frame_rate_hz"]
+    source = cache.meta["teacher_source"]
+    rate_hz = cache.meta["teacher_frame_rate_hz"]
     alive = int((std > 1e-3 * std.max()).sum())
     return f"teacher: {source['name']}, {len(std)} features ({alive} of them move) at {rate_hz:g} frames a second"
 

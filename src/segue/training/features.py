@@ -29,7 +29,9 @@ from segue.types import UserError
 
 Extract = Callable[[Tensor], Tensor]
 
-FIT_CLIPS, CONTEXT_FRAMES, HIDDEN = 512, 7, 512
+FIT_CLIPS = 512
+CONTEXT_FRAMES = 7
+HIDDEN = 512
 FIT_AT_ONCE = 32  # clips: the fit of all at once would be the peak of a small run's memory
 RIDGE = 1e-2  # of the mean square of a hidden unit
 
@@ -126,7 +128,8 @@ def waveform_extract(
         UserError: no teacher in the cache, another one under its name now, or one whose rate the codec cannot meet.
     """
     mean, std = (x.to(device) for x in teacher_statistics(cache))
-    source, rate_hz = cache.meta["teacher_source"], cache.meta["sample_rate_hz"]
+    source = cache.meta["teacher_source"]
+    rate_hz = cache.meta["sample_rate_hz"]
     teacher = load_teacher(source["name"], source["layer"], trust_remote_code).to(device)
     if teacher.sample_rate_hz > rate_hz:
         raise UserError(
@@ -176,7 +179,8 @@ def latent_extract(cache: LatentCache, space: LatentSpace, device: torch.device 
         ones = torch.ones_like(flat[..., :1])
         return torch.cat([torch.relu(flat @ weight + bias), flat, ones], dim=-1)
 
-    gram, cross = 0.0, 0.0
+    gram = 0.0
+    cross = 0.0
     for first in range(0, len(rows), FIT_AT_ONCE):
         part = rows[first : first + FIT_AT_ONCE]
         latents, mask = cache.latents(part)

@@ -120,8 +120,11 @@ class Guard:
             model: not wrapped.
             loader: names the clips of a batch.
         """
-        self.config, self.state = config, state
-        self._model, self._loader, self._accelerator = model, loader, accelerator
+        self.config = config
+        self.state = state
+        self._model = model
+        self._loader = loader
+        self._accelerator = accelerator
 
     @property
     def calm(self) -> bool:
@@ -177,7 +180,9 @@ class Guard:
         Raises:
             UserError: so many steps in a row were bad; with the diagnosis of the last.
         """
-        skipped, in_a_row, run_dir = self.state.skipped, self.state.in_a_row, log.path.parent
+        skipped = self.state.skipped
+        in_a_row = self.state.in_a_row
+        run_dir = log.path.parent
         log.write("fault", seen, skipped=skipped, in_a_row=in_a_row, reason=wrong)
         meter.say(f"{seen:,} examples: step skipped ({skipped} so far): {wrong}")
         if in_a_row < self.config.patience:

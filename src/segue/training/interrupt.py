@@ -20,7 +20,8 @@ class Interrupt:
         Args:
             grace_sec: 0 = no limit.
         """
-        self.requested, self.grace_sec = False, grace_sec
+        self.requested = False
+        self.grace_sec = grace_sec
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Interrupt:

@@ -85,7 +85,9 @@ class StepLosses:
             optim: of the heads.
         """
         self.heads = make_heads(config, stage, optim, accelerator)
-        self._stage, self._predicts, self._objective = stage, dit.predicts, config.train.objective
+        self._stage = stage
+        self._predicts = dit.predicts
+        self._objective = config.train.objective
         self._grid = FrameGrid.of(cache, dit)
 
     def __call__(self, model: nn.Module, piece: Example) -> tuple[Tensor, Tensor]:

@@ -63,8 +63,10 @@ class Measurements:
         Raises:
             UserError: too few held-out clips, or a signal that needs an alignment which is off.
         """
-        self._config, self._cache = config, cache
-        self._model, self._ema = model, ema
+        self._config = config
+        self._cache = cache
+        self._model = model
+        self._ema = ema
         self._validation_set = make_validation_set(task, cache, config, accelerator.device)
         self.stage: Stage | None = None
         self._measured = ema if config.policy.probe.weights == "averaged" else model
@@ -111,7 +113,8 @@ class Measurements:
         started = time.monotonic()
         self.discrepancy()
         seconds = time.monotonic() - started
-        probe, total = self._config.policy.probe, self._config.train.total_examples
+        probe = self._config.policy.probe
+        total = self._config.train.total_examples
         count = probes_in(probe, total, self._config.train.batch_size)
         return (
             f"probe: {self.discrepancy.clips} clips at t = {', '.join(f'{t:g}' for t in probe.times)}, as "
@@ -163,7 +166,8 @@ def probe_rows(cache: LatentCache, clips: int) -> list[int]:
     Raises:
         UserError: fewer clips in all than it needs.
     """
-    valid, train = cache.rows("valid"), cache.rows("train")
+    valid = cache.rows("valid")
+    train = cache.rows("train")
     if len(valid) < SMALLEST_PROBE:
         valid = valid + train[: SMALLEST_PROBE - len(valid)]
     if len(valid) < SMALLEST_PROBE:

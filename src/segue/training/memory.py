@@ -46,10 +46,12 @@ class RunNeed:
 
 def run_need(config: RunConfig, cache: LatentCache, dit: DiTConfig) -> RunNeed:
     """Count it for one process. A cache's rows are read, not mapped: they count where they are used, as batches."""
-    train, alignment = config.train, config.policy.alignment
+    train = config.train
+    alignment = config.policy.alignment
     piece = ceil(train.batch_size / train.accumulation)
     model = memory_need(dit, piece, cache.frames, cache.text_tokens, config.model.gradient_checkpointing)
-    weights, activations = model.weights, model.activations
+    weights = model.weights
+    activations = model.activations
     latent = FLOAT * cache.channels * cache.frames
     frames = ceil(cache.meta["seconds"] * (cache.meta["teacher_frame_rate_hz"] or 0))
     taught = FLOAT * frames * (cache.meta["teacher_dim"] or 0)

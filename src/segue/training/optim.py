@@ -43,7 +43,8 @@ class MuonAndAdamW(torch.optim.Optimizer):
         blocks = {id(p) for p in getattr(model, "blocks", nn.Module()).parameters()}
         inside = [p for p in matrices if id(p) in blocks]
         outside = [p for p in matrices if id(p) not in blocks]
-        rate, decay = config.learning_rate, config.weight_decay
+        rate = config.learning_rate
+        decay = config.weight_decay
         groups = [{"params": outside, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
         self.parts = (
             torch.optim.Muon(inside, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
@@ -54,7 +55,8 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
     def _share(self) -> None:
         muon, adamw = self.parts
-        muon.param_groups, adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
+        muon.param_groups = self.param_groups[:1]
+        adamw.param_groups = self.param_groups[1:]
         muon.state = adamw.state = self.state
 
     def __setstate__(self, state: dict) -> None:

@@ -102,7 +102,8 @@ def adjusted_rand(first: Sequence[int], second: Sequence[int]) -> float:
 def contrast_of(table: np.ndarray, labels: Sequence[int]) -> float:
     """Mean similarity within groups less that between groups; blocks labelled -1 are left out."""
     kept = np.asarray(labels) >= 0
-    table, labels = table[np.ix_(kept, kept)], np.asarray(labels)[kept]
+    table = table[np.ix_(kept, kept)]
+    labels = np.asarray(labels)[kept]
     pairs = np.triu_indices(len(labels), 1)
     same = np.equal.outer(labels, labels)[pairs]
     if same.all() or not same.any():

@@ -40,8 +40,10 @@ class BlockStep:
         whole: Callable[[Sequence[nn.Module]], AbstractContextManager] = nullcontext,
         norm: Callable[[Sequence[Tensor]], Tensor] = total_norm,
     ) -> None:
-        self._config, self._blocks = config, blocks
-        self._whole, self._norm = whole, norm
+        self._config = config
+        self._blocks = blocks
+        self._whole = whole
+        self._norm = norm
         self._before: list[Tensor] = []
 
     def measure(self, state: StructureState) -> StructureMeasure:

@@ -63,7 +63,8 @@ __all__ = [
 
 STABLE_CHECKS = 3  # in a row that must pass
 MIN_ARI = 0.9  # least adjusted Rand index against the check before
-MIN_Z, MAX_P = 3.0, 0.02  # contrast against the null of turned bases, clustered anew
+MIN_Z = 3.0  # least contrast, in deviations of the null of turned bases, clustered anew
+MAX_P = 0.02  # largest share of draws of the same null that reach the contrast
 DRAWS = 50  # of each null; p cannot be less than 1 / (DRAWS + 1)
 MIN_MOVED = 0.01  # least relative movement of the weights since the check before; else stability says nothing
 MIN_GROUPS = 2  # of two or more blocks that there must be: one group beside single outliers is none
@@ -226,7 +227,8 @@ def measure_structure(config: StructureConfig, state: StructureState, blocks: Se
     sketch = _sketch(weights, SEED)
     if groups is None:
         return StructureMeasure(rows, None, sketch=sketch)
-    contrast, nulls = contrast_of(table, groups), {}
+    contrast = contrast_of(table, groups)
+    nulls = {}
     if state.active_at is None:
         drawn, drift = (
             null(of, len(blocks) // 3, DRAWS, keyed_generator(SEED, f"structure/{name}", state.checks))
@@ -270,9 +272,13 @@ def update_structure(
     passed = 0 if fault else state.passed + 1
     if fault is None:
         fault = _not_now(config, passed, examples_seen / total_examples, regime_monotone)
-    active_at, labels, margin = state.active_at, state.labels, state.margin
+    active_at = state.active_at
+    labels = state.labels
+    margin = state.margin
     if active_at is None and fault is None:
-        active_at, labels, margin = examples_seen, measure.labels, measure.margin
+        active_at = examples_seen
+        labels = measure.labels
+        margin = measure.margin
     state = replace(
         state, checks=state.checks + 1, last_check=examples_seen, passed=passed, previous=measure.groups or (),
         sketch=measure.sketch, active_at=active_at, labels=labels, margin=margin,

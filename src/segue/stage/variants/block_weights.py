@@ -135,7 +135,8 @@ def _scale(block: nn.Module, reader: str) -> Tensor | None:
 
     What adaLN adds by condition, and the bias that all blocks share, are not of one block's weights and are left out.
     """
-    up, norm_cross = getattr(block, "adaln_up", None), getattr(block, "norm_cross", None)
+    up = getattr(block, "adaln_up", None)
+    norm_cross = getattr(block, "norm_cross", None)
     if not isinstance(up, nn.Linear) or norm_cross is None:
         return None
     if reader.startswith("cross."):
