@@ -21,14 +21,14 @@ from segue.codecs.spectral import SpectralCodec
 from segue.conditioners import load_conditioner
 from segue.conditioners.base import TextConditioner
 from segue.models.files import SavedModel, load_model, model_file
-from segue.process.guidance import guided
+from segue.process.cfg import guided
 from segue.process.noise import keyed_noise
 from segue.process.path import velocity_of
 from segue.process.solvers import SOLVERS, solve, time_grid
-from segue.tasks.super_resolution import given, levels_of
+from segue.tasks.super_resolution import levels_of, low_band_condition
 from segue.types import Condition, UserError
 
-SHIPPED_RESOLVER = Path(__file__).parent / "weights" / "super-resolution" / "model.safetensors"
+SHIPPED_SUPER_RESOLUTION = Path(__file__).parent / "weights" / "super-resolution" / "model.safetensors"
 NOISE_BLOCK = 16  # frames of one draw
 
 
@@ -220,11 +220,11 @@ class SuperResolver:
         Raises:
             UserError: nothing to load there, or a model for another task.
         """
-        if run is None and not SHIPPED_RESOLVER.is_file():
+        if run is None and not SHIPPED_SUPER_RESOLUTION.is_file():
             raise UserError(
                 "no super-resolution model is shipped; name the folder of one: segue train sr-demo makes it"
             )
-        saved = load_model(SHIPPED_RESOLVER if run is None else model_file(Path(run)), weights)
+        saved = load_model(SHIPPED_SUPER_RESOLUTION if run is None else model_file(Path(run)), weights)
         return cls(saved, load_codec(saved.card.codec_source, saved.card.codec["sample_rate_hz"]), device)
 
     def frames(self, samples: int) -> int:
@@ -261,7 +261,7 @@ class SuperResolver:
             raise UserError(f"--steps {steps}: give at least 1")
         low = low.to(self.device)
         samples = low.shape[-1]
-        condition = given(self.space, low, cutoff_hz).to(self.device)
+        condition = low_band_condition(self.space, low, cutoff_hz).to(self.device)
 
         levels = []
         count = levels_of(self.codec)
@@ -274,8 +274,8 @@ class SuperResolver:
             return velocity_of(prediction, self.model.predicts, x, t, floor=1e-4)
 
         x_0 = solve(velocity, noise.to(self.device), time_grid(steps), "euler")
-        missing = x_0.masked_fill(condition.given[..., None], 0.0)
-        whole = self.space.decode(condition.complete(missing), samples)
+        missing = x_0.masked_fill(condition.known_mask[..., None], 0.0)
+        whole = self.space.decode(condition.fill_known(missing), samples)
         return self._joined(low, whole, cutoff_hz).cpu()
 
     def _joined(self, low: Tensor, high: Tensor, cutoff_hz: Tensor) -> Tensor:

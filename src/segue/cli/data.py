@@ -14,7 +14,7 @@ from segue.data.check import check_clips, report_json, report_lines, stated_byte
 from segue.data.demo import render_demo_set
 from segue.data.manifest import load_manifest
 from segue.data.packing import pack_cache
-from segue.memory import spoken
+from segue.memory import format_bytes
 from segue.types import printable
 
 
@@ -46,7 +46,7 @@ def check(
 ) -> int:
     """Decode every file; print counts, hours, rates, and each file that cannot be used. Exit 2 where there is one."""
     clips = load_manifest(source, captions)
-    print(f"peak memory about {spoken(stated_bytes(len(clips), workers))}", file=sys.stderr)
+    print(f"peak memory about {format_bytes(stated_bytes(len(clips), workers))}", file=sys.stderr)
     report = check_clips(clips, workers)
     if as_json:
         print(json.dumps(report_json(report), indent=1, ensure_ascii=True))

@@ -7,13 +7,13 @@ import os
 import torch
 
 from segue.data.cache import LatentCache
-from segue.memory import spoken
+from segue.memory import format_bytes
 from segue.models.presets import parameters_of
 from segue.tasks.super_resolution import tells_bands
 from segue.training.build import cached_space, dit_config, make_task
 from segue.training.config import RunConfig
 from segue.training.features import teacher_statistics
-from segue.training.memory import run_need, stated_bytes
+from segue.training.run_memory import run_need, stated_bytes
 from segue.types import UserError
 
 
@@ -114,8 +114,8 @@ def _check_model(config: RunConfig, cache: LatentCache) -> list[str]:
     lines = [
         f"model: {config.model.preset}, {parameters_of(dit) / 1e6:.2f} M parameters, "
         f"{-(-cache.frames // dit.patch_frames)} tokens a clip, predicts {dit.predicts}; peak memory about "
-        f"{spoken(stated_bytes(need, device))} ({spoken(need.weights)} weights and optimiser, "
-        f"{spoken(need.activations)} activations)"
+        f"{format_bytes(stated_bytes(need, device))} ({format_bytes(need.weights)} weights and optimiser, "
+        f"{format_bytes(need.activations)} activations)"
     ]
     token = dit.channels * dit.patch_frames
     if token > dit.width and config.model.predicts == "velocity":

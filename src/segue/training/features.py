@@ -19,7 +19,7 @@ from torch import Tensor
 from segue.codecs import load_codec
 from segue.codecs.latent_space import LatentSpace
 from segue.data.cache import LatentCache
-from segue.memory import give_back
+from segue.memory import malloc_trim
 from segue.models.dit import DiTConfig
 from segue.process.noise import keyed_generator
 from segue.ssl import load_teacher
@@ -192,7 +192,7 @@ def latent_extract(cache: LatentCache, space: LatentSpace, device: torch.device 
     solution = torch.linalg.solve(gram, cross).float().to(device)
     weight, bias, under = weight.to(device), bias.to(device), under.to(device)
     del gram, cross, design
-    give_back()
+    malloc_trim()
 
     def extract(x_0: Tensor) -> Tensor:
         return hidden(x_0, weight, bias, under) @ solution

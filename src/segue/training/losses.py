@@ -116,7 +116,7 @@ def alignment_inputs(outcome: Outcome, piece: Example, grid: FrameGrid) -> tuple
         "mask": real,
         "tokens_mask": grid.tokens_mask(piece.mask),
         "span": grid.span(features.shape[1], piece.x_0.shape[-1]),
-        "x_0_hat": piece.condition.complete(outcome.x_0_hat),
+        "x_0_hat": piece.condition.fill_known(outcome.x_0_hat),
     }
     return features, options
 

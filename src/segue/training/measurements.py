@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from segue.data.cache import LatentCache
-from segue.memory import give_back
+from segue.memory import malloc_trim
 from segue.models.dit import DiT
 from segue.process.noise import keyed_noise
 from segue.process.path import velocity_of
@@ -149,14 +149,14 @@ def _on_cache(
         extract,
         mask=teacher_mask(cache, rows),
         latent_mask=mask,
-        complete=lambda latents, rows: condition.rows(rows).complete(latents),
+        fill_known=lambda latents, rows: condition.rows(rows).fill_known(latents),
         times=config.policy.probe.times,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
         reduce=lambda sums: accelerator.reduce(sums, "sum"),
         device=accelerator.device,
     )
-    give_back()
+    malloc_trim()
     return measure
 
 

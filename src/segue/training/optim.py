@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.training.config import OptimConfig
-from segue.training.sharding import local, norm_of
+from segue.training.sharding import norm_of, to_local
 from segue.types import UserError, import_extra
 
 
@@ -87,7 +87,7 @@ def clip_gradients(model: nn.Module, limit: float) -> Tensor:
     if limit:
         scale = (limit / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(
-            [local(g) for g in gradients], torch.where(torch.isfinite(norm), scale, torch.ones_like(scale))
+            [to_local(g) for g in gradients], torch.where(torch.isfinite(norm), scale, torch.ones_like(scale))
         )
     return norm
 
@@ -144,4 +144,4 @@ def update_ema(average: dict[str, Tensor], model: nn.Module, decay: float, steps
     decay = min(decay, (1 + steps) / (10 + steps))
     current = model.state_dict()
     names = list(average)
-    torch._foreach_lerp_([local(average[n]) for n in names], [local(current[n]) for n in names], 1.0 - decay)
+    torch._foreach_lerp_([to_local(average[n]) for n in names], [to_local(current[n]) for n in names], 1.0 - decay)

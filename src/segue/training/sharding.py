@@ -47,7 +47,7 @@ def check_sharding(config: RunConfig, accelerator) -> None:
         )
 
 
-def share_out(config: RunConfig, accelerator, model: nn.Module, averaged: nn.Module) -> None:
+def shard_models(config: RunConfig, accelerator, model: nn.Module, averaged: nn.Module) -> None:
     """Put the averaged model on this rank's device; under fsdp2 split both models over the ranks, in place.
 
     Each rank builds the whole model in its main memory first, so that it begins with the weights that the seed gives.
@@ -81,21 +81,21 @@ def wrap(accelerator, model: nn.Module, optimizer: torch.optim.Optimizer) -> tup
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether `share_out` has split it."""
+    """Whether `shard_models` has split it."""
     return any(_mesh(p) is not None for p in model.parameters())
 
 
-def local(tensor: Tensor) -> Tensor:
+def to_local(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor; shares its memory."""
     return tensor if _mesh(tensor) is None else tensor.to_local()
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor. Every rank must ask: sharded ones are gathered."""
     return tensor if _mesh(tensor) is None else tensor.full_tensor()
 
 
-def like(value: Tensor, target: Tensor) -> Tensor:
+def distribute_like(value: Tensor, target: Tensor) -> Tensor:
     """A whole tensor as `target` is held; each rank has it and cuts out its own part."""
     if _mesh(target) is None or value.shape != target.shape:
         return value
@@ -104,7 +104,7 @@ def like(value: Tensor, target: Tensor) -> Tensor:
     return distribute_tensor(value.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
 
 
-def whole_tensors(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
+def full_tensors(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """All of each tensor in main memory, one after the other through the device. Every rank must ask.
 
     Args:
@@ -112,7 +112,7 @@ def whole_tensors(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """
     kept = {}
     for name, tensor in tensors.items():
-        gathered = whole(tensor.detach())
+        gathered = full_tensor(tensor.detach())
         if keep:
             kept[name] = gathered.cpu().contiguous()
     return kept
@@ -120,7 +120,7 @@ def whole_tensors(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
 
 def norm_of(tensors: Sequence[Tensor]) -> Tensor:
     """Euclidean norm of all tensors together; of sharded ones over all ranks, in one exchange."""
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([local(t) for t in tensors])))
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([to_local(t) for t in tensors])))
     mesh = _mesh(tensors[0])
     if mesh is not None:
         square = norm.square()
@@ -130,7 +130,7 @@ def norm_of(tensors: Sequence[Tensor]) -> Tensor:
 
 
 @contextmanager
-def whole_blocks(blocks: Sequence[nn.Module]) -> Iterator[None]:
+def gathered_blocks(blocks: Sequence[nn.Module]) -> Iterator[None]:
     """Blocks that hold whole weights meanwhile, on every rank; what is changed in them is kept.
 
     Every rank must change them alike.
@@ -143,7 +143,7 @@ def whole_blocks(blocks: Sequence[nn.Module]) -> Iterator[None]:
     with torch.no_grad():
         for block, parts in zip(sharded, held):
             for part, changed in zip(parts, block.parameters()):
-                local(part).copy_(local(like(changed.detach(), part)))
+                to_local(part).copy_(to_local(distribute_like(changed.detach(), part)))
             block.reshard()
 
 
