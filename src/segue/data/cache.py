@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import ceil
 from pathlib import Path
 
@@ -18,11 +20,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from segue.data.content import rows_digest
 from segue.data.tars import is_address
 from segue.types import UserError, first_line
 
 SCHEMA_VERSION = 1
-CAPTIONS_PER_SHARD = 4096
 OPEN_SHARDS = 128  # files; a process may open 256 on some systems
 _DTYPES = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "BOOL": np.dtype("?")}
 _SHARD_NAME = re.compile(r"(latents|text)-[0-9a-f]{32}\.safetensors")
@@ -67,6 +69,7 @@ class LatentCache:
         self.channels, self.frames = meta["channels"], meta["frames"]
         self.text_dim, self.text_tokens = meta["text_dim"], meta["text_tokens"]
         self._opened: dict[str, _ShardFile] = {}
+        self._text_ends = list(accumulate(shard["rows"] for shard in meta["text_shards"]))
 
     @classmethod
     def open(
@@ -115,6 +118,11 @@ class LatentCache:
         return len(self._index)
 
     @property
+    def contents(self) -> str:
+        """A hash of what its rows are (ids, contents, stretches, splits, captions, in order), whatever its shards are."""
+        return self.meta.get("contents") or rows_digest(map(self.row, range(len(self))))
+
+    @property
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the train split's valid frames, [C, 1] float32 each; where the codec asks for
         global statistics, C times the same number."""
@@ -158,7 +166,9 @@ class LatentCache:
         mask = torch.zeros(len(indices), self.text_tokens, dtype=torch.bool)
         for b, (i, which) in enumerate(zip(indices, choice or [0] * len(indices), strict=True)):
             rows = self._index[i]["caption_rows"]
-            shard, row = divmod(rows[which % len(rows)], CAPTIONS_PER_SHARD)
+            number = rows[which % len(rows)]
+            shard = bisect_right(self._text_ends, number)
+            row = number - (self._text_ends[shard - 1] if shard else 0)
             text = self._shard(self.meta["text_shards"][shard]["file"])
             length = text.shape("tokens")[1]
             tokens[b, :length] = torch.from_numpy(text.row("tokens", row))
@@ -254,7 +264,7 @@ def _check_form(path: Path, meta: dict, index: list[dict]) -> None:
         files = [s["file"] for s in (*meta["shards"], *meta["text_shards"])]
         sane = (
             all(_SHARD_NAME.fullmatch(name) for name in files)
-            and all(s["rows"] == CAPTIONS_PER_SHARD for s in meta["text_shards"][:-1])
+            and all(type(s["rows"]) is int and s["rows"] > 0 for s in meta["text_shards"])
             and len(index) > 0
         )
         for row in index:

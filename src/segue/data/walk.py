@@ -1,0 +1,156 @@
+"""What a folder holds: its sounds, the files beside them, and, counted, whatever is neither."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from segue.data.audio import SUFFIXES
+from segue.types import UserError, printable
+
+_BESIDE = (".txt", ".json", ".jsonl", ".csv", ".tsv")  # captions and lists; what of them is used, is told elsewhere
+
+
+@dataclass
+class Found:
+    """The files below a folder.
+
+    Attributes:
+        sounds: by name, sorted; dangling links among them.
+        beside: of each folder, the caption files and lists: name in small letters -> path.
+        others: files of no known kind.
+        linked: linked folders that were not followed.
+        dangling: links of sounds to nothing.
+        unreadable: folders that may not be read.
+    """
+
+    sounds: list[Path] = field(default_factory=list)
+    beside: dict[Path, dict[str, Path]] = field(default_factory=dict)
+    others: list[Path] = field(default_factory=list)
+    linked: list[Path] = field(default_factory=list)
+    dangling: list[Path] = field(default_factory=list)
+    unreadable: list[Path] = field(default_factory=list)
+
+    def notes(self, follow_links: bool) -> list[str]:
+        """One line for each kind of thing that is left out, counted and named."""
+        found = []
+        if self.others:
+            kinds = Counter(path.suffix.lower() or "without suffix" for path in self.others)
+            listed = ", ".join(f"{kind} ({count:,})" for kind, count in kinds.most_common(8))
+            found.append(f"{counted(self.others, 'file')} of other kinds left out: {listed}")
+        if self.linked:
+            hint = "" if follow_links else "; hint: --follow-links reads it"
+            again = "read elsewhere already" if follow_links else "not followed"
+            found.append(f"{counted(self.linked, 'linked folder')} {again}{hint}")
+        if self.dangling:
+            found.append(
+                f"{counted(self.dangling, 'dangling link')}: the file is elsewhere; hint: git annex get, or dvc pull"
+            )
+        if self.unreadable:
+            found.append(f"{counted(self.unreadable, 'folder')} may not be read; hint: check the rights")
+        return found
+
+
+def counted(paths: Iterable[Path], what: str) -> str:
+    """How many, and the first of them by name: "3 files (notes.md and 2 more)"."""
+    paths = list(paths)
+    more = f" and {len(paths) - 1:,} more" if len(paths) > 1 else ""
+    return printable(f"{len(paths):,} {what}{'s' * (len(paths) > 1)} ({paths[0].name}{more})")
+
+
+def walk(root: Path, follow_links: bool = False) -> Found:
+    """Look through a folder and those in it; hidden files and folders, whose names begin with a dot, are passed over.
+
+    Raises:
+        UserError: a link leads out of the root, and links are not to be followed.
+    """
+    found = Found()
+    inside = root.resolve()
+    seen: set[str] = set()
+    folders = [root]
+    links: list[Path] = []  # followed last, so that what lies in the root is found in its own place
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
+        if os.path.realpath(folder) in seen:
+            found.linked.append(folder)
+            continue
+        seen.add(os.path.realpath(folder))
+        for entry in _entries(found, folder):
+            path = folder / entry.name
+            if not _is_folder(entry):
+                _sort_in(found, path, inside, follow_links)
+            elif not entry.is_symlink():
+                folders.append(path)
+            else:
+                (links if follow_links else found.linked).append(path)
+    for group in (found.sounds, found.others, found.linked, found.dangling, found.unreadable):
+        group.sort()
+    return found
+
+
+def _entries(found: Found, folder: Path) -> list[os.DirEntry]:
+    """What stands in a folder, by name, without what is hidden."""
+    try:
+        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    except OSError:
+        found.unreadable.append(folder)
+        return []
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links
+        return False
+
+
+def _sort_in(found: Found, path: Path, inside: Path, follow_links: bool) -> None:
+    is_sound = path.suffix.lower() in SUFFIXES
+    if is_sound and is_dangling(path):
+        found.dangling.append(path)
+        found.sounds.append(path)
+    elif not is_file(path):
+        found.others.append(path)
+    elif is_sound:
+        if path.is_symlink() and not follow_links:
+            refuse_outside(inside, path, str(path))
+        found.sounds.append(path)
+    elif path.suffix.lower() in _BESIDE:
+        found.beside.setdefault(path.parent, {})[path.name.lower()] = path
+    else:
+        found.others.append(path)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file of this name, also where the name is one that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_dangling(path: Path) -> bool:
+    """Whether the path is a link to nothing, or to itself."""
+    try:
+        return isinstance(path, Path) and path.is_symlink() and not path.exists()
+    except OSError:
+        return True
+
+
+def refuse_outside(inside: Path, path: Path, what: str) -> None:
+    """
+    Raises:
+        UserError: the path, its links followed, does not lie in the folder `inside`.
+    """
+    try:
+        is_inside = path.resolve().is_relative_to(inside)
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of symbolic links
+        raise UserError(f"{what}: cannot be followed; hint: replace the link by the file") from error
+    if not is_inside:
+        raise UserError(
+            f"{what} leads out of {inside}; hint: copy the file into the folder, or --follow-links for a set of links"
+        )
