@@ -52,6 +52,8 @@ OWNED = {
     "sklearn": set(),
     "mido": {"data"},
     "midirenderer": {"data"},
+    "pyarrow": {"data"},
+    "datasets": {"data"},
 }
 
 

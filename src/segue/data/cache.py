@@ -119,7 +119,7 @@ class LatentCache:
 
     @property
     def contents(self) -> str:
-        """A hash of what its rows are (ids, contents, stretches, splits, captions, in order), whatever its shards are."""
+        """A hash of what its rows are (ids, contents, stretches, splits, captions, in order), whatever its shards."""
         return self.meta.get("contents") or rows_digest(map(self.row, range(len(self))))
 
     @property

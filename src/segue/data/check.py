@@ -75,7 +75,7 @@ def inspect_file(path: Path) -> Inspection:
 
 
 def inspect_clips(clips: Sequence[Clip], workers: int = 4) -> list[Inspection]:
-    """One inspection a clip; each file is read once, on `workers` threads (decoding and hashing release the interpreter).
+    """One inspection a clip; each file is read once, on `workers` threads (decoding releases the interpreter).
 
     Of a clip that is a stretch of its file, the problem is that the file does not hold it.
     """

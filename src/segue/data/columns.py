@@ -14,14 +14,16 @@ from segue.data.clip import SPLITS, caption_text, refuse_control
 from segue.types import UserError
 
 # role -> the names that it goes by, the likeliest first. Names are compared in small letters, blanks and dashes as _.
-_PATH = """path file_name filename file file_path filepath audio_filepath audio_file_path audio_path audio_file audio
-    wav wav_path sound sound_path location fname""".split()
-_CAPTION = "captions caption text description prompt sentence raw_text".split()
-_START = "start start_s start_sec start_seconds start_time start_ms begin begin_time onset".split()
-_END = "end end_s end_sec end_seconds end_time end_ms stop".split()
-_DURATION = "duration duration_s duration_sec duration_seconds duration_ms".split()
+_PATH = (
+    *("path", "file_name", "filename", "file", "file_path", "filepath", "audio_filepath", "audio_file_path"),
+    *("audio_path", "audio_file", "audio", "wav", "wav_path", "sound", "sound_path", "location", "fname"),
+)
+_CAPTION = ("captions", "caption", "text", "description", "prompt", "sentence", "raw_text")
+_START = ("start", "start_s", "start_sec", "start_seconds", "start_time", "start_ms", "begin", "begin_time", "onset")
+_END = ("end", "end_s", "end_sec", "end_seconds", "end_time", "end_ms", "stop")
+_DURATION = ("duration", "duration_s", "duration_sec", "duration_seconds", "duration_ms")
 # A name without folder and suffix, by which the file is looked up: MusicCaps, AudioCaps, WavCaps.
-_STEM = "ytid youtube_id audiocap_id".split()
+_STEM = ("ytid", "youtube_id", "audiocap_id")
 _VIDEO = ("ytid", "youtube_id")
 _NUMBERED = re.compile(r"(caption|text|description|prompt)s?_?\d+")
 _SPLIT_NAMES = {

@@ -46,7 +46,7 @@ def content_hashes(paths: Sequence[Path], workers: int = 4) -> dict[Path, str]:
 
 
 def rows_digest(rows: Iterable[dict]) -> str:
-    """A hash of what a cache holds, whatever its shards are: ids, contents, stretches, splits and captions, in order."""
+    """A hash of what a cache holds, whatever its shards: ids, contents, stretches, splits and captions, in order."""
     digest = sha256()
     for row in rows:
         said = [row["id"], row["sha256"], row["start_sec"], row["length_sec"], row["split"], row["captions"]]

@@ -190,7 +190,10 @@ def _captions(where: str, said: Row, path: Path, places: Places, reading: Readin
 
 
 def _name_clips(clips: list[Clip], places: Places) -> None:
-    """Ids from paths, where rows give none; of several rows of one file, with the stretch in them, and a number where that is the same."""
+    """Ids from paths, where rows give none.
+
+    Of several rows of one file each has its stretch in the id, and a number where that is the same too.
+    """
     unnamed = [index for index, clip in enumerate(clips) if not clip.id]
     rows_of_file = Counter(clips[index].path for index in unnamed)
     seen: Counter[tuple[Path, str]] = Counter()

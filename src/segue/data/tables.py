@@ -1,4 +1,4 @@
-"""Lists of sounds as rows: CSV and its kin, JSON lines, JSON arrays. What the columns mean is told in data/columns.py."""
+"""Lists of sounds as rows: CSV and its kin, JSON lines, JSON arrays. data/columns.py tells what the columns mean."""
 
 from __future__ import annotations
 
