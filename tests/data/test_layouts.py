@@ -167,7 +167,11 @@ def test_an_audiofolder_of_splits(tmp_path, write_sine):
         (tmp_path / split / "metadata.csv").write_text(f"file_name,text\nx{n}.wav,tone {n}\n")
     write_sine("train/unlisted.wav")
     listing = read_listing(tmp_path, Reading())
-    assert [(c.path.name, c.split) for c in listing.clips] == [("x1.wav", "test"), ("x0.wav", "train"), ("x2.wav", "valid")]
+    assert [(c.path.name, c.split) for c in listing.clips] == [
+        ("x1.wav", "test"),
+        ("x0.wav", "train"),
+        ("x2.wav", "valid"),
+    ]
     assert any("1 sound (unlisted.wav) not in" in note for note in listing.notes)
 
 

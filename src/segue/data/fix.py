@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,7 +35,8 @@ def write_clean_list(out: Path, clips: Sequence[Clip], root: Path | None) -> str
     base = here if Path(os.path.abspath(root)).is_relative_to(here) else Path(os.path.abspath(root))
     rows = [_row(clip, base) for clip in clips]
     write_text(out, "".join(_line(row) for row in rows))
-    return f"segue encode {out}" + ("" if base == here else f" --root {root}")
+    named = "" if base == here else f" --root {shlex.quote(str(root))}"
+    return f"segue encode {shlex.quote(str(out))}{named}"
 
 
 def _line(row: dict) -> str:

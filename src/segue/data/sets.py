@@ -327,26 +327,29 @@ def _sound_column(table: Table, names: list[str], types: dict, reading: Reading)
     """The column of sounds: the one that is chosen, one of audio cells, or one of paths."""
     arrow = import_extra("pyarrow", "datasets")
 
-    def holds_bytes(kind) -> bool:
+    def holds_sounds(kind) -> bool:
         if arrow.types.is_struct(kind):
             return kind.get_field_index("bytes") >= 0 and kind.get_field_index("path") >= 0
         return arrow.types.is_binary(kind) or arrow.types.is_large_binary(kind)
+
+    def holds_paths(kind) -> bool:
+        return arrow.types.is_string(kind) or arrow.types.is_large_string(kind)
 
     try:
         habit = roles_of(names, reading.columns).path
     except UserError as error:
         raise UserError(f"{table.name}: {error}") from error
-    cells = [name for name in names if holds_bytes(types[name])]
-    if habit is not None and (habit in cells or "path" in reading.columns):
+    fitting = [name for name in names if holds_sounds(types[name]) and "image" not in plain(name)]
+    if habit is not None and (habit in fitting or ("path" in reading.columns and holds_paths(types[habit]))):
         return habit
-    likely = [name for name in cells if "image" not in plain(name)]
-    chosen = likely[0] if likely else habit
-    if chosen is None:
-        raise UserError(
-            f"{table.name}: no column of sounds (columns: {', '.join(names)[:200]}); hint: --column path=NAME, or "
-            "cast_column to Audio"
-        )
-    return chosen
+    if fitting and "path" not in reading.columns:
+        return fitting[0]
+    if habit is not None and holds_paths(types[habit]):
+        return habit
+    raise UserError(
+        f"{table.name}: no column of sound files or of their paths (columns: {', '.join(names)[:200]}); hint: "
+        "cast_column to Audio and save it again, or --column path=NAME"
+    )
 
 
 def _is_plain_type(arrow, kind) -> bool:
