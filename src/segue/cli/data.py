@@ -92,6 +92,8 @@ def _tokens(text: str, clips: list[Clip], max_tokens: int | None) -> tuple[dict 
         counts = count_tokens(load_token_counter(text, max_tokens), captions)
     except UserError as error:
         return None, [f"tokens of captions not counted ({error})"]
+    if counts is None:
+        return None, []
     found = {"encoder": text, "longest": counts.longest, "cut": len(counts.cut), "unknown": len(counts.unknown)}
     return found, counts.notes()
 

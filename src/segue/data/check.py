@@ -32,6 +32,11 @@ class Inspection:
     levels: Levels | None
     problem: str | None
 
+    @property
+    def seconds(self) -> float:
+        """Length of the file; 0.0 of one that cannot be used."""
+        return 0.0 if self.header is None else self.header.seconds
+
 
 @dataclass(frozen=True)
 class CheckReport:
@@ -93,7 +98,7 @@ def inspect_clips(clips: Sequence[Clip], workers: int = 4) -> list[Inspection]:
 def _of_stretch(clip: Clip, inspection: Inspection) -> Inspection:
     if clip.is_whole or inspection.problem is not None:
         return inspection
-    file_sec = inspection.header.seconds
+    file_sec = inspection.seconds
     end_sec = file_sec if clip.length_sec is None else clip.start_sec + clip.length_sec
     if clip.start_sec >= file_sec or end_sec > file_sec + END_SLACK_SEC:
         return replace(
@@ -129,8 +134,9 @@ def check_listing(listing: Listing, workers: int = 4) -> tuple[CheckReport, Usab
     clips = listing.clips
     inspections = inspect_clips(clips, workers)
     good = [(clip, i) for clip, i in zip(clips, inspections) if i.problem is None]
+    headers = [inspection.header for _, inspection in good if inspection.header is not None]
     contents = [inspection.sha256 for _, inspection in good]
-    split = split_clips([clip for clip, _ in good], contents, lambda index: good[index][1].header.seconds)
+    split = split_clips([clip for clip, _ in good], contents, lambda index: good[index][1].seconds)
     missing = missing_split_note(split.clips)
     captions = [caption for clip in clips for caption in clip.captions]
     words = [len(caption.split()) for caption in captions]
@@ -142,10 +148,10 @@ def check_listing(listing: Listing, workers: int = 4) -> tuple[CheckReport, Usab
     bad = [{"path": str(c.path), "reason": i.problem} for c, i in zip(clips, inspections) if i.problem is not None]
     report = CheckReport(
         clips=len(good),
-        hours=sum(clip.seconds(i.header.seconds) for clip, i in good) / 3600,
-        rates_hz=_counts(i.header.sample_rate_hz for _, i in good),
-        channels=_counts(i.header.channels for _, i in good),
-        formats=_counts(f"{i.header.format} {i.header.subtype}" for _, i in good),
+        hours=sum(clip.seconds(i.seconds) for clip, i in good) / 3600,
+        rates_hz=_counts(header.sample_rate_hz for header in headers),
+        channels=_counts(header.channels for header in headers),
+        formats=_counts(f"{header.format} {header.subtype}" for header in headers),
         splits={name: splits[name] for name in SPLITS},
         captions={
             "count": len(captions),
@@ -156,7 +162,7 @@ def check_listing(listing: Listing, workers: int = 4) -> tuple[CheckReport, Usab
         },
         bad=bad + [{"path": where, "reason": _without(where, words)} for where, words in listing.bad_rows],
         duplicates=[paths for paths in by_content.values() if len(paths) > 1],
-        clipped=[str(path) for path, i in paths.items() if i.levels.clipped_share > CLIPPED_SHARE],
+        clipped=[str(path) for path, i in paths.items() if i.levels and i.levels.clipped_share > CLIPPED_SHARE],
         notes=[*listing.notes, *split.notes, *([missing] if missing else [])],
     )
     return report, Usable(split.clips, [contents[origin] for origin in split.origins])

@@ -303,4 +303,4 @@ def _seconds(where: str, row: dict, column: str | None) -> float | None:
             f"{where}: {column} must be a time in seconds from 0 on, not {str(value)[:40]!r}; hint: if it means "
             "something else, add --column start= --column end="
         ) from None
-    return seconds / 1000 if plain(column).endswith("_ms") else seconds
+    return seconds / 1000 if plain(column or "").endswith("_ms") else seconds

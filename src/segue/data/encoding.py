@@ -177,7 +177,7 @@ def _split(clips: Sequence[Clip], inspections: Sequence[Inspection]) -> list[tup
     split = split_clips(
         [clip for clip, _ in usable],
         [inspection.sha256 for _, inspection in usable],
-        lambda index: usable[index][1].header.seconds,
+        lambda index: usable[index][1].seconds,
     )
     missing = missing_split_note(split.clips)
     for note in [*split.notes, *([missing] if missing else [])]:

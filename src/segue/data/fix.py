@@ -47,7 +47,7 @@ def _line(row: dict) -> str:
 
 def _row(clip: Clip, base: Path) -> dict:
     path = os.path.relpath(os.path.abspath(clip.path), base)
-    row = {"path": path, "captions": list(clip.captions), "id": clip.id, "split": clip.split}
+    row: dict = {"path": path, "captions": list(clip.captions), "id": clip.id, "split": clip.split}
     if not clip.captions:
         del row["captions"]
     if not clip.is_whole:

@@ -49,9 +49,13 @@ def _own_lists(root: Path) -> list[tuple[Path, str]]:
     at_top = next((root / name for name in OWN_LISTS if (root / name).is_file()), None)
     if at_top is not None:
         return [(at_top, "")]
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and split_named(path.name))
-    found = [next((folder / name for name in OWN_LISTS if (folder / name).is_file()), None) for folder in folders]
-    return [(path, split_named(path.parent.name)) for path in found if path is not None]
+    found = []
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        split = split_named(folder.name)
+        path = next((folder / name for name in OWN_LISTS if (folder / name).is_file()), None)
+        if split and path:
+            found.append((path, split))
+    return found
 
 
 def _from_captions(root: Path, found: Found, reading: Reading) -> Listing:

@@ -145,7 +145,7 @@ def segments_of(clip: Clip, inspection: Inspection, parts: Parts) -> Iterator[Se
     depends on the file's content and its number alone.
     """
     rate_hz, whole = parts.codec.sample_rate_hz, parts.samples
-    total = max(1, round(clip.seconds(inspection.header.seconds) * rate_hz))
+    total = max(1, round(clip.seconds(inspection.seconds) * rate_hz))
     for number in range(parts.variants if clip.split == "train" else 1):
         draw = np.random.default_rng([int(inspection.sha256[:15], 16), number])
         later = round(draw.random() * (whole if total > whole else MOST_DELAY_SEC * rate_hz)) if number else 0

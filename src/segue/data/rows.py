@@ -117,8 +117,8 @@ def clips_of_list(manifest: Path, reading: Reading, split: str = "") -> Listing:
     Raises:
         UserError: the list as a whole cannot be read; single rows are noted in the listing.
     """
-    listing = Listing(root=reading.root or manifest.parent)
-    places = Places(listing.root, reading.follow_links)
+    places = Places(reading.root or manifest.parent, reading.follow_links)
+    listing = Listing(root=places.root)
     what = "entry" if manifest.suffix.lower() == ".json" else "line"
     for number, row in rows_of(manifest, reading):
         where = f"{manifest}, {what} {number}"

@@ -14,7 +14,7 @@ from itertools import repeat
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from types import SimpleNamespace
-from typing import IO
+from typing import IO, Any, cast
 
 from segue.data.clip import Clip, caption_from_name
 from segue.data.columns import parse_row, plain, roles_of, split_named
@@ -45,10 +45,12 @@ def clips_of_set(source: str, reading: Reading) -> Listing:
         UserError: it cannot be read or fetched, a library is missing, or it has no column of sounds.
     """
     path = Path(source)
-    listing = Listing(root=reading.root or (path if path.is_dir() else path.parent))
-    if not source.startswith(HUB) and not path.exists():
-        raise UserError(f"{source}: no such file or folder; hint: check the path")
-    places = Places(listing.root, reading.follow_links) if not source.startswith(HUB) else None
+    places = None
+    if not source.startswith(HUB):
+        if not path.exists():
+            raise UserError(f"{source}: no such file or folder; hint: check the path")
+        places = Places(reading.root or (path if path.is_dir() else path.parent), reading.follow_links)
+    listing = Listing(root=places.root if places else None)
     for table in _tables(source):
         _read_table(table, reading, listing, places)
     return listing
@@ -122,7 +124,7 @@ class ParquetTable(Table):
                     "hint: write it anew with row_group_size=100"
                 )
         self._lock = Lock()
-        self._held: tuple[int, str, object] | None = None
+        self._held: tuple[int, str, Any] | None = None
 
     def rows(self, columns: list[str]) -> Iterator[dict]:
         if not columns:
@@ -211,8 +213,8 @@ def _tables(source: str) -> list[Table]:
     if path.is_file():
         return [ParquetTable(path)]
     if (path / "dataset_dict.json").is_file():
-        names = _json(path / "dataset_dict.json").get("splits")
-        if not isinstance(names, list) or not all(isinstance(name, str) and _is_plain(name) for name in names):
+        names = _plain_names(_json(path / "dataset_dict.json").get("splits"))
+        if not names:
             raise UserError(f"{path / 'dataset_dict.json'}: no list of splits; hint: save the set again")
         return [_saved_table(path / name, name) for name in names]
     if _is_saved(path):
@@ -228,8 +230,12 @@ def _parquet_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.parquet")) or sorted(folder.glob("*/*.parquet"))
 
 
-def _is_plain(name: str) -> bool:
-    return name not in ("", ".", "..") and not re.search(r"[/\\\0]", name)
+def _plain_names(names: object) -> list[str]:
+    """Names that lead nowhere else; none of them where one does, or where this is no list of names."""
+    if not isinstance(names, list):
+        return []
+    plain = [n for n in names if isinstance(n, str) and n not in ("", ".", "..") and not re.search(r"[/\\\0]", n)]
+    return plain if len(plain) == len(names) else []
 
 
 def _json(path: Path) -> dict:
@@ -244,8 +250,8 @@ def _saved_table(folder: Path, name: str) -> Table:
     """A folder of Dataset.save_to_disk: arrow files, which state.json lists."""
     arrow = import_extra("pyarrow", "datasets")
     state = _json(folder / "state.json")
-    files = [f.get("filename") for f in state.get("_data_files") or [] if isinstance(f, dict)]
-    if not files or not all(isinstance(file, str) and _is_plain(file) for file in files):
+    files = _plain_names([f.get("filename") for f in state.get("_data_files") or [] if isinstance(f, dict)])
+    if not files:
         raise UserError(f"{folder / 'state.json'}: names no arrow files in its folder; hint: save the set again")
     if state.get("_indices_files"):
         raise UserError(f"{folder}: an indexed set; hint: flatten_indices() and save it again")
@@ -289,7 +295,8 @@ def _read_table(table: Table, reading: Reading, listing: Listing, places: Places
         where = f"{table.name}, row {number}"
         try:
             if is_embedded:
-                file = TableSound(table, sound, number, PurePosixPath((path or "").replace("\\", "/")).name)
+                name = PurePosixPath((path or "").replace("\\", "/")).name
+                file = cast(Path, TableSound(table, sound, number, name))
             elif places is not None and path:
                 file = places.find(where, path)
             else:
@@ -299,9 +306,7 @@ def _read_table(table: Table, reading: Reading, listing: Listing, places: Places
             listing.bad_rows.append((where, str(error)))
 
 
-def _clip(
-    where: str, file: TableSound | Path, path: str, row: dict, table: Table, number: int, reading: Reading
-) -> Clip:
+def _clip(where: str, file: Path, path: str, row: dict, table: Table, number: int, reading: Reading) -> Clip:
     said = parse_row(where, row, {**reading.columns, "path": ""}, captions=reading.captions != "none")
     captions = said.captions or ()
     if not captions and reading.captions == "filename" and path:

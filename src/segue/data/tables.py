@@ -84,7 +84,8 @@ def _elements(path: Path, file: TextIO, text: str) -> Iterator[object]:
     decoder = json.JSONDecoder()
     at, number = 0, 1
     while True:
-        at = _GAP.match(text, at).end()
+        gap = _GAP.match(text, at)
+        at = gap.end() if gap else at
         if at < len(text) and text[at] == "]":
             return
         try:

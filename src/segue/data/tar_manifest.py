@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from typing import cast
 
 from segue.data.audio import SUFFIXES
 from segue.data.clip import MOST_LINE_BYTES, Clip, caption_from_name, caption_text, refuse_control
@@ -89,7 +90,7 @@ def _clip(key: str, sample: dict[str, TarMember], texts: dict[TarMember, bytes],
         said = _row(sample["json"], texts[sample["json"]], reading)
     captions = () if reading.captions == "none" else said.captions or _captions(key, sample, texts, reading)
     refuse_control(str(sound), "the id", said.id or key)
-    return Clip(said.id or key, sound, captions, said.split, said.fields, said.start_sec, said.length_sec)
+    return Clip(said.id or key, cast(Path, sound), captions, said.split, said.fields, said.start_sec, said.length_sec)
 
 
 def _captions(key: str, sample: dict[str, TarMember], texts: dict[TarMember, bytes], reading: Reading) -> tuple:
