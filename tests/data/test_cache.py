@@ -148,7 +148,7 @@ def test_a_shard_cut_under_an_open_cache_is_one_line(build):
     shard = cache.path / "shards" / cache.row(last)["shard"]
     with shard.open("r+b") as file:
         file.truncate(200)
-    assert f"{shard}: ends too early; mend" in refusal(cache.latents, [last])
+    assert f"{shard}: ends too early; hint" in refusal(cache.latents, [last])
 
 
 def test_more_shards_than_are_kept_open(build, monkeypatch):

@@ -117,3 +117,22 @@ def test_check_tells_json_of_it_all(capsys):
     assert code == 0 and report["clips"] == 2 and report["hours"] * 3600 == pytest.approx(4.0)
     assert report["duplicates"] == [] and any("no validation clip" in note for note in report["notes"])
     assert report["tokens"] == {"encoder": "minilm", "longest": 5, "cut": 0, "unknown": 0}
+
+
+def test_a_cache_whose_captions_grow_keeps_its_latents(tmp_path, capsys, write_sine):
+    """Captions alone are embedded anew where they outgrow the limit of before; and the limit never shrinks."""
+    for n in range(4):
+        write_sine(f"set/s{n}.wav", hz=300 + 40 * n, caption=f"tone {n}")
+    words = ["encode", tmp_path / "set", "--out", tmp_path / "cache", "--codec", "spectral", "--sample-rate-hz", 8000]
+    words += ["--seconds", 0.5, "--teacher", "none"]
+    assert segue(capsys, *words)[0] == 0
+    shards = tmp_path / "cache" / "shards"
+    latents = {p.name: p.stat().st_mtime_ns for p in shards.glob("latents-*")}
+    (tmp_path / "set" / "s1.txt").write_text("a tone, " * 25 + "and a bell 🎸")
+    code, _, err = segue(capsys, *words)
+    assert code == 0 and "captions, splits or fields differ" in err and "1 caption (e.g. 'a tone, a tone," in err
+    assert {p.name: p.stat().st_mtime_ns for p in shards.glob("latents-*")} == latents
+    assert json.loads((tmp_path / "cache" / "meta.json").read_text())["text"]["max_tokens"] == 96
+    (tmp_path / "set" / "s1.txt").write_text("short again")
+    assert segue(capsys, *words)[0] == 0
+    assert json.loads((tmp_path / "cache" / "meta.json").read_text())["text"]["max_tokens"] == 96

@@ -126,7 +126,7 @@ def _fitting(conditioner: TextConditioner, clips: list[Clip], max_tokens: int | 
 def _describe(codec: Codec, teacher: Teacher | None) -> None:
     """Say on stderr how codec and teacher take sound in, and what of it the teacher cannot hear."""
     for part, what in ((codec, "codec"), (teacher, "teacher")):
-        if hasattr(part, "describe"):
+        if part is not None and hasattr(part, "describe"):
             print(f"{what}: {part.describe()}", file=sys.stderr)
     if teacher is not None and teacher.sample_rate_hz < codec.sample_rate_hz:
         print(

@@ -225,14 +225,15 @@ def _announce_rate(parts: Parts, missing: list[Shard], missing_text: list[Shard]
     No codec or teacher says what it needs, so a batch shows it. What comes on top is counted: a shard as its rows,
     joined, and as the bytes of its file.
     """
-    peak, joined = 0, 3
+    peak = 0.0
+    joined = 3
     if missing:
         segments = missing[0].items[:batch_size]
 
         def encode(some: Sequence[Segment]) -> dict[str, Tensor]:
             pieces = [_read(segment, parts.seconds, parts.rates_hz) for segment in some]
-            waves, *teacher_waves = (torch.from_numpy(np.stack(same_rate)) for same_rate in zip(*pieces))
-            return _encode_batch(parts, some, waves, *(teacher_waves or [None]))
+            by_rate = [torch.from_numpy(np.stack(same_rate)) for same_rate in zip(*pieces)]
+            return _encode_batch(parts, some, by_rate[0], by_rate[1] if len(by_rate) > 1 else None)
 
         encode(segments[:1])  # warms up
         start = time.monotonic()
@@ -331,7 +332,7 @@ def _encode_batch(
     frames = torch.tensor([segment.frames for segment in segments])
     latents = latents * (torch.arange(latents.shape[-1]) < frames[:, None])[:, None]
     tensors = {"latents": _stored(latents, parts, segments, "codec")}
-    if teacher_waves is not None:
+    if parts.teacher is not None and teacher_waves is not None:
         features = parts.teacher.encode(teacher_waves).float().cpu()
         tensors["teacher"] = _stored(features, parts, segments, "teacher")
     return tensors

@@ -129,7 +129,8 @@ def _moments(out: Path, index: list[dict], frames_of: Callable) -> tuple[int, Te
     by_shard: dict[str, list[dict]] = {}
     for row in rows:
         by_shard.setdefault(row["shard"], []).append(row)
-    count, total, square = 0, 0.0, 0.0
+    count = 0
+    total = square = torch.zeros((), dtype=torch.float64)
     for name, members in by_shard.items():
         shard = read_tensors(out / "shards" / name)
         for row in members:
