@@ -137,7 +137,7 @@ def test_recipes_and_sizes_are_printed(segue):
         (("encode", "{tmp}/none", "--out", "{tmp}/c"), "no such file"),
         (("encode", "{sounds}", "--captions", "filename", "--out", "{tmp}/c", "--codec", "mp5"), "spectral"),
         (("encode", "{sounds}", "--out", "{tmp}/c"), ".txt"),
-        (("data", "check", "{tmp}"), "mend"),
+        (("data", "check", "{tmp}"), "hint"),
         (("demo", "--minutes", "-1", "--out", "{tmp}/d"), "--minutes"),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else None,

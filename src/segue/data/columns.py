@@ -172,6 +172,7 @@ def parse_row(where: str, row: dict, chosen: dict[str, str], captions: bool = Tr
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     start_sec, length_sec = _stretch(where, row, roles)
+    used = roles.used()
     return Row(
         path=_path(where, row, roles),
         stems=tuple(str(row[c]) for c in roles.stems if isinstance(row[c], (str, int)) and str(row[c]).strip()),
@@ -181,7 +182,7 @@ def parse_row(where: str, row: dict, chosen: dict[str, str], captions: bool = Tr
         start_sec=start_sec,
         length_sec=length_sec,
         of_video=roles.of_video,
-        fields={name: value for name, value in row.items() if name not in roles.used() and value != ""},
+        fields={name: value for name, value in row.items() if name not in used and value != ""},
     )
 
 

@@ -32,6 +32,7 @@ class Places:
     def __init__(self, root: Path, follow_links: bool) -> None:
         self.root, self._follow_links = root, follow_links
         self._inside = root.resolve()
+        self._roots = [os.path.join(folder, "") for folder in (os.path.abspath(root), str(self._inside))]
         self._beside: dict[Path, dict[str, Path]] = {}
 
     def find(self, where: str, name: str) -> Path:
@@ -83,10 +84,10 @@ class Places:
 
     def relative(self, path: Path) -> PurePosixPath:
         """A path of a row as it lies below the root, without detours."""
-        plain = os.path.normpath(path)
-        for root in (os.path.normpath(self.root), os.path.abspath(self.root), str(self._inside)):
-            if Path(plain).is_relative_to(root):
-                return PurePosixPath(Path(plain).relative_to(root).as_posix())
+        plain = os.path.abspath(path)
+        for root in self._roots:
+            if plain.startswith(root):
+                return PurePosixPath(plain[len(root) :].replace(os.sep, "/"))
         return PurePosixPath(path.resolve().relative_to(self._inside).as_posix())
 
     def _refuse_outside(self, spelling: str, what: str) -> None:
@@ -95,8 +96,7 @@ class Places:
             refuse_outside(self._inside, path, what)
             return
         # Links may lead anywhere then, but no name may climb: behind a link, ".." is another folder than it seems.
-        roots = (Path(os.path.abspath(self.root)), self._inside)
-        is_inside = any(Path(os.path.abspath(path)).is_relative_to(root) for root in roots)
+        is_inside = any(os.path.abspath(path).startswith(root) for root in self._roots)
         if not is_inside or ".." in PurePosixPath(spelling).parts:
             raise UserError(f"{what} leads out of {self._inside}; hint: --root DIR names the folder that holds all")
 
