@@ -129,7 +129,7 @@ def test_no_path_leaves_the_root(tmp_path, write_sine):
     assert "leads out of" in refusal(jsonl(root, {"path": "link.wav", "caption": "x"}))
     (root / "manifest.jsonl").unlink()
     (root / "link.txt").write_text("x")
-    assert "leads out of" in refusal(root)
+    assert "1 link (link.wav) leads out of" in refusal(root)
     (root / "link.wav").unlink()
     (root / "linked").symlink_to(tmp_path)
     assert "leads out of" in refusal(jsonl(root, {"path": "linked/outside.wav", "caption": "x"}))

@@ -51,7 +51,7 @@ def test_a_set_that_is_links_says_so_or_is_read(tmp_path, write_sine):
     for n in range(3):
         path = write_sine(f"store/{n}.blob.wav", hz=300 + n)
         (tmp_path / "set" / f"tone {'abc'[n]}.wav").symlink_to(path)
-    with pytest.raises(UserError, match=r"leads out of.*--follow-links for a set of links"):
+    with pytest.raises(UserError, match=r"3 links .* lead out of.*--follow-links for a set of links"):
         load_manifest(tmp_path / "set", "filename")
     assert len(load_manifest(tmp_path / "set", reading=Reading("filename", follow_links=True))) == 3
     (tmp_path / "set").rename(tmp_path / "links")
@@ -85,8 +85,13 @@ def test_a_root_elsewhere(tmp_path, write_sine):
         table.write_text(f"path,caption\n{name},x\n")
         (clip,) = load_manifest(table, reading=Reading(root=tmp_path / "sounds"))
         assert clip.path.samefile(path) and clip.id == "deep/a"
-    with pytest.raises(UserError, match=r"relative to the list, or to --root DIR|leads out of"):
+    with pytest.raises(UserError, match=r"relative to the list, or to --root DIR"):
         load_manifest(table)
+    table.write_text("path,caption\n../sounds/deep/a.wav,x\n")
+    with pytest.raises(UserError, match=r"leads out of .*/lists; hint: .*--root DIR for the folder that holds all"):
+        load_manifest(table)
+    (clip,) = load_manifest(table, reading=Reading(root=tmp_path))  # as the hint says
+    assert clip.path.samefile(path) and clip.id == "sounds/deep/a"
     with pytest.raises(UserError, match=r"--root .*: no such folder"):
         Reading(root=tmp_path / "nowhere")
 
@@ -133,3 +138,17 @@ def test_captions_missing_for_some_are_bad_files(folder, write_sine):
     (folder / "list.csv").write_text("path,caption\na tone.wav,x\n")
     with pytest.raises(UserError, match=r"a tone.wav and 1 more: no caption file; hint: name the list .*list.csv"):
         read_listing(folder, Reading())
+
+
+def test_a_bare_name_is_found_further_down_where_one_file_has_it(tmp_path, write_sine):
+    """As Clotho has it: a table beside the folders of its sounds."""
+    write_sine("set/development/rain.wav"), write_sine("set/development/sea.wav"), write_sine("set/validation/sea.wav")
+    table = tmp_path / "set" / "captions.csv"
+    table.write_text("file_name,caption_1\nrain.wav,rain\n")
+    assert [c.id for c in load_manifest(table)] == ["development/rain"]
+    table.write_text("file_name,caption_1\nsea.wav,sea\n")
+    with pytest.raises(
+        UserError, match=r"'sea.wav' may be .*development/sea.wav or .*validation/sea.wav; hint: .*--root"
+    ):
+        load_manifest(table)
+    assert [c.id for c in load_manifest(table, reading=Reading(root=tmp_path / "set" / "validation"))] == ["sea"]

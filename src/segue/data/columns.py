@@ -18,7 +18,17 @@ _PATH = (
     *("path", "file_name", "filename", "file", "file_path", "filepath", "audio_filepath", "audio_file_path"),
     *("audio_path", "audio_file", "audio", "wav", "wav_path", "sound", "sound_path", "location", "fname"),
 )
-_CAPTION = ("captions", "caption", "text", "description", "prompt", "sentence", "raw_text")
+_CAPTION = (
+    "captions",
+    "caption",
+    "text",
+    "description",
+    "prompt",
+    "sentence",
+    "raw_text",
+    "transcription",
+    "transcript",
+)
 _START = ("start", "start_s", "start_sec", "start_seconds", "start_time", "start_ms", "begin", "begin_time", "onset")
 _END = ("end", "end_s", "end_sec", "end_seconds", "end_time", "end_ms", "stop")
 _DURATION = ("duration", "duration_s", "duration_sec", "duration_seconds", "duration_ms")

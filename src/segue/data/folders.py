@@ -60,6 +60,11 @@ def _own_lists(root: Path) -> list[tuple[Path, str]]:
 
 def _from_captions(root: Path, found: Found, reading: Reading) -> Listing:
     listing = Listing(root=root, notes=found.notes(reading.follow_links))
+    if found.outside:
+        raise UserError(
+            f"{counted(found.outside, 'link')} lead{'s' * (len(found.outside) == 1)} out of {root.resolve()}; hint: copy "
+            "the files into the folder, or --follow-links for a set of links"
+        )
     bare: list[Path] = []
     used: set[Path] = set()
     for path in found.sounds:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -16,7 +17,7 @@ from segue.data.columns import Row, parse_row
 from segue.data.reading import Listing, Reading
 from segue.data.sidecars import caption_file, name_captions, read_captions
 from segue.data.tables import rows_of
-from segue.data.walk import is_file, refuse_outside, walk
+from segue.data.walk import is_file, is_inside, walk
 from segue.types import UserError, printable
 
 _EXCERPT_SLACK_SEC = 0.5  # what downloaders cut of a video is this exact at best
@@ -26,25 +27,41 @@ class Places:
     """Where the sounds of a list lie.
 
     Attributes:
-        root: the folder that its paths are relative to.
+        root: the folder that they may not leave.
     """
 
-    def __init__(self, root: Path, follow_links: bool) -> None:
-        self.root, self._follow_links = root, follow_links
+    def __init__(self, root: Path, follow_links: bool, folder: Path | None = None) -> None:
+        """
+        Args:
+            folder: the list's own; its paths are relative to the root, or else to this.
+        """
+        self.root = root
+        self._follow_links = follow_links
+        self._bases = list(dict.fromkeys([root, folder or root]))
         self._inside = root.resolve()
         self._roots = [os.path.join(folder, "") for folder in (os.path.abspath(root), str(self._inside))]
         self._beside: dict[Path, dict[str, Path]] = {}
 
     def find(self, where: str, name: str) -> Path:
-        """The file that a row names, or where it should be.
+        """The file that a row names, or where it should be; a bare name may be that of a file further down.
 
         Raises:
-            UserError: a path out of the root.
+            UserError: a path out of the root, or a name that several files have.
         """
-        for spelling in dict.fromkeys(_spellings(name)):
-            self._refuse_outside(spelling, f"{where}: {name}")
-            if is_file(self.root / spelling):
-                return self.root / spelling
+        is_inside = False
+        for base in self._bases:
+            for spelling in dict.fromkeys(_spellings(name)):
+                if self._holds(base / spelling, spelling):
+                    is_inside = True
+                    if is_file(base / spelling):
+                        return base / spelling
+        if not is_inside:
+            raise UserError(
+                f"{where}: {name} leads out of {self._inside}; hint: copy the file into the folder, --root DIR for the "
+                "folder that holds all, or --follow-links for a set of links"
+            )
+        if not re.search(r"[/\\]", name) and (found := self._of_name(where, name.strip())):
+            return found
         return self.root / name
 
     def find_stem(self, where: str, stems: Iterable[str]) -> Path:
@@ -55,16 +72,18 @@ class Places:
         """
         stems = list(stems)
         for stem in stems:
-            found = self._by_name.get(stem, [])
-            if len(found) > 1:
-                raise UserError(
-                    f"{where}: {stem!r} may be {found[0]} or {found[1]}; hint: add a column path, or --root to the "
-                    "folder of one of them"
-                )
-            if found:
-                return found[0]
+            if found := self._of_name(where, stem):
+                return found
         # Not there; a name such as "../x" stays a name.
         return self.root / f"{stems[0].replace('/', '_')[:200]}{SUFFIXES[0]}"
+
+    def _of_name(self, where: str, name: str) -> Path | None:
+        found = self._by_name.get(name, [])
+        if len(found) > 1:
+            raise UserError(
+                f"{where}: {name!r} may be {found[0]} or {found[1]}; hint: write the path, or --root DIR for one of them"
+            )
+        return found[0] if found else None
 
     def beside(self, path: Path) -> dict[str, Path]:
         """The files in a sound's folder, for its captions: name in small letters -> path."""
@@ -90,15 +109,13 @@ class Places:
                 return PurePosixPath(plain[len(root) :].replace(os.sep, "/"))
         return PurePosixPath(path.resolve().relative_to(self._inside).as_posix())
 
-    def _refuse_outside(self, spelling: str, what: str) -> None:
-        path = self.root / spelling
+    def _holds(self, path: Path, spelling: str) -> bool:
+        """Whether a path stays in the root."""
         if not self._follow_links:
-            refuse_outside(self._inside, path, what)
-            return
+            return is_inside(self._inside, path)
         # Links may lead anywhere then, but no name may climb: behind a link, ".." is another folder than it seems.
-        is_inside = any(os.path.abspath(path).startswith(root) for root in self._roots)
-        if not is_inside or ".." in PurePosixPath(spelling).parts:
-            raise UserError(f"{what} leads out of {self._inside}; hint: --root DIR names the folder that holds all")
+        lexical = os.path.abspath(path)
+        return ".." not in PurePosixPath(spelling).parts and any(lexical.startswith(root) for root in self._roots)
 
 
 def _spellings(name: str) -> list[str]:
@@ -117,7 +134,7 @@ def clips_of_list(manifest: Path, reading: Reading, split: str = "") -> Listing:
     Raises:
         UserError: the list as a whole cannot be read; single rows are noted in the listing.
     """
-    places = Places(reading.root or manifest.parent, reading.follow_links)
+    places = Places(reading.root or manifest.parent, reading.follow_links, manifest.parent)
     listing = Listing(root=places.root)
     what = "entry" if manifest.suffix.lower() == ".json" else "line"
     for number, row in rows_of(manifest, reading):

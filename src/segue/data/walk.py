@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from segue.data.audio import SUFFIXES
-from segue.types import UserError, printable
+from segue.types import printable
 
 _BESIDE = (".txt", ".json", ".jsonl", ".csv", ".tsv")  # captions and lists; what of them is used, is told elsewhere
 
@@ -21,6 +21,7 @@ class Found:
     Attributes:
         sounds: by name, sorted; dangling links among them.
         beside: of each folder, the caption files and lists: name in small letters -> path.
+        outside: links of sounds that lead out of the folder, and were not followed.
         others: files of no known kind.
         linked: linked folders that were not followed.
         dangling: links of sounds to nothing.
@@ -29,6 +30,7 @@ class Found:
 
     sounds: list[Path] = field(default_factory=list)
     beside: dict[Path, dict[str, Path]] = field(default_factory=dict)
+    outside: list[Path] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
     linked: list[Path] = field(default_factory=list)
     dangling: list[Path] = field(default_factory=list)
@@ -62,11 +64,7 @@ def counted(paths: Iterable[Path], what: str) -> str:
 
 
 def walk(root: Path, follow_links: bool = False) -> Found:
-    """Look through a folder and those in it; hidden files and folders, whose names begin with a dot, are passed over.
-
-    Raises:
-        UserError: a link leads out of the root, and links are not to be followed.
-    """
+    """Look through a folder and those in it. Hidden ones, whose names begin with a dot, are passed over."""
     found = Found()
     inside = root.resolve()
     seen: set[str] = set()
@@ -86,7 +84,7 @@ def walk(root: Path, follow_links: bool = False) -> Found:
                 folders.append(path)
             else:
                 (links if follow_links else found.linked).append(path)
-    for group in (found.sounds, found.others, found.linked, found.dangling, found.unreadable):
+    for group in (found.sounds, found.outside, found.others, found.linked, found.dangling, found.unreadable):
         group.sort()
     return found
 
@@ -116,9 +114,8 @@ def _sort_in(found: Found, path: Path, inside: Path, follow_links: bool) -> None
     elif not is_file(path):
         found.others.append(path)
     elif is_sound:
-        if path.is_symlink() and not follow_links:
-            refuse_outside(inside, path, str(path))
-        found.sounds.append(path)
+        is_followed = follow_links or not path.is_symlink() or is_inside(inside, path)
+        (found.sounds if is_followed else found.outside).append(path)
     elif path.suffix.lower() in _BESIDE:
         found.beside.setdefault(path.parent, {})[path.name.lower()] = path
     else:
@@ -141,16 +138,9 @@ def is_dangling(path: Path) -> bool:
         return True
 
 
-def refuse_outside(inside: Path, path: Path, what: str) -> None:
-    """
-    Raises:
-        UserError: the path, its links followed, does not lie in the folder `inside`.
-    """
+def is_inside(root: Path, path: Path) -> bool:
+    """Whether a path, its links followed, lies in a folder whose own links are followed already."""
     try:
-        is_inside = path.resolve().is_relative_to(inside)
-    except (OSError, RuntimeError, ValueError) as error:  # a loop of symbolic links
-        raise UserError(f"{what}: cannot be followed; hint: replace the link by the file") from error
-    if not is_inside:
-        raise UserError(
-            f"{what} leads out of {inside}; hint: copy the file into the folder, or --follow-links for a set of links"
-        )
+        return path.resolve().is_relative_to(root)
+    except (OSError, RuntimeError, ValueError):  # a loop of links, or a name that no file can have
+        return False
