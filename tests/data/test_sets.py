@@ -70,6 +70,8 @@ def test_folders_of_save_to_disk(tmp_path):
     assert {c.split for c in one} == {"train", "valid"} and len(one) == 6
     assert [c.split for c in two] == ["train"] * 6 + ["test"] * 2
     assert two[7].id == "test/000001" and two[7].captions == ("a tone of number 1",)
+    by_content = load_manifest(tmp_path / "two", reading=Reading(columns={"split": ""}))
+    assert {c.split for c in by_content} == {"train", "valid"} and by_content[1].split == by_content[7].split
     assert np.array_equal(read_wave(two[7].path, 8000), read_wave(one[1].path, 8000))
     assert check_clips(one).clips == 6
 

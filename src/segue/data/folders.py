@@ -24,7 +24,7 @@ def clips_of_folder(root: Path, reading: Reading) -> Listing:
     Raises:
         UserError: a link leads out of it; no sound has a caption; a list in it cannot be read.
     """
-    lists = _own_lists(root)
+    lists = [(path, "" if reading.splits_by_content else split) for path, split in _own_lists(root)]
     found = walk(reading.root or root, reading.follow_links)
     if not lists:
         return _from_captions(root, found, reading)
@@ -61,9 +61,10 @@ def _own_lists(root: Path) -> list[tuple[Path, str]]:
 def _from_captions(root: Path, found: Found, reading: Reading) -> Listing:
     listing = Listing(root=root, notes=found.notes(reading.follow_links))
     if found.outside:
+        lead = "leads" if len(found.outside) == 1 else "lead"
         raise UserError(
-            f"{counted(found.outside, 'link')} lead{'s' * (len(found.outside) == 1)} out of {root.resolve()}; hint: copy "
-            "the files into the folder, or --follow-links for a set of links"
+            f"{counted(found.outside, 'link')} {lead} out of {root.resolve()}; hint: copy the files into the folder, or "
+            "--follow-links for a set of links"
         )
     bare: list[Path] = []
     used: set[Path] = set()

@@ -32,6 +32,11 @@ class Reading:
     columns: dict[str, str] = field(default_factory=dict)
     encoding: str | None = None
 
+    @property
+    def splits_by_content(self) -> bool:
+        """Whether splits that the source names are passed over: --column split=."""
+        return self.columns.get("split") == ""
+
     def __post_init__(self) -> None:
         if self.captions not in CAPTIONS:
             raise UserError(f"--captions must be 'manifest', 'filename' or 'none', not {self.captions!r}")

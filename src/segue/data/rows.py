@@ -81,7 +81,7 @@ class Places:
         found = self._by_name.get(name, [])
         if len(found) > 1:
             raise UserError(
-                f"{where}: {name!r} may be {found[0]} or {found[1]}; hint: write the path, or --root DIR for one of them"
+                f"{where}: {name!r} may be {found[0]} or {found[1]}; hint: write the path, or --root DIR of one"
             )
         return found[0] if found else None
 

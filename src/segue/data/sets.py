@@ -314,7 +314,8 @@ def _clip(where: str, file: Path, path: str, row: dict, table: Table, number: in
     if not captions and reading.captions != "none":
         raise UserError(f"{where}: no caption; hint: --column caption=NAME names the column that has it")
     identity = said.id or f"{table.name}/{number:06d}"
-    return Clip(identity, file, captions, said.split or table.split, said.fields, said.start_sec, said.length_sec)
+    split = said.split or ("" if reading.splits_by_content else table.split)
+    return Clip(identity, file, captions, split, said.fields, said.start_sec, said.length_sec)
 
 
 def _paths(table: Table, sound: str, kind) -> tuple[Iterator[str | None], bool]:

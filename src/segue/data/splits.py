@@ -111,8 +111,8 @@ def missing_split_note(clips: Sequence[Clip]) -> str | None:
     splits = {clip.split for clip in clips}
     if clips and "valid" not in splits:
         return (
-            "no validation clip: segue train needs one; hint: add sounds of other content, or a column split with "
-            "'valid' in some rows"
+            "no validation clip: segue train needs one; hint: add sounds of other content, a column split with 'valid' "
+            "in some rows, or --column split= to pass over the splits that are named"
         )
     if clips and "train" not in splits:
         return "no clip to train on; hint: a column split with 'train' in most rows"
