@@ -63,7 +63,7 @@ def _from_captions(root: Path, found: Found, reading: Reading) -> Listing:
     if found.outside:
         lead = "leads" if len(found.outside) == 1 else "lead"
         raise UserError(
-            f"{counted(found.outside, 'link')} {lead} out of {root.resolve()}; hint: copy the files into the folder, or "
+            f"{counted(found.outside, 'link')} {lead} out of {root.resolve()}; hint: copy the files there, or "
             "--follow-links for a set of links"
         )
     bare: list[Path] = []
