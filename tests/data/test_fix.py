@@ -112,4 +112,4 @@ def test_a_name_that_is_no_utf8_is_listed_and_found(tmp_path, write_sine):
     out = tmp_path / "set" / "clean.jsonl"
     write_clean_list(out, [replace(clip, split="train") for clip in listing.clips], listing.root)
     (clip,) = load_manifest(out)
-    assert clip.id == "caf\\xe9" and clip.path.exists() and clip.captions == ("caf",)
+    assert clip.id == "caf\\udce9" and clip.path.exists() and clip.captions == ("caf",)

@@ -13,7 +13,7 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from segue.data.audio import read_wave
+from segue.audio.read import read_wave
 from segue.data.check import check_clips
 from segue.data.encoding import build_cache
 from segue.data.manifest import load_manifest, read_listing

@@ -32,15 +32,18 @@ class TokenCounts:
     def notes(self, what: str = "caption") -> list[str]:
         """One line for each thing that the encoder loses."""
         found = []
+        of_set = what == "caption"  # what a model was trained with, generating cannot change
         if self.cut:
+            advice = "shorten, or raise --max-tokens where the encoder has room" if of_set else "shorten the prompt"
             found.append(
                 f"{_counted(self.cut, what)} longer than {self.max_tokens} tokens, cut there (the longest has "
-                f"{self.longest:,}); hint: shorten, or raise --max-tokens where the encoder has room"
+                f"{self.longest:,}); hint: {advice}"
             )
         if self.unknown:
+            advice = "write them in words, or --text with another encoder" if of_set else "write them in words"
             found.append(
                 f"{_counted(self.unknown, what)} with words or signs that the text encoder does not know (emoji, other "
-                "scripts): they count as one unknown word; hint: write them in words, or --text with another encoder"
+                f"scripts): they count as one unknown word; hint: {advice}"
             )
         return found
 

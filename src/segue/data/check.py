@@ -8,14 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from segue.data.audio import BLOCK_SAMPLES, TOO_SHORT_SEC, BadAudio, Header, Levels, examine
+from segue.audio.folders import is_dangling
+from segue.audio.read import examine
+from segue.audio.sound import BLOCK_SAMPLES, TOO_SHORT_SEC, BadAudio, Header, Levels
 from segue.data.clip import SPLITS, Clip
 from segue.data.content import content_hash
-from segue.data.progress import track
 from segue.data.reading import Listing
 from segue.data.splits import missing_split_note, split_clips
-from segue.data.walk import is_dangling
 from segue.memory import resident_bytes
+from segue.progress import track
 
 END_SLACK_SEC = 0.1  # a list rounds its times: what ends this little behind the file ends with it
 CLIPPED_SHARE = 0.001

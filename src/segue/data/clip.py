@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -69,13 +68,6 @@ def _words_of(name: str) -> list[str]:
         if word:
             words.append(word)
     return words
-
-
-def name_of(relative: PurePosixPath) -> str:
-    """The id of a file: its path inside the set without suffix, composed (NFC), bytes that are no UTF-8 escaped."""
-    bare = relative.with_suffix("") if relative.name else relative
-    text = os.fsencode(str(bare)).decode("utf-8", "backslashreplace")
-    return normalize("NFC", text)
 
 
 def caption_text(where: str, text: str) -> str:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
-from segue.data.progress import track
+from segue.progress import track
 
 _BLOCK = 1 << 20
 _known: dict[tuple, str] = {}

@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -48,11 +49,11 @@ from segue.data.plan import (
     segments_of,
     shards_of,
 )
-from segue.data.progress import track
 from segue.data.round_trip import check_round_trip
 from segue.data.splits import missing_split_note, split_clips
 from segue.files import make_folder, write_bytes
 from segue.memory import peak_bytes, resident_bytes, spoken
+from segue.progress import track
 from segue.ssl.base import Teacher
 from segue.types import UserError, printable
 
@@ -307,7 +308,7 @@ def _batches(
 def _read(
     segment: Segment, seconds: float, rates_hz: tuple[int, ...], readers: Readers | None = None
 ) -> list[np.ndarray]:
-    header: Header = segment.inspection.header
+    header = cast(Header, segment.inspection.header)  # there, since the file can be used
     stretch = segment.clip.path, header, segment.start_sec, segment.length_sec
     try:
         pieces = readers.read(*stretch) if readers else read_segment(*stretch, rates_hz)

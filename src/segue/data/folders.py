@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from segue.data.audio import SUFFIXES
-from segue.data.clip import Clip, name_of
+from segue.audio.folders import Found, counted, walk
+from segue.audio.names import identities
+from segue.audio.sound import SUFFIXES
+from segue.data.clip import Clip
 from segue.data.columns import split_named
 from segue.data.reading import Listing, Reading
 from segue.data.rows import clips_of_list
 from segue.data.sidecars import caption_file, name_captions, read_captions
 from segue.data.tables import SUFFIXES as LIST_SUFFIXES
-from segue.data.walk import Found, counted, walk
 from segue.types import UserError
 
 # Lists that are read without being named: ours, and those of Hugging Face's AudioFolder.
+_LINKS = "copy the file into the folder, or --follow-links for a set of links"
 OWN_LISTS = ("manifest.jsonl", "metadata.jsonl", "metadata.csv")
 
 
@@ -36,7 +38,7 @@ def clips_of_folder(root: Path, reading: Reading) -> Listing:
         listing.missing += part.missing
     named = {clip.path.resolve() for clip in listing.clips}
     unnamed = [path for path in found.sounds if path.resolve() not in named]
-    listing.notes = found.notes(reading.follow_links)
+    listing.notes = found.notes()
     if unnamed:
         listing.notes.append(
             f"{counted(unnamed, 'sound')} not in {', '.join(path.name for path, _ in lists)}, left out"
@@ -59,18 +61,16 @@ def _own_lists(root: Path) -> list[tuple[Path, str]]:
 
 
 def _from_captions(root: Path, found: Found, reading: Reading) -> Listing:
-    listing = Listing(root=root, notes=found.notes(reading.follow_links))
-    if found.outside:
-        lead = "leads" if len(found.outside) == 1 else "lead"
-        raise UserError(
-            f"{counted(found.outside, 'link')} {lead} out of {root.resolve()}; hint: copy the files there, or "
-            "--follow-links for a set of links"
-        )
+    listing = Listing(root=root, notes=found.notes())
+    listing.bad_rows = [(str(path), f"{path}: leads out of {root}; hint: {_LINKS}") for path in found.outside]
+    listing.bad_rows += [
+        (str(path), f"{path}: a dangling link; hint: git annex get, or dvc pull") for path in found.dangling
+    ]
+    relatives = [PurePosixPath(path.relative_to(root).as_posix()) for path in found.sounds]
     bare: list[Path] = []
     used: set[Path] = set()
-    for path in found.sounds:
+    for path, relative, name in zip(found.sounds, relatives, identities(relatives)):
         file = caption_file(path, found.beside.get(path.parent, {})) if reading.captions == "manifest" else None
-        relative = PurePosixPath(path.relative_to(root).as_posix())
         try:
             if file is not None:
                 used.add(file)
@@ -83,11 +83,10 @@ def _from_captions(root: Path, found: Found, reading: Reading) -> Listing:
         if not captions and reading.captions == "manifest":
             bare.append(path)
         else:
-            listing.clips.append(Clip(name_of(relative), path, captions, ""))
-    listing.bad_rows += [(str(path), _bare_words(root, [path], found)) for path in bare]
-    if bare and not listing.clips and len(bare) == len(found.sounds):
+            listing.clips.append(Clip(name, path, captions, ""))
+    if bare and len(bare) == len(found.sounds):
         raise UserError(_bare_words(root, bare, found))
-    listing.missing = [f"{path}: a dangling link; hint: git annex get, or dvc pull" for path in found.dangling]
+    listing.bad_rows += [(str(path), _bare_words(root, [path], found)) for path in bare]
     if reading.captions == "manifest":
         listing.notes += _unused(found, used)
     return listing

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from segue.data.audio import BadAudio, read_header
+from segue.audio.read import read_header
+from segue.audio.sound import BadAudio
 from segue.data.clip import Clip
 from segue.data.content import content_hashes
 from segue.data.folders import clips_of_folder, no_sounds

@@ -19,10 +19,10 @@ from safetensors.torch import save
 
 from segue.data.cache import LatentCache
 from segue.data.plan import DTYPES
-from segue.data.progress import track
 from segue.data.streaming import INDEX, SCHEMA_VERSION, Shard, StreamedCache, key_of
 from segue.data.tars import tar_members
 from segue.files import make_folder, replacing, write_text
+from segue.progress import track
 from segue.types import UserError, import_extra
 
 BUILDING = "building.json"

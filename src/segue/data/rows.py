@@ -9,15 +9,16 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from unicodedata import normalize
 
-from segue.data.audio import SUFFIXES, BadAudio, read_header
-from segue.data.clip import Clip, name_of
+from segue.audio.folders import is_file, is_inside, walk
+from segue.audio.names import find_named, identities
+from segue.audio.read import read_header
+from segue.audio.sound import SUFFIXES, BadAudio
+from segue.data.clip import Clip
 from segue.data.columns import Row, parse_row
 from segue.data.reading import Listing, Reading
 from segue.data.sidecars import caption_file, name_captions, read_captions
 from segue.data.tables import rows_of
-from segue.data.walk import is_file, is_inside, walk
 from segue.types import UserError, printable
 
 _EXCERPT_SLACK_SEC = 0.5  # what downloaders cut of a video is this exact at best
@@ -48,20 +49,22 @@ class Places:
         Raises:
             UserError: a path out of the root, or a name that several files have.
         """
-        is_inside = False
-        for base in self._bases:
-            for spelling in dict.fromkeys(_spellings(name)):
-                if self._holds(base / spelling, spelling):
-                    is_inside = True
-                    if is_file(base / spelling):
-                        return base / spelling
-        if not is_inside:
+        inside = [base / s for base in self._bases for s in _spellings(name) if self._holds(base / s, s)]
+        for path in inside:
+            if is_file(path):
+                return path
+            # A list may write accents in another way than the disk does.
+            if not path.as_posix().isascii() and is_file(named := find_named(path)) and self._holds(named, name):
+                return named
+        if not inside:
             raise UserError(
                 f"{where}: {name} leads out of {self._inside}; hint: copy the file into the folder, --root DIR for the "
                 "folder that holds all, or --follow-links for a set of links"
             )
         if not re.search(r"[/\\]", name) and (found := self._of_name(where, name.strip())):
             return found
+        if os.path.join(os.path.abspath(self.root / name), "") in self._roots:
+            raise UserError(f"{where}: {name} does not exist; hint: give the sound file's path relative to the list")
         return self.root / name
 
     def find_stem(self, where: str, stems: Iterable[str]) -> Path:
@@ -119,10 +122,8 @@ class Places:
 
 
 def _spellings(name: str) -> list[str]:
-    """A name as it stands, and as file systems write it: without blanks around it, composed or not, with slashes."""
-    bare = name.strip()
-    slashes = bare.replace("\\", "/")
-    return [name, bare, *(normalize(form, slashes) for form in ("NFC", "NFD")), slashes]
+    """A name as it stands, without blanks around it, and with slashes."""
+    return list(dict.fromkeys([name, name.strip(), name.strip().replace("\\", "/")]))
 
 
 def clips_of_list(manifest: Path, reading: Reading, split: str = "") -> Listing:
@@ -214,9 +215,10 @@ def _name_clips(clips: list[Clip], places: Places) -> None:
     unnamed = [index for index, clip in enumerate(clips) if not clip.id]
     rows_of_file = Counter(clips[index].path for index in unnamed)
     seen: Counter[tuple[Path, str]] = Counter()
+    names = dict(zip(rows_of_file, identities([places.relative(path) for path in rows_of_file])))
     for index in unnamed:
         clip = clips[index]
-        name = name_of(places.relative(clip.path))
+        name = names[clip.path]
         if rows_of_file[clip.path] > 1 and not clip.is_whole:
             end = "" if clip.length_sec is None else f"{clip.start_sec + clip.length_sec:g}"
             name = f"{name}@{clip.start_sec:g}-{end}"

@@ -13,13 +13,13 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import cast
 
-from segue.data.audio import SUFFIXES
+from segue.audio.sound import SUFFIXES
 from segue.data.clip import MOST_LINE_BYTES, Clip, caption_from_name, caption_text, refuse_control
 from segue.data.columns import Row, parse_row
-from segue.data.progress import track
 from segue.data.reading import Listing, Reading
 from segue.data.tars import TarMember, read_spans, tar_members
 from segue.data.texts import decoded
+from segue.progress import track
 from segue.types import UserError, import_extra, printable
 
 # As webdataset has it: a key ends at the first dot of the file's name, and hidden files are no samples.
@@ -100,7 +100,7 @@ def _captions(key: str, sample: dict[str, TarMember], texts: dict[TarMember, byt
         captions = tuple(caption_text(str(sample["txt"]), line) for line in text.splitlines() if line.strip())
     if not captions and reading.captions == "filename":
         captions = tuple(filter(None, [caption_from_name(PurePosixPath(key))]))
-    if not captions and from_names is not None:
+    if not captions:
         raise UserError(
             f"{sample['sound']}: no caption; hint: pack {key}.txt or {key}.json beside it, or --captions filename to "
             "make captions from names"
