@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from segue.data.reading import Listing, Reading, columns_from
+from segue.data.reading import DataSource, Listing, Reading, columns_from
 from segue.types import printable
 
 Source = Annotated[
@@ -49,6 +49,17 @@ def reading_of(
         UserError: one of them is not what it should be.
     """
     return Reading(captions, root, follow_links, columns_from(column or []), encoding)
+
+
+def source_of(
+    name: str, root: Path | None, follow_links: bool, column: list[str] | None, encoding: str | None
+) -> DataSource:
+    """A source as it was named on the command line, without captions.
+
+    Raises:
+        UserError: one of the options is not what it should be.
+    """
+    return DataSource(name, reading_of("none", root, follow_links, column, encoding))
 
 
 def say_notes(source: Path | str, notes: Iterable[str]) -> None:

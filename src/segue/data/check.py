@@ -10,7 +10,7 @@ from pathlib import Path
 
 from segue.audio.folders import is_dangling
 from segue.audio.read import examine
-from segue.audio.sound import BLOCK_SAMPLES, TOO_SHORT_SEC, BadAudio, Header, Levels
+from segue.audio.sound import BLOCK_SAMPLES, BadAudio, Header, Levels
 from segue.data.clip import SPLITS, Clip
 from segue.data.content import content_hash
 from segue.data.reading import Listing
@@ -18,7 +18,6 @@ from segue.data.splits import missing_split_note, split_clips
 from segue.memory import resident_bytes
 from segue.progress import track
 
-END_SLACK_SEC = 0.1  # a list rounds its times: what ends this little behind the file ends with it
 CLIPPED_SHARE = 0.001
 BLOCKS_AT_ONCE = 4  # copies of a thread's block: as read, its magnitudes, its mean, the decoder's own
 INSPECTION_BYTES = 1500  # header, levels and hash of a file
@@ -93,23 +92,12 @@ def inspect_clips(clips: Sequence[Clip], workers: int = 4) -> list[Inspection]:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     by_path = dict(zip(paths, inspections))
-    return [_of_stretch(clip, by_path[clip.path]) for clip in clips]
-
-
-def _of_stretch(clip: Clip, inspection: Inspection) -> Inspection:
-    if clip.is_whole or inspection.problem is not None:
-        return inspection
-    file_sec = inspection.seconds
-    end_sec = file_sec if clip.length_sec is None else clip.start_sec + clip.length_sec
-    if clip.start_sec >= file_sec or end_sec > file_sec + END_SLACK_SEC:
-        return replace(
-            inspection,
-            problem=f"its stretch from {clip.start_sec:g} to {end_sec:g} s lies outside the file of {file_sec:.2f} s "
-            "(--column start= --column end= where the files are the excerpts already)",
-        )
-    if clip.seconds(file_sec) < TOO_SHORT_SEC:
-        return replace(inspection, problem=f"too short: a stretch of {1000 * clip.seconds(file_sec):.1f} ms")
-    return inspection
+    found = []
+    for clip in clips:
+        inspection = by_path[clip.path]
+        problem = inspection.problem or clip.stretch_problem(inspection.seconds)
+        found.append(inspection if problem is None else replace(inspection, problem=problem))
+    return found
 
 
 def stated_bytes(clips: int, workers: int) -> int:

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from unicodedata import category, normalize
 
+from segue.audio.sound import TOO_SHORT_SEC
 from segue.types import UserError
 
 SPLITS = ("train", "valid", "test")
 MOST_LINE_BYTES = 1 << 20  # of a manifest or a caption file: longer ones are no captions but a mistake, or a trap
 MOST_CAPTION_CHARACTERS = 4000
+END_SLACK_SEC = 0.1  # a list rounds its times: what ends this little behind the file ends with it
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,20 @@ class Clip:
         """How long the clip is in a file of `file_sec`; a stretch that ends just beyond the file ends with it."""
         rest = file_sec - self.start_sec
         return rest if self.length_sec is None else min(self.length_sec, rest)
+
+    def stretch_problem(self, file_sec: float) -> str | None:
+        """Why a file of `file_sec` cannot give this clip; None where it can."""
+        if self.is_whole:
+            return None
+        end_sec = file_sec if self.length_sec is None else self.start_sec + self.length_sec
+        if self.start_sec >= file_sec or end_sec > file_sec + END_SLACK_SEC:
+            return (
+                f"its stretch from {self.start_sec:g} to {end_sec:g} s lies outside the file of {file_sec:.2f} s "
+                "(--column start= --column end= where the files are the excerpts already)"
+            )
+        if self.seconds(file_sec) < TOO_SHORT_SEC:
+            return f"too short: a stretch of {1000 * self.seconds(file_sec):.1f} ms"
+        return None
 
 
 def caption_from_name(path: PurePosixPath) -> str:

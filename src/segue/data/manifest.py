@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from segue.audio.read import read_header
@@ -10,7 +11,7 @@ from segue.audio.sound import BadAudio
 from segue.data.clip import Clip
 from segue.data.content import content_hashes
 from segue.data.folders import clips_of_folder, no_sounds
-from segue.data.reading import Listing, Reading
+from segue.data.reading import DataSource, Listing, Reading
 from segue.data.rows import clips_of_list, refuse_duplicate_ids
 from segue.data.sets import clips_of_set, is_set
 from segue.data.splits import split_clips
@@ -21,20 +22,31 @@ from segue.types import UserError, printable
 _ARCHIVES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 
 
-def load_manifest(source: Path | str, captions: str = "manifest", reading: Reading | None = None) -> list[Clip]:
+def load_manifest(
+    source: Path | str | DataSource,
+    captions: str = "manifest",
+    reading: Reading | None = None,
+    skip_bad: bool = False,
+) -> list[Clip]:
     """Read a data set in a fixed order, every clip with a split (data/splits.py). What is left out is said on stderr.
 
     Args:
         source: see `read_listing`.
         captions: "manifest", "filename" or "none"; see `Reading`.
         reading: how to read it, in place of `captions` alone.
+        skip_bad: leave out entries that give no clip, and files that are not there, instead of refusing. Files are not
+            decoded here.
 
     Raises:
         UserError: one line that names the file, what is wrong with it, and a hint.
     """
+    if isinstance(source, DataSource):
+        reading = replace(source.reading, captions=captions)
+        source = source.name
     listing = read_listing(source, reading or Reading(captions))
-    listing.refuse_faults()
-    clips = listing.clips
+    if not skip_bad:
+        listing.refuse_faults()
+    clips = listing.without_faults()
     is_split = all(clip.split for clip in clips)  # then nothing need be hashed
     found = content_hashes([] if is_split else [clip.path for clip in clips])
     contents = [found.get(clip.path, "") for clip in clips]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from segue.audio.folders import is_file
 from segue.data.clip import Clip
-from segue.types import UserError
+from segue.types import UserError, printable
 
 CAPTIONS = ("manifest", "filename", "none")
 ROLES = ("path", "caption", "id", "split", "start", "end", "duration")
@@ -47,6 +49,21 @@ class Reading:
             raise UserError(f"--column {unknown[0]}=...: no such role; hint: one of {', '.join(ROLES)}")
 
 
+@dataclass(frozen=True)
+class DataSource:
+    """A data set's place together with how it is to be read; functions that take a source hand it on as a whole.
+
+    Attributes:
+        name: see `manifest.read_listing`.
+    """
+
+    name: str
+    reading: Reading
+
+    def __str__(self) -> str:
+        return self.name
+
+
 def columns_from(options: list[str]) -> dict[str, str]:
     """`--column ROLE=NAME` options as role -> name.
 
@@ -79,6 +96,12 @@ class Listing:
     missing: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     root: Path | None = None
+
+    def without_faults(self) -> list[Clip]:
+        """The clips whose files are there; what is left out is said on stderr."""
+        for complaint in [words for _, words in self.bad_rows] + self.missing:
+            print(printable(f"left out {complaint}"), file=sys.stderr)
+        return [clip for clip in self.clips if not isinstance(clip.path, Path) or is_file(clip.path)]
 
     def refuse_faults(self) -> None:
         """

@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segue.data.reading import DataSource
 from segue.ssl.compact import CompactTeacher, save_teacher
 from segue.training.small_run import SmallRun, average, descend, early_decay, refuse_used, run_loop
 from segue.training.teacher.losses import Listener, Student, clip_loss, make_targets, masked_loss, pitch_loss
@@ -134,7 +135,7 @@ def validate(run: TeacherRun, config: TeacherTrainConfig, waves: list[Tensor]) -
 
 
 def train_teacher(
-    source: Path,
+    source: Path | DataSource,
     out: Path,
     config: TeacherTrainConfig,
     *,
