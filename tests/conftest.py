@@ -78,3 +78,15 @@ def cache(recordings, tmp_path_factory):
     out = tmp_path_factory.mktemp("encoded") / "cache"
     clips = load_manifest(recordings, "filename")
     return build_cache(clips, load_codec("spectral", 8000), load_conditioner("minilm"), out=out, seconds=0.5).path
+
+
+@pytest.fixture(scope="session")
+def write_tone():
+    """write_tone(path, hz): half a second of a tone at 8 kHz."""
+
+    def write(path, hz):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, 0.3 * np.sin(2 * np.pi * hz * np.arange(4000) / 8000), 8000)
+        return path
+
+    return write

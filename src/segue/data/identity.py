@@ -26,7 +26,7 @@ def refuse_other_contents(run: object, then: dict | None, cache: LatentCache) ->
         UserError: the cache holds something else; the line tells what is known of the difference.
     """
     now = identity(cache)
-    if then is None or then.get("contents") == now["contents"]:
+    if then is None or all(then.get(name) == now[name] for name in ("contents", "splits")):
         return
     if then.get("splits") != now["splits"]:
         counts = "; ".join(f"{which}: {_counts(of)}" for which, of in (("then", then), ("now", now)))

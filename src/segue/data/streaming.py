@@ -127,6 +127,11 @@ class StreamedCache(LatentCache):
                     raise UserError(f"{file}: missing, cut short or replaced; hint: copy it again, or segue data pack")
         return cls(path, index["meta"], shards, window, rows_per_shard)
 
+    @property
+    def contents(self) -> str:
+        """As of a cache; "" of shards that were packed before there was any: their rows are too far away to ask."""
+        return self.meta.get("contents", "")
+
     def __len__(self) -> int:
         return int(self._first[-1])
 
