@@ -46,9 +46,7 @@ def train(
         raise UserError(f"--rate {rate} Hz is outside 1000..192000; hint: give the rate of your sounds")
     config = TeacherTrainConfig(model=CompactConfig.for_rate(rate), minutes=minutes, steps=steps, seed=seed)
     data = source_of(source, root, follow_links, column, encoding)
-    teacher = train_teacher(
-        data, out, config, extra=tuple(extra or ()), resume=resume, skip_bad=skip_bad, device=place
-    )
+    teacher = train_teacher(data, out, config, extra=tuple(extra or ()), resume=resume, skip_bad=skip_bad, device=place)
     typer.echo(json.dumps(measure_teacher(teacher.to("cpu"), data, skip_bad=skip_bad), indent=2))
     typer.echo(f"teacher in {out}; next: segue encode SOURCE --out CACHE --teacher {out}")
 
