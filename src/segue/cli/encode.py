@@ -23,7 +23,7 @@ from segue.cli.reading import (
 from segue.codecs import Codec, default_codec, load_codec
 from segue.conditioners import load_conditioner
 from segue.conditioners.base import TextConditioner
-from segue.conditioners.tokens import DEFAULT_TOKENS, count_tokens, fit_tokens
+from segue.conditioners.tokens import DEFAULT_TOKENS, fit_tokens
 from segue.data.clip import Clip
 from segue.data.encoding import build_cache
 from segue.data.manifest import read_listing
@@ -113,14 +113,10 @@ def encode(
 
 
 def _fitting(conditioner: TextConditioner, clips: list[Clip], max_tokens: int | None, out: Path) -> TextConditioner:
-    """The text encoder with room for the captions; what it loses of them is said."""
+    """The text encoder with room for the captions."""
     captions = list(dict.fromkeys(caption for clip in clips for caption in clip.captions))
     least = max(DEFAULT_TOKENS, min(earlier_tokens(out) or 0, conditioner.most_tokens))
-    fitted = fit_tokens(conditioner, captions, max_tokens, least)
-    counts = count_tokens(fitted, captions)
-    for note in counts.notes() if counts else []:
-        print(f"note: {note}", file=sys.stderr)
-    return fitted
+    return fit_tokens(conditioner, captions, max_tokens, least)
 
 
 def _describe(codec: Codec, teacher: Teacher | None) -> None:

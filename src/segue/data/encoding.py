@@ -30,6 +30,7 @@ from segue.audio.read import Readers, read_segment
 from segue.audio.sound import BadAudio, Header
 from segue.codecs.base import Codec
 from segue.conditioners.base import TextConditioner
+from segue.conditioners.tokens import count_tokens
 from segue.data.cache import LatentCache, read_index, read_json
 from segue.data.check import Inspection, inspect_clips
 from segue.data.clip import Clip
@@ -196,7 +197,8 @@ def _announce_changes(out: Path, found: list[dict], index: list[dict]) -> None:
 
 
 def _announce(out: Path, parts: Parts, shards: list[Shard], missing: list[Shard], captions: list[str]) -> None:
-    """Say how large the cache will be, and refuse now what would fill the disk later."""
+    """Say how large the cache will be and what the text encoder loses of captions, and refuse now what would fill the
+    disk later."""
     width = torch.finfo(DTYPES[parts.dtype]).bits // 8
     rows, rows_missing = (sum(len(s.items) for s in group) for group in (shards, missing))
     per_row = parts.codec.channels * parts.frames * width
@@ -211,6 +213,9 @@ def _announce(out: Path, parts: Parts, shards: list[Shard], missing: list[Shard]
         f"({per_row * 3600 / parts.seconds / 1e6:,.1f} MB per hour of sound)",
         file=sys.stderr,
     )
+    counts = count_tokens(parts.conditioner, captions)
+    for note in counts.notes() if counts else []:
+        print(f"note: {note}", file=sys.stderr)
     free = shutil.disk_usage(out).free
     if rows_missing * per_row > free:
         raise UserError(
