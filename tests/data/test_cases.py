@@ -136,3 +136,16 @@ def test_a_cache_whose_captions_grow_keeps_its_latents(tmp_path, capsys, write_s
     (tmp_path / "set" / "s1.txt").write_text("short again")
     assert segue(capsys, *words)[0] == 0
     assert json.loads((tmp_path / "cache" / "meta.json").read_text())["text"]["max_tokens"] == 96
+
+
+def test_entries_without_a_clip_are_refused_or_left_out_by_encode(tmp_path, capsys, write_sine):
+    for n in range(3):
+        write_sine(f"set/s{n}.wav", hz=300 + 40 * n)
+    (tmp_path / "set" / "m.csv").write_text("path,caption\ns0.wav,x\ns1.wav,\ns2.wav,y\ngone.wav,z\n../s.wav,z\n")
+    words = ["encode", tmp_path / "set" / "m.csv", "--out", tmp_path / "cache", "--codec", "spectral"]
+    words += ["--sample-rate-hz", 8000, "--seconds", 0.5, "--teacher", "none"]
+    code, _, err = segue(capsys, *words)
+    assert code == 2 and "line 3: an empty caption" in err and "--skip-bad goes on without" in err
+    code, out, err = segue(capsys, *words, "--skip-bad")
+    assert code == 0 and "2 rows" in out
+    assert re.findall(r"^left out .*?(line \d|gone)", err, re.MULTILINE) == ["line 3", "line 6", "gone"]

@@ -76,6 +76,6 @@ def leave_out_rows(source: Path | str, listing: Listing, skip_bad: bool) -> None
     """
     if listing.bad_rows and not skip_bad:
         faults = Listing(bad_rows=listing.bad_rows)
-        faults.refuse_faults()
+        faults.refuse_faults("; --skip-bad goes on without such entries")
     for _, complaint in listing.bad_rows:
         print(printable(f"left out {complaint}"), file=sys.stderr)

@@ -103,12 +103,15 @@ class Listing:
             print(printable(f"left out {complaint}"), file=sys.stderr)
         return [clip for clip in self.clips if not isinstance(clip.path, Path) or is_file(clip.path)]
 
-    def refuse_faults(self) -> None:
+    def refuse_faults(self, hint: str = "") -> None:
         """
+        Args:
+            hint: what else the command at hand can do about them.
+
         Raises:
             UserError: an entry gives no clip, or a file is not there; the first of them, and how many more.
         """
         faults = [complaint for _, complaint in self.bad_rows] + self.missing
         if faults:
             more = f" ({len(faults) - 1:,} more entries have faults)" if len(faults) > 1 else ""
-            raise UserError(faults[0] + more)
+            raise UserError(faults[0] + more + hint)
