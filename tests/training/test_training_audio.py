@@ -55,3 +55,26 @@ def test_entries_that_give_no_clip_are_refused_or_left_out(tmp_path, capsys):
     assert len(audio.training) + len(audio.valid_waves) == 6
     said = capsys.readouterr().err
     assert "line 8: gone.wav does not exist" in said and "line 9: ../out.wav leads out of" in said
+
+
+def test_bad_files_are_left_out_before_the_split(tmp_path, capsys):
+    """Also where the clip that would have been held out is one of them, as `segue encode --skip-bad` has it."""
+    for n in range(6):
+        noise(tmp_path / f"s{n}.wav", 20, n)
+    (held_out,) = [clip for clip in clips_of(tmp_path) if clip.split == "valid"]
+    held_out.path.write_bytes(held_out.path.read_bytes()[:1000])
+    audio = read_training_audio(tmp_path, (), RATE_HZ, skip_bad=True)
+    assert len(audio.training) == 4 and len(audio.valid_waves) == 1
+    assert f"left out {held_out.path}: truncated" in capsys.readouterr().err
+
+
+def test_a_teacher_is_validated_on_a_single_held_out_sound(tmp_path):
+    from segue.ssl.compact import CompactConfig
+    from segue.training.teacher.train import TeacherTrainConfig, start, validate
+
+    for n in range(6):
+        noise(tmp_path / f"s{n}.wav", 20, n)
+    audio = read_training_audio(tmp_path, (), RATE_HZ)
+    assert len(audio.valid_waves) == 1
+    config = TeacherTrainConfig(model=CompactConfig.for_rate(RATE_HZ))
+    assert np.isfinite(list(validate(start(config, "cpu"), config, audio.valid_waves).values())).all()

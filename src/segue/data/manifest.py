@@ -8,6 +8,7 @@ from pathlib import Path
 
 from segue.audio.read import read_header
 from segue.audio.sound import BadAudio
+from segue.data.check import inspect_clips
 from segue.data.clip import Clip
 from segue.data.content import content_hashes
 from segue.data.folders import clips_of_folder, no_sounds
@@ -34,8 +35,8 @@ def load_manifest(
         source: see `read_listing`.
         captions: "manifest", "filename" or "none"; see `Reading`.
         reading: how to read it, in place of `captions` alone.
-        skip_bad: leave out entries that give no clip, and files that are not there, instead of refusing. Files are not
-            decoded here.
+        skip_bad: decode every file, and leave out those that cannot be used and entries that give no clip, before the
+            splits are made. Otherwise files are not decoded here, and entries that give no clip are refused.
 
     Raises:
         UserError: one line that names the file, what is wrong with it, and a hint.
@@ -44,16 +45,30 @@ def load_manifest(
         reading = replace(source.reading, captions=captions)
         source = source.name
     listing = read_listing(source, reading or Reading(captions))
-    if not skip_bad:
+    if skip_bad:
+        clips, contents, seconds = _usable(listing)
+    else:
         listing.refuse_faults()
-    clips = listing.without_faults()
-    is_split = all(clip.split for clip in clips)  # then nothing need be hashed
-    found = content_hashes([] if is_split else [clip.path for clip in clips])
-    contents = [found.get(clip.path, "") for clip in clips]
-    split = split_clips(clips, contents, lambda index: _seconds(clips[index].path))
+        clips = listing.clips
+        is_split = all(clip.split for clip in clips)  # then nothing need be hashed
+        found = content_hashes([] if is_split else [clip.path for clip in clips])
+        contents = [found.get(clip.path, "") for clip in clips]
+        seconds = None
+    split = split_clips(clips, contents, lambda index: seconds[index] if seconds else _seconds(clips[index].path))
     for note in [*listing.notes, *split.notes]:
         print(printable(f"note: {source}: {note}"), file=sys.stderr)
     return split.clips
+
+
+def _usable(listing: Listing) -> tuple[list[Clip], list[str], list[float]]:
+    """The clips whose files can be used, the hashes of these and their lengths; what is left out is said."""
+    clips = listing.without_faults()
+    inspections = inspect_clips(clips)
+    for clip, inspection in zip(clips, inspections):
+        if inspection.problem is not None:
+            print(printable(f"left out {clip.path}: {inspection.problem}"), file=sys.stderr)
+    good = [(clip, inspection) for clip, inspection in zip(clips, inspections) if inspection.problem is None]
+    return [clip for clip, _ in good], [i.sha256 for _, i in good], [i.seconds for _, i in good]
 
 
 def read_listing(source: Path | str, reading: Reading) -> Listing:

@@ -123,7 +123,8 @@ def _raw(run: TeacherRun) -> Callable[[Tensor], Tensor]:
 def validate(run: TeacherRun, config: TeacherTrainConfig, waves: list[Tensor]) -> dict[str, float]:
     """Losses on crops of held-out sounds, under fixed masks, and the collapse figures of the averaged copy."""
     samples = round(config.crop_sec * config.model.sample_rate_hz)
-    batch = torch.stack([F.pad(w[:samples], (0, max(0, samples - len(w)))) for w in waves])
+    crops = [F.pad(w[:samples], (0, max(0, samples - len(w)))) for w in waves]
+    batch = torch.stack(crops if len(crops) > 1 else crops * 2)  # each of the two heads takes every second sound
     keep = run.generator
     run.generator = torch.Generator().manual_seed(0)
     try:
