@@ -78,11 +78,9 @@ def train(
         config, cache_path = resumed(resume, data, examples)
         out = resume
     else:
-        for name, value in (("RECIPE", recipe), ("--data", data), ("--out", out)):
-            if value is None:
-                raise UserError(
-                    f"{name} is missing; for example: segue train static-uniform --data CACHE --out runs/mine"
-                )
+        if recipe is None or data is None or out is None:
+            name = "RECIPE" if recipe is None else "--data" if data is None else "--out"
+            raise UserError(f"{name} is missing; hint: segue train static-uniform --data CACHE --out runs/mine")
         config, cache_path = _config(recipe, examples, seed, set_ or []), located(data)
     if device != "auto":
         device_of(device)
