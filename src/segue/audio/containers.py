@@ -59,6 +59,8 @@ def look(path: SoundPath) -> Container:
                 return _ogg(path, file, size)
             if kind in ("wav", "aiff"):
                 return _iff(path, file, size, kind, start)
+            if (kind == "mp4" and _atoms_end(file, size) > size) or (kind == "matroska" and _segment_end(start) > size):
+                raise BadAudio(path, _CUT)
     except OSError as error:
         raise BadAudio(path, f"unreadable: {error.strerror or error}") from error
     return Container(kind)
@@ -189,6 +191,34 @@ def _closed(file: IO[bytes], kind: str, sound: _Chunk, by_name: dict[bytes, _Chu
         width = int.from_bytes(head[:2], "big") * ((int.from_bytes(head[6:8], "big") + 7) // 8)
         patches[common.start + 2] = ((length - 8) // max(1, width)).to_bytes(4, "big")
     return patches
+
+
+def _atoms_end(file: IO[bytes], size: int) -> int:
+    """Where the last of an MP4's outermost atoms ends by its own account."""
+    position = 0
+    for _ in range(_MOST_CHUNKS):
+        if position + 8 > size:
+            break
+        file.seek(position)
+        head = file.read(16)
+        length = int.from_bytes(head[:4], "big")
+        if length == 1:
+            length = int.from_bytes(head[8:16], "big")
+        if length < 8:  # 0: up to the end; others are no atoms
+            return size
+        position += length
+    return position
+
+
+def _segment_end(start: bytes) -> int:
+    """Where the segment of a WebM or Matroska file ends by its own account; 0 where it does not say."""
+    at = start.find(b"\x18\x53\x80\x67")
+    if at < 0 or at + 5 > len(start) or start[at + 4] == 0:
+        return 0
+    width = 9 - start[at + 4].bit_length()
+    length = int.from_bytes(start[at + 4 : at + 4 + width], "big") & (1 << 7 * width) - 1
+    is_open = length == (1 << 7 * width) - 1
+    return 0 if is_open else at + 4 + width + length
 
 
 def _fact(file: IO[bytes], by_name: dict[bytes, _Chunk]) -> int | None:
