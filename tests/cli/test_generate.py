@@ -182,7 +182,7 @@ def test_a_device_that_is_not_there_is_named_by_every_command(segue, trained, ca
         (("upsample", "{sounds}", "{tmp}/o", "--chunk-seconds", "inf"), "--chunk-seconds inf"),
         (("encode", "{sounds}", "--captions", "filename", "--out", "{tmp}/o", "--seconds", "nan"), "--seconds nan"),
         (("encode", "{sounds}", "--captions", "filename", "--out", "{tmp}/o", "--batch-size", "0"), "--batch-size 0"),
-        (("resolver", "measure", "default", "{sounds}", "--cutoff-hz", "nan"), "--cutoff-hz nan"),
+        (("super-resolution", "measure", "default", "{sounds}", "--cutoff-hz", "nan"), "--cutoff-hz nan"),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, tuple) else None,
 )

@@ -48,10 +48,12 @@ class Group:
     Attributes:
         words: what they are for.
         verbs: their second words.
+        former: what they were called, which is still accepted and no longer listed.
     """
 
     words: str
     verbs: Mapping[str, Verb]
+    former: str = ""
 
 
 class _Deferred(TyperCommand):
@@ -87,9 +89,10 @@ class _Verbs(TyperGroup):
             if isinstance(verb, Verb):
                 self.add_command(_Deferred(name, verb), name)
                 continue
-            group = _Verbs(name=name, help=verb.words, rich_markup_mode=None)
-            group.add_verbs(verb.verbs)
-            self.add_command(group, name)
+            for called in filter(None, (name, verb.former)):
+                group = _Verbs(name=called, help=verb.words, rich_markup_mode=None, hidden=called != name)
+                group.add_verbs(verb.verbs)
+                self.add_command(group, called)
 
 
 def make_command(words: str, version: str, verbs: Mapping[str, Verb | Group]):

@@ -1,4 +1,4 @@
-"""`segue resolver`: figures of a super-resolution model beside those of baselines."""
+"""`segue super-resolution`: figures of a super-resolution model beside those of baselines."""
 
 from __future__ import annotations
 
