@@ -15,7 +15,6 @@ import typer
 
 from segue._version import __version__
 from segue.audio.write import write_wav
-from segue.cli.options import device_of
 from segue.data.cache import LatentCache
 from segue.data.tars import is_address, located
 from segue.files import write_text
@@ -81,8 +80,6 @@ def train(
                     f"{name} is missing; for example: segue train static-uniform --data CACHE --out runs/mine"
                 )
         config, cache_path = _config(recipe, examples, seed, set_ or []), located(data)
-    if device != "auto":
-        device_of(device)
     if dry_run:
         print(json.dumps(to_json(config), indent=1))
         for line in check_before_training(config, LatentCache.open(cache_path)):

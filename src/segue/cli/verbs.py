@@ -56,6 +56,18 @@ class Group:
     former: str = ""
 
 
+class _Checked(TyperCommand):
+    """A verb whose options are checked for what no verb can compute with, before it begins."""
+
+    def invoke(self, ctx):
+        from segue.cli.options import check_option
+
+        for parameter in self.params:
+            if parameter.name in ctx.params:
+                check_option(parameter.opts[0], ctx.params[parameter.name])
+        return super().invoke(ctx)
+
+
 class _Deferred(TyperCommand):
     """A verb in the list of commands, before it is imported."""
 
@@ -66,7 +78,7 @@ class _Deferred(TyperCommand):
     def loaded(self):
         """The command itself, with its options."""
         app = typer.Typer(add_completion=False, rich_markup_mode=None)
-        app.command(self.name)(self.verb.function())
+        app.command(self.name, cls=_Checked)(self.verb.function())
         return typer.main.get_command(app)
 
 
