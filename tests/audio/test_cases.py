@@ -299,6 +299,16 @@ def test_m4a_and_aac_are_decoded_where_something_decodes_them(cases, name, reque
     np.testing.assert_allclose(other[: len(wave) - 400], wave[: len(other)][: len(wave) - 400], atol=1e-3)
 
 
+def test_what_is_not_read_is_named_by_what_it_is(tmp_path, write_sine, without_decoders):
+    path = write_sine("a.wav")
+    data = bytearray(path.read_bytes())
+    for tag, name in ((0x00FF, "AAC"), (0x0022, "TrueSpeech"), (0x1234, "encoding 0x1234")):
+        data[20:22] = tag.to_bytes(2, "little")
+        path.write_bytes(data)
+        with pytest.raises(BadAudio, match=f"WAV of {name}, which is not read without PyAV or ffmpeg; hint"):
+            examine(path)
+
+
 def test_without_a_decoder_they_are_named_with_a_hint(cases, without_decoders):
     for name in ("m0.m4a", "m1.aac"):
         with pytest.raises(
