@@ -30,7 +30,7 @@ ALLOWED = {
     "audio": set(),
     "progress": set(),
     "evaluation": {"audio", "progress", "data", "codecs", "ssl", "tasks"},
-    "data": {"audio", "progress", "codecs.base", "conditioners.base", "ssl.base"},
+    "data": {"audio", "progress", "codecs.base", "conditioners.base", "conditioners.tokens", "ssl.base"},
     "tasks": {"data", "codecs.base", "codecs.latent_space", "conditioners.base", "process.noise", "models.audio_skip"},
     "report": {"audio", "evaluation"},
     "training": PARTS | {"audio", "progress"},
@@ -54,6 +54,8 @@ OWNED = {
     "sklearn": set(),
     "mido": {"data"},
     "midirenderer": {"data"},
+    "pyarrow": {"data"},
+    "datasets": {"data"},
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ import typer
 
 from segue.audio.write import write_wav
 from segue.cli.options import device_of, finite
+from segue.conditioners.tokens import count_tokens
 from segue.files import make_folder
 from segue.pipeline import Pipeline, Sampling
 from segue.progress import Meter
@@ -61,6 +63,9 @@ def generate(
     if not overwrite:
         _refuse_existing(paths)
     pipeline = Pipeline.load(run, weights, place)
+    counts = count_tokens(pipeline.conditioner, captions)
+    for note in counts.notes("prompt") if counts else []:
+        print(f"note: {note}", file=sys.stderr)
     make_folder(out)
     _generate(pipeline, captions, paths, f"{run} seed {seed}", seconds, seed, take, sampling, batch_size)
 
