@@ -104,9 +104,20 @@ def test_evaluate_reads_the_same(segue, sounds, tmp_path):
     assert segue("evaluate", "files", tmp_path / "mp3", tmp_path / "mp3", "--out", tmp_path / "m").code == 0
     for name, reason in BAD.items():
         shutil.copy(sounds / f"{name}.wav", good)
-        ran = segue("evaluate", "files", good, good, "--out", tmp_path / "f")
-        assert ran.code == 2 and f"{name}.wav: {reason}" in ran.line
-        (good / f"{name}.wav").unlink()
+        only = tmp_path / name
+        only.mkdir()
+        for path in (good / f"{name}.wav", good / "size0.wav"):
+            shutil.copy(path, only)
+        ran = segue("evaluate", "files", only, only, "--out", tmp_path / "f")
+        assert ran.code == 2 and f"{name}.wav: {reason}" in ran.line and "--skip-bad" in ran.line
+    ran = segue("evaluate", "files", good, good, "--out", tmp_path / "s", "--skip-bad")
+    assert ran.code == 0, ran.err
+    assert (tmp_path / "s" / "files.csv").read_text() == rows
+    notes = json.loads((tmp_path / "s" / "evaluation.json").read_text())["notes"]
+    assert {note.split(": ")[1] for note in notes if note.startswith("left out of A")} == BAD.keys()
+    ran = segue("evaluate", "generation", good, good, "--embedding", "log-mel", "--out", tmp_path / "g", "--skip-bad")
+    assert ran.code == 0, ran.err
+    assert ran.out.count("left out of GEN") == len(BAD)
 
 
 @pytest.fixture

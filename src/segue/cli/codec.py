@@ -34,13 +34,12 @@ def train(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
 ) -> None:
     """Train a codec on your own sounds; the folder is then a codec by name: --codec DIR."""
-    from segue.cli.options import check_seed, device_of, finite, use_threads
+    from segue.cli.options import device_of, finite, use_threads
     from segue.codecs.autoencoder import AutoencoderConfig
     from segue.training.codec import CodecTrainConfig, train_codec
     from segue.types import UserError
 
-    _check_budget(minutes, steps)
-    check_seed(seed)
+    finite("--steps", steps, 1)
     finite("--kl-weight", kl_weight, 0.0)
     use_threads(threads)
     place = device_of(device)
@@ -79,14 +78,13 @@ def refine(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
 ) -> None:
     """Train a codec's decoder on, with an adversary; its latents, and all that was made of them, stay valid."""
-    from segue.cli.options import check_seed, device_of, finite, use_threads
+    from segue.cli.options import device_of, finite, use_threads
     from segue.codecs import load_codec
     from segue.codecs.autoencoder import AutoencoderCodec
     from segue.training.codec.adversary import RefineConfig, origin_of, refine_codec
     from segue.types import UserError
 
-    _check_budget(minutes, steps)
-    check_seed(seed)
+    finite("--steps", steps, 1)
     finite("--adversarial-share", adversarial_share, 0.0, 1.0)
     use_threads(threads)
     place = device_of(device)
@@ -128,13 +126,6 @@ def measure(
     finite("--clips", clips, 1)
     data = source_of(source, root, follow_links, column, encoding)
     _report(report, f"Codec {codec}", {"codec": load_codec(codec)}, data, clips=clips, skip_bad=skip_bad)
-
-
-def _check_budget(minutes: float, steps: int | None) -> None:
-    from segue.cli.options import finite
-
-    finite("--minutes", minutes, 0.0, above=True)
-    finite("--steps", steps, 1)
 
 
 def _report(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from segue.cli.options import device_of, finite
+from segue.cli.options import device_of
 from segue.cli.reading import (
     Captions,
     Column,
@@ -78,9 +78,6 @@ def encode(
     device: Annotated[str, typer.Option(help="Where codec and teacher run: cpu, cuda or mps.")] = "cpu",
 ) -> None:
     """Encode latents, captions and a teacher's features once, into OUT: what `segue train` reads."""
-    finite("--seconds", seconds, 0.0, above=True)
-    finite("--batch-size", batch_size, 1)
-    finite("--workers", workers, 1)
     if teacher == "none" and teacher_layer is not None:
         raise UserError("--teacher-layer needs a --teacher")
     device = device_of(device)

@@ -31,15 +31,13 @@ def train(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
 ) -> None:
     """Train a teacher on your own sounds, without labels; the folder is then a teacher by name: --teacher DIR."""
-    from segue.cli.options import check_seed, device_of, finite, use_threads
+    from segue.cli.options import device_of, finite, use_threads
     from segue.ssl.compact import CompactConfig
     from segue.training.teacher import TeacherTrainConfig, train_teacher
     from segue.training.teacher_figures import measure_teacher
     from segue.types import UserError
 
-    finite("--minutes", minutes, 0.0, above=True)
     finite("--steps", steps, 1)
-    check_seed(seed)
     use_threads(threads)
     place = device_of(device)
     if not 1000 <= rate <= 192000:

@@ -14,7 +14,6 @@ import torch
 import typer
 
 from segue.audio.write import write_wav
-from segue.cli.options import device_of
 from segue.cli.resume import keep_config, resumed
 from segue.data.cache import LatentCache
 from segue.data.tars import located
@@ -82,8 +81,6 @@ def train(
             name = "RECIPE" if recipe is None else "--data" if data is None else "--out"
             raise UserError(f"{name} is missing; hint: segue train static-uniform --data CACHE --out runs/mine")
         config, cache_path = _config(recipe, examples, seed, set_ or []), located(data)
-    if device != "auto":
-        device_of(device)
     if dry_run:
         print(json.dumps(to_json(config), indent=1))
         for line in check_before_training(config, LatentCache.open(cache_path)):

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from segue.data.loader import LatentLoader
+from segue.progress import Meter
 from segue.stage.discrepancy import Reading
 from segue.training.config import TrainConfig
 from segue.training.log import RunLog
-from segue.training.progress import Meter
 from segue.training.sharding import norm_of, whole
 from segue.types import UserError
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from segue.progress import Meter
 from segue.stage.decision import Decision
 from segue.training.checkpoint import Saved
 from segue.training.config import RunConfig
@@ -17,7 +18,7 @@ from segue.training.interrupt import Interrupt
 from segue.training.log import RunLog
 from segue.training.losses import means
 from segue.training.memory import peak_bytes
-from segue.training.progress import Meter, Share
+from segue.training.progress import Share
 from segue.training.ranks import lost_ranks
 
 

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import time
 
-from segue.progress import Meter
-
-__all__ = ["Meter", "Share"]
-
 
 class Share:
     """The part of the steps' time that went into the batch: reading, standardising, drawing, moving to the device."""

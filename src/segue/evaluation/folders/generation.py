@@ -13,7 +13,17 @@ from segue.evaluation.card import Measure, bootstrap_words, make_measure
 from segue.evaluation.divergence import DIRECTIONS, inception_score, kl_by_pair, paired_kl
 from segue.evaluation.embeddings import ClapEmbedding, Embedding, NoteEmbedding, load_clap
 from segue.evaluation.folders.embeddings import embed, load_embedding, refuse_training_teachers, tag_of
-from segue.evaluation.folders.sets import ClipPair, Findings, described, ends, find_sounds, listed_clips, read, some
+from segue.evaluation.folders.sets import (
+    ClipPair,
+    Findings,
+    described,
+    ends,
+    find_sounds,
+    listed_clips,
+    read,
+    some,
+    usable_of,
+)
 from segue.evaluation.frechet import fad_infinity, frechet_measure
 from segue.evaluation.kernel import SCALES, kernel_audio_distance
 from segue.evaluation.manifold import manifold_measures, nearest
@@ -41,6 +51,7 @@ def measure_generation(
     trust_remote_code: bool,
     draws: int,
     seed: int,
+    skip_bad: bool = False,
 ) -> Findings:
     """Generated against real sounds; the keyword arguments are the options of `segue evaluate generation`.
 
@@ -53,9 +64,14 @@ def measure_generation(
     # What is asked for, and whether it can be had: before the long work.
     sounds = {"GEN": find_sounds(gen), "REF": find_sounds(ref)}
     pairs = _pairing(sounds["GEN"], sounds["REF"], unpaired)
+    left_out: list[str] = []
+    if skip_bad:
+        sounds, left_out = usable_of(sounds, paired=bool(pairs))
+        pairs = [i for i in pairs if i in sounds["GEN"]]
     by_sound = load_embedding(embedding, layer, crop_seconds, trust_remote_code)
     by_text = None if text_embedding is None else load_clap(text_embedding)
-    found = Findings({name: described(source, sounds[name]) for name, source in (("GEN", gen), ("REF", ref))})
+    about_sets = {name: described(source, sounds[name]) for name, source in (("GEN", gen), ("REF", ref))}
+    found = Findings(about_sets, warnings=left_out)
     refuse_training_teachers(sounds["GEN"], run, [e for e in (by_sound, by_text) if e is not None], force, found)
     labels = _captions(captions, sounds["GEN"])
     _refuse_idle_captions(captions, labels, by_sound, by_text)
