@@ -30,9 +30,9 @@ ALLOWED = {
     "audio": set(),
     "progress": set(),
     "evaluation": {"audio", "progress", "data", "codecs", "ssl", "tasks"},
-    "data": {"audio", "progress", "codecs.base", "conditioners.base", "ssl.base"},
+    "data": {"audio", "progress", "codecs.base", "conditioners.base", "conditioners.tokens", "ssl.base"},
     "tasks": {"data", "codecs.base", "codecs.latent_space", "conditioners.base", "process.noise", "models.audio_skip"},
-    "report": {"evaluation"},
+    "report": {"audio", "evaluation"},
     "training": PARTS | {"audio", "progress"},
     "pipeline": {"process", "models", "codecs", "conditioners", "tasks"},
     "upsampling": {"audio", "progress"},
@@ -49,9 +49,13 @@ OWNED = {
     "stable_audio_tools": {"integrations"},
     "matplotlib": {"report"},
     "typer": {"cli"},
+    "av": {"audio"},
+    "soundfile": {"audio", "data"},  # data/demo.py renders sounds in memory; no file is opened there
     "sklearn": set(),
     "mido": {"data"},
     "midirenderer": {"data"},
+    "pyarrow": {"data"},
+    "datasets": {"data"},
 }
 
 

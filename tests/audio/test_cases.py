@@ -5,6 +5,7 @@ import os
 import shutil
 import stat
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,6 +134,14 @@ def test_an_mp3_whose_bitrate_rises_loses_nothing(tmp_path, way):
     soundfile.write(file, np.concatenate([loud, np.zeros(6 * 44100)]), 44100, format="MP3", bitrate_mode="VARIABLE")
     (tmp_path / "a.mp3").write_bytes(without_information(file.getvalue()))
     assert examine(tmp_path / "a.mp3")[0].seconds == pytest.approx(8.0, abs=0.1)
+
+
+def test_frames_of_another_layer_do_not_stop_the_count(tmp_path, way):
+    """Once, the search for the next frame found the same one again and again."""
+    layer_two = bytes([0xFF, 0xFD, 0x40, 0xC4])
+    other = (layer_two + bytes(mpeg.parse(layer_two).size - 4)) * 5
+    (tmp_path / "a.mp3").write_bytes(tone_mp3() + other)
+    assert read_claim(tmp_path / "a.mp3").seconds == pytest.approx(2.0, abs=0.1)
 
 
 def test_an_mp3_that_claims_an_hour_is_cut_and_said_so(tmp_path, way):
@@ -290,6 +299,16 @@ def test_m4a_and_aac_are_decoded_where_something_decodes_them(cases, name, reque
     np.testing.assert_allclose(other[: len(wave) - 400], wave[: len(other)][: len(wave) - 400], atol=1e-3)
 
 
+def test_what_is_not_read_is_named_by_what_it_is(tmp_path, write_sine, without_decoders):
+    path = write_sine("a.wav")
+    data = bytearray(path.read_bytes())
+    for tag, name in ((0x00FF, "AAC"), (0x0022, "TrueSpeech"), (0x1234, "encoding 0x1234")):
+        data[20:22] = tag.to_bytes(2, "little")
+        path.write_bytes(data)
+        with pytest.raises(BadAudio, match=f"WAV of {name}, which is not read without PyAV or ffmpeg; hint"):
+            examine(path)
+
+
 def test_without_a_decoder_they_are_named_with_a_hint(cases, without_decoders):
     for name in ("m0.m4a", "m1.aac"):
         with pytest.raises(
@@ -313,6 +332,16 @@ def test_other_kinds_and_files_written_to_a_pipe(cases, name, shape):
     assert (header.sample_rate_hz, header.subtype) == shape and header.seconds == pytest.approx(0.5, abs=0.12)
     wave = read_wave(cases / "kinds" / name, 16000)[:4000]
     assert abs(np.abs(np.fft.rfft(wave)).argmax() * 4 - 440) <= 4
+
+
+@pytest.mark.parametrize("name", ["mixed_m4a/m0.m4a", "kinds/a.m4b", "kinds/a.webm", "kinds/a.mka"])
+def test_cut_files_of_other_kinds_are_named_so(cases, tmp_path, name):
+    data = (cases / name).read_bytes()
+    path = tmp_path / Path(name).name
+    for share in (0.5, 0.9):
+        path.write_bytes(data[: int(share * len(data))])
+        with pytest.raises(BadAudio, match="truncated"):
+            examine(path)
 
 
 def test_a_list_of_files_in_disguise_is_not_followed(tmp_path, way):

@@ -30,7 +30,13 @@ def test_what_a_folder_holds(tmp_path):
     assert names(found.sounds) == ["a.flac", "b.WAV", "side.m4a", "near.wav"]
     assert names(found.outside) == ["far.wav"] and names(found.dangling) == ["lost.wav"]
     assert names(found.linked_folders) == ["above", "linked"]
-    assert found.others == {".txt": 1, ".xyz": 2}
+    assert names(found.others) == ["more.xyz", "song.xyz"]
+    assert names(found.beside[root].values()) == ["notes.txt"]
+    assert found.notes() == [
+        "2 files (more.xyz and 1 more) of other kinds left out: .xyz (2)",
+        "2 linked folders (above and 1 more) not followed; hint: --follow-links",
+        "1 dangling link (lost.wav): the file is elsewhere; hint: git annex get, or dvc pull",
+    ]
     followed = walk(root, follow_links=True)
     assert not followed.outside and not followed.linked_folders
     assert "far.wav" in names(followed.sounds) and names(followed.dangling) == ["lost.wav"]

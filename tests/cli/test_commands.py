@@ -99,6 +99,16 @@ def test_dry_run_prints_and_writes_nothing(segue, cache, tmp_path):
     assert "peak memory about" in ran.out and "parameters" in ran.out
 
 
+def test_prompts_that_the_encoder_loses_are_said(segue, trained, tmp_path):
+    """The end of a prompt that is too long, and signs that the text encoder does not know."""
+    long = "a soft violin, " * 20 + "and a bell"
+    ran = segue("generate", trained, long, "🎸 solo", "kick", "--out", tmp_path / "out", "--steps", 1)
+    assert ran.code == 0 and len(list((tmp_path / "out").glob("*.wav"))) == 3
+    notes = [line for line in ran.err.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 2 and "1 prompt (e.g. 'a soft violin, a" in notes[0] and "cut there" in notes[0]
+    assert "1 prompt (e.g. '🎸 solo') with words or signs" in notes[1]
+
+
 def test_recipes_and_sizes_are_printed(segue):
     ran = segue("recipes", "--presets")
     for word in ("static-uniform", "min-snr", "(default)", "dit-3m", "dit-1b", "GiB"):
@@ -137,7 +147,7 @@ def test_recipes_and_sizes_are_printed(segue):
         (("encode", "{tmp}/none", "--out", "{tmp}/c"), "no such file"),
         (("encode", "{sounds}", "--captions", "filename", "--out", "{tmp}/c", "--codec", "mp5"), "spectral"),
         (("encode", "{sounds}", "--out", "{tmp}/c"), ".txt"),
-        (("data", "check", "{tmp}"), "mend"),
+        (("data", "check", "{tmp}"), "hint"),
         (("demo", "--minutes", "-1", "--out", "{tmp}/d"), "--minutes"),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else None,

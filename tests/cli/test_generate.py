@@ -182,7 +182,23 @@ def test_a_device_that_is_not_there_is_named_by_every_command(segue, trained, ca
         (("upsample", "{sounds}", "{tmp}/o", "--chunk-seconds", "inf"), "--chunk-seconds inf"),
         (("encode", "{sounds}", "--captions", "filename", "--out", "{tmp}/o", "--seconds", "nan"), "--seconds nan"),
         (("encode", "{sounds}", "--captions", "filename", "--out", "{tmp}/o", "--batch-size", "0"), "--batch-size 0"),
-        (("resolver", "measure", "default", "{sounds}", "--cutoff-hz", "nan"), "--cutoff-hz nan"),
+        (
+            ("encode", "{sounds}", "--captions", "filename", "--out", "{tmp}/o", "--sample-rate-hz", "0"),
+            "--sample-rate-hz 0",
+        ),
+        (("data", "check", "{sounds}", "--captions", "filename", "--workers", "0"), "--workers 0"),
+        (("demo", "--minutes", "nan", "--out", "{tmp}/o"), "--minutes nan"),
+        (("demo", "--minutes", "inf", "--out", "{tmp}/o"), "--minutes inf"),
+        (("train", "static-uniform", "--data", "x", "--out", "{tmp}/o", "--grace-sec", "nan"), "--grace-sec nan"),
+        (
+            ("train", "static-uniform", "--data", "x", "--out", "{tmp}/o", "--set", "optim.learning_rate=nan"),
+            "give a number",
+        ),
+        (
+            ("evaluate", "generation", "{sounds}", "{sounds}", "--crop-seconds", "inf", "--out", "{tmp}/o"),
+            "--crop-seconds inf",
+        ),
+        (("super-resolution", "measure", "default", "{sounds}", "--cutoff-hz", "nan"), "--cutoff-hz nan"),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, tuple) else None,
 )

@@ -104,9 +104,20 @@ def test_evaluate_reads_the_same(segue, sounds, tmp_path):
     assert segue("evaluate", "files", tmp_path / "mp3", tmp_path / "mp3", "--out", tmp_path / "m").code == 0
     for name, reason in BAD.items():
         shutil.copy(sounds / f"{name}.wav", good)
-        ran = segue("evaluate", "files", good, good, "--out", tmp_path / "f")
-        assert ran.code == 2 and f"{name}.wav: {reason}" in ran.line
-        (good / f"{name}.wav").unlink()
+        only = tmp_path / name
+        only.mkdir()
+        for path in (good / f"{name}.wav", good / "size0.wav"):
+            shutil.copy(path, only)
+        ran = segue("evaluate", "files", only, only, "--out", tmp_path / "f")
+        assert ran.code == 2 and f"{name}.wav: {reason}" in ran.line and "--skip-bad" in ran.line
+    ran = segue("evaluate", "files", good, good, "--out", tmp_path / "s", "--skip-bad")
+    assert ran.code == 0, ran.err
+    assert (tmp_path / "s" / "files.csv").read_text() == rows
+    notes = json.loads((tmp_path / "s" / "evaluation.json").read_text())["notes"]
+    assert {note.split(": ")[1] for note in notes if note.startswith("left out of A")} == BAD.keys()
+    ran = segue("evaluate", "generation", good, good, "--embedding", "log-mel", "--out", tmp_path / "g", "--skip-bad")
+    assert ran.code == 0, ran.err
+    assert ran.out.count("left out of GEN") == len(BAD)
 
 
 @pytest.fixture
@@ -125,12 +136,14 @@ def test_upsample_does_the_good_ones_and_counts_the_others(segue, stand_in, soun
     for path in sounds.iterdir():
         if not path.name.startswith("tone") and path.suffix != ".txt":
             shutil.copy(path, tmp_path / "in")
+    shutil.copy(CASES / "cbr_cover.mp3", tmp_path / "in" / ("m" * 251 + ".mp3"))  # .flac is one byte too long
     (tmp_path / "in" / "nowhere.wav").symlink_to(tmp_path / "gone.wav")
     (tmp_path / "in" / "far.wav").symlink_to(sounds / "tone_00.wav")
     ran = segue("upsample", tmp_path / "in", tmp_path / "out")
     lines = [json.loads(line) for line in ran.out.splitlines()]
     failed = {Path(line["input"]).stem: line["reason"] for line in lines if line["status"] == "failed"}
-    assert failed.keys() == {*BAD, "nowhere", "far"} and ran.code == 5
+    assert failed.keys() == {*BAD, "nowhere", "far", "m" * 251} and ran.code == 6
+    assert "too long; hint: rename it" in failed["m" * 251]
     assert "leads nowhere" in failed["nowhere"] and "--follow-links" in failed["far"]
     done = {Path(line["input"]).name: line for line in lines if line["status"] in ("upsampled", "copied")}
     assert done.keys() == {Path(name).name for name in GOOD} | set(ODD_NAMES)
@@ -138,7 +151,8 @@ def test_upsample_does_the_good_ones_and_counts_the_others(segue, stand_in, soun
     for line in done.values():
         info = soundfile.info(os.fsencode(line["output"]))
         assert info.duration == pytest.approx(line["seconds"], abs=0.01)
-    (tmp_path / "in" / "nowhere.wav").unlink()
+    for name in ("nowhere.wav", "m" * 251 + ".mp3"):
+        (tmp_path / "in" / name).unlink()
     ran = segue("upsample", tmp_path / "in", tmp_path / "out", "--skip-bad", "--skip-existing", "--follow-links")
     assert ran.code == 0 and ran.err.count("left out") == len(BAD)
     assert (tmp_path / "out" / "far.wav").exists()

@@ -37,7 +37,9 @@ def test_a_run_is_measured_beside_baselines(segue, recordings, tmp_path):
     assert segue("train", "sr-demo-static", "--data", cache, "--out", run, "--examples", "16", "--samples", "0",
                  "--device", "cpu", *changes).code == 0  # fmt: skip
     figures = tmp_path / "figures.json"
-    measured = segue("resolver", "measure", run, recordings, "--steps", "1,2", "--clips", "4", "--json", figures)
+    measured = segue(
+        "super-resolution", "measure", run, recordings, "--steps", "1,2", "--clips", "4", "--json", figures
+    )
     rows = json.loads(figures.read_text())["rows"]
     assert list(rows) == [
         "unprocessed",
@@ -50,4 +52,6 @@ def test_a_run_is_measured_beside_baselines(segue, recordings, tmp_path):
     assert rows["codec round trip"]["lsd full"]["mean"] < 0.01 < rows["model, 1 steps"]["lsd full"]["mean"]
     shown = next(line for line in measured.out.splitlines() if "model, 1 steps" in line)
     assert f"{rows['model, 1 steps']['lsd full']['mean']:.3f} (" in shown
+    # By its former name, too.
     assert segue("resolver", "measure", run, recordings, "--steps", "0").code == 2
+    assert "resolver" not in segue("--help").out

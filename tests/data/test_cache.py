@@ -148,7 +148,7 @@ def test_a_shard_cut_under_an_open_cache_is_one_line(build):
     shard = cache.path / "shards" / cache.row(last)["shard"]
     with shard.open("r+b") as file:
         file.truncate(200)
-    assert f"{shard}: ends too early; mend" in refusal(cache.latents, [last])
+    assert f"{shard}: ends too early; hint" in refusal(cache.latents, [last])
 
 
 def test_more_shards_than_are_kept_open(build, monkeypatch):
@@ -220,19 +220,73 @@ def test_an_unfinished_cache_of_other_settings_is_refused(build, fakes, tmp_path
     build()
 
 
-def test_changed_files_are_noticed(build, small_set, write_sine):
+def test_a_cache_goes_on_when_files_or_captions_change(build, small_set, tmp_path, write_sine, capsys):
+    """Bit for bit what encoding anew gives; shards without a changed row are kept."""
     build()
-    before = (
-        small_set / "tone00.wav"
-    ).read_bytes()  # written anew it would differ: a float wav carries its second of birth
+    shards = tmp_path / "cache" / "shards"
+    manifest = small_set / "manifest.jsonl"
+    rows = manifest.read_text().splitlines()
+    extra = write_sine("set/extra.wav", hz=777, subtype="FLOAT")
+    first = json.dumps({"path": extra.name, "caption": "one more", "split": "train"})
+    shorter = [rows[0], *rows[2:]]
+    renamed = [row.replace("number 4", "number IV") for row in shorter]
+    steps = [
+        ("1 changed (e.g. tone00)", lambda: write_sine("set/tone00.wav", hz=999, subtype="FLOAT")),
+        ("1 gone (e.g. tone01)", lambda: manifest.write_text("\n".join(shorter))),
+        ("captions, splits or fields differ", lambda: manifest.write_text("\n".join(renamed))),
+        ("1 new (e.g. extra)", lambda: manifest.write_text("\n".join([first, *renamed]))),
+    ]
+    for number, (said, change) in enumerate(steps):
+        before = {p.name: p.stat().st_mtime_ns for p in shards.iterdir()}
+        change()
+        capsys.readouterr()
+        build()
+        assert said in capsys.readouterr().err
+        build(f"fresh{number}")
+        assert bytes_of(tmp_path / "cache") == bytes_of(tmp_path / f"fresh{number}")
+        kept = [name for name, then in before.items() if (shards / name).exists()]
+        assert all((shards / name).stat().st_mtime_ns == before[name] for name in kept)
+        latents = [name for name in before if name.startswith("latents")]
+        assert len([name for name in kept if name.startswith("latents")]) >= len(latents) - 2 > 0
+
+
+def test_a_cache_that_is_being_brought_up_to_date_stays_readable(build, small_set, fakes, tmp_path, write_sine):
+    old = build()
     write_sine("set/tone00.wav", hz=999, subtype="FLOAT")
-    assert "1 changed (e.g. tone00)" in refusal(build)
-    manifest = (small_set / "manifest.jsonl").read_text().splitlines()
-    (small_set / "manifest.jsonl").write_text("\n".join(manifest[1:]))
-    assert "1 gone (e.g. tone00)" in refusal(build)
-    (small_set / "manifest.jsonl").write_text("\n".join(manifest).replace("number 4", "number four"))
-    (small_set / "tone00.wav").write_bytes(before)
-    assert "captions, splits or fields differ" in refusal(build)
+
+    class Dies(fakes.FakeCodec):
+        def encode(self, wave):
+            if wave.shape[0] > 3:  # beyond the round trip of three clips
+                raise KeyboardInterrupt
+            return super().encode(wave)
+
+    with pytest.raises(KeyboardInterrupt):
+        build(codec=Dies())
+    assert LatentCache.open(tmp_path / "cache").contents == old.contents
+    assert build().contents != old.contents
+    build("fresh")
+    assert bytes_of(tmp_path / "cache") == bytes_of(tmp_path / "fresh")
+
+
+def test_another_set_does_not_replace_a_cache(build, tmp_path, write_sine):
+    before = build().contents
+    write_sine("other/a.wav", hz=555, caption="x")
+    write_sine("other/b.wav", hz=666, caption="y")
+    assert "made from other files: 2 new (e.g. a), 23 gone" in refusal(build, source=tmp_path / "other")
+    assert LatentCache.open(tmp_path / "cache").contents == before
+
+
+def test_contents_tell_caches_apart_whatever_their_shards(build, small_set, monkeypatch):
+    first = build()
+    monkeypatch.setattr(encoding, "ROWS_PER_SHARD", 4)
+    other = build("other", seconds=SECONDS)
+    assert first.contents == other.contents == first.meta["contents"]
+    assert [s["file"] for s in first.meta["shards"]] != [s["file"] for s in other.meta["shards"]]
+    del first.meta["contents"]  # caches of before there was any
+    assert first.contents == other.contents
+    manifest = small_set / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace("number 4", "IV"))
+    assert build("third").contents != other.contents
 
 
 def test_files_changed_during_an_interruption_are_encoded_anew(build, tmp_path, write_sine):

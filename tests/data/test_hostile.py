@@ -85,7 +85,15 @@ JSON = st.recursive(
 )
 ROW = st.fixed_dictionaries(
     {"path": st.just("a.wav") | st.text(max_size=30) | JSON},
-    optional={"caption": st.text() | JSON, "captions": JSON, "id": JSON, "split": JSON, "more": JSON},
+    optional={
+        "caption": st.text() | JSON,
+        "captions": JSON,
+        "id": JSON,
+        "split": JSON,
+        "start": st.floats() | JSON,
+        "end": st.floats() | JSON,
+        "more": JSON,
+    },
 )
 
 
@@ -105,11 +113,21 @@ def test_any_row_is_read_or_refused_in_a_line(one_file, row):
 @QUICK
 @given(data=st.binary(max_size=300) | st.text(max_size=300).map(lambda t: t.encode("utf-8", "surrogatepass")))
 def test_any_bytes_as_a_manifest_are_read_or_refused_in_a_line(one_file, data):
-    for path in (one_file, one_file.with_suffix(".csv")):
+    for suffix in (".jsonl", ".csv", ".tsv", ".json"):
+        path = one_file.with_suffix(suffix)
+        for before in (b"", b"path,caption,start,end\n", b'[{"path": "a.wav", "caption": "x"},', b"\xff\xfe"):
+            path.write_bytes(before + data)
+            _read_or_refused(path)
+
+
+@QUICK
+@given(data=st.binary(max_size=300) | st.text(max_size=300).map(lambda t: t.encode("utf-8", "surrogatepass")))
+def test_any_bytes_beside_a_sound_are_captions_or_refused_in_a_line(one_file, data):
+    for suffix in (".txt", ".json"):
+        path = one_file.with_name(f"a{suffix}")
         path.write_bytes(data)
-        _read_or_refused(path)
-        path.write_bytes(b"path,caption\n" + data)
-        _read_or_refused(path)
+        _read_or_refused(one_file.parent)
+        path.unlink()
 
 
 def _read_or_refused(manifest: Path) -> None:
@@ -122,7 +140,9 @@ def _read_or_refused(manifest: Path) -> None:
             json.dumps([clip.id, clip.captions, clip.fields], ensure_ascii=True)
             assert printable(clip.id) == clip.id.replace("\xa0", printable("\xa0")) or not clip.id.isprintable()
             assert all(c.strip() and "\x1b" not in c for c in clip.captions)
-            assert clip.path.resolve().is_relative_to(manifest.parent.resolve())
+            root = manifest if manifest.is_dir() else manifest.parent
+            assert clip.path.resolve().is_relative_to(root.resolve())
+            assert clip.start_sec >= 0 and (clip.length_sec is None or clip.length_sec > 0)
 
 
 @pytest.mark.parametrize(

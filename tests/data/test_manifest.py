@@ -15,7 +15,7 @@ def refusal(source, **kwargs) -> str:
     with pytest.raises(UserError) as caught:
         load_manifest(source, **kwargs)
     line = str(caught.value)
-    assert "\n" not in line and ("mend" in line or "must be" in line)
+    assert "\n" not in line and ("hint" in line or "must be" in line)
     return line
 
 
@@ -50,21 +50,23 @@ def test_jsonl_and_csv_say_the_same(tmp_path, write_sine):
     for source in (tmp_path, tmp_path / "manifest.jsonl"):
         a, b = load_manifest(source)
         assert (a.id, a.captions, a.split, a.fields) == ("x/1", ("low, soft",), "test", {"bpm": 90})
-        assert (b.id, b.captions, b.split) == ("second", ("one", "two"), "train")
+        assert (b.id, b.captions) == ("second", ("one", "two"))
     a, b = load_manifest(tmp_path / "m.csv")
     assert (a.id, a.captions, a.split, a.fields) == ("x/1", ("low, soft",), "test", {"bpm": "90"})
     assert (b.id, b.captions, b.fields) == ("second", ("one",), {})
 
 
-def test_default_splits_depend_on_the_id_alone(tmp_path, write_sine):
-    path = write_sine("a.wav")
+def test_default_splits_depend_on_the_content_alone(tmp_path):
+    """What a file is called, and what else comes or goes, moves no clip to another split."""
     for n in range(400):
-        os.link(path, tmp_path / f"tone {n}.wav")
-    splits = {c.id: c.split for c in load_manifest(tmp_path, "filename") if c.id != "a"}
+        (tmp_path / f"tone {n}.wav").write_bytes(b"any content, since nothing is decoded here %d" % n)
+    splits = {c.id: c.split for c in load_manifest(tmp_path, "filename")}
     assert 8 <= sum(split == "valid" for split in splits.values()) <= 35
     for n in range(0, 400, 2):
         (tmp_path / f"tone {n}.wav").unlink()
-    fewer = {c.id: c.split for c in load_manifest(tmp_path, "filename") if c.id != "a"}
+    for n in range(1, 400, 2):
+        (tmp_path / f"tone {n}.wav").rename(tmp_path / f"renamed {n}.wav")
+    fewer = {c.id.replace("renamed", "tone"): c.split for c in load_manifest(tmp_path, "filename")}
     assert len(fewer) == 200 and all(splits[i] == split for i, split in fewer.items())
 
 
@@ -103,12 +105,11 @@ def test_captions_missing_empty_or_in_another_encoding(tmp_path, write_sine):
     assert "a.wav: no caption file" in refusal(tmp_path)
     path.with_suffix(".txt").write_text(" \n\n")
     assert "a.txt: an empty caption" in refusal(tmp_path)
-    for encoding in ("latin-1", "utf-16"):
-        path.with_suffix(".txt").write_bytes("ein großer Ton".encode(encoding))
-        assert "a.txt: not UTF-8" in refusal(tmp_path)
+    path.with_suffix(".txt").write_bytes("ein großer Ton".encode("latin-1"))
+    assert "a.txt: not UTF-8" in refusal(tmp_path)
     path.with_suffix(".txt").unlink()
     os.mkdir(path.with_suffix(".txt"))
-    assert "a.txt: cannot be read" in refusal(tmp_path)
+    assert "a.wav: no caption file" in refusal(tmp_path)
 
 
 def test_duplicate_ids(tmp_path, write_sine):
@@ -128,7 +129,7 @@ def test_no_path_leaves_the_root(tmp_path, write_sine):
     assert "leads out of" in refusal(jsonl(root, {"path": "link.wav", "caption": "x"}))
     (root / "manifest.jsonl").unlink()
     (root / "link.txt").write_text("x")
-    assert "leads out of" in refusal(root)
+    assert "link.wav: leads out of" in refusal(root)
     (root / "link.wav").unlink()
     (root / "linked").symlink_to(tmp_path)
     assert "leads out of" in refusal(jsonl(root, {"path": "linked/outside.wav", "caption": "x"}))
@@ -155,7 +156,7 @@ def test_a_link_inside_the_root_is_fine(tmp_path, write_sine):
         ({"path": "a.wav", "captions": ["x", ""]}, "line 2: an empty caption"),
         ({"path": "a.wav", "captions": []}, "line 2: an empty caption"),
         ({"path": "a.wav", "caption": 7}, "line 2: caption must be text"),
-        ({"path": "a.wav", "caption": "x", "split": "dev"}, "line 2: split must be"),
+        ({"path": "a.wav", "caption": "x", "split": "some"}, "line 2: split must be"),
         ({"path": "a.wav", "caption": "x", "id": ["a"]}, "line 2: id must be text"),
     ],
 )
@@ -168,7 +169,7 @@ def test_bad_csv(tmp_path, write_sine):
     write_sine("a.wav")
     table = tmp_path / "m.csv"
     for text, complaint in (
-        ("file,caption\na.wav,x\n", "no column 'path' (columns: file, caption)"),
+        ("noise,caption\na.wav,x\n", "no column 'path' or the like (columns: noise, caption)"),
         ("", "no column 'path'"),
         ("path,caption\na.wav,low, soft\n", "line 2: more cells"),
         ("path,caption\na.wav\n", "line 2: fewer cells"),

@@ -9,6 +9,7 @@ process that reaches for the network, even for a name's address, ends at once wi
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import io
 import json
 import os
@@ -27,7 +28,14 @@ import numpy as np
 import soundfile
 
 RATE_HZ = 8000
-FORMATS = ("wav", "flac", "ogg", "mp3")
+CASES = Path(__file__).parents[1] / "cases"
+# Those that need a decoder are taken from files that were made once.
+MADE = {
+    "m4a": CASES / "mixed_m4a" / "m0.m4a",
+    "aac": CASES / "mixed_m4a" / "m1.aac",
+    "webm": CASES / "kinds" / "a.webm",
+}
+FORMATS = ("wav", "flac", "ogg", "mp3", *(MADE if importlib.util.find_spec("av") else ()))
 HUGE = 2 << 30
 # The child tells its own peaks: what wait4 tells includes the parent's, which it was forked from. Between commands the
 # system forgets the peak so far (clear_refs 5).
@@ -132,7 +140,9 @@ def commands(folder: Path, todo: dict[str, list], limit_sec: float = 600.0, stan
 
 
 def clean_sound(kind: str, generator: np.random.Generator) -> bytes:
-    """The bytes of half a second of a decaying tone."""
+    """The bytes of half a second of a decaying tone, or of a second of a steady one."""
+    if kind in MADE:
+        return MADE[kind].read_bytes()
     time_sec = np.arange(RATE_HZ // 2) / RATE_HZ
     wave = 0.3 * np.sin(2 * np.pi * generator.uniform(100, 900) * time_sec) * np.exp(-3 * time_sec)
     file = io.BytesIO()
@@ -163,6 +173,22 @@ def mutated(data: bytes, generator: np.random.Generator) -> bytes:
         if not out:
             break
     return bytes(out)
+
+
+def claims_an_hour(data: bytes) -> bytes:
+    """An MP3 whose header promises an hour of frames."""
+    at = max(data.find(b"Xing"), data.find(b"Info")) + 8
+    return data[:at] + (3600 * 16000 // 576).to_bytes(4, "big") + data[at + 4 :]
+
+
+def floats(peak: float, one: float | None = None) -> bytes:
+    """A wav of floating-point samples, one of them perhaps another."""
+    wave = peak * np.sin(np.arange(4000) / 9)
+    if one is not None:
+        wave[2000] = one
+    file = io.BytesIO()
+    soundfile.write(file, wave.astype(np.float32), RATE_HZ, format="WAV", subtype="FLOAT")
+    return file.getvalue()
 
 
 def certainly_bad() -> dict[str, bytes]:
@@ -205,6 +231,14 @@ def certainly_bad() -> dict[str, bytes]:
         "cut_ogg.ogg": clean_sound("ogg", generator)[:2500],
         "cut_flac.flac": clean_sound("flac", generator)[:1500],
         "zeros.aiff": bytes(4096),
+        "claims_an_hour.mp3": claims_an_hour(clean_sound("mp3", generator)),
+        "cut_mp3.mp3": clean_sound("mp3", generator)[:1000],
+        "cut_m4a.m4a": MADE["m4a"].read_bytes()[:6000],
+        "cut_webm.webm": MADE["webm"].read_bytes()[:3000],
+        "playlist.m4a": b"#EXTM3U\n#EXTINF:1,\n/etc/hostname\nhttp://localhost/x.mp3\n",
+        "integers.wav": floats(9800.0),
+        "one_sample.wav": floats(0.1, 1e29),
+        "not_a_number.wav": floats(0.1, float("nan")),
         "endless_chunks.wav": b"RIFF" + struct.pack("<I", HUGE) + b"WAVE" + bytes(200_000),
     }
 

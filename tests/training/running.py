@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from segue.cli.train import write_config
+from segue.cli.resume import write_config
 from segue.training.checkpoint import list_checkpoints
 from segue.training.log import read_log
 from segue.training.loop import train
@@ -60,7 +60,7 @@ def two_ranks(port: int) -> tuple[str, ...]:
 
 def start(folder, config, cache, *launcher):
     folder.mkdir(parents=True, exist_ok=True)
-    write_config(folder, config, cache.path)
+    write_config(folder, config, cache)
     script = folder / "script.py"
     script.write_text(SCRIPT)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -19,6 +19,12 @@ _MAGIC = {
     b"\x30\x26\xb2\x75": "asf", b"wvpk": "wavpack", b"MAC ": "ape", b"riff": "w64", b".snd": "au",
 }  # fmt: skip
 _ATOMS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
+_WAV_ENCODINGS = {
+    0x0002: "MS ADPCM", 0x0011: "IMA ADPCM", 0x0031: "GSM 6.10", 0x0050: "MPEG audio", 0x0055: "MP3", 0x00FF: "AAC",
+    0x0161: "Windows Media", 0x0162: "Windows Media", 0x2000: "AC-3", 0x2001: "DTS", 0x0270: "ATRAC3",
+    0x0022: "TrueSpeech",
+}  # fmt: skip
+_OGG_ENCODINGS = {b"Speex   ": "Speex", b"\x80theora": "Theora", b"\x80kate": "Kate", b"CELT    ": "CELT"}
 # What other kinds are called in a message.
 NAMES = {"mp4": "MP4 (m4a)", "aac": "AAC", "matroska": "WebM or Matroska", "asf": "Windows Media", "caf": "CAF"}
 
@@ -33,12 +39,14 @@ class Container:
             stands for the file as it is.
         frames: what is known of its length; at most so many samples are its sound. None: nothing.
         layout: of an MPEG file.
+        encoding: what its samples are, where libsndfile may not know that; for a message.
     """
 
     kind: str
     parts: list[list[Part]] = field(default_factory=lambda: [[]])
     frames: int | None = None
     layout: mpeg.Layout | None = None
+    encoding: str = ""
 
 
 def look(path: SoundPath) -> Container:
@@ -59,6 +67,8 @@ def look(path: SoundPath) -> Container:
                 return _ogg(path, file, size)
             if kind in ("wav", "aiff"):
                 return _iff(path, file, size, kind, start)
+            if (kind == "mp4" and _atoms_end(file, size) > size) or (kind == "matroska" and _segment_end(start) > size):
+                raise BadAudio(path, _CUT)
     except OSError as error:
         raise BadAudio(path, f"unreadable: {error.strerror or error}") from error
     return Container(kind)
@@ -109,7 +119,10 @@ def _ogg(path: SoundPath, file: IO[bytes], size: int) -> Container:
             patches[last.offset] = ogg.ended(last, file.read(last.size))
         whole = len(links) == 1 and not patches
         parts.append([] if whole else patched(size, patches, pages[0].offset, last.offset + last.size))
-    return Container("ogg", parts)
+    file.seek(found[0].offset)
+    head = file.read(64)
+    names = [name for mark, name in _OGG_ENCODINGS.items() if mark in head]
+    return Container("ogg", parts, encoding=f"Ogg of {names[0]}" if names else "")
 
 
 @dataclass(frozen=True)
@@ -140,7 +153,7 @@ def _iff(path: SoundPath, file: IO[bytes], size: int, kind: str, start: bytes) -
     elif sound.start + length > size:
         raise BadAudio(path, _CUT)
     parts = patched(size, patches) if patches else []
-    return Container(kind, [parts], _fact(file, by_name))
+    return Container(kind, [parts], _fact(file, by_name), encoding=_encoding(file, by_name))
 
 
 def _chunks(path: SoundPath, file: IO[bytes], order: Order, last: bytes) -> list[_Chunk]:
@@ -189,6 +202,46 @@ def _closed(file: IO[bytes], kind: str, sound: _Chunk, by_name: dict[bytes, _Chu
         width = int.from_bytes(head[:2], "big") * ((int.from_bytes(head[6:8], "big") + 7) // 8)
         patches[common.start + 2] = ((length - 8) // max(1, width)).to_bytes(4, "big")
     return patches
+
+
+def _encoding(file: IO[bytes], by_name: dict[bytes, _Chunk]) -> str:
+    """What a wav's samples are, by the number of its encoding; "" for what every program reads."""
+    layout = by_name.get(b"fmt ")
+    if layout is None:
+        return ""
+    file.seek(layout.start)
+    tag = int.from_bytes(file.read(2), "little")
+    if tag in (1, 3, 6, 7, 0xFFFE):
+        return ""
+    return f"WAV of {_WAV_ENCODINGS.get(tag, f'encoding 0x{tag:04X}')}"
+
+
+def _atoms_end(file: IO[bytes], size: int) -> int:
+    """Where the last of an MP4's outermost atoms ends by its own account."""
+    position = 0
+    for _ in range(_MOST_CHUNKS):
+        if position + 8 > size:
+            break
+        file.seek(position)
+        head = file.read(16)
+        length = int.from_bytes(head[:4], "big")
+        if length == 1:
+            length = int.from_bytes(head[8:16], "big")
+        if length < 8:  # 0: up to the end; others are no atoms
+            return size
+        position += length
+    return position
+
+
+def _segment_end(start: bytes) -> int:
+    """Where the segment of a WebM or Matroska file ends by its own account; 0 where it does not say."""
+    at = start.find(b"\x18\x53\x80\x67")
+    if at < 0 or at + 5 > len(start) or start[at + 4] == 0:
+        return 0
+    width = 9 - start[at + 4].bit_length()
+    length = int.from_bytes(start[at + 4 : at + 4 + width], "big") & (1 << 7 * width) - 1
+    is_open = length == (1 << 7 * width) - 1
+    return 0 if is_open else at + 4 + width + length
 
 
 def _fact(file: IO[bytes], by_name: dict[bytes, _Chunk]) -> int | None:

@@ -89,6 +89,8 @@ def _source(path: SoundPath, container: Container, stack: ExitStack) -> Source:
     except _NotOpened as error:
         if container.kind in ("wav", "caf", "ogg", "aiff") and _can_decode():  # with a codec that libsndfile lacks
             return _decoded(path, container, stack)
+        if container.encoding:
+            raise BadAudio(path, f"{container.encoding}, which is not read without PyAV or ffmpeg; {HINT}") from error
         hint = f"; {HINT}" if container.kind == "caf" else ""
         raise BadAudio(path, f"unreadable: {error}{hint}") from error
 

@@ -125,7 +125,8 @@ def scan(file: IO[bytes], size: int, is_sure: bool = True) -> Layout | None:
     while at + 4 <= size:
         frame = parse(reader.at(at, 4))
         if frame is None or frame.layer != first.layer:
-            found = _first_frame(reader, at, True)
+            # Rubbish between frames, or what looks like a frame of another kind: look behind it.
+            found = _first_frame(reader, at + (frame is not None), True)
             if found is None:
                 break
             at = found

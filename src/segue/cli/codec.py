@@ -8,9 +8,12 @@ from typing import Annotated
 
 import typer
 
+from segue.cli.reading import Column, Encoding, FollowLinks, Root, Source, source_of
+from segue.data.reading import DataSource
+
 
 def train(
-    source: Annotated[Path, typer.Argument(help="Data set as `segue encode` takes it: folder, list or tars.")],
+    source: Source,
     out: Annotated[Path, typer.Option(help="Folder for the codec, its training state and its log.")],
     minutes: Annotated[float, typer.Option(help="Minutes of training, over all resumes.")] = 60.0,
     steps: Annotated[
@@ -23,17 +26,20 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of weights and draws.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves PyTorch's choice.")] = 0,
+    root: Root = None,
+    follow_links: FollowLinks = False,
+    column: Column = None,
+    encoding: Encoding = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable files out, and name them.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
 ) -> None:
     """Train a codec on your own sounds; the folder is then a codec by name: --codec DIR."""
-    from segue.cli.options import check_seed, device_of, finite, use_threads
+    from segue.cli.options import device_of, finite, use_threads
     from segue.codecs.autoencoder import AutoencoderConfig
     from segue.training.codec import CodecTrainConfig, train_codec
     from segue.types import UserError
 
-    _check_budget(minutes, steps)
-    check_seed(seed)
+    finite("--steps", steps, 1)
     finite("--kl-weight", kl_weight, 0.0)
     use_threads(threads)
     place = device_of(device)
@@ -43,14 +49,15 @@ def train(
         raise UserError(f"--channels {channels}; hint: give 1 or more (32 is the default)")
     model = AutoencoderConfig.for_rate(rate, channels=channels)
     config = CodecTrainConfig(model=model, minutes=minutes, steps=steps, kl_weight=kl_weight, seed=seed)
-    codec = train_codec(source, out, config, extra=tuple(extra or ()), resume=resume, skip_bad=skip_bad, device=place)
-    _report(out / "report.html", "A trained codec", {"codec": codec}, source, skip_bad=skip_bad)
+    data = source_of(source, root, follow_links, column, encoding)
+    codec = train_codec(data, out, config, extra=tuple(extra or ()), resume=resume, skip_bad=skip_bad, device=place)
+    _report(out / "report.html", "A trained codec", {"codec": codec}, data, skip_bad=skip_bad)
     typer.echo(f"codec in {out}; next: segue encode SOURCE --out CACHE --codec {out}")
 
 
 def refine(
     codec: Annotated[str, typer.Argument(help="Folder that `segue codec train` left, or a codec's name.")],
-    source: Annotated[Path, typer.Argument(help="Data set as `segue encode` takes it: folder, list or tars.")],
+    source: Source,
     out: Annotated[Path, typer.Option(help="Folder for the refined codec, its training state and its log.")],
     minutes: Annotated[float, typer.Option(help="Minutes of training, over all resumes.")] = 30.0,
     steps: Annotated[
@@ -63,18 +70,21 @@ def refine(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of discriminators and draws.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves PyTorch's choice.")] = 0,
+    root: Root = None,
+    follow_links: FollowLinks = False,
+    column: Column = None,
+    encoding: Encoding = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable files out, and name them.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
 ) -> None:
     """Train a codec's decoder on, with an adversary; its latents, and all that was made of them, stay valid."""
-    from segue.cli.options import check_seed, device_of, finite, use_threads
+    from segue.cli.options import device_of, finite, use_threads
     from segue.codecs import load_codec
     from segue.codecs.autoencoder import AutoencoderCodec
     from segue.training.codec.adversary import RefineConfig, origin_of, refine_codec
     from segue.types import UserError
 
-    _check_budget(minutes, steps)
-    check_seed(seed)
+    finite("--steps", steps, 1)
     finite("--adversarial-share", adversarial_share, 0.0, 1.0)
     use_threads(threads)
     place = device_of(device)
@@ -82,9 +92,10 @@ def refine(
     if not isinstance(before, AutoencoderCodec):
         raise UserError(f"{codec}: not an autoencoder of ours; hint: give a folder that segue codec train left")
     config = RefineConfig(minutes=minutes, steps=steps, adversarial_share=adversarial_share, seed=seed)
+    data = source_of(source, root, follow_links, column, encoding)
     after = refine_codec(
         before,
-        source,
+        data,
         out,
         config,
         origin=origin_of(codec),
@@ -93,15 +104,19 @@ def refine(
         skip_bad=skip_bad,
         device=place,
     )
-    _report(out / "report.html", "A refined codec", {"before": before, "refined": after}, source, skip_bad=skip_bad)
+    _report(out / "report.html", "A refined codec", {"before": before, "refined": after}, data, skip_bad=skip_bad)
     typer.echo(f"codec in {out}; its latents are those of {codec}: caches and models made with that stay valid")
 
 
 def measure(
     codec: Annotated[str, typer.Argument(help="Codec name, or the folder of a trained one.")],
-    source: Annotated[Path, typer.Argument(help="Folder of sounds; their test split, else valid, else all.")],
+    source: Source,
     clips: Annotated[int, typer.Option(help="Clips of each kind at most.")] = 200,
     report: Annotated[Path | None, typer.Option(help="Write a page with spectrograms and players here, too.")] = None,
+    root: Root = None,
+    follow_links: FollowLinks = False,
+    column: Column = None,
+    encoding: Encoding = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable files out, and name them.")] = False,
 ) -> None:
     """Reconstruction on held-out sounds by kind, robustness to latent noise, and decoding speed, as JSON."""
@@ -109,18 +124,12 @@ def measure(
     from segue.codecs import load_codec
 
     finite("--clips", clips, 1)
-    _report(report, f"Codec {codec}", {"codec": load_codec(codec)}, source, clips=clips, skip_bad=skip_bad)
-
-
-def _check_budget(minutes: float, steps: int | None) -> None:
-    from segue.cli.options import finite
-
-    finite("--minutes", minutes, 0.0, above=True)
-    finite("--steps", steps, 1)
+    data = source_of(source, root, follow_links, column, encoding)
+    _report(report, f"Codec {codec}", {"codec": load_codec(codec)}, data, clips=clips, skip_bad=skip_bad)
 
 
 def _report(
-    page: Path | None, title: str, codecs: dict, source: Path, clips: int = 200, skip_bad: bool = False
+    page: Path | None, title: str, codecs: dict, source: DataSource, clips: int = 200, skip_bad: bool = False
 ) -> None:
     """Print figures on held-out sounds of the last of the codecs as JSON; write a page on all of them, where asked."""
     from segue.report.codec import RoundTrip, write_codec_report

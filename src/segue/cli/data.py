@@ -9,13 +9,19 @@ from typing import Annotated
 
 import typer
 
+from segue.cli.reading import Column, Encoding, FollowLinks, Root, Source, reading_of
+from segue.conditioners import load_token_counter
+from segue.conditioners.tokens import count_tokens
 from segue.data.cache import LatentCache
-from segue.data.check import check_clips, report_json, report_lines, stated_bytes
+from segue.data.check import check_listing, report_json, report_lines, stated_bytes
+from segue.data.clip import Clip
 from segue.data.demo import render_demo_set
-from segue.data.manifest import load_manifest
+from segue.data.fix import write_clean_list
+from segue.data.manifest import read_listing
 from segue.data.packing import pack_cache
+from segue.data.splits import held_out_first
 from segue.memory import format_bytes
-from segue.types import printable
+from segue.types import UserError, printable
 
 
 def render_demo(
@@ -34,27 +40,62 @@ def render_demo(
 
 
 def check(
-    source: Annotated[
-        str,
-        typer.Argument(help="Folder of sounds with .txt captions, .csv or .jsonl manifest, or tars: x-{00..99}.tar."),
-    ],
+    source: Source,
     captions: Annotated[
-        str, typer.Option(help="'manifest': captions come with the data; 'filename': made from file names.")
+        str,
+        typer.Option(
+            help="'manifest': captions come with the data; 'filename': made from file names; 'none': no need."
+        ),
     ] = "manifest",
+    root: Root = None,
+    follow_links: FollowLinks = False,
+    column: Column = None,
+    encoding: Encoding = None,
+    text: Annotated[str, typer.Option(help="Text encoder whose tokens are counted; none: no counting.")] = "minilm",
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Where captions are cut; default: the encoder's positions.")
+    ] = None,
+    fix: Annotated[
+        Path | None, typer.Option(help="Write a .jsonl list of what can be used, with splits; exit 0 then.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     workers: Annotated[int, typer.Option(help="Threads that decode.")] = 4,
 ) -> int:
     """Decode every file; print counts, hours, rates, and each file that cannot be used. Exit 2 where there is one."""
-    clips = load_manifest(source, captions)
-    print(f"peak memory about {format_bytes(stated_bytes(len(clips), workers))}", file=sys.stderr)
-    report = check_clips(clips, workers)
+    listing = read_listing(source, reading_of(captions, root, follow_links, column, encoding))
+    print(f"peak memory about {format_bytes(stated_bytes(len(listing.clips), workers))}", file=sys.stderr)
+    report, usable = check_listing(listing, workers)
+    tokens, notes = _tokens(text, listing.clips, max_tokens)
     if as_json:
-        print(json.dumps(report_json(report), indent=1, ensure_ascii=True))
+        said = report_json(report)
+        print(json.dumps(said | {"notes": said["notes"] + notes, "tokens": tokens}, indent=1, ensure_ascii=True))
     else:
-        print("\n".join(printable(line) for line in report_lines(report)))
+        lines = report_lines(report) + [f"note: {note}" for note in notes]
+        print("\n".join(printable(line) for line in lines))
         if report.bad:
-            print(f"{len(report.bad)} bad files; mend: repair or remove them, or segue encode --skip-bad")
+            print(
+                f"{len(report.bad)} bad files; hint: repair or remove them, segue encode --skip-bad, or --fix OUT.jsonl"
+            )
+    if fix is not None:
+        command = write_clean_list(fix, held_out_first(usable.clips, usable.contents), listing.root)
+        print(printable(f"{fix}: {len(usable.clips):,} clips; {command}"), file=sys.stderr)
+        return 0
     return 2 if report.bad else 0
+
+
+def _tokens(text: str, clips: list[Clip], max_tokens: int | None) -> tuple[dict | None, list[str]]:
+    """What a text encoder makes of the captions, for the report, and in words; None and why where it cannot be told."""
+    captions = list(dict.fromkeys(caption for clip in clips for caption in clip.captions))
+    if text == "none" or not captions:
+        return None, []
+    try:
+        counts = count_tokens(load_token_counter(text, max_tokens), captions)
+    except UserError as error:
+        return None, [f"tokens of captions not counted ({error})"]
+    if counts is None:
+        return None, []
+    found = {"encoder": text, "longest": counts.longest, "cut": len(counts.cut), "unknown": len(counts.unknown)}
+    return found, counts.notes()
 
 
 def pack(

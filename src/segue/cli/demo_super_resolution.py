@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from segue.cli.demo_common import Trained, page_prompts, say, spread_notes, training_figures, wave_of, write_samples
-from segue.cli.resolver import PRESET, by_model, rows_of
+from segue.cli.super_resolution import PRESET, by_model, rows_of
 from segue.pipeline import SHIPPED_SUPER_RESOLUTION, SuperResolver
 from segue.report import PromptClip, VariantPage, write_demo_report, write_summary
 from segue.tasks.degradation import degrade

@@ -8,21 +8,35 @@ from typing import Annotated
 
 import typer
 
-from segue.cli.options import device_of, finite
+from segue.cli.options import device_of
+from segue.cli.reading import (
+    Captions,
+    Column,
+    Encoding,
+    FollowLinks,
+    Root,
+    Source,
+    leave_out_rows,
+    reading_of,
+    say_notes,
+)
 from segue.codecs import Codec, default_codec, load_codec
 from segue.conditioners import load_conditioner
+from segue.conditioners.base import TextConditioner
+from segue.conditioners.tokens import DEFAULT_TOKENS, fit_tokens
+from segue.data.clip import Clip
 from segue.data.encoding import build_cache
-from segue.data.manifest import load_manifest
+from segue.data.manifest import read_listing
+from segue.data.plan import earlier_tokens
 from segue.ssl import Teacher, load_teacher
 from segue.types import UserError
 
 
 def encode(
-    source: Annotated[
-        str,
-        typer.Argument(help="Folder of sounds with .txt captions, .csv or .jsonl manifest, or tars: x-{00..99}.tar."),
+    source: Source,
+    out: Annotated[
+        Path, typer.Option(help="Folder of the cache; a killed run goes on there, and so does one with more files.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the cache; a killed run goes on there.")],
     codec: Annotated[
         str | None,
         typer.Option(help="Default: the shipped autoencoder. Or spectral, a trained one's folder, or a hub name."),
@@ -41,9 +55,15 @@ def encode(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that comes with the teacher; MERT needs it.")
     ] = False,
-    captions: Annotated[
-        str, typer.Option(help="'manifest': captions come with the data; 'filename': made from file names.")
-    ] = "manifest",
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(help="Cut captions here; default: what the longest needs, up to the encoder's positions."),
+    ] = None,
+    captions: Captions = "manifest",
+    root: Root = None,
+    follow_links: FollowLinks = False,
+    column: Column = None,
+    encoding: Encoding = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable files out, and list them.")] = False,
     variants: Annotated[
         int,
@@ -58,20 +78,20 @@ def encode(
     device: Annotated[str, typer.Option(help="Where codec and teacher run: cpu, cuda or mps.")] = "cpu",
 ) -> None:
     """Encode latents, captions and a teacher's features once, into OUT: what `segue train` reads."""
-    finite("--seconds", seconds, 0.0, above=True)
-    finite("--batch-size", batch_size, 1)
-    finite("--workers", workers, 1)
     if teacher == "none" and teacher_layer is not None:
         raise UserError("--teacher-layer needs a --teacher")
     device = device_of(device)
-    clips = load_manifest(source, captions)
+    listing = read_listing(source, reading_of(captions, root, follow_links, column, encoding))
+    say_notes(source, listing.notes)
+    leave_out_rows(source, listing, skip_bad)
     voice = load_codec(codec or default_codec(), sample_rate_hz)
     ears = None if teacher == "none" else load_teacher(teacher, teacher_layer, trust_remote_code).to(device)
     _describe(voice, ears)
+    conditioner = _fitting(load_conditioner(text), listing.clips, max_tokens, out)
     cache = build_cache(
-        clips,
+        listing.clips,
         voice,
-        load_conditioner(text),
+        conditioner,
         ears,
         out=out,
         seconds=seconds,
@@ -89,10 +109,17 @@ def encode(
     )
 
 
+def _fitting(conditioner: TextConditioner, clips: list[Clip], max_tokens: int | None, out: Path) -> TextConditioner:
+    """The text encoder with room for the captions."""
+    captions = list(dict.fromkeys(caption for clip in clips for caption in clip.captions))
+    least = max(DEFAULT_TOKENS, min(earlier_tokens(out) or 0, conditioner.most_tokens))
+    return fit_tokens(conditioner, captions, max_tokens, least)
+
+
 def _describe(codec: Codec, teacher: Teacher | None) -> None:
     """Say on stderr how codec and teacher take sound in, and what of it the teacher cannot hear."""
     for part, what in ((codec, "codec"), (teacher, "teacher")):
-        if hasattr(part, "describe"):
+        if part is not None and hasattr(part, "describe"):
             print(f"{what}: {part.describe()}", file=sys.stderr)
     if teacher is not None and teacher.sample_rate_hz < codec.sample_rate_hz:
         print(

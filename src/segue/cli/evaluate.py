@@ -23,6 +23,9 @@ Out = Annotated[Path, typer.Option(help="Folder for evaluation.json, files.csv, 
 Seed = Annotated[int, typer.Option(help="Seed of the bootstrap and of FAD-infinity's subsets.")]
 Draws = Annotated[int, typer.Option(help="Bootstrap draws; Frechet takes at most 100, FAD-infinity 50.", min=20)]
 Visqol = Annotated[bool, typer.Option("--visqol", help="Measure ViSQOL's MOS, too (needs visqol-python; slow).")]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out sounds that cannot be used, of pairs both, and list them.")
+]
 Trim = Annotated[bool, typer.Option("--trim", help="Cut pairs of different lengths to the shorter one.")]
 
 
@@ -60,6 +63,7 @@ def generation(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that comes with the embedding; MERT needs it.")
     ] = False,
+    skip_bad: SkipBad = False,
     draws: Draws = 1000,
     seed: Seed = 0,
     out: Out = Path("evaluation"),
@@ -71,7 +75,7 @@ def generation(
     found = measure_generation(
         gen, ref, out / "embeddings", captions=captions, embedding=embedding, layer=layer, crop_seconds=crop_seconds,
         text_embedding=text_embedding, run=run, force=force, unpaired=unpaired, k=k,
-        trust_remote_code=trust_remote_code, draws=draws, seed=seed,
+        trust_remote_code=trust_remote_code, draws=draws, seed=seed, skip_bad=skip_bad,
     )  # fmt: skip
     _write(found, out)
 
@@ -91,6 +95,7 @@ def super_resolution(
     codec: Annotated[str, typer.Option(help="Codec of the round trip's row: a name or folder.")] = "spectral",
     visqol: Visqol = False,
     trim: Trim = False,
+    skip_bad: SkipBad = False,
     draws: Draws = 1000,
     seed: Seed = 0,
     out: Out = Path("evaluation"),
@@ -101,7 +106,7 @@ def super_resolution(
     """
     found = measure_super_resolution(
         est, ref, cutoff_hz=cutoff_hz, low=low, protocol=protocol, codec=codec, visqol=visqol, trim=trim,
-        draws=draws, seed=seed,
+        draws=draws, seed=seed, skip_bad=skip_bad,
     )  # fmt: skip
     _write(found, out)
 
@@ -111,12 +116,13 @@ def files(
     b: Annotated[Path, typer.Argument(metavar="B", help="The sounds that they are measured against, of the same ids.")],
     visqol: Visqol = False,
     trim: Trim = False,
+    skip_bad: SkipBad = False,
     draws: Draws = 1000,
     seed: Seed = 0,
     out: Out = Path("evaluation"),
 ) -> None:
     """Pairs by id, for codecs and the like: LSD, log-mel L1, multi-resolution STFT, SI-SDR and SNR of A against B."""
-    _write(measure_files(a, b, visqol=visqol, trim=trim, draws=draws, seed=seed), out)
+    _write(measure_files(a, b, visqol=visqol, trim=trim, draws=draws, seed=seed, skip_bad=skip_bad), out)
 
 
 def _write(found: Findings, out: Path) -> None:

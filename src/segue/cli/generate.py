@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,8 @@ from typing import Annotated
 import typer
 
 from segue.audio.write import write_wav
-from segue.cli.options import check_seed, device_of, finite
+from segue.cli.options import device_of, finite
+from segue.conditioners.tokens import count_tokens
 from segue.files import make_folder
 from segue.pipeline import Pipeline, Sampling
 from segue.progress import Meter
@@ -49,10 +51,7 @@ def generate(
     Each file keeps its prompt, the seed and the number of its take in its metadata. Files appear as they are made, and
     none is replaced without --overwrite.
     """
-    finite("--seconds", seconds, 0.0, above=True)
-    finite("--guidance", guidance)
     finite("--rescale", rescale, 0.0, 1.0)
-    check_seed(seed)
     captions = [*(prompts or []), *(_read_prompts(prompts_file) if prompts_file else [])]
     if not captions:
         raise UserError('no prompt; for example: segue generate runs/mine "a soft violin playing C 5"')
@@ -64,6 +63,9 @@ def generate(
     if not overwrite:
         _refuse_existing(paths)
     pipeline = Pipeline.load(run, weights, place)
+    counts = count_tokens(pipeline.conditioner, captions)
+    for note in counts.notes("prompt") if counts else []:
+        print(f"note: {note}", file=sys.stderr)
     make_folder(out)
     _generate(pipeline, captions, paths, f"{run} seed {seed}", seconds, seed, take, sampling, batch_size)
 

@@ -47,9 +47,10 @@ VERBS: dict[str, Verb | Group] = {
             "files": Verb("segue.cli.evaluate:files", "Compare pairs of files, such as a codec's."),
         },
     ),
-    "resolver": Group(
+    "super-resolution": Group(
         "Measure a super-resolution model.",
-        {"measure": Verb("segue.cli.resolver:measure", "Measure a model beside every baseline.")},
+        {"measure": Verb("segue.cli.super_resolution:measure", "Measure a model beside every baseline.")},
+        former="resolver",
     ),
 }
 

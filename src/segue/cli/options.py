@@ -6,6 +6,10 @@ import math
 
 from segue.types import UserError
 
+# What these options may be, in whichever command.
+_AT_LEAST_ONE = ("--batch-size", "--workers", "--sample-rate-hz")
+_ABOVE_ZERO = ("--seconds", "--minutes", "--cutoff-hz", "--cutoff")
+
 
 def device_of(name: str) -> str:
     """The device that a command's --device names; "auto" is a GPU where there is one.
@@ -56,24 +60,28 @@ def finite(name: str, value: float | None, low: float = -math.inf, high: float =
     raise UserError(f"{name} {value:g}: hint: give {wanted}")
 
 
-def check_seed(seed: int) -> None:
-    """
+def check_option(name: str, value: object) -> None:
+    """Check an option of any command, as far as its name and its type tell what it may be.
+
     Raises:
-        UserError: a seed that no generator takes.
+        UserError: a number that is not finite, no workers or an empty batch, a seed beyond all generators, or a device
+            that is not here.
     """
-    if not -(2**63) <= seed < 2**63:
-        raise UserError(f"--seed {seed}: hint: give a whole number of at most 18 digits")
+    if isinstance(value, float):
+        finite(name, value, 0.0 if name in _ABOVE_ZERO else -math.inf, above=name in _ABOVE_ZERO)
+    elif name in _AT_LEAST_ONE and isinstance(value, int):
+        finite(name, value, 1)
+    elif name == "--seed" and isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise UserError(f"--seed {value}: hint: give a whole number of at most 18 digits")
+    elif name == "--threads" and isinstance(value, int) and value < 0:
+        raise UserError(f"--threads {value}: hint: give 1 or more, or 0 for PyTorch's choice")
+    elif name == "--device" and isinstance(value, str):
+        device_of(value)
 
 
 def use_threads(threads: int) -> None:
-    """Compute with so many CPU threads; 0 leaves PyTorch's choice.
-
-    Raises:
-        UserError: fewer than none.
-    """
+    """Compute with so many CPU threads; 0 leaves PyTorch's choice."""
     import torch
 
-    if threads < 0:
-        raise UserError(f"--threads {threads}: hint: give 1 or more, or 0 for PyTorch's choice")
     if threads:
         torch.set_num_threads(threads)

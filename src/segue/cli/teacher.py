@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
+from segue.cli.reading import Column, Encoding, FollowLinks, Root, Source, source_of
+
 
 def train(
-    source: Annotated[Path, typer.Argument(help="Data set as `segue encode` takes it: folder, list or tars.")],
+    source: Source,
     out: Annotated[Path, typer.Option(help="Folder for the teacher, its training state and its log.")],
     minutes: Annotated[float, typer.Option(help="Minutes of training, over all resumes.")] = 60.0,
     steps: Annotated[
@@ -21,34 +23,39 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of weights and draws.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves PyTorch's choice.")] = 0,
+    root: Root = None,
+    follow_links: FollowLinks = False,
+    column: Column = None,
+    encoding: Encoding = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable files out, and name them.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
 ) -> None:
     """Train a teacher on your own sounds, without labels; the folder is then a teacher by name: --teacher DIR."""
-    from segue.cli.options import check_seed, device_of, finite, use_threads
+    from segue.cli.options import device_of, finite, use_threads
     from segue.ssl.compact import CompactConfig
     from segue.training.teacher import TeacherTrainConfig, train_teacher
     from segue.training.teacher_figures import measure_teacher
     from segue.types import UserError
 
-    finite("--minutes", minutes, 0.0, above=True)
     finite("--steps", steps, 1)
-    check_seed(seed)
     use_threads(threads)
     place = device_of(device)
     if not 1000 <= rate <= 192000:
         raise UserError(f"--rate {rate} Hz is outside 1000..192000; hint: give the rate of your sounds")
     config = TeacherTrainConfig(model=CompactConfig.for_rate(rate), minutes=minutes, steps=steps, seed=seed)
-    teacher = train_teacher(
-        source, out, config, extra=tuple(extra or ()), resume=resume, skip_bad=skip_bad, device=place
-    )
-    typer.echo(json.dumps(measure_teacher(teacher.to("cpu"), source, skip_bad=skip_bad), indent=2))
+    data = source_of(source, root, follow_links, column, encoding)
+    teacher = train_teacher(data, out, config, extra=tuple(extra or ()), resume=resume, skip_bad=skip_bad, device=place)
+    typer.echo(json.dumps(measure_teacher(teacher.to("cpu"), data, skip_bad=skip_bad), indent=2))
     typer.echo(f"teacher in {out}; next: segue encode SOURCE --out CACHE --teacher {out}")
 
 
 def measure(
     teacher: Annotated[str, typer.Argument(help="Teacher name, or the folder of a trained one.")],
-    source: Annotated[Path, typer.Argument(help="Folder of sounds; their test split, else valid, else all.")],
+    source: Source,
+    root: Root = None,
+    follow_links: FollowLinks = False,
+    column: Column = None,
+    encoding: Encoding = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable files out, and name them.")] = False,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves PyTorch's choice.")] = 0,
 ) -> None:
@@ -58,4 +65,5 @@ def measure(
     from segue.training.teacher_figures import measure_teacher
 
     use_threads(threads)
-    typer.echo(json.dumps(measure_teacher(load_teacher(teacher), source, skip_bad=skip_bad), indent=2))
+    data = source_of(source, root, follow_links, column, encoding)
+    typer.echo(json.dumps(measure_teacher(load_teacher(teacher), data, skip_bad=skip_bad), indent=2))

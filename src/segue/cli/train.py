@@ -13,11 +13,10 @@ from typing import Annotated
 import torch
 import typer
 
-from segue._version import __version__
 from segue.audio.write import write_wav
-from segue.cli.options import device_of
+from segue.cli.resume import keep_config, resumed
 from segue.data.cache import LatentCache
-from segue.data.tars import is_address, located
+from segue.data.tars import located
 from segue.files import write_text
 from segue.pipeline import Pipeline, SuperResolver
 from segue.recipes import load_recipe
@@ -25,7 +24,7 @@ from segue.report import write_run_report
 from segue.tasks.degradation import degrade
 from segue.training.checkpoint import list_checkpoints
 from segue.training.checks import check_before_training
-from segue.training.config import RunConfig, from_json, override, to_json
+from segue.training.config import RunConfig, override, to_json
 from segue.training.journal import TrainResult
 from segue.training.loop import train as train_loop
 from segue.types import UserError
@@ -35,10 +34,15 @@ def train(
     recipe: Annotated[str | None, typer.Argument(help="A name of `segue recipes`.")] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Latent cache made by `segue encode`, or shards of `segue data pack`: folder or address."),
+        typer.Option(
+            help="Latent cache made by `segue encode`, or shards of `segue data pack`: folder or address. With "
+            "--resume: where the run's cache lies now."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to make.")] = None,
-    examples: Annotated[int | None, typer.Option(help="Length of the run in examples seen.")] = None,
+    examples: Annotated[
+        int | None, typer.Option(help="Length of the run in examples seen; with --resume: its new length.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order, noise and times.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting: optim.learning_rate=3e-4. May be repeated.")
@@ -62,27 +66,21 @@ def train(
             n
             for n, v in {
                 "RECIPE": recipe,
-                "--data": data,
                 "--out": out,
-                "--examples": examples,
                 "--seed": seed,
                 "--set": set_,
             }.items()
             if v
         ]
         if given:
-            raise UserError(f"--resume takes everything from {resume}/config.json; leave {', '.join(given)} away")
-        config, cache_path = _stored(resume)
+            raise UserError(f"--resume takes the rest from {resume}/config.json; hint: leave {', '.join(given)} away")
+        config, cache_path = resumed(resume, data, examples)
         out = resume
     else:
-        for name, value in (("RECIPE", recipe), ("--data", data), ("--out", out)):
-            if value is None:
-                raise UserError(
-                    f"{name} is missing; for example: segue train static-uniform --data CACHE --out runs/mine"
-                )
+        if recipe is None or data is None or out is None:
+            name = "RECIPE" if recipe is None else "--data" if data is None else "--out"
+            raise UserError(f"{name} is missing; hint: segue train static-uniform --data CACHE --out runs/mine")
         config, cache_path = _config(recipe, examples, seed, set_ or []), located(data)
-    if device != "auto":
-        device_of(device)
     if dry_run:
         print(json.dumps(to_json(config), indent=1))
         for line in check_before_training(config, LatentCache.open(cache_path)):
@@ -135,8 +133,8 @@ def run_training(
     for line in check_before_training(config, cache) if first else []:
         if not quiet:
             print(line, file=sys.stderr)
-    if first and not resume:
-        write_config(run_dir, config, cache_path)
+    if first:
+        keep_config(run_dir, config, cache, resume)
     result = train_loop(
         config,
         cache,
@@ -219,23 +217,3 @@ def _config(recipe: str, examples: int | None, seed: int | None, changes: list[s
     if seed is not None:
         config = replace(config, train=replace(config.train, seed=seed))
     return override(config, changes)
-
-
-def _stored(run_dir: Path) -> tuple[RunConfig, Path | str]:
-    path = run_dir / "config.json"
-    try:
-        stored = json.loads(path.read_text())
-        return from_json(stored["run"]), located(stored["cache"])
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path}: no such file; give the folder of a run that was started with `segue train`"
-        ) from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}); start the run anew") from error
-
-
-def write_config(run_dir: Path, config: RunConfig, cache_path: Path | str) -> None:
-    """config.json of a run: everything that decides it, beside its data."""
-    cache = cache_path if is_address(cache_path) else str(Path(cache_path).resolve())
-    stored = {"segue": __version__, "cache": cache, "run": to_json(config)}
-    write_text(run_dir / "config.json", json.dumps(stored, indent=1))

@@ -16,7 +16,7 @@ from segue.audio.read import read_claim
 from segue.audio.sound import BadAudio
 from segue.audio.stereo import MODES
 from segue.audio.write import SUBTYPES, SUFFIXES
-from segue.cli.options import check_seed, device_of, finite
+from segue.cli.options import device_of, finite
 from segue.memory import peak_bytes
 from segue.progress import Meter
 from segue.types import UserError, first_line, printable
@@ -106,9 +106,7 @@ def load_resolver(run: str, weights: str, device: str) -> Resolver:
 def _settings(
     rate, cutoff, steps, seed, max_memory, chunk_seconds, stereo, container, subtype, overwrite, skip
 ) -> Settings:
-    finite("--cutoff", cutoff, 0.0, above=True)
     finite("--chunk-seconds", chunk_seconds, 0.0)
-    check_seed(seed)
     if stereo not in MODES:
         raise UserError(f"--stereo {stereo}: use one of {', '.join(MODES)}")
     if container is not None and container.lower() not in SUFFIXES:
@@ -167,6 +165,8 @@ def _one(
         reason = " ".join(str(error).split())
     except UserError as error:
         reason = " ".join(str(error).split())
+    except OSError as error:  # such as a name that is too long with the output's suffix
+        reason = f"{job.source}: {error.strerror or error}; hint: rename it, or see that its folder can be read"
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise

@@ -48,10 +48,24 @@ class Group:
     Attributes:
         words: what they are for.
         verbs: their second words.
+        former: what they were called, which is still accepted and no longer listed.
     """
 
     words: str
     verbs: Mapping[str, Verb]
+    former: str = ""
+
+
+class _Checked(TyperCommand):
+    """A verb whose options are checked for what no verb can compute with, before it begins."""
+
+    def invoke(self, ctx):
+        from segue.cli.options import check_option
+
+        for parameter in self.params:
+            if parameter.name in ctx.params:
+                check_option(parameter.opts[0], ctx.params[parameter.name])
+        return super().invoke(ctx)
 
 
 class _Deferred(TyperCommand):
@@ -64,7 +78,7 @@ class _Deferred(TyperCommand):
     def loaded(self):
         """The command itself, with its options."""
         app = typer.Typer(add_completion=False, rich_markup_mode=None)
-        app.command(self.name)(self.verb.function())
+        app.command(self.name, cls=_Checked)(self.verb.function())
         return typer.main.get_command(app)
 
 
@@ -87,9 +101,10 @@ class _Verbs(TyperGroup):
             if isinstance(verb, Verb):
                 self.add_command(_Deferred(name, verb), name)
                 continue
-            group = _Verbs(name=name, help=verb.words, rich_markup_mode=None)
-            group.add_verbs(verb.verbs)
-            self.add_command(group, name)
+            for called in filter(None, (name, verb.former)):
+                group = _Verbs(name=called, help=verb.words, rich_markup_mode=None, hidden=called != name)
+                group.add_verbs(verb.verbs)
+                self.add_command(group, called)
 
 
 def make_command(words: str, version: str, verbs: Mapping[str, Verb | Group]):

@@ -6,6 +6,20 @@ from segue.conditioners.base import TextConditioner
 from segue.types import UserError
 
 
+def load_token_counter(name_or_path: str, max_tokens: int | None = None) -> TextConditioner:
+    """The encoder of this name without its weights: it counts the tokens of captions, and encodes none.
+
+    Args:
+        max_tokens: longer captions count as cut; default: the positions that the encoder has.
+
+    Raises:
+        UserError: its tokenizer cannot be found or read.
+    """
+    from segue.conditioners.text import load_counter
+
+    return load_counter(name_or_path, max_tokens)
+
+
 def load_conditioner(name_or_path: str, max_tokens: int = 48) -> TextConditioner:
     """A text encoder.
 

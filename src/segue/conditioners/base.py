@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from segue.types import UserError
+
 
 class TextConditioner(ABC):
     """A frozen text encoder.
@@ -15,11 +17,16 @@ class TextConditioner(ABC):
         name: the name or local path it was made from.
         dim: E, features of a token embedding.
         max_tokens: K at most; longer captions are cut.
+        most_tokens: what max_tokens may be at most; the same, where it cannot be changed.
     """
 
     name: str
     dim: int
     max_tokens: int
+
+    @property
+    def most_tokens(self) -> int:
+        return self.max_tokens
 
     @abstractmethod
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -31,3 +38,20 @@ class TextConditioner(ABC):
     @abstractmethod
     def fingerprint(self) -> dict:
         """JSON-able settings and a weight hash; keys the cache."""
+
+    def count_tokens(self, captions: Sequence[str]) -> tuple[list[int], list[int]] | None:
+        """Of each caption: the tokens that it has before any is cut, and how many of them stand for something unknown.
+
+        None where the encoder does not tell.
+        """
+        return None
+
+    def with_max_tokens(self, max_tokens: int) -> TextConditioner:
+        """The same encoder that cuts elsewhere.
+
+        Raises:
+            UserError: it cannot.
+        """
+        if max_tokens == self.max_tokens:
+            return self
+        raise UserError(f"--text {self.name}: cuts captions at {self.max_tokens} tokens; --max-tokens cannot change it")

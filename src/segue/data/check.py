@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from hashlib import sha256
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from segue.data.audio import BLOCK_SAMPLES, BadAudio, Header, Levels, examine
+from segue.audio.folders import is_dangling
+from segue.audio.read import examine
+from segue.audio.sound import BLOCK_SAMPLES, BadAudio, Header, Levels
 from segue.data.clip import SPLITS, Clip
-from segue.data.progress import track
+from segue.data.content import content_hash
+from segue.data.reading import Listing
+from segue.data.splits import missing_split_note, split_clips
 from segue.memory import resident_bytes
+from segue.progress import track
 
 CLIPPED_SHARE = 0.001
 BLOCKS_AT_ONCE = 4  # copies of a thread's block: as read, its magnitudes, its mean, the decoder's own
@@ -28,6 +32,11 @@ class Inspection:
     levels: Levels | None
     problem: str | None
 
+    @property
+    def seconds(self) -> float:
+        """Length of the file; 0.0 of one that cannot be used."""
+        return 0.0 if self.header is None else self.header.seconds
+
 
 @dataclass(frozen=True)
 class CheckReport:
@@ -37,9 +46,10 @@ class CheckReport:
         clips, hours: of the files that can be used.
         rates_hz, channels, formats, splits: value -> number of clips.
         captions: count, unique, and shortest, mean and longest length in words.
-        bad: {path, reason} of each file that cannot be used.
+        bad: {path, reason} of each file, or entry of a list, that cannot be used.
         duplicates: groups of paths with equal content.
         clipped: paths where more than a thousandth of the samples is at full scale.
+        notes: what was left out by rule, and what the splits lack, one line each.
     """
 
     clips: int
@@ -52,33 +62,42 @@ class CheckReport:
     bad: list[dict[str, str]]
     duplicates: list[list[str]]
     clipped: list[str]
+    notes: list[str] = field(default_factory=list)
 
 
 def inspect_file(path: Path) -> Inspection:
     """Decode and hash one file. What cannot be used is not hashed: it may claim, or be, gigabytes of nothing."""
     try:
+        if is_dangling(path):
+            return Inspection("", None, None, "a dangling link: the file is elsewhere (git annex get, or dvc pull)")
         header, levels = examine(path)
-        digest = sha256()
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        digest = content_hash(path)
     except OSError as error:
         return Inspection("", None, None, f"unreadable: {error.strerror}")
     except BadAudio as error:
         return Inspection("", None, None, error.reason)
-    return Inspection(digest.hexdigest(), header, levels, None)
+    return Inspection(digest, header, levels, None)
 
 
-def inspect_clips(clips: Sequence[Clip], workers: int = 4) -> Iterator[Inspection]:
-    """One inspection a clip, in order, on `workers` threads (decoding and hashing release the interpreter)."""
+def inspect_clips(clips: Sequence[Clip], workers: int = 4) -> list[Inspection]:
+    """One inspection a clip; each file is read once, on `workers` threads (decoding releases the interpreter).
+
+    Of a clip that is a stretch of its file, the problem is that the file does not hold it.
+    """
+    paths = list(dict.fromkeys(clip.path for clip in clips))
     with ThreadPoolExecutor(workers) as pool:
         try:
-            yield from track(
-                pool.map(inspect_file, [clip.path for clip in clips]), len(clips), "checking files", "files"
-            )
+            inspections = list(track(pool.map(inspect_file, paths), len(paths), "checking files", "files"))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    by_path = dict(zip(paths, inspections))
+    found = []
+    for clip in clips:
+        inspection = by_path[clip.path]
+        problem = inspection.problem or clip.stretch_problem(inspection.seconds)
+        found.append(inspection if problem is None else replace(inspection, problem=problem))
+    return found
 
 
 def stated_bytes(clips: int, workers: int) -> int:
@@ -86,23 +105,43 @@ def stated_bytes(clips: int, workers: int) -> int:
     return resident_bytes() + workers * BLOCKS_AT_ONCE * 4 * BLOCK_SAMPLES + clips * INSPECTION_BYTES
 
 
+@dataclass(frozen=True)
+class Usable:
+    """The clips of a set that can be used, with their splits, and the hash of each one's file."""
+
+    clips: list[Clip]
+    contents: list[str]
+
+
 def check_clips(clips: Sequence[Clip], workers: int = 4) -> CheckReport:
     """Decode every file of a data set and count."""
-    inspections = list(inspect_clips(clips, workers))
+    return check_listing(Listing(list(clips)), workers)[0]
+
+
+def check_listing(listing: Listing, workers: int = 4) -> tuple[CheckReport, Usable]:
+    """Decode every file of a listing and count; entries that give no clip count as bad."""
+    clips = listing.clips
+    inspections = inspect_clips(clips, workers)
     good = [(clip, i) for clip, i in zip(clips, inspections) if i.problem is None]
+    headers = [inspection.header for _, inspection in good if inspection.header is not None]
+    contents = [inspection.sha256 for _, inspection in good]
+    split = split_clips([clip for clip, _ in good], contents, lambda index: good[index][1].seconds)
+    missing = missing_split_note(split.clips)
     captions = [caption for clip in clips for caption in clip.captions]
     words = [len(caption.split()) for caption in captions]
+    paths = {clip.path: inspection for clip, inspection in good}
     by_content: dict[str, list[str]] = {}
-    for clip, inspection in good:
-        by_content.setdefault(inspection.sha256, []).append(str(clip.path))
-    splits = Counter(clip.split for clip, _ in good)
-    return CheckReport(
+    for path, inspection in paths.items():
+        by_content.setdefault(inspection.sha256, []).append(str(path))
+    splits = Counter(clip.split for clip in split.clips)
+    bad = [{"path": str(c.path), "reason": i.problem} for c, i in zip(clips, inspections) if i.problem is not None]
+    report = CheckReport(
         clips=len(good),
-        hours=sum(i.header.seconds for _, i in good) / 3600,
-        rates_hz=_counts(i.header.sample_rate_hz for _, i in good),
-        channels=_counts(i.header.channels for _, i in good),
-        formats=_counts(f"{i.header.format} {i.header.subtype}" for _, i in good),
-        splits={split: splits[split] for split in SPLITS},
+        hours=sum(clip.seconds(i.seconds) for clip, i in good) / 3600,
+        rates_hz=_counts(header.sample_rate_hz for header in headers),
+        channels=_counts(header.channels for header in headers),
+        formats=_counts(f"{header.format} {header.subtype}" for header in headers),
+        splits={name: splits[name] for name in SPLITS},
         captions={
             "count": len(captions),
             "unique": len(set(captions)),
@@ -110,10 +149,17 @@ def check_clips(clips: Sequence[Clip], workers: int = 4) -> CheckReport:
             "mean_words": sum(words) / max(1, len(words)),
             "longest_words": max(words, default=0),
         },
-        bad=[{"path": str(c.path), "reason": i.problem} for c, i in zip(clips, inspections) if i.problem is not None],
+        bad=bad + [{"path": where, "reason": _without(where, words)} for where, words in listing.bad_rows],
         duplicates=[paths for paths in by_content.values() if len(paths) > 1],
-        clipped=[str(clip.path) for clip, i in good if i.levels.clipped_share > CLIPPED_SHARE],
+        clipped=[str(path) for path, i in paths.items() if i.levels and i.levels.clipped_share > CLIPPED_SHARE],
+        notes=[*listing.notes, *split.notes, *([missing] if missing else [])],
     )
+    return report, Usable(split.clips, [contents[origin] for origin in split.origins])
+
+
+def _without(where: str, complaint: str) -> str:
+    """A complaint that begins with its place, without it."""
+    return complaint.removeprefix(where).lstrip(": ")
 
 
 def report_lines(report: CheckReport) -> list[str]:
@@ -132,6 +178,7 @@ def report_lines(report: CheckReport) -> list[str]:
         f"captions: {captions['count']:,}, {captions['unique']:,} unique, {captions['shortest_words']} to "
         f"{captions['longest_words']} words, {captions['mean_words']:.1f} on average",
     ]
+    lines += [f"note: {note}" for note in report.notes]
     lines += [f"same content: {', '.join(paths)}" for paths in report.duplicates]
     lines += [f"clipped: {path}" for path in report.clipped]
     lines += [f"BAD {bad['path']}: {bad['reason']}" for bad in report.bad]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from unicodedata import category
+from unicodedata import category, normalize
 
+from segue.audio.sound import TOO_SHORT_SEC
 from segue.types import UserError
 
 SPLITS = ("train", "valid", "test")
 MOST_LINE_BYTES = 1 << 20  # of a manifest or a caption file: longer ones are no captions but a mistake, or a trap
 MOST_CAPTION_CHARACTERS = 4000
-_OURS = ("path", "caption", "captions", "id", "split")
+END_SLACK_SEC = 0.1  # a list rounds its times: what ends this little behind the file ends with it
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,12 @@ class Clip:
 
     Attributes:
         id: unique in its set; by default the path inside the set without suffix.
-        path: the sound file; inside a tar, the member that stands in for it (data/tars.py).
-        captions: what it sounds like, at least one wording.
-        split: "train", "valid" or "test".
+        path: the sound file; inside a tar or a table, the member that stands in for it (data/tars.py, data/sets.py).
+        captions: what it sounds like, one wording each; empty where captions are not asked for.
+        split: "train", "valid" or "test"; "" where the list names none and none has been assigned yet (data/splits.py).
         fields: whatever else the manifest says of it.
+        start_sec: where in its file the clip begins.
+        length_sec: how long it is; None: to the end of the file.
     """
 
     id: str
@@ -32,6 +35,32 @@ class Clip:
     captions: tuple[str, ...]
     split: str
     fields: dict = field(default_factory=dict)
+    start_sec: float = 0.0
+    length_sec: float | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the clip is its whole file."""
+        return self.start_sec == 0 and self.length_sec is None
+
+    def seconds(self, file_sec: float) -> float:
+        """How long the clip is in a file of `file_sec`; a stretch that ends just beyond the file ends with it."""
+        rest = file_sec - self.start_sec
+        return rest if self.length_sec is None else min(self.length_sec, rest)
+
+    def stretch_problem(self, file_sec: float) -> str | None:
+        """Why a file of `file_sec` cannot give this clip; None where it can."""
+        if self.is_whole:
+            return None
+        end_sec = file_sec if self.length_sec is None else self.start_sec + self.length_sec
+        if self.start_sec >= file_sec or end_sec > file_sec + END_SLACK_SEC:
+            return (
+                f"its stretch from {self.start_sec:g} to {end_sec:g} s lies outside the file of {file_sec:.2f} s "
+                "(--column start= --column end= where the files are the excerpts already)"
+            )
+        if self.seconds(file_sec) < TOO_SHORT_SEC:
+            return f"too short: a stretch of {1000 * self.seconds(file_sec):.1f} ms"
+        return None
 
 
 def caption_from_name(path: PurePosixPath) -> str:
@@ -39,6 +68,7 @@ def caption_from_name(path: PurePosixPath) -> str:
 
     Underscores, dashes and capitals part words; numbers go, note names (C4, F#3) stay. Empty where nothing is left.
     """
+    path = PurePosixPath(normalize("NFC", str(path)))
     words = _words_of(path.stem)
     folder = [w for w in _words_of(path.parent.name) if w not in words] if path.parent.name else []
     return ", ".join(" ".join(part) for part in (words, folder) if part)
@@ -56,27 +86,6 @@ def _words_of(name: str) -> list[str]:
     return words
 
 
-def other_fields(row: dict) -> dict:
-    """Whatever a row says beside what is ours."""
-    return {k: v for k, v in row.items() if k not in _OURS}
-
-
-def row_captions(where: str, row: dict) -> tuple[str, ...]:
-    """The captions of a row that has some.
-
-    Raises:
-        UserError: no text, or an empty one.
-    """
-    captions = row.get("captions", row.get("caption"))
-    captions = [captions] if isinstance(captions, str) else captions
-    if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
-        raise UserError(f"{where}: caption must be text (or captions a list of texts); mend: quote it")
-    cleaned = tuple(caption_text(where, c) for c in captions)
-    if not cleaned or not all(cleaned):
-        raise UserError(f"{where}: an empty caption; mend: write what the sound is")
-    return cleaned
-
-
 def caption_text(where: str, text: str) -> str:
     """White space made single.
 
@@ -85,7 +94,7 @@ def caption_text(where: str, text: str) -> str:
     """
     if len(text) > MOST_CAPTION_CHARACTERS:
         raise UserError(
-            f"{where}: a caption of {len(text):,} characters, up to {MOST_CAPTION_CHARACTERS:,} are read; mend: cut it"
+            f"{where}: a caption of {len(text):,} characters, up to {MOST_CAPTION_CHARACTERS:,} are read; hint: cut it"
         )
     refuse_control(where, "the caption", cleaned := " ".join(text.split()))
     return cleaned
@@ -99,4 +108,4 @@ def refuse_control(where: str, what: str, text: str) -> None:
     for character in text:
         if category(character) in ("Cc", "Cs"):
             name = f"U+{ord(character):04X}"
-            raise UserError(f"{where}: {what} holds the control character {name}; mend: take it out")
+            raise UserError(f"{where}: {what} holds the control character {name}; hint: take it out")

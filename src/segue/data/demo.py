@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 
-from segue.data.progress import track
 from segue.data.vocabulary import (
     CHORDS,
     DRUMS,
@@ -37,6 +36,7 @@ from segue.data.vocabulary import (
     pitch_name,
 )
 from segue.files import make_folder, write_bytes
+from segue.progress import track
 from segue.types import UserError, import_extra
 
 __all__ = ["caption_of", "demo_vocabulary", "held_out_pairs", "render_demo_set"]

@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -29,7 +30,8 @@ from segue.audio.read import Readers, read_segment
 from segue.audio.sound import BadAudio, Header
 from segue.codecs.base import Codec
 from segue.conditioners.base import TextConditioner
-from segue.data.cache import CAPTIONS_PER_SHARD, LatentCache
+from segue.conditioners.tokens import count_tokens
+from segue.data.cache import LatentCache, read_index, read_json
 from segue.data.check import Inspection, inspect_clips
 from segue.data.clip import Clip
 from segue.data.finish import finish_cache
@@ -40,21 +42,24 @@ from segue.data.plan import (
     Shard,
     Variant,
     bad_files,
+    changes,
     check_arguments,
     index_of,
-    refuse_other_files,
+    is_same_set,
     refuse_other_settings,
     segments_of,
     shards_of,
 )
-from segue.data.progress import track
 from segue.data.round_trip import check_round_trip
+from segue.data.splits import missing_split_note, split_clips
 from segue.files import make_folder, write_bytes
 from segue.memory import format_bytes, peak_bytes, resident_bytes
+from segue.progress import track
 from segue.ssl.base import Teacher
 from segue.types import UserError, printable
 
-ROWS_PER_SHARD = 512
+ROWS_PER_SHARD = 256  # about; see plan.shards_of
+CAPTIONS_PER_SHARD = 1024
 CAPTIONS_AT_ONCE = 64
 
 
@@ -66,7 +71,7 @@ class _Unread(UserError):
     """
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}; it was fine at first; mend: replace it, or --skip-bad to go on without it")
+        super().__init__(f"{path}: {reason}; it was fine at first; hint: replace it, or --skip-bad to go on without it")
         self.path, self.reason = path, reason
 
 
@@ -87,6 +92,10 @@ def build_cache(
 ) -> LatentCache:
     """Encode a data set into `out`, or go on where a killed build stopped; a finished one is opened at once.
 
+    A finished one of the same settings that was made from fewer files, or with other captions, is brought up to date:
+    shards whose rows stay are kept, and the result is, bit for bit, that of encoding anew. Clips without a split get
+    one by their content (data/splits.py).
+
     Files longer than `seconds` are cut into consecutive segments, each row with its own start and length (a rest below
     a tenth of `seconds` is left out); shorter ones are padded with zeros, and `frames` says how many frames are real.
 
@@ -96,14 +105,14 @@ def build_cache(
         device: where the codec runs; a teacher runs where it is.
 
     Raises:
-        UserError: bad files, a cache made with other settings or from other files, a full disk.
+        UserError: bad files, a cache made with other settings or from quite other files, a full disk.
     """
     out = Path(out)
     parts = Parts(codec.to(device), conditioner, teacher, float(seconds), dtype, device, variants)
     check_arguments(clips, parts)
     settings = parts.settings()
     refuse_other_settings(out, settings)
-    inspections = list(inspect_clips(clips, workers))
+    inspections = inspect_clips(clips, workers)
     skipped = bad_files(clips, inspections, skip_bad)
     while True:
         try:
@@ -136,17 +145,20 @@ def _build(
     Raises:
         _Unread: a file cannot be read any more.
     """
-    segments = [s for c, i in zip(clips, inspections) if i.problem is None for s in segments_of(c, i, parts)]
+    segments = [s for clip, inspection in _split(clips, inspections) for s in segments_of(clip, inspection, parts)]
     if not segments:
-        raise UserError(f"no usable sound among {len(clips)} files; mend: see segue data check")
+        raise UserError(f"no usable sound among {len(clips)} files; hint: see segue data check")
     captions = list(dict.fromkeys(caption for s in segments for caption in s.clip.captions))
 
-    latent_shards = shards_of(segments, ROWS_PER_SHARD, lambda s: [settings, s.key], "latents")
-    text_shards = shards_of(captions, CAPTIONS_PER_SHARD, lambda c: [settings["text"], parts.dtype, c], "text")
+    of_sound = {name: value for name, value in settings.items() if name != "text"}
+    latent_shards = shards_of(segments, ROWS_PER_SHARD, of_sound, lambda s: s.key, "latents")
+    text_shards = shards_of(captions, CAPTIONS_PER_SHARD, [settings["text"], parts.dtype], lambda c: c, "text")
     index = index_of(latent_shards, captions)
     if (out / "meta.json").exists():
-        refuse_other_files(out, index)
-        return LatentCache.open(out)
+        found = read_index(out)
+        if is_same_set(found, index) and read_json(out / "meta.json")["text"] == settings["text"]:
+            return LatentCache.open(out)
+        _announce_changes(out, found, index)
 
     make_folder(out / "shards")
     write_bytes(out / "building.json", json.dumps(settings).encode())
@@ -161,8 +173,32 @@ def _build(
     return LatentCache.open(out)
 
 
+def _split(clips: Sequence[Clip], inspections: Sequence[Inspection]) -> list[tuple[Clip, Inspection]]:
+    """The clips that can be used, each with its split; what is to be known of these is said."""
+    usable = [(clip, inspection) for clip, inspection in zip(clips, inspections) if inspection.problem is None]
+    split = split_clips(
+        [clip for clip, _ in usable],
+        [inspection.sha256 for _, inspection in usable],
+        lambda index: usable[index][1].seconds,
+    )
+    missing = missing_split_note(split.clips)
+    for note in [*split.notes, *([missing] if missing else [])]:
+        print(f"note: {note}", file=sys.stderr)
+    return [(clip, usable[origin][1]) for clip, origin in zip(split.clips, split.origins)]
+
+
+def _announce_changes(out: Path, found: list[dict], index: list[dict]) -> None:
+    """Say how an earlier cache differs, or refuse to replace one of another set."""
+    try:
+        changed = changes(found, index)
+    except UserError as error:
+        raise UserError(f"{out}: {error}; hint: --out another folder, or delete this one") from error
+    print(f"{out}: going on from the cache that is there: {changed}", file=sys.stderr)
+
+
 def _announce(out: Path, parts: Parts, shards: list[Shard], missing: list[Shard], captions: list[str]) -> None:
-    """Say how large the cache will be, and refuse now what would fill the disk later."""
+    """Say how large the cache will be and what the text encoder loses of captions, and refuse now what would fill the
+    disk later."""
     width = torch.finfo(DTYPES[parts.dtype]).bits // 8
     rows, rows_missing = (sum(len(s.items) for s in group) for group in (shards, missing))
     per_row = parts.codec.channels * parts.frames * width
@@ -177,11 +213,14 @@ def _announce(out: Path, parts: Parts, shards: list[Shard], missing: list[Shard]
         f"({per_row * 3600 / parts.seconds / 1e6:,.1f} MB per hour of sound)",
         file=sys.stderr,
     )
+    counts = count_tokens(parts.conditioner, captions)
+    for note in counts.notes() if counts else []:
+        print(f"note: {note}", file=sys.stderr)
     free = shutil.disk_usage(out).free
     if rows_missing * per_row > free:
         raise UserError(
             f"{out}: needs about {rows_missing * per_row / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free; "
-            "mend: free space, or --out on another disk"
+            "hint: free space, or --out on another disk"
         )
 
 
@@ -192,14 +231,15 @@ def _announce_rate(parts: Parts, missing: list[Shard], missing_text: list[Shard]
     No codec or teacher says what it needs, so a batch shows it. What comes on top is counted: a shard as its rows,
     joined, and as the bytes of its file.
     """
-    peak, joined = 0, 3
+    peak = 0.0
+    joined = 3
     if missing:
         segments = missing[0].items[:batch_size]
 
         def encode(some: Sequence[Segment]) -> dict[str, Tensor]:
             pieces = [_read(segment, parts.seconds, parts.rates_hz) for segment in some]
-            waves, *teacher_waves = (torch.from_numpy(np.stack(same_rate)) for same_rate in zip(*pieces))
-            return _encode_batch(parts, some, waves, *(teacher_waves or [None]))
+            by_rate = [torch.from_numpy(np.stack(same_rate)) for same_rate in zip(*pieces)]
+            return _encode_batch(parts, some, by_rate[0], by_rate[1] if len(by_rate) > 1 else None)
 
         encode(segments[:1])  # warms up
         start = time.monotonic()
@@ -273,7 +313,7 @@ def _batches(
 def _read(
     segment: Segment, seconds: float, rates_hz: tuple[int, ...], readers: Readers | None = None
 ) -> list[np.ndarray]:
-    header: Header = segment.inspection.header
+    header = cast(Header, segment.inspection.header)  # there, since the file can be used
     stretch = segment.clip.path, header, segment.start_sec, segment.length_sec
     try:
         pieces = readers.read(*stretch) if readers else read_segment(*stretch, rates_hz)
@@ -298,7 +338,7 @@ def _encode_batch(
     frames = torch.tensor([segment.frames for segment in segments])
     latents = latents * (torch.arange(latents.shape[-1]) < frames[:, None])[:, None]
     tensors = {"latents": _stored(latents, parts, segments, "codec")}
-    if teacher_waves is not None:
+    if parts.teacher is not None and teacher_waves is not None:
         features = parts.teacher.encode(teacher_waves).float().cpu()
         tensors["teacher"] = _stored(features, parts, segments, "teacher")
     return tensors
@@ -310,7 +350,7 @@ def _stored(values: Tensor, parts: Parts, segments: Sequence[Segment], what: str
     if not bool(fine.all()):
         path = segments[int((~fine).nonzero()[0])].clip.path
         mend = "--dtype float32" if bool(values.isfinite().all()) else f"try another {what}"
-        raise UserError(f"{path}: the {what} gives values that {parts.dtype} cannot hold; mend: {mend}")
+        raise UserError(f"{path}: the {what} gives values that {parts.dtype} cannot hold; hint: {mend}")
     return stored.contiguous()
 
 

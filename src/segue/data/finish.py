@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from math import ceil
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from segue.data.cache import read_tensors
+from segue.data.content import rows_digest
 from segue.data.plan import Parts, Shard
 from segue.files import write_bytes
 from segue.ssl.base import Teacher
@@ -58,10 +60,14 @@ def finish_cache(
             "hours": sum(row["length_sec"] for row in index if "variant" not in row) / 3600,
             "splits": {split: splits.count(split) for split in sorted(set(splits))},
         },
+        "contents": rows_digest(index),
         "skipped": skipped,
         "shards": listed(latent_shards),
         "text_shards": listed(text_shards),
     }
+    # An earlier cache is whole until here. In between there is none, but the next build finds all shards.
+    if (out / "meta.json").exists():
+        os.replace(out / "meta.json", out / "building.json")
     write_bytes(out / "index.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in index).encode())
     write_bytes(out / "meta.json", (json.dumps(meta, indent=1, ensure_ascii=False) + "\n").encode())
     kept = {shard.file for shard in (*latent_shards, *text_shards)}
@@ -111,7 +117,7 @@ def _teacher_statistics(out: Path, index: list[dict], teacher: Teacher) -> dict:
     if float(alive.double().mean()) < 0.05:
         raise UserError(
             f"--teacher {teacher.source}: {int(alive.sum())} of its {teacher.dim} features move over this data: it is "
-            "collapsed, or its weights never loaded; mend: choose another teacher or --teacher-layer"
+            "collapsed, or its weights never loaded; hint: choose another teacher or --teacher-layer"
         )
     std = torch.where(alive, std, std.max())
     return {"mean": mean.tolist(), "std": std.tolist(), "frames": count}
@@ -123,7 +129,8 @@ def _moments(out: Path, index: list[dict], frames_of: Callable) -> tuple[int, Te
     by_shard: dict[str, list[dict]] = {}
     for row in rows:
         by_shard.setdefault(row["shard"], []).append(row)
-    count, total, square = 0, 0.0, 0.0
+    count = 0
+    total = square = torch.zeros((), dtype=torch.float64)
     for name, members in by_shard.items():
         shard = read_tensors(out / "shards" / name)
         for row in members:

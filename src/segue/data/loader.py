@@ -34,7 +34,7 @@ class LatentLoader:
         self._rows = np.asarray(cache.rows(split))
         if len(self._rows) == 0:
             raise UserError(
-                f"{cache.path}: no row has split {split!r}; mend: give some clips this split and encode again"
+                f"{cache.path}: no row has split {split!r}; hint: give some clips this split and encode again"
             )
         self._epochs: dict[int, np.ndarray] = {}
 
@@ -87,7 +87,7 @@ class LatentLoader:
         ]
         if differing:
             raise UserError(
-                f"the loader's saved position does not fit ({'; '.join(differing)}); mend: resume with the run's own "
+                f"the loader's saved position does not fit ({'; '.join(differing)}); hint: resume with the run's own "
                 "settings and cache"
             )
         self.position = state["position"]

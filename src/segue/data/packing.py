@@ -19,10 +19,10 @@ from safetensors.torch import save
 
 from segue.data.cache import LatentCache
 from segue.data.plan import DTYPES
-from segue.data.progress import track
 from segue.data.streaming import INDEX, SCHEMA_VERSION, Shard, StreamedCache, key_of
 from segue.data.tars import tar_members
 from segue.files import make_folder, replacing, write_text
+from segue.progress import track
 from segue.types import UserError, import_extra
 
 BUILDING = "building.json"
@@ -47,7 +47,7 @@ def pack_cache(cache: LatentCache, out: Path | str, *, rows_per_shard: int = 512
         if value < 1:
             raise UserError(f"{name} must be at least 1, not {value}")
     if isinstance(cache, StreamedCache):
-        raise UserError(f"{cache.path}: packed already; mend: name the cache that it was packed from")
+        raise UserError(f"{cache.path}: packed already; hint: name the cache that it was packed from")
     source = {"rows_per_shard": rows_per_shard, "schema_version": SCHEMA_VERSION, "cache": _digest(cache)}
     _refuse_others(out, source)
     _check_room(cache, out)
@@ -59,7 +59,7 @@ def pack_cache(cache: LatentCache, out: Path | str, *, rows_per_shard: int = 512
         members = _whole_members(out / name, cache, first, len(rows))
         if members is None:
             _write(out / name, cache, rows, first)
-            members = _whole_members(out / name, cache, first, len(rows))
+            members = _whole_members(out / name, cache, first, len(rows)) or []
         size = (out / name).stat().st_size
         shards.append(Shard(name, split, size, tuple(offset for pair in members for offset in pair)))
         first += len(rows)
@@ -104,8 +104,9 @@ def _sample(cache: LatentCache, i: int) -> dict[str, bytes]:
     tensors = {"latents": cache.latents([i])[0][0].to(stored).contiguous()}
     tensors |= {"tokens": tokens[:, :longest].to(stored).contiguous(), "mask": mask[:, :longest].contiguous()}
     parts = {"json": json.dumps(row, ensure_ascii=False).encode(), LATENTS: save(tensors)}
-    if cache.meta["teacher"] is not None:
-        parts[TEACHER] = save({"teacher": cache.teacher([i])[0][0].to(stored).contiguous()})
+    features = cache.teacher([i])
+    if features is not None:
+        parts[TEACHER] = save({"teacher": features[0][0].to(stored).contiguous()})
     return parts
 
 
@@ -142,9 +143,9 @@ def _refuse_others(out: Path, source: dict) -> None:
     building = out / BUILDING
     if (out / INDEX).exists() or not building.exists():
         what = "packed shards already" if (out / INDEX).exists() else "files that are no shards"
-        raise UserError(f"{out}: holds {what}; mend: name a new or empty folder")
+        raise UserError(f"{out}: holds {what}; hint: name a new or empty folder")
     if building.read_text() != json.dumps(source):
-        raise UserError(f"{out}: an unfinished packing of another cache, or with other settings; mend: another folder")
+        raise UserError(f"{out}: an unfinished packing of another cache, or with other settings; hint: another folder")
 
 
 def _check_room(cache: LatentCache, out: Path) -> None:
@@ -157,5 +158,5 @@ def _check_room(cache: LatentCache, out: Path) -> None:
     print(f"{out}: {len(cache):,} rows, about {expected / 1e6:,.0f} MB", file=sys.stderr)
     if expected > free:
         raise UserError(
-            f"{out}: needs about {expected / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free; mend: --out on another disk"
+            f"{out}: needs about {expected / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free; hint: --out on another disk"
         )

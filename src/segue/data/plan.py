@@ -17,7 +17,7 @@ import torch
 
 from segue.codecs.base import Codec
 from segue.conditioners.base import TextConditioner
-from segue.data.cache import SCHEMA_VERSION, difference, read_index, read_json
+from segue.data.cache import SCHEMA_VERSION, difference, read_json
 from segue.data.check import Inspection
 from segue.data.clip import Clip
 from segue.ssl.base import Teacher
@@ -110,25 +110,42 @@ class Shard:
     items: Sequence
 
 
-def shards_of(items: Sequence, size: int, key: Callable, what: str) -> list[Shard]:
-    """Items in order, `size` to a shard; `key` is what an item's row depends on."""
-    shards = []
-    for start in range(0, len(items), size):
-        part = items[start : start + size]
-        digest = sha256(json.dumps([key(item) for item in part], sort_keys=True).encode()).hexdigest()[:32]
-        shards.append(Shard(f"{what}-{digest}.safetensors", part))
+def shards_of(items: Sequence, size: int, common: object, key: Callable, what: str) -> list[Shard]:
+    """Items in order, about `size` to a shard, half of that to twice that.
+
+    A shard ends behind an item whose own hash says so. An item that comes or goes thus changes the shard that it is in
+    and seldom more than the next; all others keep their names, and a cache that is made anew keeps their files.
+
+    Args:
+        common, key: what the rows of all items, and that of one, depend on.
+    """
+    shards: list[Shard] = []
+    part: list = []
+    digest = sha256()
+    for item in items:
+        text = json.dumps(key(item), sort_keys=True).encode()
+        if not part:
+            digest = sha256(json.dumps(common, sort_keys=True).encode())
+        part.append(item)
+        digest.update(b"\n" + text)
+        is_end = int.from_bytes(sha256(text).digest()[:8], "big") % max(1, size // 2) == 0
+        if len(part) >= 2 * size or (is_end and len(part) >= size // 2):
+            shards.append(Shard(f"{what}-{digest.hexdigest()[:32]}.safetensors", part))
+            part = []
+    if part:
+        shards.append(Shard(f"{what}-{digest.hexdigest()[:32]}.safetensors", part))
     return shards
 
 
 def segments_of(clip: Clip, inspection: Inspection, parts: Parts) -> Iterator[Segment]:
-    """The consecutive segments of a file; a rest shorter than a tenth of one is left out.
+    """The consecutive segments of a clip; a rest shorter than a tenth of one is left out.
 
     A file to train on comes `parts.variants` times, the first time as recorded. A variant of a long file is cut at
     other places, one of a short file begins up to 50 ms later, and both are up to 3 dB softer; what a variant is
     depends on the file's content and its number alone.
     """
     rate_hz, whole = parts.codec.sample_rate_hz, parts.samples
-    total = max(1, round(inspection.header.seconds * rate_hz))
+    total = max(1, round(clip.seconds(inspection.seconds) * rate_hz))
     for number in range(parts.variants if clip.split == "train" else 1):
         draw = np.random.default_rng([int(inspection.sha256[:15], 16), number])
         later = round(draw.random() * (whole if total > whole else MOST_DELAY_SEC * rate_hz)) if number else 0
@@ -140,7 +157,7 @@ def segments_of(clip: Clip, inspection: Inspection, parts: Parts) -> Iterator[Se
                 break
             frames = min(parts.frames, parts.codec.latent_frames(delay + samples))
             variant = Variant(number, gain_db, delay / rate_hz)
-            yield Segment(clip, inspection, start / rate_hz, samples / rate_hz, frames, variant)
+            yield Segment(clip, inspection, clip.start_sec + start / rate_hz, samples / rate_hz, frames, variant)
 
 
 def index_of(shards: list[Shard], captions: list[str]) -> list[dict]:
@@ -169,7 +186,9 @@ def index_of(shards: list[Shard], captions: list[str]) -> list[dict]:
 def check_arguments(clips: Sequence[Clip], parts: Parts) -> None:
     """Refuse no clips, an unknown dtype, a length that is not positive."""
     if not clips:
-        raise UserError("no clips to encode; mend: name a folder that holds sounds")
+        raise UserError("no clips to encode; hint: name a folder that holds sounds")
+    if not all(clip.captions for clip in clips):
+        raise UserError("clips without captions cannot be encoded; hint: --captions manifest or filename")
     if parts.dtype not in DTYPES:
         raise UserError(f"--dtype must be one of {', '.join(DTYPES)}, not {parts.dtype!r}")
     if not parts.samples > 0:
@@ -179,29 +198,44 @@ def check_arguments(clips: Sequence[Clip], parts: Parts) -> None:
 
 
 def refuse_other_settings(out: Path, settings: dict) -> None:
-    """Refuse a folder that holds anything but a cache, whole or begun, of these settings."""
+    """Refuse a folder that holds anything but a cache, whole or begun, of these settings.
+
+    Where captions are cut may differ: then they alone are embedded anew.
+    """
     if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; mend: name a new or empty folder")
+        raise UserError(f"{out}: is a file; hint: name a new or empty folder")
     made_with = next((p for p in (out / "meta.json", out / "building.json") if p.exists()), None)
     if made_with is None:
         if out.exists() and any(p.name != "shards" and p.suffix != ".tmp" for p in out.iterdir()):
-            raise UserError(f"{out}: holds files that are not a latent cache; mend: name a new or empty folder")
+            raise UserError(f"{out}: holds files that are not a latent cache; hint: name a new or empty folder")
         return
-    found = read_json(made_with)
+    found = {"variants": 1} | read_json(made_with)
     settings = {"variants": 1} | settings
-    found = {"variants": 1} | found
+    if isinstance(found.get("text"), dict) and "max_tokens" in found["text"] and "max_tokens" in settings["text"]:
+        found["text"] = found["text"] | {"max_tokens": settings["text"]["max_tokens"]}
     if any(found.get(name) != value for name, value in settings.items()):
         raise UserError(
             f"{out}: a cache made with other settings ({difference(found, settings)}); "
-            "mend: --out another folder, or delete this one"
+            "hint: --out another folder, or delete this one"
         )
 
 
-def refuse_other_files(out: Path, index: list[dict]) -> None:
-    """Refuse a finished cache whose index is not this one, and say what changed."""
-    found = read_index(out)
-    if found == index:
-        return
+def earlier_tokens(out: Path | str) -> int | None:
+    """Where the captions of a cache in this folder, whole or begun, are cut; None where there is none."""
+    for path in (Path(out) / "meta.json", Path(out) / "building.json"):
+        if path.exists():
+            text = read_json(path).get("text")
+            tokens = text.get("max_tokens") if isinstance(text, dict) else None
+            return tokens if type(tokens) is int else None
+    return None
+
+
+def changes(found: list[dict], index: list[dict]) -> str:
+    """In words, how the rows of an earlier cache differ from those that are wanted.
+
+    Raises:
+        UserError: not one content is in both: this is another set.
+    """
 
     def contents(rows: list[dict]) -> dict[str, str]:
         return {row["id"]: row["sha256"] for row in rows}
@@ -210,14 +244,23 @@ def refuse_other_files(out: Path, index: list[dict]) -> None:
     new, gone = now.keys() - then.keys(), then.keys() - now.keys()
     changed = {i for i in now.keys() & then.keys() if now[i] != then[i]}
     counts = [
-        f"{len(ids)} {word} (e.g. {min(ids)})"
+        f"{len(ids):,} {word} (e.g. {min(ids)})"
         for ids, word in ((changed, "changed"), (new, "new"), (gone, "gone"))
         if ids
     ]
-    raise UserError(
-        f"{out}: made from other files: {', '.join(counts) or 'captions, splits or fields differ'}; "
-        "mend: --out another folder, or delete this one"
-    )
+    if not set(then.values()) & set(now.values()):
+        raise UserError("made from other files: " + ", ".join(counts))
+    return printable(", ".join(counts) or "captions, splits or fields differ")
+
+
+def is_same_set(found: list[dict], index: list[dict]) -> bool:
+    """Whether two indices say the same of the same rows, whatever shards these are in."""
+    places = ("shard", "row")
+
+    def said(rows: list[dict]) -> list[dict]:
+        return [{name: value for name, value in row.items() if name not in places} for row in rows]
+
+    return len(found) == len(index) and said(found) == said(index)
 
 
 def bad_files(clips: Sequence[Clip], inspections: Sequence[Inspection], skip_bad: bool) -> list[dict]:
@@ -228,7 +271,7 @@ def bad_files(clips: Sequence[Clip], inspections: Sequence[Inspection], skip_bad
         more = f"; and {len(bad) - 10} more" if len(bad) > 10 else ""
         raise UserError(
             f"{len(bad)} of {len(clips)} files cannot be used ({'; '.join(named[:10])}{more}); "
-            "mend: repair them, or --skip-bad to go on without them"
+            "hint: repair them, or --skip-bad to go on without them"
         )
     for entry in bad:
         print(printable(f"left out {entry['id']}: {entry['reason']}"), file=sys.stderr)

@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -23,8 +24,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from segue.data.cache import LatentCache, check_meta, check_row
-from segue.data.tars import file_bytes, is_address, located, read_spans
+from segue.data.cache import LatentCache, check_meta, check_row, refuse_other_parts
+from segue.data.tars import file_bytes, located, read_spans
 from segue.types import UserError, first_line
 
 INDEX = "shards.json"
@@ -83,7 +84,7 @@ class StreamedCache(LatentCache):
     """
 
     def __init__(self, path: Path | str, meta: dict, shards: list[Shard], window: int, rows_per_shard: int) -> None:
-        super().__init__(path, meta | {"shards": [], "text_shards": []}, [])
+        super().__init__(cast(Path, path), meta | {"shards": [], "text_shards": []}, [])
         self.windows = f"{window} shards of {rows_per_shard} rows"
         self._shards, self._window = shards, window
         self._first = np.cumsum([0, *(shard.rows for shard in shards)])
@@ -92,12 +93,14 @@ class StreamedCache(LatentCache):
         self._pool = ThreadPoolExecutor(1)
 
     @classmethod
-    def open(cls, path: Path | str) -> StreamedCache:
+    def open(
+        cls, path: Path | str, codec_fingerprint: dict | None = None, text_fingerprint: dict | None = None
+    ) -> StreamedCache:
         """Read shards.json of a folder or an address.
 
         Raises:
-            UserError: there is none, it is of another version, it is not as `segue data pack` writes it, or a shard is
-                missing or of another size than it says.
+            UserError: there is none, it is of another version, it is not as `segue data pack` writes it, a shard is
+                missing or of another size than it says, or it was made with another codec or text encoder.
         """
         path = located(path)
         try:
@@ -105,7 +108,7 @@ class StreamedCache(LatentCache):
             if index.get("schema_version") != SCHEMA_VERSION:
                 raise UserError(
                     f"{path}: shards of format {index.get('schema_version')}, not {SCHEMA_VERSION} as this version "
-                    "reads; mend: segue data pack again"
+                    "reads; hint: segue data pack again"
                 )
             shards = [Shard(s["file"], s["split"], s["bytes"], tuple(s["offsets"])) for s in index["shards"]]
             check_meta(index["meta"])
@@ -114,14 +117,20 @@ class StreamedCache(LatentCache):
         except _WRONG as error:
             raise UserError(
                 f"{path}: {INDEX} is not as segue data pack writes it ({type(error).__name__}: {first_line(error)}); "
-                "mend: pack again"
+                "hint: pack again"
             ) from error
-        if not is_address(path):
+        refuse_other_parts(path, index["meta"], codec_fingerprint, text_fingerprint)
+        if isinstance(path, Path):
             for shard in shards:
                 file = path / shard.file
                 if not file.is_file() or file.stat().st_size != shard.bytes:
-                    raise UserError(f"{file}: missing, cut short or replaced; mend: copy it again, or segue data pack")
+                    raise UserError(f"{file}: missing, cut short or replaced; hint: copy it again, or segue data pack")
         return cls(path, index["meta"], shards, window, rows_per_shard)
+
+    @property
+    def contents(self) -> str:
+        """As of a cache; "" of shards that were packed before there was any: their rows are too far away to ask."""
+        return self.meta.get("contents", "")
 
     def __len__(self) -> int:
         return int(self._first[-1])
@@ -152,7 +161,7 @@ class StreamedCache(LatentCache):
         if self.meta["teacher"] is None:
             return None
         rows = self._rows(indices, teacher=True)
-        features = torch.stack([row.teacher for row in rows]).float()
+        features = torch.stack([row.teacher for row in rows if row.teacher is not None]).float()
         frames = torch.tensor([ceil(row.entry["length_sec"] * self.meta["teacher_frame_rate_hz"]) for row in rows])
         return features, torch.arange(features.shape[1]) < frames.unsqueeze(1)
 
@@ -213,7 +222,7 @@ class StreamedCache(LatentCache):
         except (*_WRONG, tarfile.TarError, SafetensorError) as e:
             raise UserError(
                 f"{span[0]}: row {i} is not at byte {span[1]:,} as {INDEX} says ({type(e).__name__}: {first_line(e)}); "
-                "mend: copy both again, or segue data pack"
+                "hint: copy both again, or segue data pack"
             ) from e
         return row
 
@@ -253,7 +262,7 @@ def _check_shards(shards: list[Shard], window: int, rows_per_shard: int) -> None
     Raises:
         ValueError: entries out of range.
     """
-    sane = type(window) is int and window > 0 and type(rows_per_shard) is int and rows_per_shard > 0 and shards
+    sane = type(window) is int and window > 0 and type(rows_per_shard) is int and rows_per_shard > 0 and len(shards) > 0
     for shard in shards:
         offsets = shard.offsets
         sane = (

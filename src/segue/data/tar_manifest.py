@@ -9,48 +9,47 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import PurePosixPath
+from collections import Counter
+from pathlib import Path, PurePosixPath
+from typing import cast
 
-from segue.data.audio import SUFFIXES
-from segue.data.clip import (
-    MOST_LINE_BYTES,
-    SPLITS,
-    Clip,
-    caption_from_name,
-    caption_text,
-    other_fields,
-    refuse_control,
-    row_captions,
-)
-from segue.data.progress import track
+from segue.audio.sound import SUFFIXES
+from segue.data.clip import MOST_LINE_BYTES, Clip, caption_from_name, caption_text, refuse_control
+from segue.data.columns import Row, parse_row
+from segue.data.reading import Listing, Reading
 from segue.data.tars import TarMember, read_spans, tar_members
+from segue.data.texts import decoded
+from segue.progress import track
 from segue.types import UserError, import_extra, printable
 
 # As webdataset has it: a key ends at the first dot of the file's name, and hidden files are no samples.
 _KEY = re.compile(r"((?:.*/|)[^./][^/.]*)\.([^/]*)")
+_NOTHING = Row(None, (), None, "", "", 0.0, None, False, {})
 
 
-def clips_of_tars(pattern: str, from_names: bool = False) -> list[Clip]:
+def clips_of_tars(pattern: str, reading: Reading) -> Listing:
     """The samples of some tars.
 
     Args:
         pattern: a tar, or several with braces: shards/clips-{000000..000099}.tar; a path or an address.
-        from_names: make captions from keys where a sample has none.
 
     Raises:
-        UserError: one line that names the tar and the member, what is wrong with it, and the mend.
+        UserError: one line that names the tar and the member, what is wrong with it, and a hint.
     """
     archives = [pattern]
     if "{" in pattern or "::" in pattern:
         archives = import_extra("webdataset.shardlists", "stream").expand_urls(pattern)
-    return [
-        clip
-        for archive in track(archives, len(archives), "reading tars", "tars")
-        for clip in _clips_of(archive, from_names)
-    ]
+    listing = Listing()
+    others: Counter[str] = Counter()
+    for archive in track(archives, len(archives), "reading tars", "tars"):
+        _read_tar(archive, reading, listing, others)
+    if others:
+        kinds = ", ".join(f"{kind} ({count:,})" for kind, count in others.most_common(8))
+        listing.notes.append(f"{sum(others.values()):,} members of other kinds left out: {printable(kinds)}")
+    return listing
 
 
-def _clips_of(archive: str, from_names: bool) -> list[Clip]:
+def _read_tar(archive: str, reading: Reading, listing: Listing, others: Counter[str]) -> None:
     samples: dict[str, dict[str, TarMember]] = {}
     for member in tar_members(archive):
         refuse_control(printable(archive), "a member's name", member.name)
@@ -60,74 +59,61 @@ def _clips_of(archive: str, from_names: bool) -> list[Clip]:
         suffix = f".{extension.lower()}".rpartition(".")[2]
         role = "sound" if f".{suffix}" in SUFFIXES else suffix if suffix in ("txt", "json") else None
         if role is None:
-            continue
-        if role in samples.setdefault(key, {}):
+            others[f".{suffix}"] += 1
+        elif role in samples.setdefault(key, {}):
             raise UserError(
-                f"{member}: the second {suffix} of key {key!r} (a key ends at the first dot); mend: rename one of them"
+                f"{member}: the second {suffix} of key {key!r} (a key ends at the first dot); hint: rename one of them"
             )
-        samples[key][role] = member
-    clips = []
+        else:
+            samples[key][role] = member
     texts = _texts(archive, [m for s in samples.values() if "sound" in s for r, m in s.items() if r != "sound"])
     for key, sample in samples.items():
         if "sound" not in sample:
             lone = next(iter(sample.values()))
-            raise UserError(f"{lone}: no sound with key {key!r} beside it; mend: pack {key}.flac, or leave it out")
-        clips.append(_clip(key, sample, texts, from_names))
-    return clips
+            raise UserError(f"{lone}: no sound with key {key!r} beside it; hint: pack {key}.flac, or leave it out")
+        try:
+            listing.clips.append(_clip(key, sample, texts, reading))
+        except UserError as error:
+            listing.bad_rows.append((str(sample["sound"]), str(error)))
 
 
-def _texts(archive: str, members: list[TarMember]) -> dict[TarMember, str]:
+def _texts(archive: str, members: list[TarMember]) -> dict[TarMember, bytes]:
     for member in members:
         if member.size > MOST_LINE_BYTES:
-            raise UserError(f"{member}: {member.size:,} bytes, up to {MOST_LINE_BYTES:,} are read; mend: cut it")
-    found = read_spans([(archive, m.offset, m.offset + m.size) for m in members])
-    try:
-        return {m: data.decode("utf-8-sig") for m, data in zip(members, found)}
-    except UnicodeDecodeError:
-        bad = next(m for m, data in zip(members, found) if not _is_utf8(data))
-        raise UserError(f"{bad}: not UTF-8 text; mend: save it as UTF-8") from None
+            raise UserError(f"{member}: {member.size:,} bytes, up to {MOST_LINE_BYTES:,} are read; hint: cut it")
+    return dict(zip(members, read_spans([(archive, m.offset, m.offset + m.size) for m in members])))
 
 
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _clip(key: str, sample: dict[str, TarMember], texts: dict[TarMember, str], from_names: bool) -> Clip:
-    sound, row, captions = sample["sound"], {}, ()
+def _clip(key: str, sample: dict[str, TarMember], texts: dict[TarMember, bytes], reading: Reading) -> Clip:
+    sound, said = sample["sound"], _NOTHING
     if "json" in sample:
-        row = _row(sample["json"], texts[sample["json"]])
-        if {"caption", "captions"} & row.keys():
-            captions = row_captions(str(sample["json"]), row)
-    if not captions and "txt" in sample:
-        lines = [line for line in texts[sample["txt"]].splitlines() if line.strip()]
-        captions = tuple(caption_text(str(sample["txt"]), line) for line in lines)
-    if not captions and from_names:
+        said = _row(sample["json"], texts[sample["json"]], reading)
+    captions = () if reading.captions == "none" else said.captions or _captions(key, sample, texts, reading)
+    refuse_control(str(sound), "the id", said.id or key)
+    return Clip(said.id or key, cast(Path, sound), captions, said.split, said.fields, said.start_sec, said.length_sec)
+
+
+def _captions(key: str, sample: dict[str, TarMember], texts: dict[TarMember, bytes], reading: Reading) -> tuple:
+    captions: tuple[str, ...] = ()
+    if "txt" in sample:
+        text = decoded(str(sample["txt"]), texts[sample["txt"]], reading.encoding)
+        captions = tuple(caption_text(str(sample["txt"]), line) for line in text.splitlines() if line.strip())
+    if not captions and reading.captions == "filename":
         captions = tuple(filter(None, [caption_from_name(PurePosixPath(key))]))
-    if not captions and from_names is not None:
+    if not captions:
         raise UserError(
-            f"{sound}: no caption; mend: pack {key}.txt or {key}.json beside it, or --captions filename to make "
-            "captions from names"
+            f"{sample['sound']}: no caption; hint: pack {key}.txt or {key}.json beside it, or --captions filename to "
+            "make captions from names"
         )
-    identity, split = row.get("id", key), row.get("split") or ""
-    if not isinstance(identity, (str, int)) or identity == "":
-        raise UserError(f"{sample['json']}: id must be text, not {identity!r}")
-    refuse_control(str(sound), "the id", str(identity))
-    if split and split not in SPLITS:
-        raise UserError(f"{sample['json']}: split must be train, valid or test, not {split!r}")
-    return Clip(str(identity), sound, captions, split, other_fields(row))
+    return captions
 
 
-def _row(member: TarMember, text: str) -> dict:
+def _row(member: TarMember, data: bytes, reading: Reading) -> Row:
+    """What the .json of a sample says; that it names a file does not matter here."""
     try:
-        row = json.loads(text)
+        row = json.loads(decoded(str(member), data, reading.encoding))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{member}: not JSON ({error})") from error
+        raise UserError(f"{member}: not JSON ({error}); hint: one object with a caption") from error
     if not isinstance(row, dict):
-        raise UserError(f"{member}: not a JSON object; mend: one object with a caption")
-    if "text" in row and not {"caption", "captions"} & row.keys():  # as audio sets in this form call it
-        row["captions"] = row.pop("text")
-    return row
+        raise UserError(f"{member}: not a JSON object; hint: one object with a caption")
+    return parse_row(str(member), row, {**reading.columns, "path": ""}, captions=reading.captions != "none")

@@ -73,7 +73,7 @@ class TarMember:
         if not is_address(self.archive):
             return io.BufferedReader(_Window(self.archive, self.offset, self.size), 1 << 16)
         if self.size > MOST_FETCHED_BYTES:
-            raise UserError(f"{self}: {self.size:,} bytes, more than is fetched at once; mend: copy the tar")
+            raise UserError(f"{self}: {self.size:,} bytes, more than is fetched at once; hint: copy the tar")
         return io.BytesIO(read_spans([(self.archive, self.offset, self.offset + self.size)])[0])
 
 
@@ -92,7 +92,7 @@ def tar_members(archive: str) -> list[TarMember]:
                 raise tarfile.ReadError(f"no member and no end mark at byte {tar.offset:,}")
     except tarfile.TarError as error:
         raise UserError(
-            f"{archive}: not a whole tar ({first_line(error)}); mend: copy it again; a compressed one must be unpacked "
+            f"{archive}: not a whole tar ({first_line(error)}); hint: copy it again; a compressed one must be unpacked "
             "to a plain .tar first"
         ) from error
     except OSError as error:
@@ -139,7 +139,7 @@ def _opened(name: str) -> IO[bytes]:
         try:
             return open(name, "rb")
         except OSError as error:
-            raise UserError(f"{name}: cannot be read ({error.strerror}); mend: check the path") from error
+            raise UserError(f"{name}: cannot be read ({error.strerror}); hint: check the path") from error
     fsspec = import_extra("fsspec", "stream")
     try:
         return fsspec.open(name, "rb").open()
@@ -176,10 +176,10 @@ def _member(archive: str, header: tarfile.TarInfo) -> TarMember:
     where = printable(f"{archive}: {header.name}")
     if not header.isreg() or header.issparse():
         kind = "link" if header.issym() or header.islnk() else "hole" if header.issparse() else "device"
-        raise UserError(f"{where}: a {kind}, which is not followed; mend: pack the file itself")
+        raise UserError(f"{where}: a {kind}, which is not followed; hint: pack the file itself")
     name = PurePosixPath(header.name)
     if name.is_absolute() or ".." in name.parts or "\\" in header.name:
-        raise UserError(f"{where}: a name that climbs out of the archive; mend: pack it under a plain name")
+        raise UserError(f"{where}: a name that climbs out of the archive; hint: pack it under a plain name")
     return TarMember(archive, str(name), header.offset_data, header.size)
 
 

@@ -6,6 +6,11 @@ import json
 from html import escape
 from pathlib import Path
 
+import numpy as np
+
+from segue.audio.read import read_blocks, read_claim
+from segue.audio.sound import BadAudio
+from segue.audio.stereo import to_mono
 from segue.report.curves import curve_figures, read_events
 from segue.report.page import duration, facts, figure, heading, image, number, page, player, write_page
 from segue.report.pictures import spectrogram_png
@@ -72,16 +77,14 @@ def _chips(config: dict, events: list[dict], state: dict) -> list[tuple[str, str
 
 
 def _samples(folder: Path) -> list[str]:
-    import soundfile
-
     listed = {str(s.get("file")): s for s in _json(folder / "samples.json", list) if isinstance(s, dict)}
     cards = []
     for path in sorted(folder.glob("*.wav"))[:MOST_SAMPLES]:
         try:
-            wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
-            mono = wave.mean(axis=1)
+            rate = read_claim(path).sample_rate_hz
+            mono = np.concatenate([to_mono(block) for block in read_blocks(path)])
             sound = figure(image(spectrogram_png(mono, rate), f"spectrogram of {path.name}")) + player(mono, rate)
-        except (soundfile.LibsndfileError, UserError):
+        except (BadAudio, UserError):
             sound = '<p class="note">This file cannot be read.</p>'
         about = listed.get(path.name, {})
         badge = '<span class="badge">held-out pair</span>' if about.get("held_out") else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -247,11 +248,20 @@ def _sections(config: RunConfig) -> dict[str, Any]:
     return own | policy
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
 def _parse(name: str, text: str, kind: type) -> Any:
     """Text to the type of a field."""
     try:
         if kind == tuple[float, ...]:
-            return tuple(float(part) for part in text.split(","))
+            return tuple(_finite(part) for part in text.split(","))
+        if kind is float:
+            return _finite(text)
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
         if kind is int:

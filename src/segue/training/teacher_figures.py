@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from segue.data.reading import DataSource
 from segue.ssl.base import Teacher
 from segue.ssl.compact import CompactTeacher
 from segue.training.teacher.statistics import collapse_figures
@@ -13,7 +14,7 @@ POOLED_SEC = 4
 MOST_CLIPS = 100
 
 
-def measure_teacher(teacher: Teacher, source: Path, *, skip_bad: bool = False) -> dict:
+def measure_teacher(teacher: Teacher, source: Path | DataSource, *, skip_bad: bool = False) -> dict:
     """Collapse figures on held-out sounds: split "test", else "valid", else all; 100 clips at most, 4 s of each.
 
     Args:
@@ -25,7 +26,7 @@ def measure_teacher(teacher: Teacher, source: Path, *, skip_bad: bool = False) -
     Raises:
         UserError: unusable sounds.
     """
-    clips = clips_of(source)
+    clips = clips_of(source, skip_bad)
     held_out = [c for c in clips if c.split == "test"] or [c for c in clips if c.split == "valid"] or clips
     chosen = held_out[:: max(1, len(held_out) // MOST_CLIPS)][:MOST_CLIPS]
     read = read_sounds(chosen, teacher.sample_rate_hz, skip_bad)

@@ -16,6 +16,7 @@ from segue.audio.resample import resample
 from segue.audio.sound import TOO_SHORT_SEC, BadAudio, Header
 from segue.data.clip import Clip
 from segue.data.manifest import load_manifest
+from segue.data.reading import DataSource
 from segue.progress import track
 from segue.types import UserError, printable
 
@@ -84,13 +85,16 @@ class TrainingAudio:
         return {k: round(len(s.data) / sample_rate_hz / 3600, 3) for k, s in pairs.items()}
 
 
-def clips_of(source: Path) -> list[Clip]:
+def clips_of(source: Path | DataSource, skip_bad: bool = False) -> list[Clip]:
     """The clips of a data set, with splits as `segue encode` makes them; captions are not asked for.
+
+    Args:
+        skip_bad: leave out entries of a list that give no clip, instead of refusing.
 
     Raises:
         UserError: no such data set, or a malformed one.
     """
-    return load_manifest(source, "none")
+    return load_manifest(source, "none", skip_bad=skip_bad)
 
 
 def kind_of(clip: Clip) -> str:
@@ -152,7 +156,7 @@ def refuse_bad(bad: Sequence[tuple[Path, str]], skip_bad: bool) -> None:
 
 
 def read_training_audio(
-    source: Path, extra: Iterable[Path], sample_rate_hz: int, skip_bad: bool = False
+    source: Path | DataSource, extra: Iterable[Path], sample_rate_hz: int, skip_bad: bool = False
 ) -> TrainingAudio:
     """Read what a codec or a teacher trains on.
 
@@ -163,9 +167,9 @@ def read_training_audio(
     Raises:
         UserError: unusable sounds, or less than a minute of them.
     """
-    clips = clips_of(source)
+    clips = clips_of(source, skip_bad)
     training = decode([c for c in clips if c.split == "train"], sample_rate_hz)
-    others = decode([c for folder in extra for c in clips_of(folder) if c.split == "train"], sample_rate_hz)
+    others = decode([c for folder in extra for c in clips_of(folder, skip_bad) if c.split == "train"], sample_rate_hz)
     held = [c for c in clips if c.split == "valid"] or [c for c in clips if c.split == "train"]
     valid = decode(held[:: max(1, len(held) // MOST_VALID)], sample_rate_hz)
     refuse_bad([*training.bad, *others.bad, *valid.bad], skip_bad)
@@ -216,17 +220,16 @@ class _Reader:
 
     def read(self, clip: Clip) -> tuple[np.ndarray, int]:
         """[T] at our rate, and the file's own rate in Hz."""
-        start_sec = getattr(clip, "start_sec", 0.0)
-        length_sec = getattr(clip, "length_sec", None)
-        if start_sec == 0 and length_sec is None:
+        if clip.is_whole:
             mono, rate_hz = read_mono(clip.path)
             if len(mono) < TOO_SHORT_SEC * rate_hz:
                 raise BadAudio(clip.path, f"too short: {len(mono)} samples")
             return resample(mono, rate_hz, self._sample_rate_hz), rate_hz
         header, stretches = self._opened(clip.path)
-        rest_sec = header.seconds - start_sec
-        wave = stretches.read(start_sec, rest_sec if length_sec is None else min(length_sec, rest_sec))[0]
-        return wave, header.sample_rate_hz
+        problem = clip.stretch_problem(header.seconds)
+        if problem is not None:
+            raise BadAudio(clip.path, problem)
+        return stretches.read(clip.start_sec, clip.seconds(header.seconds))[0], header.sample_rate_hz
 
     def _opened(self, path: Path) -> tuple[Header, Stretches]:
         if self._open is None or self._open[0] != path:

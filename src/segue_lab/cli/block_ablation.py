@@ -27,7 +27,7 @@ def block_ablation(
     best = max(inner, key=lambda i: scores[i])
     table = Table("block", "change of the velocity", "", box=None, pad_edge=False)
     for index, score in enumerate(scores):
-        bar = "#" * round(40 * score / max(max(scores), 1e-12))
+        bar = "#" * round(20 * score / max(max(scores), 1e-12))
         table.add_row(str(index), f"{score:.3f}", bar + ("  <- strongest inner block" if index == best else ""))
     Console(highlight=False).print(table)
     print(f"to align there: segue train stage --data {data} --out RUN --set guidance.tap={best}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from segue.cli.resolver import measured
+from segue.cli.super_resolution import measured
 from segue.files import make_folder, sha256_of
 from segue.models.files import model_file, read_tensors
 from segue.pipeline import SuperResolver

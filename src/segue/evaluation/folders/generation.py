@@ -8,13 +8,22 @@ from typing import Any
 import numpy as np
 
 from segue.data.clip import Clip
-from segue.data.manifest import load_manifest
 from segue.evaluation.accuracy import accuracy
 from segue.evaluation.card import Measure, bootstrap_words, make_measure
 from segue.evaluation.divergence import DIRECTIONS, inception_score, kl_by_pair, paired_kl
 from segue.evaluation.embeddings import ClapEmbedding, Embedding, NoteEmbedding, load_clap
 from segue.evaluation.folders.embeddings import embed, load_embedding, refuse_training_teachers, tag_of
-from segue.evaluation.folders.sets import ClipPair, Findings, described, ends, find_sounds, read, some
+from segue.evaluation.folders.sets import (
+    ClipPair,
+    Findings,
+    described,
+    ends,
+    find_sounds,
+    listed_clips,
+    read,
+    some,
+    usable_of,
+)
 from segue.evaluation.frechet import fad_infinity, frechet_measure
 from segue.evaluation.kernel import SCALES, kernel_audio_distance
 from segue.evaluation.manifold import manifold_measures, nearest
@@ -42,6 +51,7 @@ def measure_generation(
     trust_remote_code: bool,
     draws: int,
     seed: int,
+    skip_bad: bool = False,
 ) -> Findings:
     """Generated against real sounds; the keyword arguments are the options of `segue evaluate generation`.
 
@@ -54,9 +64,14 @@ def measure_generation(
     # What is asked for, and whether it can be had: before the long work.
     sounds = {"GEN": find_sounds(gen), "REF": find_sounds(ref)}
     pairs = _pairing(sounds["GEN"], sounds["REF"], unpaired)
+    left_out: list[str] = []
+    if skip_bad:
+        sounds, left_out = usable_of(sounds, paired=bool(pairs))
+        pairs = [i for i in pairs if i in sounds["GEN"]]
     by_sound = load_embedding(embedding, layer, crop_seconds, trust_remote_code)
     by_text = None if text_embedding is None else load_clap(text_embedding)
-    found = Findings({name: described(source, sounds[name]) for name, source in (("GEN", gen), ("REF", ref))})
+    about_sets = {name: described(source, sounds[name]) for name, source in (("GEN", gen), ("REF", ref))}
+    found = Findings(about_sets, warnings=left_out)
     refuse_training_teachers(sounds["GEN"], run, [e for e in (by_sound, by_text) if e is not None], force, found)
     labels = _captions(captions, sounds["GEN"])
     _refuse_idle_captions(captions, labels, by_sound, by_text)
@@ -129,11 +144,9 @@ def _captions(source: str | None, clips: dict[str, Clip]) -> dict[str, Clip]:
         }
     else:
         try:
-            found = {clip.id: clip for clip in load_manifest(Path(source))}
+            found = {clip.id: clip for clip in listed_clips(Path(source))}
         except UserError as error:  # its words are those of `segue encode`
-            raise UserError(
-                str(error).split("; mend:")[0].split("; hint:")[0] + "; hint: give --captions a complete manifest"
-            ) from error
+            raise UserError(str(error).split("; hint:")[0] + "; hint: give --captions a complete manifest") from error
     lacking = [i for i in clips if i not in found]
     if lacking:
         raise UserError(f"--captions {source}: none for {len(lacking)} of {len(clips)} clips ({some(lacking)})")

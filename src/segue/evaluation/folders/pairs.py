@@ -21,6 +21,7 @@ from segue.evaluation.folders.sets import (
     header_of,
     read,
     some,
+    usable_of,
 )
 from segue.evaluation.spectral import (
     LSD_PRESETS,
@@ -49,6 +50,7 @@ def measure_super_resolution(
     trim: bool,
     draws: int,
     seed: int,
+    skip_bad: bool = False,
 ) -> Findings:
     """Estimates against references: LSD by every preset and band, and distances of signals; options of the command.
 
@@ -56,6 +58,7 @@ def measure_super_resolution(
         cutoff_hz: where the input's band ends; None: full band alone, and no rows beside.
         low: what the estimates were made of; None: the references without their top, by `protocol`.
         codec: whose round trip is a row.
+        skip_bad: leave out pairs of which one cannot be used, and list them in the warnings.
 
     Raises:
         UserError: the sets do not pair, a file is unusable, or an option does not fit.
@@ -63,7 +66,7 @@ def measure_super_resolution(
     if cutoff_hz is None and low is not None:
         raise UserError("--input needs --cutoff-hz: where its band ends")
     inputs = None if low is None else (low, find_sounds(low))
-    found, pairs = _read_pairs({"EST": est, "REF": ref}, trim)
+    found, pairs = _read_pairs({"EST": est, "REF": ref}, trim, skip_bad)
     if cutoff_hz is not None and not 0.0 < cutoff_hz < pairs.rate_hz / 2:
         raise UserError(
             f"--cutoff-hz {cutoff_hz:g}: give one between 0 and {pairs.rate_hz / 2:g}, half the files' rate"
@@ -92,13 +95,15 @@ def measure_super_resolution(
     return _with_examples(found, pairs, "LSD nuwave2 full", ("estimate", "reference"))
 
 
-def measure_files(a: Path, b: Path, *, visqol: bool, trim: bool, draws: int, seed: int) -> Findings:
+def measure_files(
+    a: Path, b: Path, *, visqol: bool, trim: bool, draws: int, seed: int, skip_bad: bool = False
+) -> Findings:
     """LSD, log-mel L1, multi-resolution STFT, SI-SDR and SNR of the files of `a` against those of `b`.
 
     Raises:
         UserError: the sets do not pair, or a file is unusable.
     """
-    found, pairs = _read_pairs({"A": a, "B": b}, trim)
+    found, pairs = _read_pairs({"A": a, "B": b}, trim, skip_bad)
     measures = _lsd_measures(("nuwave2",), ("full",), None, (False,)) + _signal_measures(visqol)
     _measure_pairs(found, pairs, measures, draws, seed, {"preprocessing": _preprocessing(trim)})
     return _with_examples(found, pairs, "LSD nuwave2 full", ("A", "B"))
@@ -153,7 +158,7 @@ def _preprocessing(trim: bool) -> str:
     return "mean of channels, at the files' own rate" + (", cut to the shorter of a pair" if trim else "")
 
 
-def _read_pairs(sources: dict[str, Path], trim: bool) -> tuple[Findings, Pairs]:
+def _read_pairs(sources: dict[str, Path], trim: bool, skip_bad: bool) -> tuple[Findings, Pairs]:
     """Read pairs by id, from two sets that the command line calls so.
 
     Raises:
@@ -167,6 +172,10 @@ def _read_pairs(sources: dict[str, Path], trim: bool) -> tuple[Findings, Pairs]:
             f"{a_name} has {len(first)} sounds, {b_name} {len(second)}, and they do not pair by id: {some(lacking)}; "
             "give both sets the same file names"
         )
+    left_out: list[str] = []
+    if skip_bad:
+        sets, left_out = usable_of(sets, paired=True)
+        (_, first), (_, second) = sets.items()
     headers = {i: (header_of(first[i].path), header_of(second[i].path)) for i in first}
     rate_hz = headers[next(iter(headers))][1].sample_rate_hz
     for i, (a, b) in headers.items():
@@ -186,7 +195,8 @@ def _read_pairs(sources: dict[str, Path], trim: bool) -> tuple[Findings, Pairs]:
     for i, (a, b) in track(headers.items(), len(headers), "reading", "pairs"):
         samples = min(a.frames, b.frames)
         waves[i] = read(first[i].path, rate_hz)[:samples], read(second[i].path, rate_hz)[:samples]
-    return Findings({name: described(sources[name], clips) for name, clips in sets.items()}), Pairs(rate_hz, waves)
+    about = {name: described(sources[name], clips) for name, clips in sets.items()}
+    return Findings(about, warnings=left_out), Pairs(rate_hz, waves)
 
 
 def _measure_pairs(

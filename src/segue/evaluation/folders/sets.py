@@ -11,12 +11,14 @@ import numpy as np
 
 from segue.audio.folders import walk
 from segue.audio.names import identities
-from segue.audio.read import read_header, read_wave
+from segue.audio.read import examine, read_header, read_wave
 from segue.audio.sound import SUFFIXES, BadAudio, Header
 from segue.data.clip import Clip
-from segue.data.manifest import load_manifest
+from segue.data.manifest import read_listing
+from segue.data.reading import Reading
 from segue.evaluation.card import Measure
 from segue.files import sha256_of
+from segue.progress import track
 from segue.types import UserError
 
 _SHOWN = 3  # clips at either end of the picture
@@ -84,7 +86,7 @@ def find_sounds(source: Path) -> dict[str, Clip]:
     elif source.is_file() and source.suffix.lower() in SUFFIXES:
         raise UserError(f"{source}: one clip only, which has no interval; name a folder with at least 2 sounds")
     else:
-        clips = load_manifest(source, "filename")
+        clips = listed_clips(source, "filename")
     found = {clip.id: clip for clip in sorted(clips, key=lambda clip: clip.id)}
     if len(found) < len(clips):
         twice = sorted({c.id for c in clips if sum(d.id == c.id for d in clips) > 1})
@@ -94,6 +96,44 @@ def find_sounds(source: Path) -> dict[str, Clip]:
     if len(found) == 1:
         raise UserError(f"{source}: one clip only, which has no interval; give at least 2")
     return found
+
+
+def usable_of(sets: dict[str, dict[str, Clip]], paired: bool) -> tuple[dict[str, dict[str, Clip]], list[str]]:
+    """Sets without the sounds that cannot be used, and a line for each of those; of a pair both are left out.
+
+    Raises:
+        UserError: fewer than two are left.
+    """
+    bad: dict[str, dict[str, str]] = {name: {} for name in sets}
+    for name, clips in sets.items():
+        for i, clip in track(clips.items(), len(clips), f"checking {name}", "files"):
+            try:
+                examine(clip.path)
+            except BadAudio as error:
+                bad[name][i] = error.reason
+    anywhere = {i for found in bad.values() for i in found}
+    left = {
+        name: {i: c for i, c in clips.items() if i not in (anywhere if paired else bad[name])}
+        for name, clips in sets.items()
+    }
+    for name, clips in left.items():
+        if len(clips) < 2:
+            raise UserError(f"{name}: {len(clips)} of its {len(sets[name])} sounds can be used; give at least 2")
+    return left, [f"left out of {name}: {i}: {reason}" for name, found in bad.items() for i, reason in found.items()]
+
+
+def listed_clips(source: Path, captions: str = "manifest") -> list[Clip]:
+    """The clips of a data set, as its list names them.
+
+    Raises:
+        UserError: the set cannot be read, or holds stretches of files.
+    """
+    listing = read_listing(source, Reading(captions))
+    listing.refuse_faults()
+    part = next((clip for clip in listing.clips if not clip.is_whole), None)
+    if part is not None:
+        raise UserError(f"{source}: {part.id} is a stretch of {part.path}; hint: cut it out, whole files are compared")
+    return listing.clips
 
 
 def described(source: Path, clips: dict[str, Clip]) -> dict:
@@ -139,4 +179,4 @@ def _usable(reader: Callable, path: Path, *arguments):
     try:
         return reader(path, *arguments)
     except BadAudio as error:
-        raise UserError(f"{path}: {error.reason}; mend the file, or leave it out and count it as failed") from error
+        raise UserError(f"{path}: {error.reason}; hint: repair the file, or --skip-bad to go on without it") from error

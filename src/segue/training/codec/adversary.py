@@ -24,6 +24,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from segue.codecs import SHIPPED
 from segue.codecs.autoencoder import DECODER, Analysis, Autoencoder, AutoencoderCodec, save_codec
+from segue.data.reading import DataSource
 from segue.training.codec.losses import ReconstructionLoss, validate
 from segue.training.small_run import (
     STATE,
@@ -271,7 +272,7 @@ def guard(run: RefineRun, loss: ReconstructionLoss, waves: list[Tensor], config:
 
 def refine_codec(
     codec: AutoencoderCodec,
-    source: Path,
+    source: Path | DataSource,
     out: Path,
     config: RefineConfig,
     *,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from segue.codecs.base import Codec
 from segue.data.clip import Clip
+from segue.data.reading import DataSource
 from segue.evaluation.mel import stft_magnitude
 from segue.evaluation.spectral import log_mel_l1, log_spectral_distance, si_sdr_db
 from segue.training.training_audio import clips_of, decode, kind_of, refuse_bad
@@ -21,7 +22,9 @@ MEASURES = ("log_mel_l1", "lsd", "convergence", "si_sdr_db", "high_band_db", "fl
 
 
 @torch.inference_mode()
-def measure_codec(codec: Codec, source: Path, *, clips: int = 200, noise: float = 0.1, skip_bad: bool = False) -> dict:
+def measure_codec(
+    codec: Codec, source: Path | DataSource, *, clips: int = 200, noise: float = 0.1, skip_bad: bool = False
+) -> dict:
     """Reconstruction of held-out sounds by kind: split "test" where the kind has one, else "valid", else all of it.
 
     Waveforms are rounded to 16 bit before they are compared, as they are in a file. By kind: clips, the means of
@@ -34,7 +37,7 @@ def measure_codec(codec: Codec, source: Path, *, clips: int = 200, noise: float 
     generator = torch.Generator().manual_seed(0)
     report: dict = {"latent_noise": noise, "kinds": {}}
     latents, decoded_sec, spent_sec = [], 0.0, 0.0
-    for kind, (split, members) in held_out(clips_of(source)).items():
+    for kind, (split, members) in held_out(clips_of(source, skip_bad)).items():
         some = members[:: max(1, len(members) // clips)][:clips]
         read = decode(some, codec.sample_rate_hz)
         refuse_bad(read.bad, skip_bad)
@@ -73,12 +76,12 @@ def measure_codec(codec: Codec, source: Path, *, clips: int = 200, noise: float 
 
 @torch.inference_mode()
 def round_trips(
-    codecs: dict[str, Codec], source: Path, *, per_kind: int = 3, skip_bad: bool = False
+    codecs: dict[str, Codec], source: Path | DataSource, *, per_kind: int = 3, skip_bad: bool = False
 ) -> list[tuple[str, str, dict]]:
     """A few held-out sounds of each kind, at most 4 s: (kind, file name, label -> wave [T]), the original first."""
     trips = []
     rate_hz = next(iter(codecs.values())).sample_rate_hz
-    for kind, (_, members) in held_out(clips_of(source)).items():
+    for kind, (_, members) in held_out(clips_of(source, skip_bad)).items():
         members = members[:: max(1, len(members) // per_kind)][:per_kind]
         read = decode(members, rate_hz)
         refuse_bad(read.bad, skip_bad)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from segue.codecs.autoencoder import Autoencoder, AutoencoderCodec, AutoencoderConfig, save_codec
+from segue.data.reading import DataSource
 from segue.training.codec.losses import ReconstructionLoss, total_loss, validate
 from segue.training.small_run import SmallRun, average, descend, early_decay, refuse_used, run_loop
 from segue.training.training_audio import Sounds, TrainingAudio, draw_crops, read_training_audio
@@ -115,7 +116,7 @@ def _mean_latents(network: Autoencoder, wave: Tensor) -> Tensor:
 
 
 def train_codec(
-    source: Path,
+    source: Path | DataSource,
     out: Path,
     config: CodecTrainConfig,
     *,

@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segue.data.reading import DataSource
 from segue.ssl.compact import CompactTeacher, save_teacher
 from segue.training.small_run import SmallRun, average, descend, early_decay, refuse_used, run_loop
 from segue.training.teacher.losses import Listener, Student, clip_loss, make_targets, masked_loss, pitch_loss
@@ -122,7 +123,8 @@ def _raw(run: TeacherRun) -> Callable[[Tensor], Tensor]:
 def validate(run: TeacherRun, config: TeacherTrainConfig, waves: list[Tensor]) -> dict[str, float]:
     """Losses on crops of held-out sounds, under fixed masks, and the collapse figures of the averaged copy."""
     samples = round(config.crop_sec * config.model.sample_rate_hz)
-    batch = torch.stack([F.pad(w[:samples], (0, max(0, samples - len(w)))) for w in waves])
+    crops = [F.pad(w[:samples], (0, max(0, samples - len(w)))) for w in waves]
+    batch = torch.stack(crops if len(crops) > 1 else crops * 2)  # each of the two heads takes every second sound
     keep = run.generator
     run.generator = torch.Generator().manual_seed(0)
     try:
@@ -134,7 +136,7 @@ def validate(run: TeacherRun, config: TeacherTrainConfig, waves: list[Tensor]) -
 
 
 def train_teacher(
-    source: Path,
+    source: Path | DataSource,
     out: Path,
     config: TeacherTrainConfig,
     *,

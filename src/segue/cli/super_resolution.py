@@ -1,4 +1,4 @@
-"""`segue resolver`: figures of a super-resolution model beside those of baselines."""
+"""`segue super-resolution`: figures of a super-resolution model beside those of baselines."""
 
 from __future__ import annotations
 
@@ -42,9 +42,7 @@ def measure(
 ) -> None:
     """LSD (full, low and high band) and SI-SDR of a model and of every baseline, with 95 % intervals."""
     counts = step_counts(steps)
-    finite("--cutoff-hz", cutoff_hz, 0.0, above=True)
     finite("--clips", clips, 1)
-    finite("--seconds", seconds, 0.0, above=True)
     resolver = SuperResolver.load(None if run == "default" else run)
     figures = measured(resolver, source, cutoff_hz, test, counts, clips, seconds)
     if json_file is not None:

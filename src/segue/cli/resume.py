@@ -1,0 +1,96 @@
+"""Going on with a run: with its own data, wherever that lies now, and for longer where that is asked for."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from segue._version import __version__
+from segue.data.cache import LatentCache
+from segue.data.identity import identity, refuse_other_contents
+from segue.data.tars import is_address, located
+from segue.files import write_text
+from segue.training.checkpoint import list_checkpoints
+from segue.training.config import RunConfig, from_json, to_json
+from segue.types import UserError
+
+
+def write_config(run_dir: Path, config: RunConfig, cache: LatentCache) -> None:
+    """config.json of a run: everything that decides it, where its data lies, and what tells that from other data."""
+    stored = {"segue": __version__, "cache": _place(cache), "data": identity(cache), "run": to_json(config)}
+    write_text(run_dir / "config.json", json.dumps(stored, indent=1))
+
+
+def resumed(run_dir: Path, data: str | None, examples: int | None) -> tuple[RunConfig, Path | str]:
+    """The config and the cache of a run that goes on.
+
+    Args:
+        data: where the run's cache lies now, where that is another place.
+        examples: how long the run is to be now; its schedules follow, which is said.
+
+    Raises:
+        UserError: no run there, another cache, or a length that the run has passed.
+    """
+    stored = _read(run_dir)
+    config = from_json(stored["run"])
+    place = located(stored["cache"] if data is None else data)
+    try:
+        cache = LatentCache.open(place)
+    except UserError as error:
+        if data is not None:
+            raise
+        raise UserError(f"{run_dir}: its data is not there any more ({error}); hint: --data CACHE names it") from error
+    refuse_other_contents(run_dir, stored.get("data"), cache)
+    return config if examples is None else _lengthened(run_dir, config, examples), place
+
+
+def keep_config(run_dir: Path, config: RunConfig, cache: LatentCache, resume: bool) -> None:
+    """Write config.json: of a run that begins, and of one that goes on where its length or its data's place is new.
+
+    Raises:
+        UserError: the run goes on with other data than it began with.
+    """
+    if resume:
+        stored = _read(run_dir)
+        refuse_other_contents(run_dir, stored.get("data"), cache)
+        if stored["run"] == to_json(config) and stored["cache"] == _place(cache):
+            return
+    write_config(run_dir, config, cache)
+
+
+def _place(cache: LatentCache) -> str:
+    return str(cache.path) if is_address(cache.path) else str(Path(cache.path).resolve())
+
+
+def _lengthened(run_dir: Path, config: RunConfig, examples: int) -> RunConfig:
+    """The config with another length, said aloud: whatever is a share of the run moves with it."""
+    before = config.train.total_examples
+    seen = max((int(path.name.rpartition("-")[2]) for path in list_checkpoints(run_dir)), default=0)
+    if examples <= seen:
+        raise UserError(f"--examples {examples}: {run_dir} has seen {seen:,}; hint: give more than that")
+    if examples == before:
+        return config
+    print(
+        f"{run_dir}: {examples:,} examples in place of {before:,}. Schedules follow the new length: learning rate, "
+        f"alignment, timesteps and intervals stand at {seen / examples:.0%} of it now, not at {seen / before:.0%}",
+        file=sys.stderr,
+    )
+    return replace(config, train=replace(config.train, total_examples=examples))
+
+
+def _read(run_dir: Path) -> dict:
+    path = run_dir / "config.json"
+    try:
+        stored = json.loads(path.read_text())
+        from_json(stored["run"])
+        if not isinstance(stored["cache"], str):
+            raise TypeError("cache is no path")
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path}: no such file; give the folder of a run that was started with `segue train`"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}); start the run anew") from error
+    return stored
