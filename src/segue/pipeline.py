@@ -1,4 +1,4 @@
-"""A trained run and captions in, waveforms out; or a band-limited waveform in, a full-band one out.
+"""Inference: waveforms from captions, or full-band waveforms from band-limited ones.
 
 pipeline = Pipeline.load("runs/mine")
 waves = pipeline.generate(["a soft violin playing C 5"], seconds=2.0, seed=0)
@@ -34,7 +34,7 @@ NOISE_BLOCK = 16  # frames of one draw
 
 @dataclass(frozen=True)
 class Sampling:
-    """How noise becomes sound.
+    """Settings of the solver and of classifier-free guidance.
 
     Attributes:
         steps: solver steps.
@@ -58,7 +58,7 @@ class Sampling:
 
 
 class Pipeline:
-    """A model with its codec and text encoder, ready to generate."""
+    """A text-to-audio model with its codec and text encoder."""
 
     def __init__(self, saved: SavedModel, codec: Codec, conditioner: TextConditioner, device: str = "cpu") -> None:
         """Bring the parts together.
@@ -120,7 +120,7 @@ class Pipeline:
             if on_step is not None:
                 on_step()
             prediction = self.model(x, t, condition).prediction
-            # The floor that keeps training finite would leave hiss here: no solver evaluates at t = 0 itself.
+            # A small floor: that of training would leave hiss, and no solver evaluates at t = 0 itself.
             return velocity_of(prediction, self.model.predicts, x, t, floor=1e-4)
 
         field = guided(
@@ -145,10 +145,10 @@ class Pipeline:
         Args:
             captions: what to generate.
             seconds: length; the training clips' length where it is not given.
-            seed: same seed, same captions, same batch size: same waveforms, bit for bit (CPU).
+            seed: of the noise. The same seed, captions and batch size give the same waveforms, bit for bit on a CPU.
             sampling: solver and guidance.
             batch_size: captions computed together.
-            first: position of the first caption in a longer list, so that one of it can be made again alone.
+            first: position of the first caption in a longer list, so that any one of it can be generated again alone.
             on_step: called after every evaluation of the model.
 
         Raises:
@@ -172,14 +172,14 @@ class Pipeline:
 
 
 class SuperResolver:
-    """A super-resolution model with its codec: what is missing above a cutoff is generated, what lies below is kept.
+    """A super-resolution model with its codec: it generates the band above a cutoff, and keeps the band below.
 
     Attributes:
-        sample_rate_hz: that it works at.
-        hop_samples: samples to a frame; chunks start at multiples of it.
-        context_samples: how far from a sample what is generated there can depend on the input, to within 1e-3.
-        steps: of the solver, by default.
-        cutoffs_hz: lowest and highest that it was trained for.
+        sample_rate_hz: of input and output.
+        hop_samples: samples per latent frame; chunks start at multiples of it.
+        context_samples: how far from a sample the input can affect what is generated there, to within 1e-3.
+        steps: default number of solver steps.
+        cutoffs_hz: lowest and highest cutoff that it was trained for.
     """
 
     steps = 4
@@ -202,14 +202,13 @@ class SuperResolver:
         self.model = saved.model.to(device)
         config = saved.model.config
         self.space = LatentSpace(self.codec, saved.mean.to(device), saved.std.to(device))
-        self._spectrum = SpectralCodec(codec.sample_rate_hz)  # of which the low band is the input's
+        self._spectrum = SpectralCodec(codec.sample_rate_hz)  # where the two bands are joined
         self.sample_rate_hz = codec.sample_rate_hz
         self.hop_samples = codec.hop_samples
         trained = saved.card.degradation
         self.cutoffs_hz = (trained.get("cutoff_min_hz", 0.0), trained.get("cutoff_max_hz", codec.sample_rate_hz / 2))
-        # One evaluation depends on depth * window tokens to each side. Of what its neighbours saw in earlier steps
-        # nothing measurable arrives: on the shipped model chunks equal the whole within 2e-7
-        # (docs/super-resolution.md).
+        # One evaluation depends on depth * window tokens to each side. Several evaluations depend on more, but not
+        # measurably: with the shipped model, chunks equal the whole within 2e-7 (docs/super-resolution.md).
         reach = config.depth * config.attention_window * config.patch_frames
         self.context_samples = (reach + 4) * codec.hop_samples
 
@@ -244,9 +243,9 @@ class SuperResolver:
         """Full-band waves [B, T] of band-limited ones.
 
         Below the cutoff the result is the input, by construction: in the spectrum of 32 ms windows, bins up to the
-        cutoff are the input's and bins two above it are the model's. Band levels are what the model expects of them at
-        its first step; later steps make the fine structure. A level drawn at random costs more than it gives: nobody
-        hears that levels vary as they should, everybody that one is wrong.
+        cutoff are the input's, and bins from two above it are the model's. Band levels are those of the first solver
+        step, which are the model's expectation; later steps generate the fine structure. Levels drawn at random would
+        vary as real ones do, which is not audible, and would sometimes be wrong, which is.
 
         Args:
             low: [B, T] at sample_rate_hz, with nothing above the cutoff.
@@ -263,7 +262,8 @@ class SuperResolver:
         samples = low.shape[-1]
         condition = low_band_condition(self.space, low, cutoff_hz).to(self.device)
 
-        levels = []
+        # The missing band: levels from the first step, fine structure from all of them.
+        levels: list[Tensor] = []
         count = levels_of(self.codec)
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
@@ -274,27 +274,25 @@ class SuperResolver:
             return velocity_of(prediction, self.model.predicts, x, t, floor=1e-4)
 
         x_0 = solve(velocity, noise.to(self.device), time_grid(steps), "euler")
-        missing = x_0.masked_fill(condition.known_mask[..., None], 0.0)
+
+        # Both bands together: in the latents, and then, exactly, in the spectrum of the waveform.
+        missing = x_0.masked_fill(condition.known_audio()[1][..., None], 0.0)
         whole = self.space.decode(condition.fill_known(missing), samples)
         return self._joined(low, whole, cutoff_hz).cpu()
 
     def _joined(self, low: Tensor, high: Tensor, cutoff_hz: Tensor) -> Tensor:
-        """The one's spectrum up to the cutoff, the other's from two bins above it."""
-        size, hop, window = (getattr(self._spectrum, name) for name in ("window_samples", "hop_samples", "window"))
-        window = window.to(self.device)
-        spectra = [
+        """A wave [B, T] with the spectrum of `low` up to the cutoff, and that of `high` from two bins above it."""
+        size = self._spectrum.window_samples
+        hop = self._spectrum.hop_samples
+        window = self._spectrum.window.to(self.device)
+        below, above = (
             torch.stft(x, size, hop, window=window, pad_mode="constant", return_complex=True) for x in (low, high)
-        ]
+        )
         bin_hz = self.sample_rate_hz / size
         bins_hz = torch.arange(size // 2 + 1, device=self.device) * bin_hz
         share = ((bins_hz - cutoff_hz.to(self.device)[:, None]) / (2 * bin_hz)).clamp(0, 1)[..., None]
-        return torch.istft(
-            torch.lerp(*spectra, share.to(spectra[0].dtype)),
-            size,
-            hop,
-            window=window,
-            length=low.shape[-1],
-        )
+        joined = torch.lerp(below, above, share.to(below.dtype))
+        return torch.istft(joined, size, hop, window=window, length=low.shape[-1])
 
 
 def _check_same(part: str, have: dict, want: dict) -> None:

@@ -57,7 +57,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tones, tmp_path, monkeypatch)
     audio = read_training_audio(tones, (), 16000)
     half = training.start(CONFIG, "cpu")
     waves = statistics.some_waves(audio.training, 384, 64000)
-    for encoder in (half.target.encoder, half.online.listener.encoder):
+    for encoder in (half.target.encoder, half.online.network.encoder):
         statistics.fit_mel(encoder, waves)
     for _ in range(3):
         training.train_step(half, views.draw_views(audio, CONFIG, half.generator), CONFIG)
@@ -183,12 +183,12 @@ def test_pitch_loss_asks_for_the_difference_of_the_speeds():
 
 
 def test_names_of_equal_speeds_and_of_others_have_heads_of_their_own():
-    listener = losses.Listener(MODEL)
+    network = losses.EncoderWithHeads(MODEL)
     outputs = [torch.randn(8, 5, 32, generator=torch.Generator().manual_seed(0))]
-    equal, faster = listener.names(outputs)
+    equal, faster = network.names(outputs)
     pooled = outputs[-1].mean(1)
-    torch.testing.assert_close(equal, listener.heads[0](pooled[[0, 2, 4, 6]]))
-    torch.testing.assert_close(faster, listener.heads[1](pooled[[1, 3, 5, 7]]))
+    torch.testing.assert_close(equal, network.heads[0](pooled[[0, 2, 4, 6]]))
+    torch.testing.assert_close(faster, network.heads[1](pooled[[1, 3, 5, 7]]))
 
 
 def test_the_target_follows_the_online_encoder():

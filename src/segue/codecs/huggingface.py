@@ -48,7 +48,7 @@ class PretrainedCodec(Codec):
             UserError: an empty waveform.
         """
         if not wave.shape[-1]:
-            raise UserError("cannot encode a waveform of 0 samples; mend: leave empty clips out")
+            raise UserError("cannot encode a waveform of 0 samples; hint: leave empty clips out")
         wave = wave.to(self._device, torch.float32)
         wave = F.pad(wave, (0, -wave.shape[-1] % self.hop_samples))
         return self._encode(wave[:, None].expand(-1, self.sides, -1)).float()

@@ -216,7 +216,7 @@ class CompactTeacher(Teacher):
         """
         config = encoder.config
         if layer is not None and not 1 <= layer <= config.depth:
-            raise UserError(f"--teacher-layer {layer}: {name} has layers 1 to {config.depth}; mend: name one of these")
+            raise UserError(f"--teacher-layer {layer}: {name} has layers 1 to {config.depth}; hint: name one of these")
         self.encoder = encoder.eval().requires_grad_(False)
         self.config = config
         self.name = name
@@ -232,7 +232,7 @@ class CompactTeacher(Teacher):
             UserError: an empty waveform.
         """
         if not wave.shape[-1]:
-            raise UserError("cannot hear a waveform of 0 samples; mend: leave empty clips out")
+            raise UserError("cannot hear a waveform of 0 samples; hint: leave empty clips out")
         mean, std = self.encoder.statistics[:, self.layer or 0]
         return (self.encoder.features(wave.to(mean.device, torch.float32), self.layer) - mean) / std
 
@@ -284,16 +284,16 @@ def load_compact(path: Path, layer: int | None = None, name: str | None = None) 
     name = name or str(path)
     path = path / WEIGHTS if path.is_dir() else path
     if not path.is_file():
-        raise UserError(f"{path}: no trained teacher there; mend: segue teacher train SOURCE --out {path.parent}")
+        raise UserError(f"{path}: no trained teacher there; hint: segue teacher train SOURCE --out {path.parent}")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {k: file.get_tensor(k).float() for k in file.keys()}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error}); mend: copy it again or retrain") from error
+        raise UserError(f"{path}: not a readable safetensors file ({error}); hint: copy it again or retrain") from error
     if metadata.get("format") != FORMAT:
         raise UserError(
-            f"{path}: holds {metadata.get('format', 'no teacher')!r}, not {FORMAT!r}; mend: retrain with this version"
+            f"{path}: holds {metadata.get('format', 'no teacher')!r}, not {FORMAT!r}; hint: retrain with this version"
         )
     try:
         config = CompactConfig.from_json(json.loads(metadata["config"]))
@@ -307,7 +307,7 @@ def load_compact(path: Path, layer: int | None = None, name: str | None = None) 
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
         line = first_line(error)
         raise UserError(
-            f"{path}: weights and configuration do not fit ({line}); mend: copy it again or retrain"
+            f"{path}: weights and configuration do not fit ({line}); hint: copy it again or retrain"
         ) from error
     return CompactTeacher(encoder, name, layer)
 
@@ -320,7 +320,7 @@ def shipped_teacher(layer: int | None = None) -> CompactTeacher:
     """
     if not (SHIPPED / WEIGHTS).is_file():
         raise UserError(
-            "--teacher compact: this installation holds no weights for it; mend: install segue-audio anew, or train "
+            "--teacher compact: this installation holds no weights for it; hint: install segue-audio anew, or train "
             "one: segue teacher train SOURCE --out DIR"
         )
     return load_compact(SHIPPED, layer, "compact")

@@ -29,7 +29,7 @@ _WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
 
 
 @dataclass(frozen=True)
-class Hearing:
+class FrontEnd:
     """How a family takes sound in, in samples at the teacher's rate.
 
     Attributes:
@@ -73,10 +73,10 @@ class TransformersTeacher(Teacher):
         if kind != "clap_audio_model":
             _drop_unused_blocks(model, self.layers, self.layer)
         self.sample_rate_hz = int(extractor.sampling_rate)
-        self.hearing = _hearing(name, kind, model.config, extractor, self.layer)
-        self.frame_rate_hz = self.hearing.frames * self.sample_rate_hz / self.hearing.hop_samples
+        self.front_end = _front_end(name, kind, model.config, extractor, self.layer)
+        self.frame_rate_hz = self.front_end.frames * self.sample_rate_hz / self.front_end.hop_samples
         self._sha256 = sha256
-        self.dim = self.encode(torch.zeros(1, self.hearing.window_samples)).shape[-1]
+        self.dim = self.encode(torch.zeros(1, self.front_end.window_samples)).shape[-1]
 
     @torch.inference_mode()
     def encode(self, wave: Tensor) -> Tensor:
@@ -87,30 +87,30 @@ class TransformersTeacher(Teacher):
         """
         if wave.ndim != 2 or not wave.numel():
             raise ValueError(f"give a waveform [B, T], not {list(wave.shape)}")
-        hearing = self.hearing
+        front_end = self.front_end
         wave = wave.detach().to("cpu", torch.float32)
-        if not hearing.chunked:
+        if not front_end.chunked:
             return self._frames(wave)
-        starts = range(0, wave.shape[-1], hearing.hop_samples)
-        pieces = [wave[:, start : start + hearing.window_samples] for start in starts]
-        frames = torch.cat([self._frames(piece)[:, : hearing.frames] for piece in pieces], dim=1)
-        return frames[:, : hearing.count(wave.shape[-1])]
+        starts = range(0, wave.shape[-1], front_end.hop_samples)
+        pieces = [wave[:, start : start + front_end.window_samples] for start in starts]
+        frames = torch.cat([self._frames(piece)[:, : front_end.frames] for piece in pieces], dim=1)
+        return frames[:, : front_end.count(wave.shape[-1])]
 
     def _frames(self, wave: Tensor) -> Tensor:
         device = next(self.model.parameters()).device
-        arguments = {k: v.to(device) for k, v in self.hearing.prepare(wave).items()}
+        arguments = {k: v.to(device) for k, v in self.front_end.prepare(wave).items()}
         states = self.model(**arguments, output_hidden_states=True).hidden_states[self.layer]
-        return self.hearing.to_frames(states).float()
+        return self.front_end.to_frames(states).float()
 
     def describe(self) -> str:
         """One line: layer, rates, features, lengths and normalisation."""
-        hearing = self.hearing
+        front_end = self.front_end
         rate = self.sample_rate_hz
-        length = f"heard in chunks of {hearing.hop_samples / rate:g} s" if hearing.chunked else "clips heard whole"
+        length = f"heard in chunks of {front_end.hop_samples / rate:g} s" if front_end.chunked else "clips heard whole"
         return (
             f"{self.name} ({self.kind}): layer {self.layer} of {self.layers}, hears {rate:,} Hz (nothing above "
             f"{rate // 2:,} Hz), {self.frame_rate_hz:g} frames/s of {self.dim} features, {length}, "
-            f"{hearing.normalisation}"
+            f"{front_end.normalisation}"
         )
 
     def fingerprint(self) -> dict:
@@ -253,21 +253,21 @@ def _drop_unused_blocks(model: nn.Module, layers: int, layer: int) -> None:
                 setattr(owner, name, blocks[: layer + 1])
 
 
-def _hearing(name: str, kind: str, config, extractor, layer: int) -> Hearing:
+def _front_end(name: str, kind: str, config, extractor, layer: int) -> FrontEnd:
     """How this family hears.
 
     Raises:
         UserError: model and feature extractor do not fit.
     """
     if kind == "wav2vec2-bert":
-        return _filter_bank_hearing(name, config, extractor)
+        return _filter_bank_front_end(name, config, extractor)
     if kind == "audio-spectrogram-transformer":
-        return _ast_hearing(name, config, extractor)
+        return _ast_front_end(name, config, extractor)
     if kind == "whisper":
-        return _whisper_hearing(name, config, extractor)
+        return _whisper_front_end(name, config, extractor)
     if kind == "clap_audio_model":
-        return _clap_hearing(name, config, extractor, layer)
-    return _waveform_hearing(config, extractor)
+        return _clap_front_end(name, config, extractor, layer)
+    return _waveform_front_end(config, extractor)
 
 
 def _extract(extractor, wave: Tensor, **options) -> Mapping[str, Tensor]:
@@ -282,7 +282,7 @@ def _centred(wave: Tensor, hop: int, window: int) -> Tensor:
     return F.pad(wave, (left, total - left - samples))
 
 
-def _waveform_hearing(config, extractor) -> Hearing:
+def _waveform_front_end(config, extractor) -> FrontEnd:
     hop = prod(config.conv_stride)
     window = 1
     for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride)):
@@ -293,10 +293,10 @@ def _waveform_hearing(config, extractor) -> Hearing:
         return {"input_values": _centred(_extract(extractor, wave)["input_values"].float(), hop, window)}
 
     level = "each clip to zero mean and unit variance" if extractor.do_normalize else "level as it is"
-    return Hearing(1, hop, window, False, prepare, lambda states: states, level)
+    return FrontEnd(1, hop, window, False, prepare, lambda states: states, level)
 
 
-def _filter_bank_hearing(name: str, config, extractor) -> Hearing:
+def _filter_bank_front_end(name: str, config, extractor) -> FrontEnd:
     if extractor.num_mel_bins * extractor.stride != config.feature_projection_input_dim:
         raise _misfit(name)
     # The extractor's windows are 400 samples every 160 at any rate; `stride` of them make a frame.
@@ -306,10 +306,10 @@ def _filter_bank_hearing(name: str, config, extractor) -> Hearing:
     def prepare(wave: Tensor) -> dict[str, Tensor]:
         return {"input_features": _extract(extractor, _centred(wave, hop, window))["input_features"].float()}
 
-    return Hearing(1, hop, window, False, prepare, lambda states: states, "each mel band to zero mean, unit variance")
+    return FrontEnd(1, hop, window, False, prepare, lambda states: states, "each mel band to zero mean, unit variance")
 
 
-def _ast_hearing(name: str, config, extractor) -> Hearing:
+def _ast_front_end(name: str, config, extractor) -> FrontEnd:
     if (extractor.max_length, extractor.num_mel_bins) != (config.max_length, config.num_mel_bins):
         raise _misfit(name)
     down = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
@@ -326,10 +326,10 @@ def _ast_hearing(name: str, config, extractor) -> Hearing:
 
     window = 160 * config.max_length + 240
     level = "filter banks by the model's own mean and deviation, mean over its frequency patches"
-    return Hearing(along, 160 * config.time_stride * along, window, True, prepare, to_frames, level)
+    return FrontEnd(along, 160 * config.time_stride * along, window, True, prepare, to_frames, level)
 
 
-def _whisper_hearing(name: str, config, extractor) -> Hearing:
+def _whisper_front_end(name: str, config, extractor) -> FrontEnd:
     samples = extractor.n_samples
     frames = config.max_source_positions
     if (samples // extractor.hop_length, extractor.feature_size) != (2 * frames, config.num_mel_bins):
@@ -341,10 +341,10 @@ def _whisper_hearing(name: str, config, extractor) -> Hearing:
         return {"input_features": _extract(extractor, wave)["input_features"].float()}
 
     level = "log-mel clipped 80 dB below the chunk's peak, padded with silence"
-    return Hearing(frames, samples, samples, True, prepare, lambda states: states, level)
+    return FrontEnd(frames, samples, samples, True, prepare, lambda states: states, level)
 
 
-def _clap_hearing(name: str, config, extractor, layer: int) -> Hearing:
+def _clap_front_end(name: str, config, extractor, layer: int) -> FrontEnd:
     if extractor.feature_size != config.num_mel_bins:
         raise _misfit(name)
     folds = config.spec_size // config.num_mel_bins
@@ -365,7 +365,7 @@ def _clap_hearing(name: str, config, extractor, layer: int) -> Hearing:
 
     samples = extractor.nb_max_samples
     level = f"log-mel in dB, shorter clips by '{extractor.padding}', mean over its frequency patches"
-    return Hearing(folds * width, samples, samples, True, prepare, to_frames, level)
+    return FrontEnd(folds * width, samples, samples, True, prepare, to_frames, level)
 
 
 def _misfit(name: str) -> UserError:

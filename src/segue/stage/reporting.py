@@ -9,7 +9,7 @@ from typing import Any
 from segue.stage.decision import Decision, Observation
 from segue.stage.discrepancy import Reading
 from segue.stage.policy import Policy
-from segue.stage.regime import stage_name
+from segue.stage.regime_state import stage_name
 from segue.types import UserError
 
 # What `measure()` may return: a reading, the value of the policy's signal, or several by the Observation's fields.

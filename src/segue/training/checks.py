@@ -1,4 +1,4 @@
-"""Loud checks before the first step: what would otherwise show as noise after a day of training."""
+"""Checks before the first step, of errors that would otherwise show only as noise after a day of training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from segue.types import UserError
 
 
 def check_before_training(config: RunConfig, cache: LatentCache) -> list[str]:
-    """What the run will be and need, in lines to print.
+    """Lines to print on what the run will be and need.
 
     Raises:
         UserError: the cache cannot train this recipe; the line says why and what to do.
@@ -34,13 +34,13 @@ def check_before_training(config: RunConfig, cache: LatentCache) -> list[str]:
         raise UserError(
             f"{cache.path}: no clip has split 'valid'; give some in the manifest, or encode a larger folder"
         )
-    given = [_check_text(cache, train)] if config.train.task == "generation" else _check_degradation(config, cache)
-    lines = [_check_latents(cache, train), *given, *_check_model(config, cache)]
+    conditions = [_check_text(cache, train)] if config.train.task == "generation" else _check_degradation(config, cache)
+    lines = [_check_latents(cache, train), *conditions, *_check_model(config, cache)]
     return lines + ([_check_teacher(cache)] if config.policy.needs_teacher else [])
 
 
 def _check_degradation(config: RunConfig, cache: LatentCache) -> list[str]:
-    """What is taken away; and a teacher that does not see what was taken aligns nothing to it."""
+    """What the degradation removes; a teacher that does not cover the removed band cannot be aligned with there."""
     task = make_task(config, cache)
     codec = task.space.codec
     drawn = config.degradation
@@ -51,17 +51,17 @@ def _check_degradation(config: RunConfig, cache: LatentCache) -> list[str]:
     ]
     if not tells_bands(codec):
         lines.append(
-            f"warning: the codec {codec.name} does not hold the low band apart, so that all of it is generated "
-            "anew; segue encode --codec gain-shape gives the better model (docs/super-resolution.md)"
+            f"warning: the codec {codec.name} does not keep the low band apart, so that all of it is generated; "
+            "segue encode --codec gain-shape gives the better model (docs/super-resolution.md)"
         )
-    teacher = cache.meta["teacher"] if config.policy.needs_teacher else None
-    covered_hz = (teacher or {}).get("sample_rate_hz", rate_hz) / 2
+    teacher = (cache.meta["teacher"] if config.policy.needs_teacher else None) or {}
+    covered_hz = teacher.get("sample_rate_hz", rate_hz) / 2
     from_hz = drawn.held_out.cutoff_hz
     if covered_hz < rate_hz / 2:
         covered = "nothing" if covered_hz <= from_hz else f"{from_hz:g} to {covered_hz:g} Hz"
         lines.append(
             f"warning: of the new band, {from_hz:g} to {rate_hz / 2:g} Hz, teacher {teacher['name']} covers {covered}: "
-            f"alignment and regime are blind to the rest; segue teacher train --rate {rate_hz} makes one that is not"
+            f"alignment and regime ignore the rest; segue teacher train --rate {rate_hz} makes one that covers it"
         )
     return lines
 

@@ -170,8 +170,8 @@ class Guard:
         if self.state.stuck >= self.config.patience:
             what = "not finite" if self.state.probe is None else f"frozen at {self.state.probe:.6g}"
             raise UserError(
-                f"the discrepancy is {what} on {self.state.stuck} probes in a row, at {seen:,} examples; hint: check the "
-                "teacher and the codec (probe.space=latent uses neither); the last checkpoint is kept"
+                f"the discrepancy is {what} on {self.state.stuck} probes in a row, at {seen:,} examples; hint: check "
+                "the teacher and the codec (probe.space=latent uses neither); the last checkpoint is kept"
             )
 
     def skip(self, log: RunLog, meter: Meter, seen: int, fault: str, learning_rate: float) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +14,7 @@ from segue.types import UserError, import_extra
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """What `config.kind` says, with weight decay on matrices only; biases, norms and the null token are left alone.
+    """The optimiser `config.kind`, with weight decay on matrices only, not on biases, norms and the null token.
 
     Raises:
         UserError: a torch without Muon, or schedulefree is not installed.
@@ -37,7 +40,9 @@ class MuonAndAdamW(torch.optim.Optimizer):
         UserError: a torch without Muon.
     """
 
-    def __init__(self, model: nn.Module, matrices: list[Tensor], others: list[Tensor], config: OptimConfig) -> None:
+    def __init__(
+        self, model: nn.Module, matrices: Sequence[Tensor], others: Sequence[Tensor], config: OptimConfig
+    ) -> None:
         if not hasattr(torch.optim, "Muon"):
             raise UserError(f"optim.kind=muon needs torch 2.9 or newer, this is {torch.__version__}")
         blocks = {id(p) for p in getattr(model, "blocks", nn.Module()).parameters()}
@@ -63,7 +68,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
         super().__setstate__(state)  # at the end of load_state_dict: groups and state are new
         self._share()
 
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         """One step of both."""
         for part in self.parts:
             part.step()
@@ -71,7 +76,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
 def _schedule_free(groups: list[dict], rate: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
     optimizer = import_extra("schedulefree", "optimizers").AdamWScheduleFree(groups, lr=rate, betas=betas)
-    optimizer.train()  # and so it stays: `update_average` reads the averaged weights off its state
+    optimizer.train()  # it stays in this mode: `update_average` takes the averaged weights from its state
     return optimizer
 
 
@@ -79,8 +84,8 @@ def _schedule_free(groups: list[dict], rate: float, betas: tuple[float, float]) 
 def clip_gradients(model: nn.Module, limit: float) -> Tensor:
     """Scale the gradients to a global norm of at most `limit` (0 = leave them) and return the norm that they had.
 
-    As torch.nn.utils.clip_grad_norm_, except that gradients which are not finite stay as they are: multiplied by a
-    coefficient that is NaN, they would no longer say in which part of the model the trouble began.
+    As torch.nn.utils.clip_grad_norm_, except that gradients stay as they are where the norm is not finite: times NaN,
+    they would no longer show in which part of the model the fault began.
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = norm_of(gradients)
