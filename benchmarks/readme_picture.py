@@ -84,17 +84,17 @@ def draw(prompt: str, waves: dict[str, np.ndarray], rate_hz: int, picture: Path)
     from matplotlib import pyplot
 
     names = ("real", *RECIPES)
-    figure, axes = pyplot.subplots(1, len(names), figsize=(8, 2.9), sharey=True, layout="constrained")
+    pyplot.rcParams.update({"font.size": 9, "axes.titlesize": 10})
+    figure, axes = pyplot.subplots(1, len(names), figsize=(8, 3), sharey=True, layout="constrained")
     top = spectrogram_db(waves["real"]).max()
     for axis, name in zip(axes, names):
-        extent = (0, len(waves[name]) / rate_hz, 0, rate_hz / 2000)
-        axis.imshow(
-            spectrogram_db(waves[name]), origin="lower", aspect="auto", extent=extent, vmin=top + FLOOR_DB, vmax=top
-        )
-        axis.set_title(TITLES[name], fontsize=10)
-        axis.set_xlabel("time (s)", fontsize=9)
-        axis.tick_params(labelsize=8)
-    axes[0].set_ylabel("frequency (kHz)", fontsize=9)
+        power = spectrogram_db(waves[name])
+        seconds, khz = np.arange(power.shape[1]) * HOP / rate_hz, np.arange(power.shape[0]) * rate_hz / WINDOW / 1000
+        axis.pcolormesh(seconds, khz, power, vmin=top + FLOOR_DB, vmax=top, shading="nearest", cmap="magma")
+        axis.set(yscale="log", ylim=(0.06, rate_hz / 2000), xlabel="time (s)", title=TITLES[name])
+        axis.set_yticks([0.1, 0.25, 0.5, 1, 2, 4, 8], labels=["0.1", "0.25", "0.5", "1", "2", "4", "8"])
+        axis.minorticks_off()
+    axes[0].set_ylabel("frequency (kHz)")
     figure.suptitle(f'"{prompt}"', fontsize=11)
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=150, metadata={"Software": None})
