@@ -1,5 +1,6 @@
 """README and docs: links lead to files and headings that are there, lines are short, and words are the field's."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def prose(page):
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
         if line.startswith("```"):
             code = not code
-        elif not code and not line.startswith("    "):
+        elif not code and not line.startswith(("    ", "<a id=")):
             yield number, line
 
 
@@ -103,3 +104,14 @@ def test_every_page_is_in_the_index():
         page.name for page in ROOT.glob("docs/*.md") if page.name != "index.md" and f"({page.name})" not in index
     ]
     assert not missing
+
+
+def test_the_settings_page_is_what_the_code_says_and_whole():
+    """After a change of a setting: python docs/make_settings.py > docs/settings.md"""
+    spec = importlib.util.spec_from_file_location("make_settings", ROOT / "docs/make_settings.py")
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    page = made.page()
+    assert (ROOT / "docs/settings.md").read_text(encoding="utf-8") == page
+    assert not re.findall(r"^.*\|  \|$", page, re.M), "settings without a meaning in the docstring of their dataclass"
+    assert "`train.batch_size`" in page and "`probe.space`" in page
