@@ -106,6 +106,23 @@ def test_every_page_is_in_the_index():
     assert not missing
 
 
+@pytest.mark.parametrize("page", PROSE, ids=named)
+def test_files_and_tests_that_a_page_names_exist(page):
+    words = re.findall(r"`([^`\s]+)`", page.read_text(encoding="utf-8"))
+    sources = {path: path.read_text(encoding="utf-8") for path in ROOT.glob("tests/**/*.py")}
+    missing = []
+    for word in words:
+        path, _, test = word.partition("::")
+        if test and not any(f"def {test}(" in text for text in sources.values()):
+            missing.append(word)
+        if re.fullmatch(r"[\w/]+\.py", path) and not any(
+            list(ROOT.glob(f"{room}/**/{path.removeprefix(room + '/')}")) or (ROOT / path).exists()
+            for room in ("src", "tests", "benchmarks", "examples", "docs")
+        ):
+            missing.append(word)
+    assert not missing, f"{page.name} names what is not there: {missing}"
+
+
 def test_the_settings_page_is_what_the_code_says_and_whole():
     """After a change of a setting: python docs/make_settings.py > docs/settings.md"""
     spec = importlib.util.spec_from_file_location("make_settings", ROOT / "docs/make_settings.py")
