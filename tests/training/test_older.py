@@ -39,7 +39,9 @@ def test_an_old_config_is_read_and_hashes_as_it_did():
     assert json.loads(json.dumps(first_json(to_json(config)))) == STORED
 
 
-@pytest.mark.parametrize("recipe", ["static-shifted", "curriculum", "haste", "stage-per-time", "sr-48k", *RECIPES.values()])
+@pytest.mark.parametrize(
+    "recipe", ["static-shifted", "curriculum", "haste", "stage-per-time", "sr-48k", *RECIPES.values()]
+)
 def test_configs_survive_the_way_back_and_forth(recipe):
     config = load_recipe(recipe)
     first = first_json(json.loads(json.dumps(to_json(config))))
