@@ -294,7 +294,7 @@ def test_code_of_a_model_runs_only_when_allowed(tmp_path, monkeypatch):
     torch.testing.assert_close(teacher.encode(wave), states(model, 3, input_values=values), atol=1e-5, rtol=1e-4)
 
 
-def test_what_hears_nothing_is_refused_in_one_line(tmp_path):
+def test_what_is_no_audio_encoder_is_refused_in_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no readable config\.json"):
         load_teacher(str(tmp_path / "empty"))

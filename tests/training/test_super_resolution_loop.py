@@ -99,7 +99,7 @@ def test_priming_predicts_missing_levels_from_given_ones(hisses, resolution):
     assert model.config.audio_skip == task.space.codec.levels and made.abs().max() > 0
 
 
-def test_a_run_learns_and_its_probe_hears_it(hisses, resolution, tmp_path):
+def test_a_run_learns_and_its_probe_measures_it(hisses, resolution, tmp_path):
     config = resolution(
         "sr-demo", "train.total_examples=1200", "train.checkpoint_every=600", "optim.learning_rate=3e-3"
     )

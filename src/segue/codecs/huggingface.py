@@ -2,7 +2,7 @@
 
 Latents are continuous: of DAC and EnCodec the encoder's output before it is quantised, of Oobleck the posterior's mean.
 The decoders of DAC and EnCodec were trained on quantised latents; here they get them unquantised.
-Waveforms are padded with silence to whole frames, so that T samples give ceil(T / hop) of them. Stereo codecs hear a
+Waveforms are padded with silence to whole frames, so that T samples give ceil(T / hop) of them. Stereo codecs get a
 mono waveform on both sides, and the mean of their two sides is what they give back.
 """
 

@@ -2,7 +2,7 @@
 
 `segue teacher train` makes one from any folder of sounds (segue.training.teacher says how it learns). Frames are 40 ms
 (25 a second): patches of four log-mel columns, 10 ms apart. Positions are rotary (Su et al. 2104.09864), so that clips
-of any length are heard whole, and visible frames can be encoded without the masked ones between them.
+of any length are encoded whole, and visible frames can be encoded without the masked ones between them.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ class CompactTeacher(Teacher):
             UserError: an empty waveform.
         """
         if not wave.shape[-1]:
-            raise UserError("cannot hear a waveform of 0 samples; hint: leave empty clips out")
+            raise UserError("cannot encode a waveform of 0 samples; hint: leave empty clips out")
         mean, std = self.encoder.statistics[:, self.layer or 0]
         return (self.encoder.features(wave.to(mean.device, torch.float32), self.layer) - mean) / std
 
@@ -240,9 +240,9 @@ class CompactTeacher(Teacher):
         """One line: layer, rates and features."""
         which = f"layer {self.layer}" if self.layer else f"mean of layers {', '.join(map(str, self.config.layers))}"
         return (
-            f"{self.name} (compact): {which} of {self.config.depth}, hears {self.sample_rate_hz:,} Hz (nothing above "
-            f"{self.sample_rate_hz // 2:,} Hz), {self.frame_rate_hz:g} frames/s of {self.dim} features, "
-            "clips heard whole"
+            f"{self.name} (compact): {which} of {self.config.depth}, works at {self.sample_rate_hz:,} Hz (nothing "
+            f"above {self.sample_rate_hz // 2:,} Hz), {self.frame_rate_hz:g} frames/s of {self.dim} features, "
+            "clips encoded whole"
         )
 
     def fingerprint(self) -> dict:

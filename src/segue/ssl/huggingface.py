@@ -1,6 +1,6 @@
 """Teachers of the transformers library: speech, music and sound encoders by hub name or local folder.
 
-Each family hears in its own way: raw waveforms (WavLM, HuBERT, wav2vec2, data2vec-audio, MERT), filter banks of any
+Families differ in their input: raw waveforms (WavLM, HuBERT, wav2vec2, data2vec-audio, MERT), filter banks of any
 length (w2v-BERT 2.0), or spectrograms of a fixed length (AST, Whisper, CLAP), for which longer clips are cut into
 consecutive chunks. Every clip of T samples gets S = ceil(T x frame rate / sample rate) frames, frame k about the k-th
 hop, and is normalised by itself: its features do not depend on its batch, nor on chance.
@@ -30,12 +30,12 @@ _WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
 
 @dataclass(frozen=True)
 class FrontEnd:
-    """How a family takes sound in, in samples at the teacher's rate.
+    """The front end of a family: how waveforms become inputs of the model. Lengths: samples at the teacher's rate.
 
     Attributes:
         frames, hop_samples: so many frames stand for so many samples; a chunked family computes exactly these at once.
         window_samples: what the model is given to compute them.
-        chunked: whether clips are cut (and padded) to chunks; otherwise any length is heard whole, frame by frame.
+        chunked: whether clips are cut (and padded) to chunks; otherwise any length is encoded whole, frame by frame.
         prepare: waveforms [B, T] -> arguments of the model.
         to_frames: hidden states of a layer -> [B, frames, F].
         normalisation: what becomes of the level, for the reader.
@@ -106,9 +106,11 @@ class TransformersTeacher(Teacher):
         """One line: layer, rates, features, lengths and normalisation."""
         front_end = self.front_end
         rate = self.sample_rate_hz
-        length = f"heard in chunks of {front_end.hop_samples / rate:g} s" if front_end.chunked else "clips heard whole"
+        length = (
+            f"encoded in chunks of {front_end.hop_samples / rate:g} s" if front_end.chunked else "clips encoded whole"
+        )
         return (
-            f"{self.name} ({self.kind}): layer {self.layer} of {self.layers}, hears {rate:,} Hz (nothing above "
+            f"{self.name} ({self.kind}): layer {self.layer} of {self.layers}, works at {rate:,} Hz (nothing above "
             f"{rate // 2:,} Hz), {self.frame_rate_hz:g} frames/s of {self.dim} features, {length}, "
             f"{front_end.normalisation}"
         )
@@ -254,7 +256,7 @@ def _drop_unused_blocks(model: nn.Module, layers: int, layer: int) -> None:
 
 
 def _front_end(name: str, kind: str, config, extractor, layer: int) -> FrontEnd:
-    """How this family hears.
+    """The front end of this family.
 
     Raises:
         UserError: model and feature extractor do not fit.
