@@ -57,7 +57,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tones, tmp_path, monkeypatch)
     audio = read_training_audio(tones, (), 16000)
     half = training.start(CONFIG, "cpu")
     waves = statistics.some_waves(audio.training, 384, 64000)
-    for encoder in (half.target.encoder, half.online.listener.encoder):
+    for encoder in (half.target.encoder, half.online.network.encoder):
         statistics.fit_mel(encoder, waves)
     for _ in range(3):
         training.train_step(half, views.draw_views(audio, CONFIG, half.generator), CONFIG)
@@ -183,12 +183,12 @@ def test_pitch_loss_asks_for_the_difference_of_the_speeds():
 
 
 def test_names_of_equal_speeds_and_of_others_have_heads_of_their_own():
-    listener = losses.Listener(MODEL)
+    network = losses.EncoderWithHeads(MODEL)
     outputs = [torch.randn(8, 5, 32, generator=torch.Generator().manual_seed(0))]
-    equal, faster = listener.names(outputs)
+    equal, faster = network.names(outputs)
     pooled = outputs[-1].mean(1)
-    torch.testing.assert_close(equal, listener.heads[0](pooled[[0, 2, 4, 6]]))
-    torch.testing.assert_close(faster, listener.heads[1](pooled[[1, 3, 5, 7]]))
+    torch.testing.assert_close(equal, network.heads[0](pooled[[0, 2, 4, 6]]))
+    torch.testing.assert_close(faster, network.heads[1](pooled[[1, 3, 5, 7]]))
 
 
 def test_the_target_follows_the_online_encoder():
@@ -235,7 +235,7 @@ def test_unusable_sounds_say_the_hint_and_leave_nothing(tmp_path):
         (["train", "{tones}", "--out", "{out}", "--rate", "10"], "--rate 10 Hz is outside"),
     ],
 )
-def test_the_command_line_says_the_mend(arguments, words, tones, tmp_path, capsys):
+def test_the_command_line_names_the_hint(arguments, words, tones, tmp_path, capsys):
     from segue.cli.main import main
 
     out = tmp_path / "sources"
@@ -244,3 +244,24 @@ def test_the_command_line_says_the_mend(arguments, words, tones, tmp_path, capsy
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and words in said and said.count("\n") == 1
     assert not Path(out).exists()
+
+
+def test_a_state_under_former_names_of_networks_is_resumed(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    from segue.training.small_run import STATE, read_meta
+    from segue.training.teacher.train import start
+
+    run = start(CONFIG, "cpu")
+    for parameter in run.online.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    run.optimizer.step()
+    run.save(tmp_path, CONFIG)
+    meta = read_meta(tmp_path)
+    former = {k.replace(".network.", ".listener."): v for k, v in load_file(tmp_path / STATE).items()}
+    former = {k.replace("adam.network.", "adam.listener."): v for k, v in former.items()}
+    save_file(former, tmp_path / STATE, {"state": json.dumps(meta)})
+    other = start(CONFIG, "cpu")
+    other.load(tmp_path, CONFIG)
+    assert all(torch.equal(a, b) for a, b in zip(other.online.parameters(), run.online.parameters()))
+    assert len(other.optimizer.state) == len(run.optimizer.state)

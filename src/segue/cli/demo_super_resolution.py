@@ -7,7 +7,7 @@ from torch import Tensor
 
 from segue.cli.demo_common import Trained, page_prompts, say, spread_notes, training_figures, wave_of, write_samples
 from segue.cli.super_resolution import PRESET, by_model, rows_of
-from segue.pipeline import SHIPPED_RESOLVER, SuperResolver
+from segue.pipeline import SHIPPED_SUPER_RESOLUTION, SuperResolver
 from segue.report import PromptClip, VariantPage, write_demo_report, write_summary
 from segue.tasks.degradation import degrade
 from segue.training.log import read_log
@@ -32,7 +32,7 @@ def write_report(demo: Trained) -> list[str]:
     """
     rate_hz, filter_ = demo.codec.sample_rate_hz, demo.config.degradation.held_out
     models = {name: SuperResolver.load(result.run_dir) for name, result in demo.results.items()}
-    if SHIPPED_RESOLVER.is_file():
+    if SHIPPED_SUPER_RESOLUTION.is_file():
         shipped = SuperResolver.load(None)
         models |= {SHIPPED: shipped} if shipped.sample_rate_hz == rate_hz else {}
     say("    measuring beside the baselines")

@@ -1,4 +1,4 @@
-"""What a run is made of: its task, the backbone for a cache, accelerate's handle, the card of a saved model."""
+"""The parts of a run: its task, the backbone for a cache, accelerate's handle, the card of a saved model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from segue.tasks.degradation import DegradationConfig
 from segue.tasks.generation import Generation
 from segue.tasks.super_resolution import SuperResolution, levels_of, weigh_levels
 from segue.training.config import OptimConfig, RunConfig
-from segue.training.sharding import check_sharding, norm_of, share_out, whole_blocks
+from segue.training.sharding import check_sharding, gathered_blocks, norm_of, shard_models
 from segue.types import UserError, import_extra
 
 TOKENS_PER_SEC = 16  # what model.patch_frames = 0 aims at
@@ -37,7 +37,8 @@ def make_accelerator(config: RunConfig, device: str = "auto"):
     if device not in ("auto", "cpu"):
         raise UserError(f"--device {device}: use auto or cpu")
     accelerator = import_extra("accelerate", "train").Accelerator(cpu=device == "cpu")
-    batch_size, world = config.train.batch_size, accelerator.num_processes
+    batch_size = config.train.batch_size
+    world = accelerator.num_processes
     if batch_size % world:
         raise UserError(f"train.batch_size {batch_size} must be a multiple of the {world} processes")
     check_sharding(config, accelerator)
@@ -87,6 +88,7 @@ def dit_config(config: RunConfig, cache: LatentCache) -> DiTConfig:
     predicts = config.model.predicts
     if predicts == "auto":
         predicts = "clean" if dit.channels * dit.patch_frames > dit.width else "velocity"
+    # A skip needs clean predictions and a codec with levels.
     levels = levels_of(cached_space(cache).codec) if dit.audio and predicts == "clean" else 0
     return replace(dit, predicts=predicts, audio_skip=levels)
 
@@ -108,7 +110,7 @@ def optim_config(config: RunConfig, model: DiT) -> OptimConfig:
 def make_average(config: RunConfig, accelerator, model: DiT) -> DiT:
     """The model whose weights will be the running average; both are split over the ranks where that is asked for."""
     ema = copy.deepcopy(model).eval().requires_grad_(False)
-    share_out(config, accelerator, model, ema)
+    shard_models(config, accelerator, model, ema)
     return ema
 
 
@@ -140,25 +142,26 @@ def _start(model: DiT, path: Path) -> None:
 
 
 def stage_options(config: RunConfig, accelerator) -> dict:
-    """What `segue.Stage` is told of a run beside its model: schedule, seed, ranks, and how weights are split."""
-    optim, total = config.optim, config.train.total_examples
+    """Options of `segue.Stage` for a run: schedule, seed, ranks, and how weights are split."""
+    optim = config.optim
+    total = config.train.total_examples
     options = {
         "seed": config.train.seed,
         "rank": accelerator.process_index,
         "world": accelerator.num_processes,
         "reduce": lambda numbers: numbers,  # our measurements are the same on all ranks already
         "warmup_examples": round(optim.warmup_fraction * total),
-        "whole": whole_blocks,
+        "whole": gathered_blocks,
         "norm": norm_of,
     }
-    # An average over a tenth of the run hardly notices the schedule (docs/method.md); weights as they train do.
+    # The decay hardly affects an average over a tenth of the run (docs/method.md), but it does affect online weights.
     if config.policy.probe.weights == "online" and optim.decay == "linear":
         options["decay_from"] = (1 - optim.decay_fraction) * total
     return options
 
 
 def model_card(config: RunConfig, cache: LatentCache, model: DiT, examples_seen: int) -> ModelCard:
-    """What the saved model says of itself."""
+    """The card that is saved with the model."""
     meta = cache.meta
     return ModelCard(
         model=asdict(model.config),

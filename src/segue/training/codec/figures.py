@@ -87,8 +87,8 @@ def round_trips(
         refuse_bad(read.bad, skip_bad)
         for index, clip in enumerate(read.clips):
             wave = read.sounds.wave(index)[None, : 4 * rate_hz]
-            heard = {k: c.decode(c.encode(wave), wave.shape[-1])[0].cpu().numpy() for k, c in codecs.items()}
-            trips.append((kind, clip.path.name, {"original": wave[0].numpy(), **heard}))
+            decoded = {k: c.decode(c.encode(wave), wave.shape[-1])[0].cpu().numpy() for k, c in codecs.items()}
+            trips.append((kind, clip.path.name, {"original": wave[0].numpy(), **decoded}))
     return trips
 
 

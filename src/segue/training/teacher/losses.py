@@ -1,4 +1,4 @@
-"""What a compact teacher learns from: its networks while it is trained, and its three losses (train.py says why)."""
+"""The networks that are trained to make a compact teacher, and its three losses (train.py says why)."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Predictor(nn.Module):
         return self.leave(self.norm(y))
 
 
-class Listener(nn.Module):
-    """An encoder and the heads of the clip loss (for equal and for different speeds): what has an averaged copy."""
+class EncoderWithHeads(nn.Module):
+    """An encoder and the two heads of the clip loss, for equal and for different speeds; the target is a copy of it."""
 
     def __init__(self, config: CompactConfig) -> None:
         super().__init__()
@@ -45,25 +45,25 @@ class Listener(nn.Module):
         )
 
     def names(self, outputs: list[Tensor]) -> list[Tensor]:
-        """Names [B/2, F] of the crops of every second sound, then of the others: what tells them from other crops."""
+        """Vectors [B/2, F] that identify the crops of every second sound, and then those of the others."""
         pairs = outputs[-1].mean(1).unflatten(0, (2, -1))
         return [head(pairs[:, k::2].flatten(0, 1)) for k, head in enumerate(self.heads)]
 
 
 class Student(nn.Module):
-    """All that learns: the encoder with its heads, and the predictors of the three losses."""
+    """Everything that is trained: the encoder with its heads, and the predictors of the three losses."""
 
     def __init__(self, config: CompactConfig, predictor_width: int, predictor_depth: int) -> None:
         super().__init__()
         width = config.width
-        self.listener = Listener(config)
+        self.network = EncoderWithHeads(config)
         self.predictor = Predictor(width, predictor_width, predictor_depth)
         self.names = nn.ModuleList(nn.Sequential(nn.GELU(), nn.Linear(width, width)) for _ in range(2))
         self.pitch = nn.Linear(width, 1)
 
 
 @torch.no_grad()
-def make_targets(target: Listener, patches: Tensor, layers: int) -> tuple[Tensor, list[Tensor]]:
+def make_targets(target: EncoderWithHeads, patches: Tensor, layers: int) -> tuple[Tensor, list[Tensor]]:
     """Features [B, S, F], whitened over the batch, and names."""
     outputs = target.encoder(patches)
     mean = add_up(normalise(x) for x in outputs[-layers:]) / layers
@@ -101,6 +101,6 @@ def clip_loss(names: Tensor, wanted: Tensor, temperature: float) -> tuple[Tensor
 
 
 def pitch_loss(readings: Tensor, semitones: Tensor, width: float) -> Tensor:
-    """Huber distance of what readings [B] of two crops differ by from what their speeds do, in units of `width`."""
+    """Huber distance of the difference of two crops' readings [B] from that of their speeds, in units of `width`."""
     difference, wanted = (x[: len(x) // 2] - x[len(x) // 2 :] for x in (readings, semitones / width))
     return F.huber_loss(difference, wanted, delta=0.25)

@@ -1,23 +1,23 @@
 """Training the compact teacher on a folder of sounds, without labels: one visible loop, seeded and resumable.
 
-Two crops of each sound are played at other speeds and levels. An averaged copy of the encoder (the target) hears them
-whole; the encoder itself hears two fifths of their frames. It learns from three losses:
+Two crops of each sound are played at other speeds and levels. The target, an averaged copy of the encoder, gets all of
+their frames; the encoder itself gets two fifths of them. It learns from three losses:
 
-    masked: a small predictor guesses the target's features in the frames that were masked. The encoder sees visible
-        frames only (M2D, Niizumi et al. 2210.14648); targets are means of normalised upper layers (data2vec, Baevski et
-        al. 2202.03555), whitened over the batch: a constant is the worst guess, and no few directions (loudness)
-        outweigh the rest.
+    masked: a small predictor predicts the target's features in the masked frames. The encoder gets visible frames
+        only (M2D, Niizumi et al. 2210.14648); targets are means of normalised upper layers (data2vec, Baevski et
+        al. 2202.03555), whitened over the batch: a constant is the worst prediction, and no few directions (such as
+        loudness) outweigh the rest.
     clip: the time mean of one crop names the other crop of its sound among those of the batch (InfoNCE with an averaged
         copy, He et al. 1911.05722; crops of one sound as positives, COLA, Saeed et al. 2010.10915). One head compares
         crops of equal speed, another crops of different speeds: sample-based instruments play a recording faster for a
-        higher note, so the first may go by the pitch and the second must look past it, to the instrument.
-    pitch: a linear reading of the time mean rises by as many semitones as one crop is played faster than the other
-        (SPICE, Gfeller et al. 1910.11664), meant to keep the pitch that the second head lets go.
+        higher note, so the first can use the pitch and the second has to use the instrument.
+    pitch: a linear function of the time mean rises by as many semitones as one crop is played faster than the other
+        (SPICE, Gfeller et al. 1910.11664), meant to keep the pitch, which the second head discards.
 
-What trials of ours showed, on the demo set: without the clip loss, family stays at the level of log-mel statistics;
-with it, family doubles and pitch falls below them. The pitch loss hardly fell and did not mend that. Guessing whitened
-log-mel beside the masked features did in part (pitch .82 after 800 steps, where this recipe had .75 after 1,900; family
-.70 and .71, by the same probe), but that run was stopped early.
+Our trials on the demo set: without the clip loss, a linear probe's family accuracy stays at the level of log-mel
+statistics; with it, family accuracy doubles and pitch accuracy falls below that level. The pitch loss hardly fell and
+did not help. To predict whitened log-mel as well as the masked features helped in part (pitch .82 after 800 steps,
+where this recipe had .75 after 1,900; family .70 and .71), but that run was stopped early.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,7 @@ from torch import Tensor
 from segue.data.reading import DataSource
 from segue.ssl.compact import CompactTeacher, save_teacher
 from segue.training.small_run import SmallRun, average, descend, early_decay, refuse_used, run_loop
-from segue.training.teacher.losses import Listener, Student, clip_loss, make_targets, masked_loss, pitch_loss
+from segue.training.teacher.losses import EncoderWithHeads, Student, clip_loss, make_targets, masked_loss, pitch_loss
 from segue.training.teacher.statistics import (
     collapse_figures,
     fit_mel,
@@ -54,10 +55,11 @@ class TeacherRun(SmallRun):
     """A teacher's training between two steps. `online` learns, `target` is its averaged copy."""
 
     modules = ("online", "target")
+    renamed: ClassVar = {"online.listener.": "online.network.", "adam.listener.": "adam.network."}
     optimizers = (("adam.", "optimizer", "online"),)
 
     online: Student
-    target: Listener
+    target: EncoderWithHeads
     optimizer: torch.optim.AdamW
 
 
@@ -66,8 +68,8 @@ def start(config: TeacherTrainConfig, device: torch.device | str) -> TeacherRun:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         online = Student(config.model, config.predictor_width, config.predictor_depth)
-        target = Listener(config.model)
-    target.load_state_dict(online.listener.state_dict())
+        target = EncoderWithHeads(config.model)
+    target.load_state_dict(online.network.state_dict())
     online.to(device)
     target.to(device).requires_grad_(False)
     decayed = [p for p in online.parameters() if p.dim() > 1]
@@ -86,22 +88,22 @@ def train_step(run: TeacherRun, views: Views, config: TeacherTrainConfig) -> dic
     value.backward()
     norm = descend(run.optimizer, run.online.parameters(), 3.0)
     decay = 1 - (1 - config.ema_decay) * (1 + math.cos(math.pi * progress)) / 2
-    average(run.target, run.online.listener, early_decay(decay, run.step))
+    average(run.target, run.online.network, early_decay(decay, run.step))
     run.step += 1
     return {"loss": value.item(), "grad_norm": norm.item(), **{k: v.item() for k, v in terms.items()}}
 
 
 def total_loss(run: TeacherRun, views: Views, config: TeacherTrainConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """The training loss, and its terms: `found` and `found_faster` say how often each head names the other crop."""
-    listener = run.online.listener
+    network = run.online.network
     with torch.no_grad():
         patches = run.target.encoder.mel.patches(run.target.encoder.mel(views.wave))
     frames = patches.shape[1]
     visible = draw_visible(len(patches), frames, config, run.generator).to(patches.device)
     wanted, wanted_names = make_targets(run.target, patches, config.target_layers)
-    outputs = listener.encoder(patches, visible)
+    outputs = network.encoder(patches, visible)
     predicted = run.online.predictor(outputs[-1], visible, frames)
-    names = [predict(x) for predict, x in zip(run.online.names, listener.names(outputs), strict=True)]
+    names = [predict(x) for predict, x in zip(run.online.names, network.names(outputs), strict=True)]
     clips = [clip_loss(x, y, config.temperature) for x, y in zip(names, wanted_names, strict=True)]
     readings = run.online.pitch(outputs[-1].mean(1))[:, 0]
     terms = {
@@ -166,7 +168,7 @@ def train_teacher(
     if resume:
         run.load(out, config)
     else:
-        for encoder in (run.target.encoder, run.online.listener.encoder):
+        for encoder in (run.target.encoder, run.online.network.encoder):
             fit_mel(encoder, waves)
 
     def step() -> dict[str, float]:
