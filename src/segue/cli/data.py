@@ -12,12 +12,12 @@ import typer
 from segue.cli.reading import Column, Encoding, FollowLinks, Root, Source, reading_of
 from segue.conditioners import load_token_counter
 from segue.conditioners.tokens import count_tokens
-from segue.data.cache import LatentCache
 from segue.data.check import check_listing, report_json, report_lines, stated_bytes
 from segue.data.clip import Clip
 from segue.data.demo import render_demo_set
 from segue.data.fix import write_clean_list
 from segue.data.manifest import read_listing
+from segue.data.open_cache import open_cache
 from segue.data.packing import pack_cache
 from segue.data.splits import held_out_first
 from segue.memory import spoken
@@ -105,5 +105,5 @@ def pack(
     window: Annotated[int, typer.Option(help="Shards that training shuffles together.")] = 8,
 ) -> None:
     """Pack a latent cache into WebDataset tar shards, which `segue train --data OUT` streams."""
-    packed = pack_cache(LatentCache.open(cache), out, rows_per_shard=rows_per_shard, window=window)
+    packed = pack_cache(open_cache(cache), out, rows_per_shard=rows_per_shard, window=window)
     print(f"{out}: {len(packed):,} rows in {len(list(out.glob('*.tar'))):,} shards; train with --data {out}")

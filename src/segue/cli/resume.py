@@ -10,6 +10,7 @@ from pathlib import Path
 from segue._version import __version__
 from segue.data.cache import LatentCache
 from segue.data.identity import identity, refuse_other_contents
+from segue.data.open_cache import open_cache
 from segue.data.tars import is_address, located
 from segue.files import write_text
 from segue.training.checkpoint import list_checkpoints
@@ -37,7 +38,7 @@ def resumed(run_dir: Path, data: str | None, examples: int | None) -> tuple[RunC
     config = from_json(stored["run"])
     place = located(stored["cache"] if data is None else data)
     try:
-        cache = LatentCache.open(place)
+        cache = open_cache(place)
     except UserError as error:
         if data is not None:
             raise

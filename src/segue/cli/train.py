@@ -16,6 +16,7 @@ import typer
 from segue.audio.write import write_wav
 from segue.cli.resume import keep_config, resumed
 from segue.data.cache import LatentCache
+from segue.data.open_cache import open_cache
 from segue.data.tars import located
 from segue.files import write_text
 from segue.pipeline import Pipeline, SuperResolver
@@ -83,7 +84,7 @@ def train(
         config, cache_path = _config(recipe, examples, seed, set_ or []), located(data)
     if dry_run:
         print(json.dumps(to_json(config), indent=1))
-        for line in check_before_training(config, LatentCache.open(cache_path)):
+        for line in check_before_training(config, open_cache(cache_path)):
             print(line)
         return 0
     result = run_training(
@@ -129,7 +130,7 @@ def run_training(
     if first and not resume and (run_dir / "config.json").exists():
         mend = f"go on with --resume {run_dir}, or choose another --out"
         raise UserError(f"{run_dir}: holds a run already ({len(list_checkpoints(run_dir))} checkpoints); {mend}")
-    cache = LatentCache.open(cache_path)
+    cache = open_cache(cache_path)
     for line in check_before_training(config, cache) if first else []:
         if not quiet:
             print(line, file=sys.stderr)

@@ -78,7 +78,7 @@ class LatentCache:
     def open(
         cls, path: Path | str, codec_fingerprint: dict | None = None, text_fingerprint: dict | None = None
     ) -> LatentCache:
-        """Open a finished cache, or what `segue data pack` made of one, in a folder or at an address.
+        """Open a finished cache that is not packed; `open_cache` opens either.
 
         Args:
             codec_fingerprint, text_fingerprint: where given, what the cache must have been made with.
@@ -86,10 +86,8 @@ class LatentCache:
         Raises:
             UserError: no cache, an unfinished or damaged one, another version, or other fingerprints.
         """
-        if is_address(path) or (Path(path) / "shards.json").exists():
-            from segue.data.streaming import StreamedCache  # which is one of these itself
-
-            return StreamedCache.open(path, codec_fingerprint, text_fingerprint)
+        if is_packed(path):
+            raise UserError(f"{path}: a packed cache; hint: segue.open_cache opens these, too")
         path = Path(path)
         if not (path / "meta.json").exists():
             if (path / "building.json").exists():
@@ -242,6 +240,11 @@ class _ShardFile:
         if len(data) < size:
             raise UserError(f"{self._path}: ends too early; hint: delete it and meta.json, run segue encode again")
         return np.frombuffer(data, dtype).reshape(shape)
+
+
+def is_packed(path: Path | str) -> bool:
+    """Whether these are tar shards of `segue data pack`: an address always is one of them."""
+    return is_address(path) or (Path(path) / "shards.json").exists()
 
 
 def _read_at(file, size: int, offset: int) -> bytes:

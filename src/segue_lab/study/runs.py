@@ -15,6 +15,7 @@ from segue.data.clip import Clip
 from segue.data.demo import render_demo_set
 from segue.data.encoding import build_cache
 from segue.data.manifest import load_manifest
+from segue.data.open_cache import open_cache
 from segue.files import sha256_of, write_text
 from segue.ssl import load_teacher
 from segue.training.checks import check_before_training
@@ -194,7 +195,7 @@ def _eval_set(study: Study, cache: LatentCache, clips: list[Clip], folder: Path)
 def _data(source: DataSource, out: Path) -> tuple[LatentCache, list[Clip]]:
     if source.cache:
         clips = load_manifest(Path(source.manifest)) if source.manifest else []
-        return LatentCache.open(Path(source.cache)), clips
+        return open_cache(Path(source.cache)), clips
     clips = load_manifest(render_demo_set(out / "data", clips=source.demo_clips, seed=0))
     codec = load_codec(source.codec or default_codec())
     teacher = None if source.teacher == "none" else load_teacher(source.teacher or "compact")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from segue.cli.train import continue_training
-from segue.data.cache import LatentCache
+from segue.data.open_cache import open_cache
 from segue.provenance import commit
 from segue.training.checkpoint import latest_checkpoint, list_checkpoints
 from segue.training.config import RunConfig, from_json
@@ -54,7 +54,7 @@ def _evaluator(run: dict, config: RunConfig) -> Evaluator | None:
             raise UserError(f"{run['eval_set']}: the study's prompts are gone; hint: call segue-lab study again")
         return (note_evaluator if asked.space == NOTES else probe_evaluator)(asked, settings, device)
     if config.train.task == "super-resolution" and settings.clips:
-        cache = LatentCache.open(Path(run["cache"]))
+        cache = open_cache(Path(run["cache"]))
         return super_resolution_evaluator(cache, config.degradation.held_out, settings, device)
     return None
 
