@@ -38,8 +38,11 @@ ALLOWED = {
     "upsampling": {"audio", "progress"},
     "recipes": PARTS | {"training"},
     "integrations": {"stage", "process"},
+    "workflows": PARTS | {"audio", "progress", "pipeline", "report", "training"},
     "cli": {"*"},
 }
+# Nothing imports the command line but itself. The laboratory's own has the same kind of verbs and the same checks.
+CLI_FOR_OTHERS = {"segue.cli.verbs", "segue.cli.options"}
 # third party -> the only rooms that may import it
 OWNED = {
     "accelerate": {"training"},
@@ -125,6 +128,15 @@ def test_the_laboratory_draws_and_asks_through_segue():
                 name,
             )
             assert top != "typer" or path.parent.name == "cli", (path, name)
+
+
+def test_nothing_imports_the_command_line():
+    """What verbs, demo and laboratory share stands in workflows; only the laboratory's command line takes its tools."""
+    for path in [*FILES, *LAB.rglob("*.py")]:
+        names = {name for name in imports_of(path) if f"{name}.".startswith("segue.cli.")}
+        if path.parent == LAB / "cli":
+            names = {name for name in names if not any(f"{name}.".startswith(f"{ours}.") for ours in CLI_FOR_OTHERS)}
+        assert not names or path.parent == SRC / "cli", (path, names)
 
 
 def test_stage_knows_no_devices_ranks_or_files():

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from segue.cli.resume import write_config
 from segue.training.checkpoint import list_checkpoints
 from segue.training.log import read_log
 from segue.training.loop import train
+from segue.workflows.run_config import write_config
 
 
 def run(config, cache, folder, **options):

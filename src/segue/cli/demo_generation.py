@@ -8,7 +8,7 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from segue.cli.demo_common import Trained, page_prompts, say, spread_notes, training_figures, wave_of, write_samples
+from segue.cli.demo_common import Trained, keep_sounds, page_prompts, say, spread_notes, training_figures, wave_of
 from segue.data.clip import Clip
 from segue.evaluation.note_classifier import NoteClassifier
 from segue.evaluation.notes import NoteLabel, describe, measure_notes
@@ -56,7 +56,7 @@ def write_report(demo: Trained) -> list[str]:
         pages[name] = VariantPage(
             result.run_dir, [_prompt_clip(classifier, c, w, rate) for c, w in zip(prompts, waves)]
         )
-        write_samples(result.run_dir, prompts, waves, rate)
+        keep_sounds(result.run_dir, prompts, waves, rate)
 
     summary = demo.summary(
         asdict(sampling),

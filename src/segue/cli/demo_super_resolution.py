@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from segue.cli.demo_common import Trained, page_prompts, say, spread_notes, training_figures, wave_of, write_samples
-from segue.cli.super_resolution import PRESET, by_model, rows_of
+from segue.cli.demo_common import Trained, keep_sounds, page_prompts, say, spread_notes, training_figures, wave_of
 from segue.pipeline import SHIPPED_RESOLVER, SuperResolver
 from segue.report import PromptClip, VariantPage, write_demo_report, write_summary
 from segue.tasks.degradation import degrade
 from segue.training.log import read_log
 from segue.types import UserError
+from segue.workflows.measure_super_resolution import PRESET, by_model, rows_of
 
 SHIPPED = "shipped model"
 # What the page plays is chosen of: kind -> how many clips of trained and of held-out pairs.
@@ -57,7 +57,7 @@ def write_report(demo: Trained) -> list[str]:
     made = {name: _widened(model, low, filter_.cutoff_hz) for name, model in models.items()}
     columns = {"before": clips(low), **{name: clips(w) for name, w in made.items()}, "original": clips(true)}
     for name, result in demo.results.items():
-        write_samples(result.run_dir, prompts, made[name], rate_hz)
+        keep_sounds(result.run_dir, prompts, made[name], rate_hz)
     test = {"protocol": "nuwave2", "cutoff_hz": filter_.cutoff_hz, "lsd": PRESET, "clips": len(waves)}
     summary = demo.summary(
         {"steps": SuperResolver.steps, "solver": "euler"},

@@ -66,7 +66,7 @@ def super_resolution(
     clips: Annotated[int, typer.Option(help="Sounds to measure at most.")] = 64,
 ) -> None:
     """Keep a trained model's averaged weights in float16, measure them, and write their card."""
-    from segue.cli.super_resolution import step_counts
+    from segue.cli.options import step_counts
     from segue_lab.release.super_resolution import release_super_resolution
 
     folders, listed = measured_and_listed(measure_on, sources)

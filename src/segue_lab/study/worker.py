@@ -6,13 +6,13 @@ import json
 import sys
 from pathlib import Path
 
-from segue.cli.train import continue_training
 from segue.data.open_cache import open_cache
 from segue.provenance import commit
 from segue.training.checkpoint import latest_checkpoint, list_checkpoints
 from segue.training.config import RunConfig, from_json
 from segue.training.parallel_runs import locked, stop_with_parent
 from segue.types import UserError
+from segue.workflows.train_run import continue_training
 from segue_lab.study.config import settings_from_json
 from segue_lab.study.eval_linear_probe import probe_evaluator
 from segue_lab.study.eval_note_classifier import note_evaluator
