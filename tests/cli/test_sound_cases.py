@@ -136,12 +136,14 @@ def test_upsample_does_the_good_ones_and_counts_the_others(segue, stand_in, soun
     for path in sounds.iterdir():
         if not path.name.startswith("tone") and path.suffix != ".txt":
             shutil.copy(path, tmp_path / "in")
+    shutil.copy(CASES / "cbr_cover.mp3", tmp_path / "in" / ("m" * 251 + ".mp3"))  # .flac is one byte too long
     (tmp_path / "in" / "nowhere.wav").symlink_to(tmp_path / "gone.wav")
     (tmp_path / "in" / "far.wav").symlink_to(sounds / "tone_00.wav")
     ran = segue("upsample", tmp_path / "in", tmp_path / "out")
     lines = [json.loads(line) for line in ran.out.splitlines()]
     failed = {Path(line["input"]).stem: line["reason"] for line in lines if line["status"] == "failed"}
-    assert failed.keys() == {*BAD, "nowhere", "far"} and ran.code == 5
+    assert failed.keys() == {*BAD, "nowhere", "far", "m" * 251} and ran.code == 6
+    assert "too long; hint: rename it" in failed["m" * 251]
     assert "leads nowhere" in failed["nowhere"] and "--follow-links" in failed["far"]
     done = {Path(line["input"]).name: line for line in lines if line["status"] in ("upsampled", "copied")}
     assert done.keys() == {Path(name).name for name in GOOD} | set(ODD_NAMES)
@@ -149,7 +151,8 @@ def test_upsample_does_the_good_ones_and_counts_the_others(segue, stand_in, soun
     for line in done.values():
         info = soundfile.info(os.fsencode(line["output"]))
         assert info.duration == pytest.approx(line["seconds"], abs=0.01)
-    (tmp_path / "in" / "nowhere.wav").unlink()
+    for name in ("nowhere.wav", "m" * 251 + ".mp3"):
+        (tmp_path / "in" / name).unlink()
     ran = segue("upsample", tmp_path / "in", tmp_path / "out", "--skip-bad", "--skip-existing", "--follow-links")
     assert ran.code == 0 and ran.err.count("left out") == len(BAD)
     assert (tmp_path / "out" / "far.wav").exists()

@@ -165,6 +165,8 @@ def _one(
         reason = " ".join(str(error).split())
     except UserError as error:
         reason = " ".join(str(error).split())
+    except OSError as error:  # such as a name that is too long with the output's suffix
+        reason = f"{job.source}: {error.strerror or error}; hint: rename it, or see that its folder can be read"
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
