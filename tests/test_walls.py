@@ -53,7 +53,7 @@ OWNED = {
     "matplotlib": {"report"},
     "typer": {"cli"},
     "av": {"audio"},
-    "soundfile": {"audio", "data"},  # data/demo.py renders sounds in memory; no file is opened there
+    "soundfile": {"audio", "data"},  # data/demo_set.py renders sounds in memory; no file is opened there
     "sklearn": set(),
     "mido": {"data"},
     "midirenderer": {"data"},

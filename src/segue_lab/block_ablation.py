@@ -23,10 +23,12 @@ def block_scores(run: Path, data: Path, clips: int, t: float) -> list[float]:
     Raises:
         UserError: no model or cache there, or a cache without held-out clips.
     """
-    saved, cache = load_model(model_file(run)), open_cache(data)
+    saved = load_model(model_file(run))
+    cache = open_cache(data)
     space = space_of(cache, saved.mean, saved.std)
     degradation = DegradationConfig.from_json(saved.card.degradation)
-    model, task = saved.model.eval(), named_task(saved.card.task, degradation, cache, space=space)
+    model = saved.model.eval()
+    task = named_task(saved.card.task, degradation, cache, space=space)
     rows = cache.rows("valid")[:clips]
     if not rows:
         raise UserError(f"{data}: no clip has split 'valid'")

@@ -135,7 +135,8 @@ def train_classifier(notes: LabelledNotes, config: NoteTraining | None = None) -
     meter = Meter("classifier", len(notes) * config.epochs)
     seen = 0
     for epoch in range(config.epochs):
-        loss_sum, right = 0.0, torch.zeros(3)
+        loss_sum = 0.0
+        right = torch.zeros(3)
         for rows in torch.randperm(len(notes), generator=generator).split(config.batch_size):
             waves = damaged_at_random(notes.waves[rows].float() / 32768.0, config.damaged_share, generator)
             picture = masked_at_random(front_end(waves), generator).contiguous(memory_format=torch.channels_last)
@@ -175,7 +176,8 @@ def damaged_at_random(waves: Tensor, share: float, generator: torch.Generator) -
     if spectral.any():
         count = int(spectral.sum())
         n_fft = 512 << int(torch.randint(3, (), generator=generator))
-        phase_rad, magnitude_db = _uniform(count, 0.0, 3.2, generator), _uniform(count, 0.0, 8.0, generator)
+        phase_rad = _uniform(count, 0.0, 3.2, generator)
+        magnitude_db = _uniform(count, 0.0, 8.0, generator)
         some[spectral] = spectrally_blurred(some[spectral], phase_rad, magnitude_db, generator, n_fft=n_fft)
     cutoff_hz = torch.where(_uniform(n, 0, 1, generator) < 0.4, _uniform(n, 1500.0, 8000.0, generator), 8000.0)
     some = equalised(some, _uniform(n, 0.0, 6.0, generator), cutoff_hz, generator)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from segue.data.demo import DemoSettings, plan_demo_set, render_demo_set
+from segue.data.demo_set import DemoSettings, plan_demo_set, render_demo_set
 from segue.data.manifest import load_manifest
 from segue.data.vocabulary import (
     CHORDS,

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 from segue.ssl import load_teacher
 from segue.ssl.compact import CompactConfig
-from segue.training import teacher_figures as figures
-from segue.training.teacher import losses, statistics, views
-from segue.training.teacher import train as training
+from segue.training.teacher import collapse as figures
+from segue.training.teacher import statistics, views
+from segue.training.teacher import teacher_losses as losses
+from segue.training.teacher import teacher_run as training
 from segue.training.training_audio import Sounds, TrainingAudio, clips_of, read_sounds, read_training_audio
 from segue.types import UserError
 

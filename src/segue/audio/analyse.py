@@ -56,7 +56,9 @@ def analyse(path: Path, header: Header) -> Analysis:
     n_fft = frame_samples(rate_hz)
     step = max(n_fft // 2, header.frames // _FRAMES)
     piece = max(1, round(rate_hz * _BLOCK_SEC))
-    peak, clipped, following = 0.0, 0, 0
+    peak = 0.0
+    clipped = 0
+    following = 0
     spectra: list[np.ndarray] = []
     sums_of: list[np.ndarray] = []
     moments_of: list[np.ndarray] = []

@@ -79,14 +79,16 @@ def _empty_db(bins: int, bits: int | None) -> float:
 
 def _edge(levels_db: np.ndarray, bins_hz: np.ndarray, empty_db: float) -> Bandwidth | None:
     """The steepest fall that can only be a filter's, or None."""
-    best_db, found = 0.0, None
+    best_db = 0.0
+    found = None
     octaves = np.log2(0.97 * bins_hz[-1] / _ABOVE[0] / MIN_CUTOFF_HZ)
     for at_hz in MIN_CUTOFF_HZ * 2.0 ** np.arange(0.0, octaves, 1 / 48):
         below = levels_db[(bins_hz >= at_hz * _BELOW) & (bins_hz <= at_hz)]
         above = levels_db[(bins_hz >= at_hz * _ABOVE[0]) & (bins_hz <= at_hz * _ABOVE[1])]
         if len(below) < 4 or len(above) < 4:
             continue
-        level_db, above_db = np.median(below), np.quantile(above, 0.9)
+        level_db = np.median(below)
+        above_db = np.quantile(above, 0.9)
         beyond = levels_db[bins_hz > at_hz * _ABOVE[1]]
         # Single bins beyond are pilots and whistles; a band that comes back is a hole's far side.
         returns = len(beyond) > 8 and np.quantile(beyond, 0.9) > above_db + _EDGE_DB

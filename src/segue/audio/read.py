@@ -273,6 +273,7 @@ def _refuse_short(path: Path, header: Header) -> None:
 
 def _cut(mono: np.ndarray, rate_hz: int, offset_sec: float, length_sec: float, wanted_hz: int) -> np.ndarray:
     made = resample(mono, rate_hz, wanted_hz)
-    start, samples = round(offset_sec * wanted_hz), round(length_sec * wanted_hz)
+    start = round(offset_sec * wanted_hz)
+    samples = round(length_sec * wanted_hz)
     piece = made[start : start + samples]
     return np.pad(piece, (0, samples - len(piece)))

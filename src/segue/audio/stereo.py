@@ -32,5 +32,6 @@ def axes(covariance: np.ndarray, mode: str) -> np.ndarray:
     if mode == "left-right":
         return np.diag([1.0, -1.0 if agree and cross < 0 else 1.0])
     angle_rad = 0.5 * math.atan2(2.0 * cross, left - right) if agree else 0.0
-    cosine, sine = math.cos(angle_rad), math.sin(angle_rad)
+    cosine = math.cos(angle_rad)
+    sine = math.sin(angle_rad)
     return np.array([[cosine, sine], [-sine, cosine]])

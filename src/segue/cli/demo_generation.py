@@ -30,7 +30,8 @@ def write_report(demo: Trained) -> list[str]:
     classifier = NoteClassifier.load()
     asked = measured_notes(demo.everything, demo.plan.measured)
     labels = [NoteLabel(c.fields["family"], c.fields["pitch"], c.split == "test") for c in asked]
-    codec, rate = demo.codec, demo.codec.sample_rate_hz
+    codec = demo.codec
+    rate = demo.codec.sample_rate_hz
     real = torch.stack([wave_of(c, rate) for c in asked])
     # Other clips of the same kind, so that real notes have a Frechet distance of their own to compare with.
     others = [c for c in demo.everything if c.fields["kind"] == "note" and c.id not in {a.id for a in asked}]

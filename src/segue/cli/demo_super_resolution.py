@@ -30,7 +30,8 @@ def write_report(demo: Trained) -> list[str]:
     Raises:
         UserError: fewer than two clips of held-out pairs that sound.
     """
-    rate_hz, filter_ = demo.codec.sample_rate_hz, demo.config.degradation.held_out
+    rate_hz = demo.codec.sample_rate_hz
+    filter_ = demo.config.degradation.held_out
     models = {name: SuperResolver.load(result.run_dir) for name, result in demo.results.items()}
     if SHIPPED_RESOLVER.is_file():
         shipped = SuperResolver.load(None)
@@ -49,7 +50,9 @@ def write_report(demo: Trained) -> list[str]:
     true = torch.stack([wave_of(c, rate_hz) for c in prompts])
     low = degrade(true, rate_hz, [filter_] * len(prompts))
     chosen = (true - low).square().sum(1).argsort(descending=True)[:PLAYED].sort().values
-    prompts, true, low = [prompts[i] for i in chosen], true[chosen], low[chosen]
+    prompts = [prompts[i] for i in chosen]
+    true = true[chosen]
+    low = low[chosen]
 
     def clips(waves: Tensor) -> list[PromptClip]:
         return [PromptClip(c.captions[0], c.split == "test", w.numpy(), rate_hz, "") for c, w in zip(prompts, waves)]

@@ -17,16 +17,22 @@ from segue.workflows.measure_super_resolution import measure_super_resolution
 
 
 def measure(
-    run: Annotated[str, typer.Argument(help="Run folder or checkpoint; 'default': the shipped model.")],
-    source: Annotated[Path, typer.Argument(help="Folder of full-band sounds; their split 'test' where they have one.")],
-    cutoff_hz: Annotated[float, typer.Option(help="What the test leaves of them.")] = 4000.0,
+    run: Annotated[str, typer.Argument(help="Folder of a run, or a checkpoint; 'default': the shipped model.")],
+    source: Annotated[
+        Path, typer.Argument(help="Folder of full-band sounds; of their split 'test' where they have one.")
+    ],
+    cutoff_hz: Annotated[
+        float, typer.Option(help="Frequency in Hz above which the test takes everything away.")
+    ] = 4000.0,
     test: Annotated[str, typer.Option(help="Test protocol: nuwave2, nuwave2-poly or ssr-eval.")] = "nuwave2",
-    steps: Annotated[str, typer.Option(help="Solver steps, with commas.")] = "4,50",
-    clips: Annotated[int, typer.Option(help="Sounds at most, evenly taken.")] = 64,
-    seconds: Annotated[float, typer.Option(help="Of each sound at most, from its start.")] = 4.0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures there, too.")] = None,
+    steps: Annotated[str, typer.Option(help="Numbers of solver steps to measure, separated by commas.")] = "4,50",
+    clips: Annotated[int, typer.Option(help="Number of sounds at most, evenly spaced in the set.")] = 64,
+    seconds: Annotated[
+        float, typer.Option(help="Length in seconds that is taken of each sound, from its start.")
+    ] = 4.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File to write all figures to, as JSON.")] = None,
 ) -> None:
-    """LSD (full, low and high band) and SI-SDR of a model and of every baseline, with 95 % intervals."""
+    """Measure a model and every baseline: LSD (full, low and high band) and SI-SDR, with 95 % intervals."""
     counts = step_counts(steps)
     finite("--clips", clips, 1)
     resolver = SuperResolver.load(None if run == "default" else run)

@@ -21,36 +21,42 @@ from segue.workflows.train_run import run_training
 
 
 def train(
-    recipe: Annotated[str | None, typer.Argument(help="A name of `segue recipes`.")] = None,
+    recipe: Annotated[str | None, typer.Argument(help="Name of a recipe; `segue recipes` lists them.")] = None,
     data: Annotated[
         str | None,
         typer.Option(
-            help="Latent cache made by `segue encode`, or shards of `segue data pack`: folder or address. With "
-            "--resume: where the run's cache lies now."
+            help="Latent cache of `segue encode`, or shards of `segue data pack`: a folder or an address. With "
+            "--resume: where the cache of the run lies now."
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder to make.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run, which must be new.")] = None,
     examples: Annotated[
-        int | None, typer.Option(help="Length of the run in examples seen; with --resume: its new length.")
+        int | None,
+        typer.Option(help="Length of the run in examples seen; default: the recipe's. With --resume: its new length."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of weights, order, noise and times.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of weights, order, noise and timesteps; default: the recipe's.")
+    ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a setting: optim.learning_rate=3e-4. May be repeated.")
+        list[str] | None,
+        typer.Option("--set", help="Setting to change, such as optim.learning_rate=3e-4. May be repeated."),
     ] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with this run folder, as its config.json says.")] = None,
-    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
-    samples: Annotated[int, typer.Option(help="Sounds to generate at the end, from held-out captions.")] = 4,
+    resume: Annotated[
+        Path | None, typer.Option(help="Folder of a run to continue, with the settings in its config.json.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Device that computes: auto or cpu.")] = "auto",
+    samples: Annotated[int, typer.Option(help="Number of sounds to generate at the end, from held-out captions.")] = 4,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the code that comes with the probe's teacher.")
+        bool, typer.Option("--trust-remote-code", help="Run the code that comes with the teacher.")
     ] = False,
     grace_sec: Annotated[
-        float, typer.Option(help="After SIGTERM, save and end within this many seconds; 0 = take as long as it takes.")
+        float, typer.Option(help="Seconds in which a run saves and ends after SIGTERM; 0: no limit.")
     ] = 30.0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the settings, the memory need and the checks; train nothing.")
     ] = False,
 ) -> int:
-    """Train a model on a latent cache. Ctrl-C saves; --resume RUN goes on exactly where it stopped."""
+    """Train a model on a latent cache. Ctrl-C saves; --resume RUN continues exactly there."""
     if resume is not None:
         given = [
             n
@@ -70,7 +76,8 @@ def train(
         if recipe is None or data is None or out is None:
             name = "RECIPE" if recipe is None else "--data" if data is None else "--out"
             raise UserError(f"{name} is missing; hint: segue train static-uniform --data CACHE --out runs/mine")
-        config, cache_path = _config(recipe, examples, seed, set_ or []), located(data)
+        config = _config(recipe, examples, seed, set_ or [])
+        cache_path = located(data)
     if dry_run:
         print(json.dumps(to_json(config), indent=1))
         for line in check_before_training(config, open_cache(cache_path)):

@@ -69,8 +69,10 @@ class LatentCache:
         self.meta = meta
         self._index = index
         self._shards_folder = Path(path) / "shards"  # of an address, never looked at
-        self.channels, self.frames = meta["channels"], meta["frames"]
-        self.text_dim, self.text_tokens = meta["text_dim"], meta["text_tokens"]
+        self.channels = meta["channels"]
+        self.frames = meta["frames"]
+        self.text_dim = meta["text_dim"]
+        self.text_tokens = meta["text_tokens"]
         self._opened: dict[str, _ShardFile] = {}
         self._text_ends = list(accumulate(shard["rows"] for shard in meta["text_shards"]))
 
@@ -197,7 +199,8 @@ class LatentCache:
         """A shard whose tensors have the shapes that meta.json gives them."""
         rows = {s["file"]: s["rows"] for s in (*self.meta["shards"], *self.meta["text_shards"])}[name]
         if name.startswith("text-"):
-            tokens, mask = shard.shape("tokens"), shard.shape("mask")
+            tokens = shard.shape("tokens")
+            mask = shard.shape("mask")
             fits = len(tokens) == 3 and tokens[::2] == (rows, self.text_dim) and tokens[:2] == mask
             fits = fits and tokens[1] <= self.text_tokens
         else:
@@ -217,7 +220,8 @@ class _ShardFile:
 
     def __init__(self, path: Path) -> None:
         read_tensors(path, names=())  # safetensors' own checks of the head: sizes, offsets, overlaps
-        self._path, self._file = path, path.open("rb", buffering=0)
+        self._path = path
+        self._file = path.open("rb", buffering=0)
         size = int.from_bytes(self._file.read(8), "little")
         head = json.loads(self._file.read(size))
         self._entries = {k: v for k, v in head.items() if k != "__metadata__" and v["dtype"] in _DTYPES}
@@ -234,7 +238,8 @@ class _ShardFile:
             UserError: the file ends before it.
         """
         entry = self._entries[name]
-        dtype, shape = _DTYPES[entry["dtype"]], entry["shape"][1:]
+        dtype = _DTYPES[entry["dtype"]]
+        shape = entry["shape"][1:]
         size = dtype.itemsize * int(np.prod(shape))
         data = bytearray(_read_at(self._file, size, self._first + entry["data_offsets"][0] + row * size))
         if len(data) < size:
@@ -305,7 +310,8 @@ def check_meta(meta: dict) -> None:
     for part in ("codec", "text", "teacher", "teacher_source", "teacher_frame_rate_hz", "counts", "dtype"):
         meta[part]
     counts = [meta[n] for n in ("channels", "frames", "text_dim", "text_tokens", "sample_rate_hz", "hop_samples")]
-    mean, std = torch.tensor(meta["statistics"]["mean"]), torch.tensor(meta["statistics"]["std"])
+    mean = torch.tensor(meta["statistics"]["mean"])
+    std = torch.tensor(meta["statistics"]["std"])
     sane = (
         all(type(n) is int and 0 < n < 1 << 31 for n in counts)
         and mean.shape == std.shape == (meta["channels"],)

@@ -2,8 +2,8 @@
 
 A folder of safetensors shards, each named by a hash of the contents, codec and settings that it was made from, with
 index.jsonl (one row a segment) and meta.json, which is written last. A killed build is continued: shards appear whole
-or not at all, and those that exist are kept. `data/plan.py` says what goes where, `data/finish.py` writes what comes
-last, `data/cache.py` reads it.
+or not at all, and those that exist are kept. `data/cache_layout.py` says what goes where, `data/cache_completion.py`
+writes what comes last, `data/cache.py` reads it.
 """
 
 from __future__ import annotations
@@ -32,10 +32,8 @@ from segue.codecs.base import Codec
 from segue.conditioners.base import TextConditioner
 from segue.conditioners.tokens import count_tokens
 from segue.data.cache import LatentCache, read_index, read_json
-from segue.data.check import Inspection, inspect_clips
-from segue.data.clip import Clip
-from segue.data.finish import finish_cache
-from segue.data.plan import (
+from segue.data.cache_completion import finish_cache
+from segue.data.cache_layout import (
     DTYPES,
     Parts,
     Segment,
@@ -50,6 +48,8 @@ from segue.data.plan import (
     segments_of,
     shards_of,
 )
+from segue.data.check import Inspection, inspect_clips
+from segue.data.clip import Clip
 from segue.data.round_trip import check_round_trip
 from segue.data.splits import missing_split_note, split_clips
 from segue.files import make_folder, write_bytes
@@ -72,7 +72,8 @@ class _Unread(UserError):
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}; it was fine at first; hint: replace it, or --skip-bad to go on without it")
-        self.path, self.reason = path, reason
+        self.path = path
+        self.reason = reason
 
 
 def build_cache(
@@ -324,7 +325,8 @@ def _read(
 
 def _placed(piece: np.ndarray, variant: Variant, rate_hz: int, seconds: float) -> np.ndarray:
     """A piece as its row has it: delayed, softened, filled up with zeros."""
-    whole, before = round(seconds * rate_hz), round(variant.delay_sec * rate_hz)
+    whole = round(seconds * rate_hz)
+    before = round(variant.delay_sec * rate_hz)
     if variant.gain_db:
         piece = piece * np.float32(10.0 ** (variant.gain_db / 20.0))
     return np.pad(piece, (before, max(0, whole - before - len(piece))))[:whole]  # two roundings may add a sample
@@ -349,8 +351,8 @@ def _stored(values: Tensor, parts: Parts, segments: Sequence[Segment], what: str
     fine = stored.flatten(1).isfinite().all(dim=1)
     if not bool(fine.all()):
         path = segments[int((~fine).nonzero()[0])].clip.path
-        mend = "--dtype float32" if bool(values.isfinite().all()) else f"try another {what}"
-        raise UserError(f"{path}: the {what} gives values that {parts.dtype} cannot hold; hint: {mend}")
+        hint = "--dtype float32" if bool(values.isfinite().all()) else f"try another {what}"
+        raise UserError(f"{path}: the {what} gives values that {parts.dtype} cannot hold; hint: {hint}")
     return stored.contiguous()
 
 
@@ -368,7 +370,8 @@ def _encode_captions(out: Path, parts: Parts, shards: list[Shard]) -> None:
             for i in sorted(rows):
                 t, m = rows.pop(i)
                 kept = min(longest, len(m))
-                tokens[i, :kept], mask[i, :kept] = t[:kept], m[:kept]
+                tokens[i, :kept] = t[:kept]
+                mask[i, :kept] = m[:kept]
             write_bytes(out / "shards" / shard.file, save({"tokens": tokens, "mask": mask}))
 
 

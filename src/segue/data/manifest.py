@@ -11,12 +11,12 @@ from segue.audio.sound import BadAudio
 from segue.data.check import inspect_clips
 from segue.data.clip import Clip
 from segue.data.content import content_hashes
-from segue.data.folders import clips_of_folder, no_sounds
+from segue.data.hf_datasets import clips_of_set, is_set
+from segue.data.list_rows import SUFFIXES as LIST_SUFFIXES
 from segue.data.reading import DataSource, Listing, Reading
 from segue.data.rows import clips_of_list, refuse_duplicate_ids
-from segue.data.sets import clips_of_set, is_set
+from segue.data.sound_folder import clips_of_folder, no_sounds
 from segue.data.splits import split_clips
-from segue.data.tables import SUFFIXES as LIST_SUFFIXES
 from segue.data.tar_manifest import clips_of_tars
 from segue.types import UserError, printable
 

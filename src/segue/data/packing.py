@@ -18,7 +18,7 @@ import numpy as np
 from safetensors.torch import save
 
 from segue.data.cache import LatentCache
-from segue.data.plan import DTYPES
+from segue.data.cache_layout import DTYPES
 from segue.data.streaming import INDEX, SCHEMA_VERSION, Shard, StreamedCache, key_of
 from segue.data.tars import tar_members
 from segue.files import make_folder, replacing, write_text
@@ -54,7 +54,8 @@ def pack_cache(cache: LatentCache, out: Path | str, *, rows_per_shard: int = 512
     make_folder(out)
     write_text(out / BUILDING, json.dumps(source))
     plan = list(_plan(cache, rows_per_shard))
-    shards, first = [], 0
+    shards = []
+    first = 0
     for name, split, rows in track(plan, len(plan), "packing", "shards"):
         members = _whole_members(out / name, cache, first, len(rows))
         if members is None:

@@ -16,9 +16,9 @@ from segue.audio.read import read_header
 from segue.audio.sound import SUFFIXES, BadAudio
 from segue.data.clip import Clip
 from segue.data.columns import Row, parse_row
+from segue.data.list_rows import rows_of
 from segue.data.reading import Listing, Reading
 from segue.data.sidecars import caption_file, name_captions, read_captions
-from segue.data.tables import rows_of
 from segue.types import UserError, printable
 
 _EXCERPT_SLACK_SEC = 0.5  # what downloaders cut of a video is this exact at best

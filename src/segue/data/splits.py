@@ -102,7 +102,8 @@ def _parted_note(clips: Sequence[Clip], contents: Sequence[str], parted: set[str
 
 def held_out_first(clips: Sequence[Clip], contents: Sequence[str]) -> list[Clip]:
     """The clips with each content that a list puts into several splits in the most held-out of them alone."""
-    parted, named = parted_contents(clips, contents), _named_splits(clips, contents)
+    parted = parted_contents(clips, contents)
+    named = _named_splits(clips, contents)
     return [replace(c, split=named[content]) if content in parted else c for c, content in zip(clips, contents)]
 
 

@@ -86,7 +86,8 @@ class StreamedCache(LatentCache):
     def __init__(self, path: Path | str, meta: dict, shards: list[Shard], window: int, rows_per_shard: int) -> None:
         super().__init__(cast(Path, path), meta | {"shards": [], "text_shards": []}, [])
         self.windows = f"{window} shards of {rows_per_shard} rows"
-        self._shards, self._window = shards, window
+        self._shards = shards
+        self._window = window
         self._first = np.cumsum([0, *(shard.rows for shard in shards)])
         self._held: dict[int, _Row] = {}
         self._ahead: tuple[list[int], Future] | None = None
@@ -201,7 +202,8 @@ class StreamedCache(LatentCache):
         spans = []
         for i in indices:
             number = int(np.searchsorted(self._first, i, side="right")) - 1
-            shard, at = self._shards[number], 2 * (i - int(self._first[number]))
+            shard = self._shards[number]
+            at = 2 * (i - int(self._first[number]))
             stop = shard.offsets[at + 2] if teacher else shard.offsets[at + 1]
             spans.append((str(_inside(self.path, shard.file)), shard.offsets[at], stop))
         return [self._parsed(i, span, data) for i, span, data in zip(indices, spans, read_spans(spans))]
@@ -227,7 +229,8 @@ class StreamedCache(LatentCache):
         return row
 
     def _check_shapes(self, row: _Row) -> None:
-        captions, longest = len(row.entry["captions"]), row.mask.shape[-1]
+        captions = len(row.entry["captions"])
+        longest = row.mask.shape[-1]
         fits = row.latents.shape == (self.channels, self.frames) and row.latents.is_floating_point()
         fits = fits and row.tokens.shape == (captions, longest, self.text_dim) and longest <= self.text_tokens
         fits = fits and row.mask.shape == (captions, longest) and row.mask.dtype == torch.bool
@@ -243,7 +246,8 @@ def _members(data: bytes, key: str) -> dict[str, bytes]:
     Raises:
         ValueError, tarfile.TarError: other members than a sample has, in another order, or cut.
     """
-    parts, at = {}, 0
+    parts = {}
+    at = 0
     for name in _PARTS:
         if at == len(data) and name == _PARTS[2]:
             break

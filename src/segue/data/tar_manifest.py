@@ -85,7 +85,8 @@ def _texts(archive: str, members: list[TarMember]) -> dict[TarMember, bytes]:
 
 
 def _clip(key: str, sample: dict[str, TarMember], texts: dict[TarMember, bytes], reading: Reading) -> Clip:
-    sound, said = sample["sound"], _NOTHING
+    sound = sample["sound"]
+    said = _NOTHING
     if "json" in sample:
         said = _row(sample["json"], texts[sample["json"]], reading)
     captions = () if reading.captions == "none" else said.captions or _captions(key, sample, texts, reading)

@@ -111,8 +111,11 @@ class EncoderEmbedding(Embedding):
         """Raises:
         UserError: crop_sec is not positive.
         """
-        self.encoder, self.crop_sec = encoder, check_crop(crop_sec)
-        self.name, self.sample_rate_hz, self.dim = encoder.name, encoder.sample_rate_hz, encoder.dim
+        self.encoder = encoder
+        self.crop_sec = check_crop(crop_sec)
+        self.name = encoder.name
+        self.sample_rate_hz = encoder.sample_rate_hz
+        self.dim = encoder.dim
 
     def card(self) -> dict:
         """See `Embedding.card`."""
@@ -141,8 +144,13 @@ class ClapEmbedding(Embedding):
     """
 
     def __init__(self, name: str, model, extractor, tokenizer, sha256: str) -> None:
-        self.name, self.model, self.extractor, self.tokenizer, self._sha256 = name, model, extractor, tokenizer, sha256
-        self.sample_rate_hz, self.dim = extractor.sampling_rate, model.config.projection_dim
+        self.name = name
+        self.model = model
+        self.extractor = extractor
+        self.tokenizer = tokenizer
+        self._sha256 = sha256
+        self.sample_rate_hz = extractor.sampling_rate
+        self.dim = model.config.projection_dim
 
     def card(self) -> dict:
         """See `Embedding.card`."""

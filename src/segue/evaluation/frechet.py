@@ -26,7 +26,8 @@ def frechet_distance(generated: np.ndarray, reference: np.ndarray, *, allow_few:
     Raises:
         UserError: N < 2, N < E without `allow_few`, dimensions that differ, values that are not finite.
     """
-    first, second = _checked(generated, "generated", allow_few), _checked(reference, "reference", allow_few)
+    first = _checked(generated, "generated", allow_few)
+    second = _checked(reference, "reference", allow_few)
     if first.shape[1] != second.shape[1]:
         raise UserError(f"embeddings differ in dimension: generated {first.shape[1]}, reference {second.shape[1]}")
     return frechet_between_gaussians(*gaussian_of(first), *gaussian_of(second))
@@ -101,7 +102,8 @@ def fad_infinity(
     sizes = np.unique(np.round(1.0 / np.linspace(1.0 / smallest, 1.0 / len(x), steps)).astype(int))
 
     def fit(some: np.ndarray, real: np.ndarray) -> tuple[float, float, float]:
-        generator, gaussian = np.random.default_rng(seed), gaussian_of(real)
+        generator = np.random.default_rng(seed)
+        gaussian = gaussian_of(real)
         distances = [
             frechet_between_gaussians(*gaussian_of(some[generator.permutation(len(some))[:n]]), *gaussian)
             for n in sizes

@@ -93,7 +93,8 @@ def kernel_audio_distance(
 
 
 def _kernels(x: np.ndarray, y: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    first, second = torch.from_numpy(x), torch.from_numpy(y)
+    first = torch.from_numpy(x)
+    second = torch.from_numpy(y)
 
     def kernel(a: Tensor, b: Tensor) -> np.ndarray:
         return torch.exp(-torch.cdist(a, b).square() / (2.0 * sigma**2)).numpy()
@@ -103,7 +104,8 @@ def _kernels(x: np.ndarray, y: np.ndarray, sigma: float) -> tuple[np.ndarray, np
 
 def _unbiased(kxx: np.ndarray, kyy: np.ndarray, kxy: np.ndarray, w: np.ndarray, v: np.ndarray) -> float:
     """MMD^2 where clip i counts w_i (v_j) times; pairs of a clip with itself are left out."""
-    w, v = w.astype(np.float64), v.astype(np.float64)
+    w = w.astype(np.float64)
+    v = v.astype(np.float64)
     return _within(kxx, w) + _within(kyy, v) - 2.0 * float(w @ kxy @ v) / (w.sum() * v.sum())
 
 

@@ -16,8 +16,10 @@ from segue.evaluation.weights import check_shape, fill, read_weights
 from segue.files import sha256_of
 from segue.types import UserError
 
-_MEL, _WINDOW = "logmel_extractor.melW", "spectrogram_extractor.stft.conv_real.weight"
-_BANDS, _WIDTHS = 64, (1, 64, 128, 256, 512, 1024, 2048)
+_MEL = "logmel_extractor.melW"
+_WINDOW = "spectrogram_extractor.stft.conv_real.weight"
+_BANDS = 64
+_WIDTHS = (1, 64, 128, 256, 512, 1024, 2048)
 _LEAST_FRAMES = 32  # five poolings by two
 
 
@@ -102,7 +104,8 @@ class PannsEmbedding(Embedding):
         self.front_end = _front_end(option, tensors)
         with torch.device("meta"):
             network = Cnn14()
-        self.network, self._sha256 = fill(option, network, tensors), sha256_of([path])
+        self.network = fill(option, network, tensors)
+        self._sha256 = sha256_of([path])
         self.sample_rate_hz = self.front_end.sample_rate_hz
         self.name = f"panns-cnn14-{self.sample_rate_hz // 1000}k"
 

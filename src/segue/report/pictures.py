@@ -18,7 +18,8 @@ COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#e0559a", "#8b5cf6", "#94a3b8")
 SPECTROGRAM_RANGE_DB = (-95.0, -15.0)
 _GREY = "#858b98"
 _DASHES = ("-", "--", ":", "-.")
-_N_FFT, _BANDS = 1024, 96
+_N_FFT = 1024
+_BANDS = 96
 
 
 def spectrogram_png(

@@ -160,7 +160,9 @@ def clock_of(log: Sequence[Mapping]) -> np.ndarray:
     A line's rate is the mean since its session began; a resumed run begins a new one. A rate that puts a line before
     the one above it shows such a beginning, and the clock goes on from there.
     """
-    points, base_seen, base_sec = [(0.0, 0.0)], 0.0, 0.0
+    points = [(0.0, 0.0)]
+    base_seen = 0.0
+    base_sec = 0.0
     for line in log:
         rate = line.get("examples_per_sec")
         if line.get("event") != "train" or not isinstance(rate, (int, float)) or rate <= 0:

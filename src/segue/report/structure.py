@@ -27,7 +27,8 @@ def structure_figures(events: Sequence[dict]) -> list[str]:
     pictures = [figure(image(similarity_png(tables), "similarity of block weights at several checks"))]
     grouped = [e for e in checks if e.get("groups")]
     if grouped:
-        seen, groups = [e["examples_seen"] for e in grouped], [e["groups"] for e in grouped]
+        seen = [e["examples_seen"] for e in grouped]
+        groups = [e["groups"] for e in grouped]
         active = [e["examples_seen"] for e in events if e.get("event") == "stage" and e.get("structure_active") is True]
         png = groups_png(seen, groups, min(active, default=None))
         pictures.append(figure(image(png, "groups of blocks over training"), _caption(events)))

@@ -39,12 +39,14 @@ class SmallRun:
         modules: names of the fields that are networks; their tensors are saved under these names.
         optimizers: (prefix of an optimiser's tensors, its field, the field of the network that it trains) of each.
         numbers: names of the fields that are plain numbers.
+        renamed: (what names of tensors began with in an earlier version's files, what they begin with now).
         generator: of every draw. step: optimiser steps taken. seconds: spent in them, over all resumes.
     """
 
     modules: ClassVar[tuple[str, ...]] = ()
     optimizers: ClassVar[tuple[tuple[str, str, str], ...]] = ()
     numbers: ClassVar[tuple[str, ...]] = ("step", "seconds")
+    renamed: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     generator: torch.Generator
     step: int = 0
@@ -72,6 +74,8 @@ class SmallRun:
             UserError: there is none, or it was made with other options than its budget.
         """
         state, tensors = _read(folder, asdict(config))
+        for before, now in self.renamed:
+            tensors = {now + k.removeprefix(before) if k.startswith(before) else k: v for k, v in tensors.items()}
         for name in self.modules:
             getattr(self, name).load_state_dict(_part(tensors, f"{name}."))
         for prefix, optimizer, module in self.optimizers:

@@ -74,7 +74,8 @@ def _of_folder(source: Path, out: Path, follow_links: bool) -> list[Job]:
         raise UserError(f"{out}: a folder of sounds needs a folder to go into, and this is a file")
     if out.suffix.lower() in SOUNDS:
         raise UserError(f"{out}: a folder of sounds needs a folder to go into; hint: leave {out.suffix} away")
-    inside, root = out.resolve(), source.resolve()
+    inside = out.resolve()
+    root = source.resolve()
     if inside == root or root in inside.parents:
         raise UserError(
             f"{out}: the output lies inside the input folder {source}, so that the next run would take it for input; "

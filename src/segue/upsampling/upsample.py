@@ -87,7 +87,8 @@ def _action(work: Work) -> tuple[str, str]:
 
 
 def _copy(work: Copying) -> None:
-    header, form = work.header, work.format
+    header = work.header
+    form = work.format
     same = container_of(header).upper() == header.format.replace("WAVEX", "WAV") == form.container.upper()
     if same and form.subtype == header.subtype and is_plain(work.job.source, header.frames):
         copy(work.job.source, work.output)

@@ -12,7 +12,7 @@ from torch import Tensor
 from segue.codecs.base import Codec
 from segue.evaluation.bootstrap import bootstrap_interval
 from segue.evaluation.folders.baseline_rows import ways_beside
-from segue.evaluation.spectral import lsd, si_sdr_db
+from segue.evaluation.spectral_distances import lsd, si_sdr_db
 from segue.pipeline import SuperResolver
 from segue.progress import track
 from segue.tasks.degradation import degrade, protocol
@@ -61,15 +61,13 @@ def rows_of(
     pairs = [
         (wave[None], degrade(wave[None], rate_hz, [filter_])) for filter_ in protocol(test, cutoff_hz) for wave in waves
     ]
-    ways = {
-        name: lambda low, wave, _, make=make: make(low, wave)
-        for name, (make, _) in ways_beside(codec, cutoff_hz).items()
-    }
-    ways |= {name: lambda low, _, number, make=make: make(low, number) for name, make in models.items()}
+    baselines = ways_beside(codec, cutoff_hz)
     values: dict[str, dict[str, list[float]]] = {}
     for number, (wave, low) in enumerate(track(pairs, len(pairs), "measuring", "clips")):
-        for name, way in ways.items():
-            for measure_name, value in _figures(way(low, wave, number), wave, rate_hz, cutoff_hz).items():
+        estimates = {name: make(low, wave) for name, (make, _) in baselines.items()}
+        estimates |= {name: make(low, number) for name, make in models.items()}
+        for name, estimate in estimates.items():
+            for measure_name, value in _figures(estimate, wave, rate_hz, cutoff_hz).items():
                 values.setdefault(name, {}).setdefault(measure_name, []).append(value)
     return {name: {m: _with_interval(v) for m, v in row.items()} for name, row in values.items()}
 

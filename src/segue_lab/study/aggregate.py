@@ -141,7 +141,8 @@ def compare(
     if not seeds:
         return None
     x, points, clips = _aligned([[side[s].curves[measure] for s in seeds] for side in (variant, baseline)])
-    drawn, mean = _draws(points, clips, draws, seed), points.mean(axis=1)
+    drawn = _draws(points, clips, draws, seed)
+    mean = points.mean(axis=1)
     certain = len(seeds) == 1 and clips is None  # nothing to draw from: no interval
 
     def figure(statistic, null: float | None = None) -> Figure:

@@ -13,10 +13,10 @@ from segue.data.cache import LatentCache
 from segue.data.clip import Clip
 from segue.evaluation.note_classifier import NoteClassifier, NotePrediction
 from segue.evaluation.notes import note_order, spread
-from segue_lab.study.config import EvaluationSettings, fingerprint
 from segue_lab.study.eval_audio import decoded_rows, is_recorded, quick, recorded_rows
 from segue_lab.study.eval_set import NOTES, EvalSet, evaluator_of, load_eval_set, measure_clips, save_eval_set
 from segue_lab.study.evaluation import Evaluator, Measures
+from segue_lab.study.study_config import EvaluationSettings, fingerprint
 
 REFERENCE_NOTES = 4  # reference notes for every generated one
 

@@ -16,9 +16,9 @@ from segue.evaluation.frechet import frechet_between_gaussians, gaussian_of
 from segue.files import write_bytes, write_text
 from segue.pipeline import Sampling
 from segue_lab.linear_classifier import LinearClassifier
-from segue_lab.study.config import EvaluationSettings
 from segue_lab.study.eval_audio import checkpoint_loader
 from segue_lab.study.evaluation import Evaluator, Measures, resamples, save_arrays
+from segue_lab.study.study_config import EvaluationSettings
 
 NOTES, LOG_MEL = "note classifier", "log-mel"  # the spaces of the Frechet distance
 FILE, FIRST_FILE = "eval-set.json", "listening.json"  # an earlier version's name for it

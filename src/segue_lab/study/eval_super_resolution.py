@@ -11,11 +11,11 @@ from torch import Tensor
 
 from segue.data.cache import LatentCache
 from segue.evaluation.notes import spread
-from segue.evaluation.spectral import lsd
+from segue.evaluation.spectral_distances import lsd
 from segue.pipeline import SuperResolver
 from segue.tasks.degradation import Degradation, degrade
-from segue_lab.study.config import EvaluationSettings
 from segue_lab.study.evaluation import REPLICATES, Evaluator, Measures
+from segue_lab.study.study_config import EvaluationSettings
 
 PRESET = "nuwave2"
 AT_ONCE = 16  # clips

@@ -22,7 +22,7 @@ from segue.report.run_curves import EVALUATIONS
 from segue.training.checkpoint import list_checkpoints
 from segue.training.log import read_log
 from segue.types import UserError
-from segue_lab.study.config import MOST_SNAPSHOTS, EvaluationSettings
+from segue_lab.study.study_config import MOST_SNAPSHOTS, EvaluationSettings
 
 REPLICATES = 200
 Measures = dict[str, float]

@@ -12,7 +12,7 @@ from segue.codecs import default_codec, load_codec
 from segue.conditioners import load_conditioner
 from segue.data.cache import LatentCache
 from segue.data.clip import Clip
-from segue.data.demo import render_demo_set
+from segue.data.demo_set import render_demo_set
 from segue.data.encoding import build_cache
 from segue.data.manifest import load_manifest
 from segue.data.open_cache import open_cache
@@ -22,7 +22,10 @@ from segue.training.checks import check_before_training
 from segue.training.log import read_log
 from segue.training.parallel_runs import Job, last_words, locked, run_jobs
 from segue.types import UserError
-from segue_lab.study.config import (
+from segue_lab.study.eval_linear_probe import make_probe_eval_set
+from segue_lab.study.eval_note_classifier import make_note_eval_set
+from segue_lab.study.eval_set import EvalSet
+from segue_lab.study.study_config import (
     DataSource,
     EvaluationSettings,
     PlannedRun,
@@ -32,9 +35,6 @@ from segue_lab.study.config import (
     runs_of,
     same_settings,
 )
-from segue_lab.study.eval_linear_probe import make_probe_eval_set
-from segue_lab.study.eval_note_classifier import make_note_eval_set
-from segue_lab.study.eval_set import EvalSet
 
 DEMO_SECONDS = 2.048
 RUN, DONE, FAILED = "run.json", "done.json", "failed.json"

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from segue.files import write_bytes, write_text
-from segue.report.compare import Table, write_comparison_page
+from segue.report.comparison_page import Table, write_comparison_page
 from segue.report.pictures import Line, curve_png
 from segue.report.run_curves import LOSS_AT, MEASURES, run_curves
 from segue_lab.study.aggregate import Band, StudyCurves, band, compare, wall_clock
-from segue_lab.study.config import PlannedRun, Study
 from segue_lab.study.eval_set import LOG_MEL, read_description
 from segue_lab.study.evaluation import REPLICATES
 from segue_lab.study.runs import DONE, part_of, read_run_file, status_of
+from segue_lab.study.study_config import PlannedRun, Study
 
 UNSURE = "≈"
 READING = (

@@ -13,13 +13,13 @@ from segue.training.config import RunConfig, from_json
 from segue.training.parallel_runs import locked, stop_with_parent
 from segue.types import UserError
 from segue.workflows.train_run import continue_training
-from segue_lab.study.config import settings_from_json
 from segue_lab.study.eval_linear_probe import probe_evaluator
 from segue_lab.study.eval_note_classifier import note_evaluator
 from segue_lab.study.eval_set import NOTES, load_eval_set
 from segue_lab.study.eval_super_resolution import super_resolution_evaluator
 from segue_lab.study.evaluation import Evaluator, at_each_moment
 from segue_lab.study.runs import finish_run, read_run_file
+from segue_lab.study.study_config import settings_from_json
 
 COMMAND = (sys.executable, "-m", "segue_lab.study.worker")
 

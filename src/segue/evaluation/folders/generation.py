@@ -12,8 +12,8 @@ from segue.evaluation.accuracy import accuracy
 from segue.evaluation.card import Measure, bootstrap_words, make_measure
 from segue.evaluation.divergence import DIRECTIONS, inception_score, kl_by_pair, paired_kl
 from segue.evaluation.embeddings import ClapEmbedding, Embedding, NoteEmbedding, load_clap
-from segue.evaluation.folders.embeddings import embed, load_embedding, refuse_training_teachers, tag_of
-from segue.evaluation.folders.sets import (
+from segue.evaluation.folders.embedding_spaces import embed, load_embedding, refuse_training_teachers, tag_of
+from segue.evaluation.folders.sound_sets import (
     ClipPair,
     Findings,
     described,
@@ -89,7 +89,8 @@ def measure_generation(
 
     # Each generated clip beside its nearest neighbour among the real ones.
     distances, neighbours = nearest(x, y)
-    names, references = list(sounds["GEN"]), list(sounds["REF"])
+    names = list(sounds["GEN"])
+    references = list(sounds["REF"])
     for name, distance, neighbour in zip(names, distances, neighbours):
         found.by_file[name] = {"nearest_reference": references[neighbour], "nearest_distance": float(distance)}
 
@@ -182,7 +183,8 @@ def _classified(
     about: dict,
 ) -> None:
     """What the note classifier says: inception score, KL between pairs, and prompt accuracy of pitch and instrument."""
-    gen, ref = embedded["GEN"], embedded["REF"]
+    gen = embedded["GEN"]
+    ref = embedded["REF"]
     rows = np.stack([clip["instrument"] for clip in gen.values()])
     found.attempt("inception score", inception_score, rows, draws=draws, **about)
     if pairs:

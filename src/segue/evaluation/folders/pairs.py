@@ -12,7 +12,7 @@ import torch
 
 from segue.evaluation.card import mean_over_clips
 from segue.evaluation.folders.baseline_rows import Pairs, lows_by_protocol, lows_of, rows_beside
-from segue.evaluation.folders.sets import (
+from segue.evaluation.folders.sound_sets import (
     ClipPair,
     Findings,
     described,
@@ -23,7 +23,7 @@ from segue.evaluation.folders.sets import (
     some,
     usable_of,
 )
-from segue.evaluation.spectral import (
+from segue.evaluation.spectral_distances import (
     LSD_PRESETS,
     MULTI_RESOLUTION,
     log_mel_l1,

@@ -25,7 +25,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from segue.codecs import SHIPPED
 from segue.codecs.autoencoder import DECODER, Analysis, Autoencoder, AutoencoderCodec, save_codec
 from segue.data.reading import DataSource
-from segue.training.codec.losses import ReconstructionLoss, validate
+from segue.training.codec.codec_losses import ReconstructionLoss, validate
 from segue.training.small_run import (
     STATE,
     SmallRun,
@@ -92,7 +92,8 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, bins: int | None, pool: tuple[int, int], strides: tuple[int, int, int], width: int = 8) -> None:
         super().__init__()
-        self.bins, self.pool = bins, pool
+        self.bins = bins
+        self.pool = pool
         sizes = (3, width, 2 * width, 2 * width)
         self.layers = nn.ModuleList(
             weight_norm(nn.Conv2d(a, b, (3, 2 * s + 1), stride=(1, s), padding=(1, s)))
@@ -207,7 +208,7 @@ def start(codec: AutoencoderCodec, config: RefineConfig, device: torch.device | 
 
 
 def refine_step(run: RefineRun, loss: ReconstructionLoss, batch: Tensor, config: RefineConfig) -> dict[str, float]:
-    """One step of the discriminators, then one of the decoder, on [B, T] crops; returns the loss and its terms."""
+    """One step of the discriminators, then one of the decoder, on [B, T] crops; returns the loss and its losses."""
     network = run.network
     run.set_learning_rate(run.optimizer, config)
     with torch.no_grad():
@@ -217,13 +218,13 @@ def refine_step(run: RefineRun, loss: ReconstructionLoss, batch: Tensor, config:
         latents = mean + (0.5 * log_variance).exp() * noise
     prediction = network.predict(latents)
     outputs = (prediction.log_magnitude, prediction.advance)
-    terms = loss(prediction, target)
-    value = add_up(terms.values())
+    losses = loss(prediction, target)
+    value = add_up(losses.values())
     gradients = torch.autograd.grad(value, outputs)
     if run.adversary and config.adversarial_share > 0:
         share = config.adversarial_share * min(1.0, (run.step + 1) / config.adversary_steps)
         fake, real = (picture_of(a)[: config.adversarial_crops] for a in (prediction, target))
-        told = _adversary(run, fake, real, outputs, terms)
+        told = _adversary(run, fake, real, outputs, losses)
         gradients = tuple(g + balanced(a, g, share) for g, a in zip(gradients, told, strict=True))
     run.optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(outputs, gradients)
@@ -231,26 +232,28 @@ def refine_step(run: RefineRun, loss: ReconstructionLoss, batch: Tensor, config:
     for name in DECODER:
         average(getattr(run.ema, name), getattr(network, name), early_decay(config.ema_decay, run.step))
     run.step += 1
-    return {"loss": value.item(), "grad_norm": norm.item(), **{k: v.item() for k, v in terms.items()}}
+    return {"loss": value.item(), "grad_norm": norm.item(), **{k: v.item() for k, v in losses.items()}}
 
 
-def _adversary(run: RefineRun, fake: Tensor, real: Tensor, outputs: tuple, terms: dict[str, Tensor]):
-    """Train the discriminators on this batch, then ask them: gradients on the prediction; adds to `terms`."""
-    critic, optimizer = run.discriminators, run.discriminator_optimizer
-    terms["discriminator"] = discriminator_loss(critic(real), critic(fake.detach()))
+def _adversary(run: RefineRun, fake: Tensor, real: Tensor, outputs: tuple, losses: dict[str, Tensor]):
+    """Train the discriminators on this batch, then ask them: gradients on the prediction; adds to `losses`."""
+    critic = run.discriminators
+    optimizer = run.discriminator_optimizer
+    losses["discriminator"] = discriminator_loss(critic(real), critic(fake.detach()))
     optimizer.zero_grad(set_to_none=True)
-    terms["discriminator"].backward()
+    losses["discriminator"].backward()
     descend(optimizer, critic.parameters(), 10.0)
     with torch.no_grad():
         wanted = critic(real)
     told = decoder_loss(wanted, critic(fake))
-    terms |= told
+    losses |= told
     return torch.autograd.grad(told["fooling"] + 2 * told["feature_matching"], outputs)
 
 
 def balanced(adversarial: Tensor, reconstruction: Tensor, share: float) -> Tensor:
     """A gradient scaled to `share` of another's norm; zero where either is not finite."""
-    norm, wanted = adversarial.norm(), share * reconstruction.norm()
+    norm = adversarial.norm()
+    wanted = share * reconstruction.norm()
     if not bool(torch.isfinite(norm) & torch.isfinite(wanted)):
         return torch.zeros_like(adversarial)
     return adversarial * (wanted / norm.clamp_min(1e-20))

@@ -14,7 +14,7 @@ from segue.codecs.base import Codec
 from segue.data.clip import Clip
 from segue.data.reading import DataSource
 from segue.evaluation.mel import stft_magnitude
-from segue.evaluation.spectral import log_mel_l1, log_spectral_distance, si_sdr_db
+from segue.evaluation.spectral_distances import log_mel_l1, log_spectral_distance, si_sdr_db
 from segue.training.training_audio import clips_of, decode, kind_of, refuse_bad
 from segue.types import UserError
 
@@ -36,7 +36,9 @@ def measure_codec(
     """
     generator = torch.Generator().manual_seed(0)
     report: dict = {"latent_noise": noise, "kinds": {}}
-    latents, decoded_sec, spent_sec = [], 0.0, 0.0
+    latents = []
+    decoded_sec = 0.0
+    spent_sec = 0.0
     for kind, (split, members) in held_out(clips_of(source, skip_bad)).items():
         some = members[:: max(1, len(members) // clips)][:clips]
         read = decode(some, codec.sample_rate_hz)

@@ -93,7 +93,8 @@ def draw_views(audio: TrainingAudio, config: TeacherTrainConfig, generator: torc
 
 def _views(sounds: Sounds, semitones: Tensor, config: TeacherTrainConfig, generator: torch.Generator) -> Tensor:
     """[2, count, T] for semitones [2, count]; half of the crops straddle the sound's start, where attacks are."""
-    samples, count = round(config.crop_sec * config.model.sample_rate_hz), semitones.shape[1]
+    samples = round(config.crop_sec * config.model.sample_rate_hz)
+    count = semitones.shape[1]
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator)

@@ -105,7 +105,8 @@ def lsd(
         UserError: shapes that differ, an unknown preset or band, a band without bins, a silent estimate to be matched.
     """
     _check_pair(estimate, reference)
-    estimate, reference = estimate.double(), reference.double()
+    estimate = estimate.double()
+    reference = reference.double()
     form = lsd_preset(preset, sample_rate_hz)
     bins_hz = torch.arange(form.n_fft // 2 + 1, dtype=torch.float64) * sample_rate_hz / form.n_fft
     inside = _band(band, cutoff_hz, bins_hz)
@@ -213,7 +214,8 @@ def visqol_mos(estimate: Tensor, reference: Tensor, sample_rate_hz: int, *, spee
 def snr_db(estimate: Tensor, reference: Tensor) -> Tensor:
     """10 log10(|reference|^2 / |estimate - reference|^2) in dB, computed in float64; infinite where they are equal."""
     _check_pair(estimate, reference)
-    estimate, reference = estimate.double(), reference.double()
+    estimate = estimate.double()
+    reference = reference.double()
     return 10.0 * torch.log10(reference.square().sum(-1) / (estimate - reference).square().sum(-1))
 
 
@@ -223,7 +225,8 @@ def si_sdr_db(estimate: Tensor, reference: Tensor) -> Tensor:
     The reference is scaled by <estimate, reference> / |reference|^2 before the ratio is taken.
     """
     _check_pair(estimate, reference)
-    estimate, reference = estimate.double(), reference.double()
+    estimate = estimate.double()
+    reference = reference.double()
     scale = (estimate * reference).sum(-1, keepdim=True) / reference.square().sum(-1, keepdim=True)
     target = scale * reference
     return 10.0 * torch.log10(target.square().sum(-1) / (estimate - target).square().sum(-1))

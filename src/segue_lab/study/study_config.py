@@ -292,7 +292,8 @@ def _variants(given: object, where: str) -> tuple[Variant, ...]:
 
 def _source(given: object, where: str) -> DataSource:
     data = _checked(given, [f.name for f in fields(DataSource)], f"{where}: data")
-    clips, cache = data.get("demo_clips", 0), data.get("cache", "")
+    clips = data.get("demo_clips", 0)
+    cache = data.get("cache", "")
     if bool(clips) == bool(cache):
         raise UserError(f'{where}: data is either {{"demo_clips": 6000}} or {{"cache": PATH}}')
     if clips and (not isinstance(clips, int) or clips < 200):

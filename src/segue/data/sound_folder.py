@@ -9,10 +9,10 @@ from segue.audio.names import identities
 from segue.audio.sound import SUFFIXES
 from segue.data.clip import Clip
 from segue.data.columns import split_named
+from segue.data.list_rows import SUFFIXES as LIST_SUFFIXES
 from segue.data.reading import Listing, Reading
 from segue.data.rows import clips_of_list
 from segue.data.sidecars import caption_file, name_captions, read_captions
-from segue.data.tables import SUFFIXES as LIST_SUFFIXES
 from segue.types import UserError
 
 # Lists that are read without being named: ours, and those of Hugging Face's AudioFolder.

@@ -66,7 +66,9 @@ class Table:
     """
 
     def __init__(self, name: str, split: str, schema) -> None:
-        self.name, self.split, self.schema = name, split, schema
+        self.name = name
+        self.split = split
+        self.schema = schema
 
     def rows(self, columns: list[str]) -> Iterator[dict]:
         """These columns of every row, in order."""
@@ -114,7 +116,8 @@ class ParquetTable(Table):
         split = split_named(re.split(r"[-.]", path.name)[0]) or split_named(path.parent.name) or ""
         super().__init__(path.stem, split, schema)
         groups = [self._file.metadata.row_group(i) for i in range(self._file.num_row_groups)]
-        self._ends, total = [], 0
+        self._ends = []
+        total = 0
         for group in groups:
             total += group.num_rows
             self._ends.append(total)

@@ -13,8 +13,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from segue.data.cache import read_tensors
+from segue.data.cache_layout import Parts, Shard
 from segue.data.content import rows_digest
-from segue.data.plan import Parts, Shard
 from segue.files import write_bytes
 from segue.ssl.base import Teacher
 from segue.types import UserError

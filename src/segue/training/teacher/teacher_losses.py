@@ -1,4 +1,7 @@
-"""What a compact teacher learns from: its networks while it is trained, and its three losses (train.py says why)."""
+"""What a compact teacher learns from: its networks during training, and its three losses.
+
+teacher_run.py explains what each loss is for.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ class Predictor(nn.Module):
 
     def __init__(self, width: int, inner: int, depth: int) -> None:
         super().__init__()
-        self.enter, self.leave = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.enter = nn.Linear(width, inner)
+        self.leave = nn.Linear(inner, width)
         self.mask = nn.Parameter(0.02 * torch.randn(inner))
         self.blocks = nn.ModuleList(Block(inner, 4, 2) for _ in range(depth))
         self.norm = nn.LayerNorm(inner)
@@ -32,8 +36,8 @@ class Predictor(nn.Module):
         return self.leave(self.norm(y))
 
 
-class Listener(nn.Module):
-    """An encoder and the heads of the clip loss (for equal and for different speeds): what has an averaged copy."""
+class EncoderWithHeads(nn.Module):
+    """An encoder and the heads of the clip loss (for equal and for different speeds): both have an averaged copy."""
 
     def __init__(self, config: CompactConfig) -> None:
         super().__init__()
@@ -51,19 +55,19 @@ class Listener(nn.Module):
 
 
 class Student(nn.Module):
-    """All that learns: the encoder with its heads, and the predictors of the three losses."""
+    """All networks that gradients train: the encoder with its heads, and the predictors of the three losses."""
 
     def __init__(self, config: CompactConfig, predictor_width: int, predictor_depth: int) -> None:
         super().__init__()
         width = config.width
-        self.listener = Listener(config)
+        self.network = EncoderWithHeads(config)
         self.predictor = Predictor(width, predictor_width, predictor_depth)
         self.names = nn.ModuleList(nn.Sequential(nn.GELU(), nn.Linear(width, width)) for _ in range(2))
         self.pitch = nn.Linear(width, 1)
 
 
 @torch.no_grad()
-def make_targets(target: Listener, patches: Tensor, layers: int) -> tuple[Tensor, list[Tensor]]:
+def make_targets(target: EncoderWithHeads, patches: Tensor, layers: int) -> tuple[Tensor, list[Tensor]]:
     """Features [B, S, F], whitened over the batch, and names."""
     outputs = target.encoder(patches)
     mean = add_up(normalise(x) for x in outputs[-layers:]) / layers

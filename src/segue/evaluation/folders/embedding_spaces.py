@@ -12,7 +12,7 @@ import numpy as np
 from segue.audio.tags import read_tags
 from segue.data.clip import Clip
 from segue.evaluation.embeddings import Embedding, EncoderEmbedding, NoteEmbedding, cached, is_teacher
-from segue.evaluation.folders.sets import Findings, header_of, read
+from segue.evaluation.folders.sound_sets import Findings, header_of, read
 from segue.evaluation.log_mel import LogMelEmbedding
 from segue.evaluation.note_classifier import NoteClassifier
 from segue.evaluation.panns import PannsEmbedding

@@ -1,7 +1,7 @@
 """Training the compact teacher on a folder of sounds, without labels: one visible loop, seeded and resumable.
 
-Two crops of each sound are played at other speeds and levels. An averaged copy of the encoder (the target) hears them
-whole; the encoder itself hears two fifths of their frames. It learns from three losses:
+Two crops of each sound are played at other speeds and levels. An averaged copy of the encoder (the target) encodes them
+whole; the encoder itself gets two fifths of their frames. It learns from three losses:
 
     masked: a small predictor guesses the target's features in the frames that were masked. The encoder sees visible
         frames only (M2D, Niizumi et al. 2210.14648); targets are means of normalised upper layers (data2vec, Baevski et
@@ -15,7 +15,7 @@ whole; the encoder itself hears two fifths of their frames. It learns from three
         (SPICE, Gfeller et al. 1910.11664), meant to keep the pitch that the second head lets go.
 
 What trials of ours showed, on the demo set: without the clip loss, family stays at the level of log-mel statistics;
-with it, family doubles and pitch falls below them. The pitch loss hardly fell and did not mend that. Guessing whitened
+with it, family doubles and pitch falls below them. The pitch loss hardly fell and did not repair that. Guessing whitened
 log-mel beside the masked features did in part (pitch .82 after 800 steps, where this recipe had .75 after 1,900; family
 .70 and .71, by the same probe), but that run was stopped early.
 """
@@ -34,13 +34,20 @@ from torch import Tensor
 from segue.data.reading import DataSource
 from segue.ssl.compact import CompactTeacher, save_teacher
 from segue.training.small_run import SmallRun, average, descend, early_decay, refuse_used, run_loop
-from segue.training.teacher.losses import Listener, Student, clip_loss, make_targets, masked_loss, pitch_loss
 from segue.training.teacher.statistics import (
     collapse_figures,
     fit_mel,
     fit_statistics,
     refuse_collapsed,
     some_waves,
+)
+from segue.training.teacher.teacher_losses import (
+    EncoderWithHeads,
+    Student,
+    clip_loss,
+    make_targets,
+    masked_loss,
+    pitch_loss,
 )
 from segue.training.teacher.views import TeacherTrainConfig, Views, draw_views, draw_visible
 from segue.training.training_audio import read_training_audio
@@ -55,9 +62,10 @@ class TeacherRun(SmallRun):
 
     modules = ("online", "target")
     optimizers = (("adam.", "optimizer", "online"),)
+    renamed = (("online.listener.", "online.network."), ("adam.listener.", "adam.network."))
 
     online: Student
-    target: Listener
+    target: EncoderWithHeads
     optimizer: torch.optim.AdamW
 
 
@@ -66,8 +74,8 @@ def start(config: TeacherTrainConfig, device: torch.device | str) -> TeacherRun:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         online = Student(config.model, config.predictor_width, config.predictor_depth)
-        target = Listener(config.model)
-    target.load_state_dict(online.listener.state_dict())
+        target = EncoderWithHeads(config.model)
+    target.load_state_dict(online.network.state_dict())
     online.to(device)
     target.to(device).requires_grad_(False)
     decayed = [p for p in online.parameters() if p.dim() > 1]
@@ -78,40 +86,40 @@ def start(config: TeacherTrainConfig, device: torch.device | str) -> TeacherRun:
 
 
 def train_step(run: TeacherRun, views: Views, config: TeacherTrainConfig) -> dict[str, float]:
-    """One optimiser step; returns the loss and its terms."""
+    """One optimiser step; returns the loss and its parts."""
     progress = min(1.0, run.progress(config))
     run.set_learning_rate(run.optimizer, config)
-    value, terms = total_loss(run, views, config)
+    value, losses = total_loss(run, views, config)
     run.optimizer.zero_grad(set_to_none=True)
     value.backward()
     norm = descend(run.optimizer, run.online.parameters(), 3.0)
     decay = 1 - (1 - config.ema_decay) * (1 + math.cos(math.pi * progress)) / 2
-    average(run.target, run.online.listener, early_decay(decay, run.step))
+    average(run.target, run.online.network, early_decay(decay, run.step))
     run.step += 1
-    return {"loss": value.item(), "grad_norm": norm.item(), **{k: v.item() for k, v in terms.items()}}
+    return {"loss": value.item(), "grad_norm": norm.item(), **{k: v.item() for k, v in losses.items()}}
 
 
 def total_loss(run: TeacherRun, views: Views, config: TeacherTrainConfig) -> tuple[Tensor, dict[str, Tensor]]:
-    """The training loss, and its terms: `found` and `found_faster` say how often each head names the other crop."""
-    listener = run.online.listener
+    """The training loss, and its parts: `found` and `found_faster` say how often each head names the other crop."""
+    network = run.online.network
     with torch.no_grad():
         patches = run.target.encoder.mel.patches(run.target.encoder.mel(views.wave))
     frames = patches.shape[1]
     visible = draw_visible(len(patches), frames, config, run.generator).to(patches.device)
     wanted, wanted_names = make_targets(run.target, patches, config.target_layers)
-    outputs = listener.encoder(patches, visible)
+    outputs = network.encoder(patches, visible)
     predicted = run.online.predictor(outputs[-1], visible, frames)
-    names = [predict(x) for predict, x in zip(run.online.names, listener.names(outputs), strict=True)]
+    names = [predict(x) for predict, x in zip(run.online.names, network.names(outputs), strict=True)]
     clips = [clip_loss(x, y, config.temperature) for x, y in zip(names, wanted_names, strict=True)]
     readings = run.online.pitch(outputs[-1].mean(1))[:, 0]
-    terms = {
+    losses = {
         "masked": masked_loss(predicted, wanted, visible),
         "clip": (clips[0][0] + clips[1][0]) / 2,
         "pitch": pitch_loss(readings, views.semitones, max(config.speed_semitones, 1.0)),
         "found": clips[0][1],
         "found_faster": clips[1][1],
     }
-    return terms["masked"] + config.clip_weight * terms["clip"] + config.pitch_weight * terms["pitch"], terms
+    return losses["masked"] + config.clip_weight * losses["clip"] + config.pitch_weight * losses["pitch"], losses
 
 
 def _raw(run: TeacherRun) -> Callable[[Tensor], Tensor]:
@@ -129,10 +137,10 @@ def validate(run: TeacherRun, config: TeacherTrainConfig, waves: list[Tensor]) -
     run.generator = torch.Generator().manual_seed(0)
     try:
         views = Views(torch.cat([batch, 0.5 * batch]), torch.zeros(2 * len(batch)))
-        _, terms = total_loss(run, views.to(run.target.encoder.mel.mean.device), config)
+        _, losses = total_loss(run, views.to(run.target.encoder.mel.mean.device), config)
     finally:
         run.generator = keep
-    return {**{k: round(v.item(), 4) for k, v in terms.items()}, **collapse_figures(_raw(run), waves)}
+    return {**{k: round(v.item(), 4) for k, v in losses.items()}, **collapse_figures(_raw(run), waves)}
 
 
 def train_teacher(
@@ -166,7 +174,7 @@ def train_teacher(
     if resume:
         run.load(out, config)
     else:
-        for encoder in (run.target.encoder, run.online.listener.encoder):
+        for encoder in (run.target.encoder, run.online.network.encoder):
             fit_mel(encoder, waves)
 
     def step() -> dict[str, float]:
