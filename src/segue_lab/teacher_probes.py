@@ -71,9 +71,9 @@ def probe_teacher(
         features |= _pooled_layers(sounds, teacher)
     for probe in probes:
         figures = {name: round(accuracy(table, probe), 4) for name, table in features.items()}
-        told = {"chance": round(_commonest(probe), 4), "test_split": probe.split}
+        about = {"chance": round(_commonest(probe), 4), "test_split": probe.split}
         sizes = {"train_clips": len(probe.train), "test_clips": len(probe.test)}
-        report["probes"][probe.name] = {**figures, **told, **sizes}
+        report["probes"][probe.name] = {**figures, **about, **sizes}
     return report
 
 

@@ -8,5 +8,5 @@ def test_it_tells_which_block_drives_the_prediction(segue, lab, cache, tmp_path)
                  "--device", "cpu", *settings).code == 0  # fmt: skip
     ran = lab("block-ablation", run, "--data", cache, "--clips", 2)
     assert ran.code == 0, ran.err
-    assert "strongest inner block" in ran.out and "--set guidance.tap=" in ran.out
+    assert "strongest inner block" in ran.out and "--set alignment.tap=" in ran.out
     assert "noise level" in lab("block-ablation", run, "--data", cache, "--t", 2).line

@@ -118,6 +118,7 @@ def scan(file: IO[bytes], size: int, is_sure: bool = True) -> Layout | None:
     start = _first_frame(reader, 0, is_sure)
     if start is None:
         return None
+    # The first frame may hold no sound but a table about the file (Xing, Info, VBRI).
     first = frame_at(reader.at(start, 4))
     info_at, info_size, claimed = _information(reader, start, first)
     frames = 0
@@ -125,6 +126,7 @@ def scan(file: IO[bytes], size: int, is_sure: bool = True) -> Layout | None:
     at = start + info_size
     if info_size and (behind := parse(reader.at(at, 4))):
         first = behind
+    # Count frame by frame: the file's own claim may be false.
     while at + 4 <= size:
         frame = parse(reader.at(at, 4))
         if frame is None or frame.layer != first.layer:

@@ -20,7 +20,7 @@ def axes(covariance: np.ndarray, mode: str) -> np.ndarray:
 
     "left-right": the channels, the right one turned over where it is mostly the left one's opposite.
     "mid-side": the axes along which the pair varies most and least over the file (our definition): mid and side for a
-    mix about the middle, other axes where it leans.
+    mix about the middle, other axes where the mix is off centre.
 
     Either way a single source at any place reaches the model as one signal at two loudnesses, or on one axis alone,
     and comes out in its place exactly.

@@ -108,6 +108,7 @@ def refine(
         raise UserError(f"{codec}: not an autoencoder codec of segue; hint: give a folder that segue codec train wrote")
     config = RefineConfig(minutes=minutes, steps=steps, adversarial_share=adversarial_share, seed=seed)
     data = source_of(source, root, follow_links, column, encoding)
+    # Only the decoder changes, so the report shows both codecs on the same latents.
     after = refine_codec(
         before,
         data,

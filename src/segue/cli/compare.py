@@ -40,6 +40,7 @@ def compare(
     read = [read_run(path) for path in runs]
     _refuse_other_data(runs, read, force)
     named = dict(zip(_names(runs), read))
+    # What the first run has in common with any other.
     measures = [m for m in read[0].curves if any(m in run.curves for run in read[1:])]
     if not measures:
         raise UserError(f"{runs[0]}: shares no measure with the other runs (no validation or evaluation is logged yet)")
@@ -51,6 +52,7 @@ def compare(
     }
     table = _table(named, results)
     _print(table)
+    # The same table, with curves, as files.
     if out is not None:
         write_text(out / "compare.json", json.dumps(results, indent=1, allow_nan=False))
         pictures = _pictures(named, measures, out / "pictures")

@@ -73,8 +73,8 @@ def check(
     report, usable = check_listing(listing, workers)
     tokens, notes = _tokens(text, listing.clips, max_tokens)
     if as_json:
-        said = report_json(report)
-        print(json.dumps(said | {"notes": said["notes"] + notes, "tokens": tokens}, indent=1, ensure_ascii=True))
+        printed = report_json(report)
+        print(json.dumps(printed | {"notes": printed["notes"] + notes, "tokens": tokens}, indent=1, ensure_ascii=True))
     else:
         lines = report_lines(report) + [f"note: {note}" for note in notes]
         print("\n".join(printable(line) for line in lines))
@@ -90,7 +90,7 @@ def check(
 
 
 def _tokens(text: str, clips: list[Clip], max_tokens: int | None) -> tuple[dict | None, list[str]]:
-    """What a text encoder makes of the captions, for the report, and in words; None and why where it cannot be told."""
+    """Tokens of the captions for the report, and notes on them; None and the reason where they cannot be counted."""
     captions = list(dict.fromkeys(caption for clip in clips for caption in clip.captions))
     if text == "none" or not captions:
         return None, []

@@ -66,7 +66,7 @@ def source_of(
     return DataSource(name, reading_of("none", root, follow_links, column, encoding))
 
 
-def say_notes(source: Path | str, notes: Iterable[str]) -> None:
+def print_notes(source: Path | str, notes: Iterable[str]) -> None:
     """What was left out, or is to be known, on stderr."""
     for note in notes:
         print(printable(f"note: {source}: {note}"), file=sys.stderr)
@@ -80,6 +80,6 @@ def leave_out_rows(source: Path | str, listing: Listing, skip_bad: bool) -> None
     """
     if listing.bad_rows and not skip_bad:
         refused = Listing(bad_rows=listing.bad_rows)
-        refused.refuse_faults("; --skip-bad goes on without such entries")
+        refused.refuse_faults("; --skip-bad leaves such entries out")
     for _, complaint in listing.bad_rows:
         print(printable(f"left out {complaint}"), file=sys.stderr)

@@ -139,7 +139,7 @@ def demo(
     say(f"4/5 training {' and '.join(kind.recipes)}: {plan.examples:,} examples each")
     results = train_variants(variants)
     if results is None:
-        say(f"stopped and saved; the same command goes on: {command()}")
+        say(f"stopped and saved; the same command continues: {command()}")
         return 130
 
     say("5/5 generating, measuring, writing the page")
@@ -156,6 +156,7 @@ def _plan(out: Path, cache: LatentCache, kind: Kind, minutes_left: float, wanted
     if fresh:
         path.unlink(missing_ok=True)
         shutil.rmtree(_runs(out), ignore_errors=True)
+    # A folder keeps its plan, so that a second call continues with the same length.
     if path.exists():
         stored = {"task": "generation"} | json.loads(path.read_text())
         stored = {"measured" if key == "judged" else key: value for key, value in stored.items()}  # its earlier name
@@ -165,12 +166,14 @@ def _plan(out: Path, cache: LatentCache, kind: Kind, minutes_left: float, wanted
                 f"{out} holds a demo of other settings ({'; '.join(changed)}); hint: use another --out, or --fresh"
             )
         return Plan(**stored)
+    # Time a few steps here, and leave room for the measurement and the page.
     config = kind.config(kind.recipes[0])
     runs = slots_here(2)
     with threads_of(runs):
         rate = measure_rate(config, cache) * (PARALLEL_RATE * runs if runs > 1 else 1)
     beside = kind.report_cost(wanted["measured"]) + config.train.validation_clips * 5 * 11 / 3
     batch = config.train.batch_size
+    # Both runs share the time that is left; the one with the method takes STAGE_COST more.
     examples = int(((minutes_left * 60 - REPORT_SEC) * rate / (2 + 2 * STAGE_COST) - beside) // batch) * batch
     if examples < 20 * batch:
         say(f"the time left is too short at {rate:.0f} examples/s; training 20 steps nevertheless")

@@ -33,7 +33,7 @@ SECONDS = 2.048  # of a rendered clip
 
 @dataclass(frozen=True)
 class Plan:
-    """What a demo folder was made for; a second call with the same plan goes on, another plan is refused."""
+    """What a demo folder was made for; a second call with the same plan continues it, another plan is refused."""
 
     clips: int
     minutes: float

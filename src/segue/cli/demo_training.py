@@ -44,7 +44,7 @@ class Variant:
 
 
 def train_variants(variants: Sequence[Variant]) -> dict[str, TrainResult] | None:
-    """Train the variants, go on with them, or take them as they stand when they are finished.
+    """Train the variants, continue them, or take them as they stand when they are finished.
 
     Returns:
         recipe -> how its run ended; None where somebody asked to stop. What was done is saved.

@@ -16,8 +16,8 @@ from segue.cli.data_options import (
     Root,
     Source,
     leave_out_rows,
+    print_notes,
     reading_of,
-    say_notes,
 )
 from segue.cli.options import device_of
 from segue.codecs import Codec, default_codec, load_codec
@@ -93,9 +93,11 @@ def encode(
     if teacher == "none" and teacher_layer is not None:
         raise UserError("--teacher-layer needs a --teacher")
     device = device_of(device)
+    # What there is to encode.
     listing = read_listing(source, reading_of(captions, root, follow_links, column, encoding))
-    say_notes(source, listing.notes)
+    print_notes(source, listing.notes)
     leave_out_rows(source, listing, skip_bad)
+    # What encodes it.
     encoder = load_codec(codec or default_codec(), sample_rate_hz)
     frozen = None if teacher == "none" else load_teacher(teacher, teacher_layer, trust_remote_code).to(device)
     _describe(encoder, frozen)

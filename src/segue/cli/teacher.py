@@ -35,7 +35,7 @@ def train(
     ] = False,
     device: Annotated[str, typer.Option(help="Device that computes: cpu, cuda, cuda:1, mps or auto.")] = "auto",
 ) -> None:
-    """Train a teacher, a self-supervised encoder, on your own sounds. Other commands then take its folder: --teacher DIR."""
+    """Train a teacher (a self-supervised encoder) on your own sounds; other commands take its folder: --teacher DIR."""
     from segue.cli.options import device_of, finite, use_threads
     from segue.ssl.compact import CompactConfig
     from segue.training.teacher import TeacherTrainConfig, train_teacher

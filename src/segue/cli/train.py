@@ -57,6 +57,7 @@ def train(
     ] = False,
 ) -> int:
     """Train a model on a latent cache. Ctrl-C saves; --resume RUN continues exactly there."""
+    # Which run: a new one of a recipe, or one that is continued as its config.json says.
     if resume is not None:
         given = [
             n
@@ -78,6 +79,7 @@ def train(
             raise UserError(f"{name} is missing; hint: segue train static-uniform --data CACHE --out runs/mine")
         config = _config(recipe, examples, seed, set_ or [])
         cache_path = located(data)
+    # A dry run ends with the checks.
     if dry_run:
         print(json.dumps(to_json(config), indent=1))
         for line in check_before_training(config, open_cache(cache_path)):
@@ -93,9 +95,10 @@ def train(
         trust_remote_code=trust_remote_code,
         grace_sec=grace_sec,
     )
+    # A stopped run is saved; the exit code is that of an interrupt.
     if not result.finished:
         print(
-            f"stopped at {result.examples_seen:,} examples, saved; go on with: segue train --resume {out}",
+            f"stopped at {result.examples_seen:,} examples, saved; continue with: segue train --resume {out}",
             file=sys.stderr,
         )
         return 130

@@ -87,6 +87,7 @@ def upsample(
     jobs = find_jobs(Path(source), Path(out), follow_links)
     settings = _settings(rate, cutoff, steps, seed, max_memory, chunk_seconds, stereo, container, subtype, overwrite,
                          skip_existing)  # fmt: skip
+    # The model is loaded once; settings that it cannot meet are refused before the first file.
     resolver = load_resolver(run, weights, device_of(device))
     settings = _fitted(settings, resolver)
     failures = 0
@@ -167,7 +168,7 @@ def _one(
     taken: set[Path],
     advance: Callable[[float], None],
 ) -> dict:
-    """A file's line of JSON; what is wrong with it is said on standard error, too. Adds its output to `taken`."""
+    """A file's line of JSON; what is wrong with it goes to standard error, too. Adds its output to `taken`."""
     status = "failed"
     try:
         work = prepare(job, resolver, settings, taken)

@@ -52,7 +52,7 @@ class Batch:
 
 
 class LatentCache:
-    """A finished cache. Rows are read where they lie, so that a process's memory does not grow with the cache.
+    """A finished cache. Rows are read in place, so that a process's memory does not grow with the cache.
 
     Attributes:
         path: its folder; the address, where it is streamed from one.
@@ -93,8 +93,9 @@ class LatentCache:
         path = Path(path)
         if not (path / "meta.json").exists():
             if (path / "building.json").exists():
-                raise UserError(f"{path}: an unfinished cache; hint: run its segue encode again, it goes on")
+                raise UserError(f"{path}: an unfinished cache; hint: run its segue encode again, which continues it")
             raise UserError(f"{path}: no latent cache; hint: make one with segue encode SOURCE --out {path}")
+        # The two JSON files first: they are checked before anything follows what they say.
         meta = read_json(path / "meta.json")
         if not isinstance(meta, dict):
             raise UserError(_malformed(path, "no JSON object"))
@@ -106,6 +107,7 @@ class LatentCache:
         refuse_other_parts(path, meta, codec_fingerprint, text_fingerprint)
         index = read_index(path)
         _check_form(path, meta, index)
+        # Then the shards, by their sizes alone: reading all of them would take minutes.
         for shard in (*meta["shards"], *meta["text_shards"]):
             file = path / "shards" / shard["file"]
             if not file.exists() or file.stat().st_size != shard["bytes"]:

@@ -258,24 +258,24 @@ def changes(found: list[dict], index: list[dict]) -> str:
 
 
 def is_same_set(found: list[dict], index: list[dict]) -> bool:
-    """Whether two indices say the same of the same rows, whatever shards these are in."""
+    """Whether two indices describe the same rows alike, whatever shards these are in."""
     places = ("shard", "row")
 
-    def said(rows: list[dict]) -> list[dict]:
+    def without_places(rows: list[dict]) -> list[dict]:
         return [{name: value for name, value in row.items() if name not in places} for row in rows]
 
-    return len(found) == len(index) and said(found) == said(index)
+    return len(found) == len(index) and without_places(found) == without_places(index)
 
 
 def bad_files(clips: Sequence[Clip], inspections: Sequence[Inspection], skip_bad: bool) -> list[dict]:
-    """What cannot be used, as {id, reason}: refused, or left out and said so."""
+    """What cannot be used, as {id, reason}: refused, or left out and printed."""
     bad = [{"id": c.id, "reason": i.problem} for c, i in zip(clips, inspections) if i.problem is not None]
     if bad and not skip_bad:
         named = [f"{c.path}: {i.problem}" for c, i in zip(clips, inspections) if i.problem is not None]
         more = f"; and {len(bad) - 10} more" if len(bad) > 10 else ""
         raise UserError(
             f"{len(bad)} of {len(clips)} files cannot be used ({'; '.join(named[:10])}{more}); "
-            "hint: repair them, or --skip-bad to go on without them"
+            "hint: repair them, or --skip-bad to leave them out"
         )
     for entry in bad:
         print(printable(f"left out {entry['id']}: {entry['reason']}"), file=sys.stderr)

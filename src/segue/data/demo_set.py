@@ -280,6 +280,7 @@ def _midi(clips: list[list[dict]], slot_sec: float) -> bytes:
     def put(time_sec: float, message_type: str, **values) -> None:
         timed.append((round(time_sec * _TICKS_PER_SEC), mido.Message(message_type, **values)))
 
+    # Each clip has a slot of its own, which begins with silence and dry channels.
     for i, events in enumerate(clips):
         slot_start_sec = i * slot_sec
         for channel in (0, 1, 9):
@@ -297,6 +298,7 @@ def _midi(clips: list[list[dict]], slot_sec: float) -> bytes:
                 put(start_sec, "note_on", channel=channel, note=key, velocity=event["velocity"])
                 put(start_sec + event["duration_sec"], "note_off", channel=channel, note=key)
     put(len(clips) * slot_sec, "control_change", channel=0, control=120, value=0)
+    # MIDI wants the time since the message before.
     track_ = mido.MidiTrack([mido.MetaMessage("set_tempo", tempo=500_000)])
     now = 0
     for tick, message in sorted(timed, key=lambda x: x[0]):  # stable: order of a slot's start is kept

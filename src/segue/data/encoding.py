@@ -71,7 +71,9 @@ class _Unread(UserError):
     """
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}; it was fine at first; hint: replace it, or --skip-bad to go on without it")
+        super().__init__(
+            f"{path}: {reason}; it could be read at first; hint: replace it, or --skip-bad to leave it out"
+        )
         self.path = path
         self.reason = reason
 
@@ -91,7 +93,7 @@ def build_cache(
     workers: int = 2,
     device: str = "cpu",
 ) -> LatentCache:
-    """Encode a data set into `out`, or go on where a killed build stopped; a finished one is opened at once.
+    """Encode a data set into `out`, or continue where a killed build stopped; a finished one is opened at once.
 
     A finished one of the same settings that was made from fewer files, or with other captions, is brought up to date:
     shards whose rows stay are kept, and the result is, bit for bit, that of encoding anew. Clips without a split get
@@ -151,10 +153,12 @@ def _build(
         raise UserError(f"no usable sound among {len(clips)} files; hint: see segue data check")
     captions = list(dict.fromkeys(caption for s in segments for caption in s.clip.captions))
 
+    # The layout of the cache: which rows and captions stand in which shard, by hashes of what they depend on.
     of_sound = {name: value for name, value in settings.items() if name != "text"}
     latent_shards = shards_of(segments, ROWS_PER_SHARD, of_sound, lambda s: s.key, "latents")
     text_shards = shards_of(captions, CAPTIONS_PER_SHARD, [settings["text"], parts.dtype], lambda c: c, "text")
     index = index_of(latent_shards, captions)
+    # A finished cache of the same set is opened as it is.
     if (out / "meta.json").exists():
         found = read_index(out)
         if is_same_set(found, index) and read_json(out / "meta.json")["text"] == settings["text"]:
@@ -163,6 +167,7 @@ def _build(
 
     make_folder(out / "shards")
     write_bytes(out / "building.json", json.dumps(settings).encode())
+    # Encode what is not there yet.
     missing = [shard for shard in latent_shards if not _is_whole(out, shard)]
     missing_text = [shard for shard in text_shards if not _is_whole(out, shard)]
     _announce(out, parts, latent_shards, missing, captions)
@@ -175,7 +180,7 @@ def _build(
 
 
 def _split(clips: Sequence[Clip], inspections: Sequence[Inspection]) -> list[tuple[Clip, Inspection]]:
-    """The clips that can be used, each with its split; what is to be known of these is said."""
+    """The clips that can be used, each with its split; notes on them are printed."""
     usable = [(clip, inspection) for clip, inspection in zip(clips, inspections) if inspection.problem is None]
     split = split_clips(
         [clip for clip, _ in usable],
@@ -194,7 +199,7 @@ def _announce_changes(out: Path, found: list[dict], index: list[dict]) -> None:
         changed = changes(found, index)
     except UserError as error:
         raise UserError(f"{out}: {error}; hint: --out another folder, or delete this one") from error
-    print(f"{out}: going on from the cache that is there: {changed}", file=sys.stderr)
+    print(f"{out}: continuing from the cache that is there: {changed}", file=sys.stderr)
 
 
 def _announce(out: Path, parts: Parts, shards: list[Shard], missing: list[Shard], captions: list[str]) -> None:
@@ -234,6 +239,7 @@ def _announce_rate(parts: Parts, missing: list[Shard], missing_text: list[Shard]
     """
     peak = 0.0
     joined = 3
+    # A batch is encoded for its time and size, and again when its turn comes.
     if missing:
         segments = missing[0].items[:batch_size]
 
@@ -250,6 +256,7 @@ def _announce_rate(parts: Parts, missing: list[Shard], missing_text: list[Shard]
         print(f"encoding about {rate:,.1f} clips/s: {todo:,} clips in about {todo / rate:,.0f} s", file=sys.stderr)
         per_row = sum(x.nbytes for x in rows.values()) / len(segments)
         peak = peak_bytes() + joined * per_row * max(len(shard.items) for shard in missing)
+    # The longest captions take most.
     if missing_text:
         items = max((shard.items for shard in missing_text), key=len)
         longest = _caption_batches(items, CAPTIONS_AT_ONCE)[-1]

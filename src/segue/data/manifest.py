@@ -29,7 +29,7 @@ def load_manifest(
     reading: Reading | None = None,
     skip_bad: bool = False,
 ) -> list[Clip]:
-    """Read a data set in a fixed order, every clip with a split (data/splits.py). What is left out is said on stderr.
+    """Read a data set in a fixed order, every clip with a split (data/splits.py). Names what is left out on stderr.
 
     Args:
         source: see `read_listing`.
@@ -61,7 +61,7 @@ def load_manifest(
 
 
 def _usable(listing: Listing) -> tuple[list[Clip], list[str], list[float]]:
-    """The clips whose files can be used, the hashes of these and their lengths; what is left out is said."""
+    """The clips whose files can be used, the hashes of these and their lengths; what is left out is printed."""
     clips = listing.without_faults()
     inspections = inspect_clips(clips)
     for clip, inspection in zip(clips, inspections):

@@ -1,4 +1,4 @@
-"""Open a cache in whichever form it lies: as `segue encode` made it, or packed into tar shards."""
+"""Open a cache in either form: as `segue encode` made it, or packed into tar shards."""
 
 from __future__ import annotations
 

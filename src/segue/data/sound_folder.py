@@ -66,6 +66,7 @@ def _from_captions(root: Path, found: Found, reading: Reading) -> Listing:
     listing.bad_rows += [
         (str(path), f"{path}: a dangling link; hint: git annex get, or dvc pull") for path in found.dangling
     ]
+    # A caption for each sound: from a file beside it, or from its name.
     relatives = [PurePosixPath(path.relative_to(root).as_posix()) for path in found.sounds]
     bare: list[Path] = []
     used: set[Path] = set()
@@ -84,6 +85,7 @@ def _from_captions(root: Path, found: Found, reading: Reading) -> Listing:
             bare.append(path)
         else:
             listing.clips.append(Clip(name, path, captions, ""))
+    # Without any caption at all the folder was not meant so; single ones are named as bad.
     if bare and len(bare) == len(found.sounds):
         raise UserError(_bare_words(root, bare, found))
     listing.bad_rows += [(str(path), _bare_words(root, [path], found)) for path in bare]

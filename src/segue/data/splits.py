@@ -138,11 +138,13 @@ def _split_in_time(clips: Sequence[Clip], contents: Sequence[str], seconds_of: C
     everything = Split([replace(clip, split="train") for clip in clips], list(range(len(clips))), [])
     if total_sec < LONG_SEC or not (whole or len(clips) >= LEAST_ROWS):
         return everything
+    # The end of the recording is held out, behind a gap, since neighbouring seconds are alike.
     from_sec = total_sec - max(VALID_SHARE * total_sec, min(LEAST_VALID_SEC, total_sec / 4))
     gap_sec = min(MOST_GAP_SEC, VALID_SHARE * total_sec)
     until_sec = from_sec - gap_sec
     split: list[Clip] = []
     origins: list[int] = []
+    # A whole file becomes two clips; excerpts go to the side that they lie on.
     for index, clip in enumerate(clips):
         if clip.is_whole:
             split.append(replace(clip, split="train", length_sec=until_sec))

@@ -198,6 +198,7 @@ def load_clap(name: str) -> ClapEmbedding:
     folder = model_folder(option, name, patterns)
     config, weights = folder / "config.json", folder / "model.safetensors"
     extractor_file = folder / "preprocessor_config.json"
+    # Refuse before transformers is imported, which takes seconds.
     for file in (config, extractor_file, weights):
         if not file.is_file():
             raise UserError(f"{option} {name}: no {file.name} there; give a CLAP model saved with save_pretrained")
@@ -217,7 +218,7 @@ def load_clap(name: str) -> ClapEmbedding:
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{option} {name}: cannot load it ({first_line(error)}); fetch it anew") from error
     model, info = loaded
-    if info["missing_keys"]:  # transformers fills them with random numbers and goes on
+    if info["missing_keys"]:  # transformers fills them with random numbers without an error
         raise UserError(f"{option} {name}: its files lack {len(info['missing_keys'])} weights; use a complete model")
     sha256 = sha256_of([config, extractor_file, weights])
     return ClapEmbedding(name, model.eval(), extractor, tokenizer, sha256)

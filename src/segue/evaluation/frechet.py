@@ -98,6 +98,7 @@ def fad_infinity(
         raise UserError(
             f"FAD-infinity needs at least 3 x {x.shape[1]} generated clips and 3 steps; got {len(x)} and {steps}"
         )
+    # Sizes that are evenly spaced in 1/n, the axis of the fitted line.
     smallest = max(2 * x.shape[1], len(x) // 5)
     sizes = np.unique(np.round(1.0 / np.linspace(1.0 / smallest, 1.0 / len(x), steps)).astype(int))
 
@@ -110,6 +111,7 @@ def fad_infinity(
         ]
         return line_fit(1.0 / sizes, np.array(distances))
 
+    # The intercept at 1/n = 0 is the distance of an infinite set.
     value, slope, r2 = fit(x, y)
     interval = two_sample_interval(
         lambda i, j: fit(x[i], y[j])[0], len(x), len(y), draws=draws, level=level, seed=seed, about=value

@@ -71,6 +71,7 @@ def kernel_audio_distance(
     x, y = in_fixed_order(_checked(generated, "generated")), in_fixed_order(_checked(reference, "reference"))
     _same_dimension(x, y)
     width = _width(y, sigma)
+    # Kernels are computed once; a bootstrap draw only weighs their rows and columns.
     kernels = _kernels(x, y, width)
 
     def again(i: np.ndarray, j: np.ndarray) -> float:

@@ -158,7 +158,7 @@ def clock_of(log: Sequence[Mapping]) -> np.ndarray:
     """[K, 2] examples and seconds, from the rates of "train" lines.
 
     A line's rate is the mean since its session began; a resumed run begins a new one. A rate that puts a line before
-    the one above it shows such a beginning, and the clock goes on from there.
+    the one above it shows such a beginning, and the clock continues from there.
     """
     points = [(0.0, 0.0)]
     base_seen = 0.0

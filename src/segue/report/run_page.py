@@ -36,6 +36,7 @@ def write_run_report(run_dir: Path) -> Path:
     config = stored.get("run") if isinstance(stored.get("run"), dict) else {}
     chips = _chips(config, events, _newest_state(run_dir))
     body = [heading(str(config.get("recipe") or run_dir.name), f"Training run in {run_dir.name}/", chips)]
+    # Each section appears only where the run has something for it.
     curves = curve_figures({run_dir.name: events})
     if curves:
         body += ["<h2>Curves</h2>", f'<div class="card grid">{"".join(curves)}</div>']

@@ -108,6 +108,7 @@ def prepare(job: Job, resolver: Resolver, settings: Settings, taken: Collection[
     began = time.monotonic()
     if job.problem:
         raise BadAudio(job.source, job.problem)
+    # Where it goes, and whether that is free.
     claim = read_claim(job.source)
     container = job.container or settings.container or container_of(claim)
     output = job.output(container)

@@ -39,8 +39,9 @@ def run_training(
         UserError: the run folder is taken, or a check fails.
     """
     first = os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate tell it, before they have met
+    # Before training: a free folder, the checks, and config.json.
     if first and not resume and (run_dir / "config.json").exists():
-        hint = f"go on with --resume {run_dir}, or choose another --out"
+        hint = f"continue it with --resume {run_dir}, or choose another --out"
         raise UserError(f"{run_dir}: holds a run already ({len(list_checkpoints(run_dir))} checkpoints); hint: {hint}")
     cache = open_cache(cache_path)
     for line in check_before_training(config, cache) if first else []:
@@ -58,6 +59,7 @@ def run_training(
         trust_remote_code=trust_remote_code,
         grace_sec=grace_sec,
     )
+    # After training: samples and the report, by the first process alone.
     if not first:
         return result
     if result.finished and samples > 0:

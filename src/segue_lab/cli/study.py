@@ -61,6 +61,6 @@ def study(
     summary = write_study_report(plan, out, runs, origin, markdown, place)
     print(f"{place}/report.html   {place}/report.md   {place}/results.json   ({summary})")
     if not finished:
-        print("stopped and saved; the same command goes on", file=sys.stderr)
+        print("stopped and saved; the same command continues", file=sys.stderr)
         return 130
     return 0

@@ -49,6 +49,7 @@ def release_super_resolution(
     make_folder(out)
     file = out / "model.safetensors"
     save_file({name: value.contiguous() for name, value in kept.items()}, file, metadata)
+    # Measured as released, from the file just written.
     resolver = SuperResolver.load(file)
     about = resolver.saved.card
     cutoff_hz = about.degradation["cutoff_max_hz"]

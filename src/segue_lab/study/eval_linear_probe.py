@@ -91,7 +91,7 @@ def make_probe_eval_set(
 
 
 def probe_evaluator(asked: EvalSet, settings: EvaluationSettings, device: str = "cpu") -> Evaluator:
-    """For `at_each_moment`: log-mel statistics, and classes, of what a checkpoint makes of the prompts."""
+    """For `at_each_interval`: log-mel statistics, and classes, of what a checkpoint makes of the prompts."""
     lengths = [p["length_sec"] for p in asked.prompts]
 
     def measure(waves: Tensor, rate_hz: int, usable: np.ndarray) -> tuple[Measures, dict[str, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""Evaluation by the note classifier: notes of trained and of held-out pairs, as a run makes them at each moment."""
+"""Evaluation by the note classifier: notes of trained and of held-out pairs, as a run makes them at each evaluation."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def make_note_eval_set(cache: LatentCache, clips: Sequence[Clip], count: int, fo
 
 
 def note_evaluator(asked: EvalSet, settings: EvaluationSettings, device: str = "cpu") -> Evaluator:
-    """For `at_each_moment`: what the note classifier says of what a checkpoint makes of the prompts."""
+    """For `at_each_interval`: how the note classifier labels what a checkpoint makes of the prompts."""
     classifier = NoteClassifier.load()
 
     def measure(waves: Tensor, rate_hz: int, usable: np.ndarray) -> tuple[Measures, dict[str, np.ndarray]]:

@@ -92,7 +92,7 @@ def evaluator_of(
     device: str,
     measure: Callable[[Tensor, int, np.ndarray], tuple[Measures, dict[str, np.ndarray]]],
 ) -> Evaluator:
-    """For `at_each_moment`: generate every prompt with a checkpoint and measure the clips.
+    """For `at_each_interval`: generate every prompt with a checkpoint and measure the clips.
 
     Args:
         measure: (finite waveforms [N, T], rate in Hz, usable [N] bool) -> measures and arrays. A clip with a sample

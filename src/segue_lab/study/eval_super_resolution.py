@@ -1,5 +1,5 @@
 """In-training evaluation of super-resolution: LSD on held-out clips of the cache, the same and with the same noise
-for every variant, seed and moment."""
+for every variant, seed and evaluation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AT_ONCE = 16  # clips
 def super_resolution_evaluator(
     cache: LatentCache, filter_: Degradation, settings: EvaluationSettings, device: str = "cpu"
 ) -> Evaluator:
-    """For `at_each_moment`: LSD (full, low and high band, preset nuwave2) of settings.clips clips.
+    """For `at_each_interval`: LSD (full, low and high band, preset nuwave2) of settings.clips clips.
 
     Args:
         cache: whose splits valid and test are measured on.

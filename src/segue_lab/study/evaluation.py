@@ -1,8 +1,8 @@
-"""In-training evaluation: the same prompts and the same noise for every variant, seed and moment.
+"""In-training evaluation: the same prompts and the same noise for every variant, seed and evaluation.
 
 A run leaves checkpoints at fixed shares of its length; they are evaluated once the run is done, then all but the last
-are deleted. What is kept: a line a moment in evaluation.jsonl, and beside it, in evaluation/, the embedding of each
-clip and replicates of every measure over resampled clips. An evaluator measures the clips: the note classifier
+are deleted. What is kept: a line for each evaluation in evaluation.jsonl, and in evaluation/ the embedding of each clip
+and replicates of every measure over resampled clips. An evaluator measures the clips: the note classifier
 (eval_note_classifier.py), a linear probe (eval_linear_probe.py), or distances to the truth (eval_super_resolution.py).
 """
 
@@ -29,7 +29,7 @@ Measures = dict[str, float]
 Evaluator = Callable[[Path], tuple[Measures, dict[str, np.ndarray]]]  # checkpoint folder -> its figures, and arrays
 
 
-def at_each_moment(
+def at_each_interval(
     run_dir: Path,
     settings: EvaluationSettings,
     measure: Evaluator,

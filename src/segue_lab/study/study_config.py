@@ -68,7 +68,7 @@ class EvaluationSettings:
 
     Attributes:
         evaluate_at: shares of the run, ending with 1.
-        clips: generated and measured at each moment; 0 = validation losses alone.
+        clips: generated and measured at each evaluation; 0 = validation losses alone.
         steps: of the solver (multistep).
         guidance: scale of classifier-free guidance.
         seed: of the noise.
@@ -141,6 +141,7 @@ def study_from_json(data: object, where: str) -> Study:
     evaluation_keys = [f.name for f in fields(EvaluationSettings) if f.name != "seed"]
     known = ["name", "data", "examples", "variants", "seeds", "set", "baseline", *evaluation_keys]
     data = _checked(_with_new_names(data, where), known, where)
+    # Read what is there, each value with its type.
     for key in ("name", "data", "examples", "variants", "seeds"):
         if key not in data:
             raise UserError(f"{where}: '{key}' is missing")
@@ -155,6 +156,7 @@ def study_from_json(data: object, where: str) -> Study:
         evaluation=_evaluation({k: data[k] for k in evaluation_keys if k in data}, where),
         baseline=_typed(data, "baseline", str, where) if "baseline" in data else variants[0].name,
     )
+    # Then what only the whole can tell: names, seeds, and whether every variant makes a config.
     names = [variant.name for variant in variants]
     if study.baseline not in names:
         raise UserError(f"{where}: baseline '{study.baseline}' is none of its variants ({', '.join(names)})")
@@ -171,7 +173,7 @@ def run_config(study: Study, variant: Variant, seed: int) -> RunConfig:
     """The config of one run: recipe, the study's overrides, the variant's, then length, seed and snapshots.
 
     Raises:
-        UserError: an unknown recipe or setting, or moments of evaluation that the batch size cannot meet.
+        UserError: an unknown recipe or setting, or intervals of evaluation that the batch size cannot meet.
     """
     config = override(load_recipe(variant.recipe), [*study.set, *variant.set])
     total = variant.examples or study.examples
@@ -280,6 +282,7 @@ def _variants(given: object, where: str) -> tuple[Variant, ...]:
             raise UserError(f"{where}: variant {name}: examples is {examples}; give a positive number")
         seeds = tuple(_list(entry, "seeds", int, where)) if "seeds" in entry else ()
         variants.append(Variant(name, recipe, changes, examples, seeds))
+    # Names become folders: each once, and without separators.
     names = [variant.name for variant in variants]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

@@ -17,7 +17,7 @@ from segue_lab.study.eval_linear_probe import probe_evaluator
 from segue_lab.study.eval_note_classifier import note_evaluator
 from segue_lab.study.eval_set import NOTES, load_eval_set
 from segue_lab.study.eval_super_resolution import super_resolution_evaluator
-from segue_lab.study.evaluation import Evaluator, at_each_moment
+from segue_lab.study.evaluation import Evaluator, at_each_interval
 from segue_lab.study.runs import finish_run, read_run_file
 from segue_lab.study.study_config import settings_from_json
 
@@ -39,7 +39,7 @@ def work(folder: Path) -> int:
         evaluator = _evaluator(run, config)
         if evaluator is not None:
             settings = settings_from_json(run["evaluation"])
-            at_each_moment(folder, settings, evaluator, total=total, batch_size=config.train.batch_size)
+            at_each_interval(folder, settings, evaluator, total=total, batch_size=config.train.batch_size)
         finish_run(folder, _state(folder)["seconds"], commit())
     return 0
 

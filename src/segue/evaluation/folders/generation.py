@@ -62,6 +62,7 @@ def measure_generation(
         UserError: a set is unusable, an option does not fit, or the embedding took part in the run's training.
     """
     # What is asked for, and whether it can be had: before the long work.
+    # The two sets, and what may measure them.
     sounds = {"GEN": find_sounds(gen), "REF": find_sounds(ref)}
     pairs = _pairing(sounds["GEN"], sounds["REF"], unpaired)
     left_out: list[str] = []
@@ -100,6 +101,7 @@ def measure_generation(
     if by_text is not None:
         _compared_with_text(found, by_text, sounds["GEN"], labels, folder, draws, seed)
 
+    # The clips farthest from the real ones and nearest to them, for the picture.
     ranked = [names[i] for i in np.argsort(-distances, kind="stable")]
     found.warnings.append(
         f"clips are ranked by the distance to the nearest reference clip in the space of {by_sound.name}"

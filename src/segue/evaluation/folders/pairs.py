@@ -71,6 +71,7 @@ def measure_super_resolution(
         raise UserError(
             f"--cutoff-hz {cutoff_hz:g}: give one between 0 and {pairs.rate_hz / 2:g}, half the files' rate"
         )
+    # The estimates themselves.
     bands = ("full",) if cutoff_hz is None else ("full", "low", "high")
     measures = _lsd_measures(LSD_PRESETS, bands, cutoff_hz, (False, True)) + _signal_measures(visqol)
     about = {"preprocessing": _preprocessing(trim)}
@@ -78,6 +79,7 @@ def measure_super_resolution(
     if cutoff_hz is None:
         found.warnings.append("no --cutoff-hz: no low and high band, and no rows beside")
     else:
+        # The baselines, measured in the same way on the same clips.
         if inputs is None:
             lows = lows_by_protocol(pairs, cutoff_hz, protocol)
             made_by = f"protocol {protocol}"
@@ -166,6 +168,7 @@ def _read_pairs(sources: dict[str, Path], trim: bool, skip_bad: bool) -> tuple[F
     """
     sets = {name: find_sounds(source) for name, source in sources.items()}
     (a_name, first), (b_name, second) = sets.items()
+    # Every sound needs its partner.
     lacking = [f"{i} only in {a_name if i in first else b_name}" for i in sorted(set(first) ^ set(second))]
     if lacking:
         raise UserError(
@@ -176,6 +179,7 @@ def _read_pairs(sources: dict[str, Path], trim: bool, skip_bad: bool) -> tuple[F
     if skip_bad:
         sets, left_out = usable_of(sets, paired=True)
         (_, first), (_, second) = sets.items()
+    # One rate for all, and equal lengths unless --trim: distances depend on both.
     headers = {i: (header_of(first[i].path), header_of(second[i].path)) for i in first}
     rate_hz = headers[next(iter(headers))][1].sample_rate_hz
     for i, (a, b) in headers.items():
@@ -191,6 +195,7 @@ def _read_pairs(sources: dict[str, Path], trim: bool, skip_bad: bool) -> tuple[F
             raise UserError(
                 f"{first[i].path}: {a.frames:,} samples, its pair {b.frames:,}; cut them alike, or add --trim"
             )
+    # Only now decode.
     waves = {}
     for i, (a, b) in track(headers.items(), len(headers), "reading", "pairs"):
         samples = min(a.frames, b.frames)

@@ -179,4 +179,4 @@ def _usable(reader: Callable, path: Path, *arguments):
     try:
         return reader(path, *arguments)
     except BadAudio as error:
-        raise UserError(f"{path}: {error.reason}; hint: repair the file, or --skip-bad to go on without it") from error
+        raise UserError(f"{path}: {error.reason}; hint: repair the file, or --skip-bad to leave it out") from error

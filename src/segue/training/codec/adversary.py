@@ -150,7 +150,7 @@ def discriminator_loss(real: list[list[Tensor]], fake: list[list[Tensor]]) -> Te
 
 
 def decoder_loss(real: list[list[Tensor]], fake: list[list[Tensor]]) -> dict[str, Tensor]:
-    """What the decoder is told by the discriminators: to be scored 1, and to give the same features."""
+    """Adversarial losses of the decoder: its sound is to be scored 1, and to give the same features."""
     fooling = add_up((1 - f[-1]).square().mean() for f in fake) / len(fake)
     distances = [
         (a - b).abs().mean() / b.abs().mean().clamp_min(1e-6)
@@ -208,7 +208,7 @@ def start(codec: AutoencoderCodec, config: RefineConfig, device: torch.device | 
 
 
 def refine_step(run: RefineRun, loss: ReconstructionLoss, batch: Tensor, config: RefineConfig) -> dict[str, float]:
-    """One step of the discriminators, then one of the decoder, on [B, T] crops; returns the loss and its losses."""
+    """One step of the discriminators, then one of the decoder, on [B, T] crops; returns the loss and its parts."""
     network = run.network
     run.set_learning_rate(run.optimizer, config)
     with torch.no_grad():
@@ -224,8 +224,9 @@ def refine_step(run: RefineRun, loss: ReconstructionLoss, batch: Tensor, config:
     if run.adversary and config.adversarial_share > 0:
         share = config.adversarial_share * min(1.0, (run.step + 1) / config.adversary_steps)
         fake, real = (picture_of(a)[: config.adversarial_crops] for a in (prediction, target))
-        told = _adversary(run, fake, real, outputs, losses)
-        gradients = tuple(g + balanced(a, g, share) for g, a in zip(gradients, told, strict=True))
+        adversarial = _adversary(run, fake, real, outputs, losses)
+        gradients = tuple(g + balanced(a, g, share) for g, a in zip(gradients, adversarial, strict=True))
+    # Gradients on the decoder's outputs go back through it together.
     run.optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(outputs, gradients)
     norm = descend(run.optimizer, [p for p in network.parameters() if p.requires_grad], 2.0)
@@ -236,7 +237,7 @@ def refine_step(run: RefineRun, loss: ReconstructionLoss, batch: Tensor, config:
 
 
 def _adversary(run: RefineRun, fake: Tensor, real: Tensor, outputs: tuple, losses: dict[str, Tensor]):
-    """Train the discriminators on this batch, then ask them: gradients on the prediction; adds to `losses`."""
+    """Train the discriminators on this batch, then score the prediction: gradients on it; adds to `losses`."""
     critic = run.discriminators
     optimizer = run.discriminator_optimizer
     losses["discriminator"] = discriminator_loss(critic(real), critic(fake.detach()))
@@ -245,9 +246,9 @@ def _adversary(run: RefineRun, fake: Tensor, real: Tensor, outputs: tuple, losse
     descend(optimizer, critic.parameters(), 10.0)
     with torch.no_grad():
         wanted = critic(real)
-    told = decoder_loss(wanted, critic(fake))
-    losses |= told
-    return torch.autograd.grad(told["fooling"] + 2 * told["feature_matching"], outputs)
+    scores = decoder_loss(wanted, critic(fake))
+    losses |= scores
+    return torch.autograd.grad(scores["fooling"] + 2 * scores["feature_matching"], outputs)
 
 
 def balanced(adversarial: Tensor, reconstruction: Tensor, share: float) -> Tensor:
@@ -301,6 +302,7 @@ def refine_codec(
         raise UserError(f"adversarial share {config.adversarial_share}; hint: give 0 (none) to 1 (as much as the rest)")
     rate_hz = codec.sample_rate_hz
     audio = read_training_audio(source, extra, rate_hz, skip_bad)
+    # The latents' weights are part of the configuration: a run of another codec is not resumed.
     config = replace(config, latents_sha256=codec.weights_sha256(latents_only=True))
     run = start(codec, config, device)
     if resume:

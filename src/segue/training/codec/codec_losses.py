@@ -1,4 +1,4 @@
-"""How far a codec's prediction is from the analysis of the sound: the losses of its training loss.
+"""How far a codec's prediction is from the analysis of the sound: the parts of its training loss.
 
 Nothing is differentiated through a synthesis: the network predicts STFT magnitudes and phase advances, and is compared
 with the analysis of the sound. Convergence is Arik et al.'s (1808.06719). The advance term (our definition) is the
@@ -57,7 +57,7 @@ def _norm(x: Tensor) -> Tensor:
 def total_loss(
     network: Autoencoder, loss: ReconstructionLoss, wave: Tensor, noise: Tensor, kl_weight: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The training loss and its losses; `noise` [B, C, L] draws from the posterior."""
+    """The training loss and its parts; `noise` [B, C, L] draws from the posterior."""
     with torch.no_grad():
         target = network.analyse(wave)
     mean, log_variance = network.encode(target)
@@ -69,7 +69,7 @@ def total_loss(
 
 @torch.inference_mode()
 def validate(network: Autoencoder, loss: ReconstructionLoss, waves: list[Tensor]) -> dict[str, float]:
-    """Loss losses on whole sounds, from posterior means, and the posterior's spread."""
+    """Losses on whole sounds, from posterior means, and the posterior's spread."""
     sums: dict[str, float] = {}
     for wave in waves:
         target = network.analyse(wave[None].to(network.latent_mean.device))

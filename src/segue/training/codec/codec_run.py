@@ -90,7 +90,7 @@ def start(config: CodecTrainConfig, device: torch.device | str) -> CodecRun:
 
 
 def train_step(run: CodecRun, loss: ReconstructionLoss, batch: Tensor, config: CodecTrainConfig) -> dict[str, float]:
-    """One optimiser step on [B, T] crops; returns the loss and its losses."""
+    """One optimiser step on [B, T] crops; returns the loss and its parts."""
     run.set_learning_rate(run.optimizer, config)
     frames = math.ceil(batch.shape[-1] / config.model.hop_samples)
     noise = torch.randn(len(batch), config.model.channels, frames, generator=run.generator)

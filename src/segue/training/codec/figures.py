@@ -46,6 +46,7 @@ def measure_codec(
         waves = read.sounds
         if not len(waves):
             continue
+        # Each sound: decoded as it is (timed), and from latents with noise added.
         rows = []
         for index in range(len(waves)):
             wave = waves.wave(index)[None, : 2 * codec.sample_rate_hz]
@@ -64,6 +65,7 @@ def measure_codec(
         report["kinds"][kind] = {"split": split, "clips": len(rows), **figures}
     if not latents:
         raise UserError(f"{source}: none of its sounds can be used; hint: segue data check says why")
+    # What a diffusion model meets: the scale and the smoothness of the latents.
     frames = torch.cat(latents, dim=1)
     report["latents"] = {
         "mean_abs": round(frames.mean(1).abs().mean().item(), 4),
@@ -89,8 +91,8 @@ def round_trips(
         refuse_bad(read.bad, skip_bad)
         for index, clip in enumerate(read.clips):
             wave = read.sounds.wave(index)[None, : 4 * rate_hz]
-            heard = {k: c.decode(c.encode(wave), wave.shape[-1])[0].cpu().numpy() for k, c in codecs.items()}
-            trips.append((kind, clip.path.name, {"original": wave[0].numpy(), **heard}))
+            decoded = {k: c.decode(c.encode(wave), wave.shape[-1])[0].cpu().numpy() for k, c in codecs.items()}
+            trips.append((kind, clip.path.name, {"original": wave[0].numpy(), **decoded}))
     return trips
 
 

@@ -14,10 +14,10 @@ whole; the encoder itself gets two fifths of their frames. It learns from three 
     pitch: a linear reading of the time mean rises by as many semitones as one crop is played faster than the other
         (SPICE, Gfeller et al. 1910.11664), meant to keep the pitch that the second head lets go.
 
-What trials of ours showed, on the demo set: without the clip loss, family stays at the level of log-mel statistics;
-with it, family doubles and pitch falls below them. The pitch loss hardly fell and did not repair that. Guessing whitened
-log-mel beside the masked features did in part (pitch .82 after 800 steps, where this recipe had .75 after 1,900; family
-.70 and .71, by the same probe), but that run was stopped early.
+Trials on the demo set showed: without the clip loss, accuracy on the instrument family stays at the level of log-mel
+statistics; with it, family accuracy doubles and pitch accuracy falls below them. The pitch loss hardly fell and did not
+change that. Guessing whitened log-mel beside the masked features helped in part (pitch .82 after 800 steps, where this
+recipe had .75 after 1,900; family .70 and .71, by the same probe), but that run was stopped early.
 """
 
 from __future__ import annotations
