@@ -22,7 +22,7 @@ def trained(cache, tmp_path_factory):
         main(
             [
                 "train",
-                "semantic-law",
+                "semantic-timesteps",
                 "--data",
                 str(cache),
                 "--out",
@@ -53,7 +53,7 @@ def test_train_leaves_what_it_promises(trained):
 def test_the_page_of_a_run_reads_what_training_wrote(trained):
     page = (trained / "report.html").read_text()
     state = json.loads(max(trained.glob("checkpoints/*/state.json")).read_text())
-    assert "<h1>semantic-law</h1>" in page
+    assert "<h1>semantic-timesteps</h1>" in page
     for chip in ("examples seen <b>24</b>", "of <b>24</b>", f"training time <b>{duration(state['seconds'])}</b>"):
         assert chip in page
     assert "<dt>train.batch_size</dt><dd>4</dd>" in page

@@ -48,11 +48,11 @@ def forked(work) -> int:
 
 # name -> recipe, which of the caches, and what is changed. Forty examples a step, so that activations count.
 RUNS = {
-    "dit-3m": ("semantic-law", "plain", ["model.preset=dit-3m"]),
-    "dit-10m": ("semantic-law", "plain", ["model.preset=dit-10m"]),
-    "dit-35m": ("semantic-law", "plain", ["model.preset=dit-35m"]),
-    "checkpointing": ("semantic-law", "plain", ["model.preset=dit-10m", "model.gradient_checkpointing=true"]),
-    "accumulation": ("semantic-law", "plain", ["model.preset=dit-10m", "train.accumulation=4"]),
+    "dit-3m": ("semantic-timesteps", "plain", ["model.preset=dit-3m"]),
+    "dit-10m": ("semantic-timesteps", "plain", ["model.preset=dit-10m"]),
+    "dit-35m": ("semantic-timesteps", "plain", ["model.preset=dit-35m"]),
+    "checkpointing": ("semantic-timesteps", "plain", ["model.preset=dit-10m", "model.gradient_checkpointing=true"]),
+    "accumulation": ("semantic-timesteps", "plain", ["model.preset=dit-10m", "train.accumulation=4"]),
     "stage": ("stage", "taught", ["model.preset=dit-3m", "probe.space=latent", "probe.clips=16"]),
     "super-resolution": ("sr-demo-static", "hisses", ["model.preset=dit-3m", "degradation.cutoff_min_hz=300",
                          "degradation.cutoff_max_hz=600", "degradation.held_out_cutoff_hz=500"]),

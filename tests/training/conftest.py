@@ -94,7 +94,7 @@ SHORT = ["model.preset=dit-tiny", "model.patch_frames=2", "train.total_examples=
 @pytest.fixture
 def config():
     """Ten steps of a tiny model; a checkpoint every four."""
-    return override(load_recipe("semantic-law"), SHORT)
+    return override(load_recipe("semantic-timesteps"), SHORT)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from segue.recipes import load_recipe
 from segue.stage.policy import stage_policy
 from segue.training.config import from_json, override, to_json
 from segue.training.log import read_log
-from segue.training.older import first_json
+from segue.training.older import RECIPES, first_json
 from segue.types import UserError
 
 OLD = Path(__file__).parent / "old_run"  # ten steps of time-ramp on the fixture `taught`, its first checkpoint kept
@@ -39,12 +39,20 @@ def test_an_old_config_is_read_and_hashes_as_it_did():
     assert json.loads(json.dumps(first_json(to_json(config)))) == STORED
 
 
-@pytest.mark.parametrize("recipe", ["static-shifted", "curriculum", "haste", "stage-per-time", "sr-48k"])
+@pytest.mark.parametrize(
+    "recipe", ["static-shifted", "curriculum", "haste", "stage-per-time", "sr-48k", *RECIPES.values()]
+)
 def test_configs_survive_the_way_back_and_forth(recipe):
     config = load_recipe(recipe)
     first = first_json(json.loads(json.dumps(to_json(config))))
     assert "guidance" in first["policy"] and "alignment" not in json.dumps(first["policy"])
     assert from_json(first) == config
+
+
+@pytest.mark.parametrize("old", RECIPES)
+def test_a_recipe_is_understood_by_its_old_name_and_hashes_under_it(old):
+    assert load_recipe(old).recipe == RECIPES[old]
+    assert first_json(to_json(load_recipe(old)))["recipe"] == old
 
 
 @pytest.mark.parametrize(

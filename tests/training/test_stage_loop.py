@@ -159,7 +159,7 @@ def test_a_replaced_probe_is_refused(taught, recipe, tmp_path):
     ("name", "change", "named"),
     [("stage", "regime.signal=loudness", "regime.signal"), ("repa", "alignment.tap=99", "alignment.tap"),
      ("stage", "probe.clips=4", "probe.clips"), ("stage", "alignment.schedule=never", "alignment.schedule"),
-     ("stage", "alignment.every=0", "alignment.every"), ("stage", "timesteps.distribution=late", "timesteps.distribution"), ("stage-no-guidance", "regime.signal=gradient-cosine", "alignment.weight")],
+     ("stage", "alignment.every=0", "alignment.every"), ("stage", "timesteps.distribution=late", "timesteps.distribution"), ("stage-no-alignment", "regime.signal=gradient-cosine", "alignment.weight")],
 )  # fmt: skip
 def test_a_policy_that_cannot_work_is_refused(taught, recipe, tmp_path, name, change, named):
     with pytest.raises(UserError, match=named):

@@ -18,6 +18,7 @@ from segue.stage.timesteps import STAGE_TIMESTEPS, TimestepsConfig, stage_distri
 from segue.stage.variants.block_structure import StructureConfig
 from segue.tasks.degradation import DegradationConfig
 from segue.training.config import RunConfig
+from segue.training.older import RECIPES as FORMER
 from segue.types import UserError
 
 # --- static recipes: no regime --------------------------------------------------------------------------------------
@@ -43,9 +44,9 @@ def static_average() -> RunConfig:
     return _static("static-average", _stage_timesteps(0.5))
 
 
-def semantic_law() -> RunConfig:
-    """The semantic end of the stage distribution throughout, without a teacher: most draws lean to high noise."""
-    return _static("semantic-law", _stage_timesteps(0.0))
+def semantic_timesteps() -> RunConfig:
+    """The semantic end of the stage distribution throughout, without a teacher: most draws are at high noise."""
+    return _static("semantic-timesteps", _stage_timesteps(0.0))
 
 
 def min_snr() -> RunConfig:
@@ -101,9 +102,9 @@ def static_refine() -> RunConfig:
     return _policy("static-refine", stage(), regime=RegimeConfig(signal="constant", constant=1.0))
 
 
-def stage_no_guidance() -> RunConfig:
+def stage_no_alignment() -> RunConfig:
     """`stage` without a teacher in the loss; the discrepancy is still measured by it."""
-    return _policy("stage-no-guidance", stage(), alignment=AlignmentConfig())
+    return _policy("stage-no-alignment", stage(), alignment=AlignmentConfig())
 
 
 def stage_no_timesteps() -> RunConfig:
@@ -116,19 +117,19 @@ def stage_no_structure() -> RunConfig:
     return _policy("stage-no-structure", stage(), structure=StructureConfig())
 
 
-def stage_only_guidance() -> RunConfig:
+def stage_only_alignment() -> RunConfig:
     """Of the three mechanisms, alignment alone."""
-    return _policy("stage-only-guidance", stage_no_timesteps(), structure=StructureConfig())
+    return _policy("stage-only-alignment", stage_no_timesteps(), structure=StructureConfig())
 
 
 def stage_only_timesteps() -> RunConfig:
     """Of the three mechanisms, the timestep distribution alone."""
-    return _policy("stage-only-timesteps", stage_no_guidance(), structure=StructureConfig())
+    return _policy("stage-only-timesteps", stage_no_alignment(), structure=StructureConfig())
 
 
 def stage_only_structure() -> RunConfig:
     """Of the three mechanisms, the block term alone."""
-    return _policy("stage-only-structure", stage_no_guidance(), timesteps=TimestepsConfig())
+    return _policy("stage-only-structure", stage_no_alignment(), timesteps=TimestepsConfig())
 
 
 def stage_by_slope() -> RunConfig:
@@ -174,8 +175,8 @@ WIDE = DegradationConfig(cutoff_max_hz=12_000.0, top_share=0.1, held_out_cutoff_
 
 
 def _mild_stage() -> RunConfig:
-    # No caption to follow, and a condition that says most of what the sound is: no reason to lean as far to noise, and
-    # a discrepancy that begins where captions leave it.
+    # No caption to follow, and a condition that says most of what the sound is: no reason to draw as much high noise,
+    # and a discrepancy that begins where captions leave it.
     return _policy("stage", stage_by_slope(), timesteps=TimestepsConfig(distribution="stage"))
 
 
@@ -207,10 +208,10 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     make().recipe: make
     for make in (
         stage,
-        stage_no_guidance,
+        stage_no_alignment,
         stage_no_timesteps,
         stage_no_structure,
-        stage_only_guidance,
+        stage_only_alignment,
         stage_only_timesteps,
         stage_only_structure,
         stage_by_slope,
@@ -223,7 +224,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
         static_uniform,
         static_logit_normal,
         static_shifted,
-        semantic_law,
+        semantic_timesteps,
         min_snr,
         uncertainty,
         curriculum,
@@ -240,11 +241,12 @@ DEFAULT_RECIPE = "stage"
 
 
 def load_recipe(name: str) -> RunConfig:
-    """The config of a named recipe.
+    """The config of a named recipe, by its name of today or of an earlier version.
 
     Raises:
         UserError: no recipe of that name; the nearest one is offered.
     """
+    name = FORMER.get(name, name)
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}? " if near else ""

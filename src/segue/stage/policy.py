@@ -26,7 +26,7 @@ from segue.types import UserError
 
 PROBED = ("discrepancy", "level", "slope-over-peak")  # signals that are read off the discrepancy
 LAMBDA_0 = 0.5  # REPA's weight of the alignment (arXiv 2410.06940)
-ALIGNED_EVERY = 2  # steps: half the cost, no difference in prompt accuracy (docs/results.md, "How far to lean")
+ALIGNED_EVERY = 2  # steps: half the cost, no difference in prompt accuracy (docs/results.md, "How far to shift")
 BLOCK_STRENGTH = 0.015  # of the update's norm
 # Of policies that read the slope. 4, our first constant, leaves the semantic stage while most captions are still not
 # followed, and ends a little below a run that stays there; 8 asks that the next doubling bring less than a sixteenth

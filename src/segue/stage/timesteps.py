@@ -27,8 +27,8 @@ class TimestepsConfig:
         distribution: "static" (the policy's own throughout), "stage" (`stage_distribution` of r_s), or one of
             variants/timesteps.py and variants/learned_timesteps.py: "per-time", "curriculum", "learned".
         floor: f, share of the uniform part of "stage" and "per-time": P(t > 0.8) >= 0.2 f whatever r is.
-        mu_0: how far "stage" leans to high noise at r = 0.
-        lean_back: at r = 1 it leans by so much of mu_0 to low noise; 0 ends at the middle.
+        mu_0: mean of the logit-normal part of "stage" at r = 0; the larger, the more high noise is drawn.
+        lean_back: at r = 1 that mean is -lean_back mu_0, which draws low noise; 0 ends at the middle.
         corrected: weigh each example by 1 / density, so that the expected loss is that of uniform times and only its
             variance follows the distribution. Off by default: moving the emphasis is the intent.
         learn_every: of "learned", examples between its updates.
@@ -61,9 +61,9 @@ class TimestepsConfig:
             )
 
 
-# How the `stage` recipe leans: four of five draws about t = 0.77 at r = 0, about t = 0.35 at r = 1. With our first
-# constants (the defaults above) far fewer captions were followed after as many examples (docs/results.md, "How far to
-# lean").
+# What the `stage` recipe draws: four of five times about t = 0.77 at r = 0, about t = 0.35 at r = 1. With our first
+# constants (the defaults above) far fewer captions were followed after as many examples (docs/results.md, "How far
+# to shift toward high noise").
 STAGE_TIMESTEPS = TimestepsConfig(distribution="stage", floor=0.2, mu_0=1.2, lean_back=0.5)
 
 
@@ -71,14 +71,14 @@ STAGE_TIMESTEPS = TimestepsConfig(distribution="stage", floor=0.2, mu_0=1.2, lea
 def stage_distribution(regime: float, floor: float = 0.5, mu_0: float = 0.8, lean_back: float = 1.0) -> Mixture:
     """p_r(t) = f U(0, 1) + (1 - f) LogitNormal(mu_0 (1 - (1 + b) r), 1). Our definition.
 
-    r = 0 (captions are being learned) leans to high noise, where only the caption can tell what the sound is; r = 1
-    (refinement) leans to low noise. The uniform floor keeps every noise level among the draws.
+    r = 0 (captions are being learned) draws high noise most, where only the caption can tell what the sound is; r = 1
+    (refinement) draws low noise most. The uniform floor keeps every noise level among the draws.
 
     Args:
         regime: r in [0, 1].
         floor: f, share of the uniform part.
-        mu_0: how far the logit-normal part leans to high noise at r = 0.
-        lean_back: b, how much of that to low noise at r = 1.
+        mu_0: mean of the logit-normal part at r = 0.
+        lean_back: b; the mean at r = 1 is -b mu_0.
 
     Raises:
         ValueError: regime outside [0, 1].

@@ -203,7 +203,7 @@ def from_json(data: dict) -> RunConfig:
         kinds = get_type_hints(Policy)
         parts = {name: kinds[name](**value) for name, value in policy.items() if name != "static_timesteps"}
         return RunConfig(
-            recipe=data["recipe"],
+            recipe=older.RECIPES.get(data["recipe"], data["recipe"]),
             model=ModelConfig(**data["model"]),
             optim=OptimConfig(**data["optim"]),
             train=TrainConfig(**data["train"]),

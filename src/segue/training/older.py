@@ -11,6 +11,11 @@ from typing import Any
 from segue.tasks.degradation import DELETED as OF_DEGRADATION
 from segue.types import UserError, without_deleted
 
+RECIPES = {  # old name -> new name
+    "stage-no-guidance": "stage-no-alignment",
+    "stage-only-guidance": "stage-only-alignment",
+    "semantic-law": "semantic-timesteps",
+}
 SECTIONS = {"guidance": "alignment"}  # old name -> new name
 RENAMED: dict[str, dict[str, str]] = {  # section (by its new name) -> old name -> new name
     "alignment": {"law": "schedule"},
@@ -95,7 +100,9 @@ def first_json(config: Mapping) -> dict:
         section = next((old for old, now in SECTIONS.items() if now == new), new)
         policy[section] = DELETED.get(new, {}) | {names.get(k, k): v for k, v in settings.items()}
     degradation = {"degradation": OF_DEGRADATION | config["degradation"]} if "degradation" in config else {}
-    return {**config, **({"policy": policy} if policy else {}), **degradation}
+    first = {now: old for old, now in RECIPES.items()}
+    recipe = {"recipe": first.get(config["recipe"], config["recipe"])} if "recipe" in config else {}
+    return {**config, **recipe, **({"policy": policy} if policy else {}), **degradation}
 
 
 def _first_distribution(data: dict) -> dict:

@@ -30,4 +30,4 @@ def block_ablation(
         bar = "#" * round(20 * score / max(max(scores), 1e-12))
         table.add_row(str(index), f"{score:.3f}", bar + ("  <- strongest inner block" if index == best else ""))
     Console(highlight=False).print(table)
-    print(f"to align this block: segue train stage --data {data} --out RUN --set alignment.tap={best}")
+    print(f"to align there: segue train stage --data {data} --out RUN --set alignment.tap={best}")

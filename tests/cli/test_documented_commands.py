@@ -1,32 +1,51 @@
-"""What the README tells people to type works when they type it."""
+"""What README and docs tell people to type works when they type it."""
 
 import re
 import shlex
 from pathlib import Path
 
 import numpy as np
-import pytest
 import soundfile
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README, START = ROOT / "README.md", ROOT / "docs/getting-started.md"
+SUPER_RESOLUTION, CLI = ROOT / "docs/super-resolution.md", ROOT / "docs/cli.md"
 
 
-def block(mark: str) -> str:
-    found = re.search(rf"<!-- test: {mark} -->\n```\w+\n(.*?)```", README.read_text(), re.S)
-    assert found, f"README has no block marked '{mark}'"
+def block(page: Path, mark: str) -> str:
+    found = re.search(rf"<!-- test: {mark} -->\n```\w+\n(.*?)```", page.read_text(), re.S)
+    assert found, f"{page.name} has no block marked '{mark}'"
     return found[1]
+
+
+def shortened(words: list[str], examples: int) -> list[str]:
+    """A training command of minutes, made one of seconds."""
+    if "--examples" not in words:
+        words = [*words, "--examples", "0"]
+    words[words.index("--examples") + 1] = str(examples)
+    return [*words, "--set", "model.preset=dit-tiny", "--set", "train.batch_size=8", "--device", "cpu"]
+
+
+def test_the_shortest_thing_that_works(segue, recordings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sounds").symlink_to(recordings)
+    for line in block(README, "shortest").splitlines():
+        words = shlex.split(line)
+        assert words[0] == "segue"
+        ran = segue(*(shortened(words, 32) if "train" in words else words)[1:])
+        assert ran.code == 0, (line, ran.err)
+    assert len(list((tmp_path / "generated").glob("*.wav"))) == 2
 
 
 def test_the_commands_for_your_own_sounds(segue, recordings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    lines = block("second data set").splitlines()
+    lines = block(START, "second data set").splitlines()
     assert lines[0].startswith("apt-get download")  # brings the folder; here another stands in its place
     for line in lines[1:]:
         words = [str(recordings) if word.startswith("sounds/") else word for word in shlex.split(line)]
         assert words[0] == "segue"
-        if "train" in words:  # the README's run is minutes long
-            words[words.index("--examples") + 1] = "32"
-            words += ["--set", "model.preset=dit-tiny", "--set", "train.batch_size=8", "--device", "cpu"]
+        if "train" in words:  # the page's run is minutes long
+            words = shortened(words, 32)
         ran = segue(*words[1:])
         assert ran.code == 0, (line, ran.err)
     assert len(list((tmp_path / "generated").glob("*.wav"))) == 3
@@ -37,11 +56,10 @@ def test_the_commands_for_super_resolution(segue, recordings, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     noise = 0.1 * np.random.default_rng(0).standard_normal(8000)
     soundfile.write("narrow.wav", noise, 8000)
-    for line in block("super-resolution").splitlines():
+    for line in block(SUPER_RESOLUTION, "super-resolution").splitlines():
         words = [str(recordings) if word.startswith("sounds/") else word for word in shlex.split(line)]
-        if "train" in words:  # the README's run is half an hour long
-            words[words.index("--examples") + 1] = "16"
-            words += ["--set", "model.preset=dit-tiny", "--set", "train.batch_size=8", "--set", "probe.clips=8"]
+        if "train" in words:  # the page's run is half an hour long
+            words = [*shortened(words, 16), "--set", "probe.clips=8"]
         if "measure" in words:
             words += ["--clips", "2", "--steps", "2"]
         ran = segue(*words[1:])
@@ -52,7 +70,7 @@ def test_the_commands_for_super_resolution(segue, recordings, tmp_path, monkeypa
 def test_the_demos_take_the_options_that_are_named(segue, tmp_path, monkeypatch):
     """Each up to its first refusal: the demos themselves are run by test_demo.py."""
     monkeypatch.chdir(tmp_path)
-    commands = re.findall(r"`(segue demo[^`]*)`", README.read_text())
+    commands = re.findall(r"`(segue demo[^`]*)`", CLI.read_text())
     assert any("--task super-resolution" in command for command in commands) and len(commands) >= 2
     for command in commands:
         assert "--measured at least 8" in segue(*shlex.split(command)[1:], "--measured", 1).line
@@ -60,7 +78,7 @@ def test_the_demos_take_the_options_that_are_named(segue, tmp_path, monkeypatch)
 
 def test_the_six_lines(recordings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code = block("six lines")
+    code = block(START, "six lines")
     assert len([line for line in code.splitlines() if line.strip()]) == 6
     (tmp_path / "sounds").mkdir()
     for file in recordings.iterdir():
@@ -75,8 +93,3 @@ def test_the_six_lines(recordings, tmp_path, monkeypatch):
     scope: dict = {}
     exec(code.replace(marker, marker + short), scope)
     assert scope["waves"].shape == (1, 32000) and scope["result"].finished
-
-
-@pytest.mark.parametrize("name", ["architecture.md", "data.md", "log.md", "method.md", "super-resolution.md"])
-def test_linked_pages_exist(name):
-    assert (README.parent / "docs" / name).exists()
