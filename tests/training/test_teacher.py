@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from segue.ssl import load_teacher
 from segue.ssl.compact import CompactConfig
@@ -58,7 +59,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tones, tmp_path, monkeypatch)
     audio = read_training_audio(tones, (), 16000)
     half = training.start(CONFIG, "cpu")
     waves = statistics.some_waves(audio.training, 384, 64000)
-    for encoder in (half.target.encoder, half.online.listener.encoder):
+    for encoder in (half.target.encoder, half.online.network.encoder):
         statistics.fit_mel(encoder, waves)
     for _ in range(3):
         training.train_step(half, views.draw_views(audio, CONFIG, half.generator), CONFIG)
@@ -68,6 +69,28 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tones, tmp_path, monkeypatch)
         whole, parts = (load_file(tmp_path / run / name) for run in ("whole", "parts"))
         assert whole.keys() == parts.keys()
         assert all(torch.equal(whole[k], parts[k]) for k in whole), name
+
+
+def test_a_state_of_an_earlier_version_is_read_under_its_own_names(tmp_path):
+    """The encoder with its heads was called `listener`; its weights and Adam's moments have that name in old files."""
+    before = training.start(CONFIG, "cpu")
+    for parameter in before.online.parameters():
+        before.optimizer.state[parameter] = {"step": torch.tensor(1.0), "exp_avg": torch.ones_like(parameter)}
+    before.save(tmp_path, CONFIG)
+    file = tmp_path / "state.safetensors"
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    old = {
+        k.replace("online.network.", "online.listener.").replace("adam.network.", "adam.listener."): v
+        for k, v in load_file(file).items()
+    }
+    assert any(k.startswith("adam.listener.") for k in old)
+    save_file(old, file, metadata)
+    after = training.start(replace(CONFIG, seed=9), "cpu")
+    after.load(tmp_path, CONFIG)
+    pairs = zip(before.online.parameters(), after.online.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert len(after.optimizer.state) == len(before.optimizer.state)
 
 
 def test_training_lowers_the_loss_and_leaves_a_teacher(trained, tones):
@@ -184,12 +207,12 @@ def test_pitch_loss_asks_for_the_difference_of_the_speeds():
 
 
 def test_names_of_equal_speeds_and_of_others_have_heads_of_their_own():
-    listener = losses.Listener(MODEL)
+    network = losses.EncoderWithHeads(MODEL)
     outputs = [torch.randn(8, 5, 32, generator=torch.Generator().manual_seed(0))]
-    equal, faster = listener.names(outputs)
+    equal, faster = network.names(outputs)
     pooled = outputs[-1].mean(1)
-    torch.testing.assert_close(equal, listener.heads[0](pooled[[0, 2, 4, 6]]))
-    torch.testing.assert_close(faster, listener.heads[1](pooled[[1, 3, 5, 7]]))
+    torch.testing.assert_close(equal, network.heads[0](pooled[[0, 2, 4, 6]]))
+    torch.testing.assert_close(faster, network.heads[1](pooled[[1, 3, 5, 7]]))
 
 
 def test_the_target_follows_the_online_encoder():
