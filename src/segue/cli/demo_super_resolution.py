@@ -41,7 +41,7 @@ def write_report(demo: Trained) -> list[str]:
     waves = [wave_of(clip, rate_hz) for clip in spread_notes(unseen, demo.plan.measured)]
     waves = [wave for wave in waves if bool(wave.any())]
     if len(waves) < 2:
-        raise UserError(f"--clips {demo.plan.clips}: too few notes of held-out pairs to measure; give more")
+        raise UserError(f"--clips {demo.plan.clips}: too few notes of held-out pairs to measure; hint: give more")
     ways = {name: by_model(model, filter_.cutoff_hz, model.steps) for name, model in models.items()}
     rows = rows_of(ways, demo.codec, waves, filter_.cutoff_hz)
 

@@ -133,7 +133,7 @@ def _read_prompts(path: Path) -> list[str]:
         reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
         raise UserError(f"--prompts-file {path}: {reason}; hint: name a text file with one prompt a line") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"--prompts-file {path}: not UTF-8; save it as UTF-8") from error
+        raise UserError(f"--prompts-file {path}: not UTF-8; hint: save it as UTF-8") from error
 
 
 def _slug(caption: str) -> str:

@@ -201,7 +201,9 @@ def load_clap(name: str) -> ClapEmbedding:
     # Refuse before transformers is imported, which takes seconds.
     for file in (config, extractor_file, weights):
         if not file.is_file():
-            raise UserError(f"{option} {name}: no {file.name} there; give a CLAP model saved with save_pretrained")
+            raise UserError(
+                f"{option} {name}: no {file.name} there; hint: give a CLAP model saved with save_pretrained"
+            )
     from safetensors import SafetensorError
     from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
 
@@ -216,10 +218,12 @@ def load_clap(name: str) -> ClapEmbedding:
         extractor = ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{option} {name}: cannot load it ({first_line(error)}); fetch it anew") from error
+        raise UserError(f"{option} {name}: cannot load it ({first_line(error)}); hint: fetch it anew") from error
     model, info = loaded
     if info["missing_keys"]:  # transformers fills them with random numbers without an error
-        raise UserError(f"{option} {name}: its files lack {len(info['missing_keys'])} weights; use a complete model")
+        raise UserError(
+            f"{option} {name}: its files lack {len(info['missing_keys'])} weights; hint: use a complete model"
+        )
     sha256 = sha256_of([config, extractor_file, weights])
     return ClapEmbedding(name, model.eval(), extractor, tokenizer, sha256)
 

@@ -137,7 +137,7 @@ def line_fit(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
         UserError: fewer than three different x, or y is constant.
     """
     if len(np.unique(x)) < 3 or np.ptp(y) == 0.0:
-        raise UserError("a line needs three different places and values that vary; give more clips")
+        raise UserError("a line needs three different places and values that vary; hint: give more clips")
     b, a = np.polyfit(x, y, 1)
     return float(a), float(b), float(1.0 - np.square(y - a - b * x).sum() / np.square(y - y.mean()).sum())
 
@@ -179,5 +179,5 @@ def _checked(embeddings: np.ndarray, name: str, allow_few: bool) -> np.ndarray:
             f"hint: give at least {dimension}, or read KAD instead"
         )
     if not np.isfinite(embeddings).all():
-        raise UserError(f"the {name} embeddings hold values that are not finite; look for NaN in those clips")
+        raise UserError(f"the {name} embeddings hold values that are not finite; hint: look for NaN in those clips")
     return embeddings

@@ -25,7 +25,9 @@ def median_distance(embeddings: np.ndarray) -> float:
     rows = torch.from_numpy(_checked(embeddings, "reference"))
     sigma = float(np.median(torch.nn.functional.pdist(rows).numpy()))
     if sigma <= 0.0:
-        raise UserError("the median distance between reference clips is 0: most of them are equal; give other clips")
+        raise UserError(
+            "the median distance between reference clips is 0: most of them are equal; hint: give other clips"
+        )
     return sigma
 
 

@@ -189,7 +189,7 @@ class NoteClassifier:
         if not torch.isfinite(waves).all():
             broken = (~torch.isfinite(waves)).any(dim=1).nonzero().flatten().tolist()
             raise UserError(
-                f"clips {broken[:8]} hold samples that are not finite; leave them out and count them as failed"
+                f"clips {broken[:8]} hold samples that are not finite; hint: leave them out and count them as failed"
             )
         parts = [self._predict_batch(fit(batch, sample_rate_hz)) for batch in waves.split(batch_size)]
         family, instrument, pitch, embedding = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
@@ -219,5 +219,5 @@ def _index(names: tuple, name: object, kind: str) -> int:
         return names.index(name)
     except ValueError:
         raise UserError(
-            f"the note classifier knows no {kind} {name!r}; it knows {', '.join(map(str, names))}"
+            f"the note classifier knows no {kind} {name!r}; hint: it knows {', '.join(map(str, names))}"
         ) from None

@@ -140,7 +140,7 @@ def _front_end(option: str, tensors: dict[str, Tensor]) -> PannsFrontEnd:
         UserError: they are missing, or those of no variant that is known here.
     """
     if _MEL not in tensors or _WINDOW not in tensors:
-        raise UserError(f"{option}: the file lacks {_MEL} or {_WINDOW}; convert the whole published checkpoint")
+        raise UserError(f"{option}: the file lacks {_MEL} or {_WINDOW}; hint: convert the whole published checkpoint")
     for form in FRONT_ENDS:
         if tensors[_MEL].shape == (form.n_fft // 2 + 1, _BANDS):
             check_shape(option, _WINDOW, tensors[_WINDOW], (form.n_fft // 2 + 1, 1, form.n_fft))
@@ -148,4 +148,4 @@ def _front_end(option: str, tensors: dict[str, Tensor]) -> PannsFrontEnd:
             same = torch.allclose(tensors[_WINDOW][0, 0].float(), window, atol=1e-5)
             if same and torch.allclose(tensors[_MEL].float(), form.filters(), atol=1e-6):
                 return form
-    raise UserError(f"{option}: its front end is not Cnn14's at 32 kHz nor Cnn14_16k's; take one of these two")
+    raise UserError(f"{option}: its front end is not Cnn14's at 32 kHz nor Cnn14_16k's; hint: take one of these two")

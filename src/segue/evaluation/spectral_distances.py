@@ -139,7 +139,7 @@ def match_loudness(estimate: Tensor, reference: Tensor) -> Tensor:
     """
     levels = [x.square().mean(-1, keepdim=True).sqrt() for x in (estimate, reference)]
     if (levels[0] == 0).any():
-        raise UserError("a silent estimate has no loudness to match; leave it out and count it as failed")
+        raise UserError("a silent estimate has no loudness to match; hint: leave it out and count it as failed")
     return estimate * (levels[1] / levels[0])
 
 
@@ -150,7 +150,9 @@ def _band(band: str, cutoff_hz: float | None, bins_hz: Tensor) -> Tensor:
         raise UserError(f"a band is full, or low or high of a cutoff in Hz; got {band!r} with cutoff {cutoff_hz}")
     inside = bins_hz <= cutoff_hz if band == "low" else bins_hz > cutoff_hz
     if cutoff_hz <= 0 or not inside.any():
-        raise UserError(f"the {band} band of cutoff {cutoff_hz:g} Hz is empty; give one between 0 and half the rate")
+        raise UserError(
+            f"the {band} band of cutoff {cutoff_hz:g} Hz is empty; hint: give one between 0 and half the rate"
+        )
     return inside
 
 
@@ -167,7 +169,7 @@ def multi_resolution_stft(estimate: Tensor, reference: Tensor, *, floor: float =
     """
     _check_pair(estimate, reference)
     if (reference == 0).all(dim=-1).any():
-        raise UserError("a silent reference has no spectral convergence; leave it out and count it")
+        raise UserError("a silent reference has no spectral convergence; hint: leave it out and count it")
     total = torch.zeros(len(reference), dtype=torch.float64)
     for n_fft, hop, window in MULTI_RESOLUTION:
         hann = torch.hann_window(window, dtype=torch.float64)

@@ -127,7 +127,7 @@ def _whitening(option: str, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]
     """
     if _MATRIX not in tensors or _MEANS not in tensors:
         raise UserError(
-            f"{option}: the file lacks {_MATRIX} or {_MEANS}; convert them with it, or take vggish: without them"
+            f"{option}: the file lacks {_MATRIX} or {_MEANS}; hint: convert them with it, or take vggish: without them"
         )
     matrix, means = tensors[_MATRIX].float(), tensors[_MEANS].float().flatten()
     check_shape(option, _MATRIX, matrix, (DIM, DIM))

@@ -88,11 +88,11 @@ def read_run(folder: Path) -> RunCurves:
     """
     config = folder / "config.json"
     if not config.is_file():
-        raise UserError(f"{folder}: no run there (no config.json); name a folder that `segue train` wrote")
+        raise UserError(f"{folder}: no run there (no config.json); hint: name a folder that `segue train` wrote")
     try:
         cache = Path(json.loads(config.read_text(encoding="utf-8"))["cache"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{config}: damaged ({error}); start the run anew") from error
+        raise UserError(f"{config}: damaged ({error}); hint: start the run anew") from error
     log = read_events(folder)
     probes = [(e["examples_seen"], e["discrepancy"]) for e in log
               if e.get("event") == "stage" and isinstance(e.get("discrepancy"), (int, float))]  # fmt: skip

@@ -85,7 +85,7 @@ def _of_folder(source: Path, out: Path, follow_links: bool) -> list[Job]:
     problems = {path: f"a link that leads out of {source}; hint: --follow-links" for path in found.outside}
     problems |= {path: "a link that leads nowhere" for path in found.dangling if path.suffix.lower() in SOUNDS}
     if not found.sounds and not problems:
-        raise UserError(f"{source}: holds no sounds; put {', '.join(SOUNDS)} files there, or name another folder")
+        raise UserError(f"{source}: holds no sounds; hint: put {', '.join(SOUNDS)} files there, or name another folder")
     return [
         Job(path, out / path.relative_to(source).parent, path.stem, problem=problems.get(path, ""))
         for path in sorted([*found.sounds, *problems])

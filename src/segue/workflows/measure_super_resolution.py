@@ -98,7 +98,9 @@ def _waves(source: Path, rate_hz: int, clips: int, samples: int) -> list[Tensor]
     waves = [read.wave(index)[:samples] for index in range(len(read))]
     waves = [wave for wave in waves if len(wave) >= 2048 and bool(wave.any())]  # LSD's window; silence has no figures
     if len(waves) < 2:
-        raise UserError(f"{source}: fewer than 2 sounds of 2,048 samples that are not silent; name another folder")
+        raise UserError(
+            f"{source}: fewer than 2 sounds of 2,048 samples that are not silent; hint: name another folder"
+        )
     return waves
 
 

@@ -90,8 +90,8 @@ def _read(run_dir: Path) -> dict:
             raise TypeError("cache is no path")
     except FileNotFoundError as error:
         raise UserError(
-            f"{path}: no such file; give the folder of a run that was started with `segue train`"
+            f"{path}: no such file; hint: give the folder of a run that was started with `segue train`"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}); start the run anew") from error
+        raise UserError(f"{path}: damaged ({error}); hint: start the run anew") from error
     return stored

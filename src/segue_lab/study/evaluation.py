@@ -53,7 +53,9 @@ def at_each_interval(
     for share in (share for share in settings.evaluate_at if share not in done):
         seen = min(checkpoints, key=lambda n: abs(n - share * total), default=None)
         if seen is None or abs(seen - share * total) > batch_size + MOST_SNAPSHOTS:
-            raise UserError(f"{run_dir}: no checkpoint at {share:g} of the run; delete this folder and run it again")
+            raise UserError(
+                f"{run_dir}: no checkpoint at {share:g} of the run; hint: delete this folder and run it again"
+            )
         started = time.monotonic()
         values, arrays = measure(checkpoints[seen])
         write_bytes(run_dir / "evaluation" / f"examples-{seen:010d}.safetensors", save_arrays(arrays))

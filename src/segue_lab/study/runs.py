@@ -78,7 +78,7 @@ def prepare(study: Study, out: Path) -> Prepared:
             raise UserError(f"variant {variant.name}: {error}") from error
     tasks = {run_config(study, variant, study.seeds[0]).train.task for variant in study.variants}
     if len(tasks) > 1:
-        raise UserError(f"variants of {' and '.join(sorted(tasks))} do not compare; make a study of each")
+        raise UserError(f"variants of {' and '.join(sorted(tasks))} do not compare; hint: make a study of each")
     eval_set = None
     if tasks == {"generation"}:
         eval_set = _eval_set(study, cache, clips, part_of(out, "eval-set"))
@@ -97,7 +97,7 @@ def planned_runs(out: Path) -> list[PlannedRun]:
     """
     path = out / "plan.json"
     if not path.exists():
-        raise UserError(f"{out}: no study was run here; leave --report-only away")
+        raise UserError(f"{out}: no study was run here; hint: leave --report-only away")
     plan = json.loads(path.read_text())
     return [PlannedRun(**_with_new_names(run)) for run in plan.get("runs") or plan["cells"]]
 

@@ -127,8 +127,8 @@ def _pairing(first: dict[str, Clip], second: dict[str, Clip], unpaired: bool) ->
     lacking = sorted(set(first) ^ set(second))
     if lacking:
         raise UserError(
-            f"{len(both)} ids are in both sets, {len(lacking)} in one only ({some(lacking)}); complete the pairs, or "
-            "add --unpaired"
+            f"{len(both)} ids are in both sets, {len(lacking)} in one only ({some(lacking)}); hint: complete the "
+            "pairs, or add --unpaired"
         )
     return both
 

@@ -173,7 +173,7 @@ def _read_pairs(sources: dict[str, Path], trim: bool, skip_bad: bool) -> tuple[F
     if lacking:
         raise UserError(
             f"{a_name} has {len(first)} sounds, {b_name} {len(second)}, and they do not pair by id: {some(lacking)}; "
-            "give both sets the same file names"
+            "hint: give both sets the same file names"
         )
     left_out: list[str] = []
     if skip_bad:
@@ -185,7 +185,7 @@ def _read_pairs(sources: dict[str, Path], trim: bool, skip_bad: bool) -> tuple[F
     for i, (a, b) in headers.items():
         if a.sample_rate_hz != b.sample_rate_hz:
             rates = f"{a.sample_rate_hz:,} and {b.sample_rate_hz:,} Hz"
-            raise UserError(f"{first[i].path}: a pair of {rates}; resample one: figures depend on the rate")
+            raise UserError(f"{first[i].path}: a pair of {rates}; hint: resample one: figures depend on the rate")
         if a.sample_rate_hz != rate_hz:
             raise UserError(
                 f"{first[i].path}: {a.sample_rate_hz:,} Hz, others {rate_hz:,} Hz; figures depend on the rate: measure "
@@ -193,7 +193,7 @@ def _read_pairs(sources: dict[str, Path], trim: bool, skip_bad: bool) -> tuple[F
             )
         if a.frames != b.frames and not trim:
             raise UserError(
-                f"{first[i].path}: {a.frames:,} samples, its pair {b.frames:,}; cut them alike, or add --trim"
+                f"{first[i].path}: {a.frames:,} samples, its pair {b.frames:,}; hint: cut them alike, or add --trim"
             )
     # Only now decode.
     waves = {}
