@@ -21,7 +21,8 @@ import numpy as np
 import soundfile
 import soxr
 
-RATE_HZ, SECONDS = 16_000, 2.048
+RATE_HZ = 16_000
+SECONDS = 2.048
 SAMPLES = round(RATE_HZ * SECONDS)
 VALID_EVERY = 8  # every eighth clip of a class is held out
 LANGUAGES = {"es": "Spanish", "fr": "French", "it": "Italian", "ru": "Russian", "en": "English", "de": "German"}
@@ -118,7 +119,8 @@ def noises(count: int) -> Iterator[Clip]:
 
 def write(folder: Path, clips) -> None:
     (folder / "audio").mkdir(parents=True, exist_ok=True)
-    rows, seen = [], {}
+    rows = []
+    seen = {}
     for k, (wave, caption, name) in enumerate(clips):
         path = f"audio/{k:05d}.flac"
         soundfile.write(folder / path, np.clip(wave, -1, 1), RATE_HZ)

@@ -38,7 +38,8 @@ def probes_of(run: Path) -> list[tuple[int, list[float]]]:
 def replay(probes: list[tuple[int, list[float]]], total: int, warmup_end: int, config: RegimeConfig) -> list[float]:
     """r at SHARES of a run of `total` examples."""
     estimate = Policy(regime=config).estimate
-    state, read = RegimeState(), []
+    state = RegimeState()
+    read = []
     for n, by_time in probes:
         value = sum(by_time) / len(by_time)
         state, reading = regime.update_regime(
@@ -53,7 +54,9 @@ def row(change: dict, run: Path) -> list[float]:
     """r of one run under one change; `every` and `times` thin the probes themselves."""
     change = dict(change)
     config = from_json(json.loads((run / "config.json").read_text(encoding="utf-8"))["run"])
-    probes, every, times = probes_of(run), change.pop("every", 1), change.pop("times", "")
+    probes = probes_of(run)
+    every = change.pop("every", 1)
+    times = change.pop("times", "")
     half = len(probes[0][1]) // 2
     part = {"": slice(None), "low": slice(half), "high": slice(half, None)}[times]
     kept = [(n, by_time[part]) for n, by_time in probes[:1] + probes[1::every]]

@@ -44,7 +44,8 @@ class Stepper:
     """One arm: a model that takes steps of its recipe, as the loop does."""
 
     def __init__(self, config: RunConfig, cache: LatentCache, accelerator) -> None:
-        self.config, self.cache = config, cache
+        self.config = config
+        self.cache = cache
         self.model = build_model(config, cache, 0)
         self.optim = optim_config(config, self.model)
         self.optimizer = make_optimizer(self.model, self.optim)
@@ -68,7 +69,8 @@ class Stepper:
             aligned = self.stage.alignment_weight > 0
             batch = self.loader.next_batch(with_teacher=aligned)
             prepared = self.task.prepare(batch)
-            t, position = self.stage.timesteps(len(batch.indices)), self.stage.examples_seen
+            t = self.stage.timesteps(len(batch.indices))
+            position = self.stage.examples_seen
             example = draw_example(*prepared, t, seed=0, position=position, teacher=batch.teacher)
             loss, _ = self.losses(self.model, example)
             loss.mean().backward()
@@ -106,7 +108,8 @@ def parts(cache: LatentCache, examples: int, rounds: int, steps: int) -> dict:
     step = {name: statistics.median(values) for name, values in times.items()}
     ratios = [g / s for g, s in zip(times["guided"], times["static"])]
 
-    model, policy = arms["guided"].model, stage.policy
+    model = arms["guided"].model
+    policy = stage.policy
     started = time.process_time()
     task = arms["guided"].task
     make_extract(policy, cache, task.space, accelerator.device)

@@ -24,12 +24,14 @@ from segue import (
 )
 
 folder = Path(tempfile.mkdtemp(prefix="segue-minimal-"))
-RATE_HZ, SECONDS = 16_000, 1.024
+RATE_HZ = 16_000
+SECONDS = 1.024
 
 # 1. A folder of captioned sounds.
 time_sec = np.arange(round(RATE_HZ * SECONDS)) / RATE_HZ
 for index in range(120):
-    note, loudness = "CDEFGAB"[index % 7], ("soft", "loud")[index % 2]
+    note = "CDEFGAB"[index % 7]
+    loudness = ("soft", "loud")[index % 2]
     hz = 220 * 2 ** (index % 7 / 7)
     wave = (0.1, 0.5)[index % 2] * np.sin(2 * np.pi * hz * time_sec) * np.exp(-3 * time_sec)
     soundfile.write(folder / f"{index}.wav", wave, RATE_HZ)

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from segue.memory import give_back, peak_bytes, resident_bytes, spoken
+from segue.memory import format_bytes, malloc_trim, peak_bytes, resident_bytes
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux hands the figure down")
@@ -24,8 +24,8 @@ def test_a_process_tells_its_own_peak_and_not_its_parents():
 
 def test_the_peak_is_at_least_what_is_held():
     assert 0 < resident_bytes() <= peak_bytes()
-    give_back()
+    malloc_trim()
 
 
 def test_sizes_in_words():
-    assert spoken(612 << 20) == "612 MiB" and spoken(round(1.31 * 2**30)) == "1.31 GiB"
+    assert format_bytes(612 << 20) == "612 MiB" and format_bytes(round(1.31 * 2**30)) == "1.31 GiB"

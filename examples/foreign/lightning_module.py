@@ -15,14 +15,18 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from segue.integrations.lightning import Discrepancy, SegueCallback, Stage
 
-TOTAL, BATCH, WIDTH = int(sys.argv[1]) if len(sys.argv) > 1 else 4_800, 32, 48
+TOTAL = int(sys.argv[1]) if len(sys.argv) > 1 else 4_800
+BATCH = 32
+WIDTH = 48
 
 
 class Flow(pl.LightningModule):
     def __init__(self):
         super().__init__()
-        self.read, self.write = nn.Conv1d(CHANNELS, WIDTH, 3, padding=1), nn.Linear(WIDTH, CHANNELS)
-        self.label, self.time = nn.Embedding(CLASSES, WIDTH), nn.Linear(1, WIDTH)
+        self.read = nn.Conv1d(CHANNELS, WIDTH, 3, padding=1)
+        self.write = nn.Linear(WIDTH, CHANNELS)
+        self.label = nn.Embedding(CLASSES, WIDTH)
+        self.time = nn.Linear(1, WIDTH)
         self.blocks = nn.ModuleList(
             nn.TransformerEncoderLayer(WIDTH, 4, 2 * WIDTH, 0.0, F.silu, batch_first=True, norm_first=True)
             for _ in range(6)

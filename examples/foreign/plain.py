@@ -12,7 +12,9 @@ from torch.nn import functional as F
 
 from segue import Discrepancy, Stage, stage_policy
 
-TOTAL, BATCH, WIDTH = int(sys.argv[1]) if len(sys.argv) > 1 else 8_000, 32, 48
+TOTAL = int(sys.argv[1]) if len(sys.argv) > 1 else 8_000
+BATCH = 32
+WIDTH = 48
 
 
 class Net(nn.Module):
@@ -20,7 +22,8 @@ class Net(nn.Module):
         super().__init__()
         self.read, self.write = nn.Linear(CHANNELS, WIDTH), nn.Linear(WIDTH, CHANNELS)
         self.place = nn.Parameter(0.02 * torch.randn(FRAMES, WIDTH))
-        self.time, self.label = nn.Linear(16, WIDTH), nn.Embedding(CLASSES, WIDTH)
+        self.time = nn.Linear(16, WIDTH)
+        self.label = nn.Embedding(CLASSES, WIDTH)
         self.blocks = nn.ModuleList(
             nn.TransformerEncoderLayer(WIDTH, 4, 2 * WIDTH, 0.0, F.silu, batch_first=True, norm_first=True)
             for _ in range(6)
@@ -47,7 +50,8 @@ optimizer = torch.optim.AdamW([*model.parameters(), *stage.parameters()], lr=2e-
 for step in range(TOTAL // BATCH):
     rows = torch.randint(len(data), (BATCH,))
     t = stage.timesteps(BATCH)
-    x_0, eps = data[rows], torch.randn(BATCH, CHANNELS, FRAMES)
+    x_0 = data[rows]
+    eps = torch.randn(BATCH, CHANNELS, FRAMES)
     x_t = (1 - t[:, None, None]) * x_0 + t[:, None, None] * eps
     loss = F.mse_loss(model(x_t, t, classes[rows]), eps - x_0)
     optimizer.zero_grad()

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from segue import Discrepancy, Stage
 
-TOTAL, BATCH = int(sys.argv[1]) if len(sys.argv) > 1 else 4_800, 32
+TOTAL = int(sys.argv[1]) if len(sys.argv) > 1 else 4_800
+BATCH = 32
 
 torch.manual_seed(0)
 data, classes = clips(2048, seed=1)
@@ -48,7 +49,8 @@ optimizer = torch.optim.AdamW([*model.parameters(), *stage.parameters()], lr=2e-
 for step in range(TOTAL // BATCH):
     rows = torch.randint(len(data), (BATCH,))
     t = stage.timesteps(BATCH)
-    x_0, eps = data[rows], torch.randn(BATCH, CHANNELS, FRAMES)
+    x_0 = data[rows]
+    eps = torch.randn(BATCH, CHANNELS, FRAMES)
     x_t = (1 - t[:, None, None]) * x_0 + t[:, None, None] * eps
     loss = F.mse_loss(predict(x_t, t, classes[rows]), eps - x_0)
     optimizer.zero_grad()

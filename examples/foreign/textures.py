@@ -4,13 +4,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CLASSES, CHANNELS, FRAMES = 8, 16, 32
-TEACHER_FRAMES, TEACHER_DIM = 25, 24
+CLASSES = 8
+CHANNELS = 16
+FRAMES = 32
+TEACHER_FRAMES = 25
+TEACHER_DIM = 24
 
 
 def clips(count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Latents [B, C, L] and their classes [B]: a class is a pitch and a pattern over channels, a clip its own phase."""
-    fixed, own = torch.Generator().manual_seed(0), torch.Generator().manual_seed(seed)
+    fixed = torch.Generator().manual_seed(0)
+    own = torch.Generator().manual_seed(seed)
     pattern = torch.randn(CLASSES, 3, CHANNELS, generator=fixed)
     labels = torch.randint(CLASSES, (count,), generator=own)
     time = torch.arange(FRAMES) / FRAMES

@@ -43,12 +43,12 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def give_back() -> None:
+def malloc_trim() -> None:
     """Hand what was freed back to the system, where its allocator (glibc) keeps it: after large work done once."""
     with suppress(OSError, TypeError, AttributeError):  # Windows, macOS, musl
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def spoken(size: int) -> str:
+def format_bytes(size: int) -> str:
     """Bytes in words: "612 MiB", "1.31 GiB"."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

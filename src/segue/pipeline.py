@@ -1,4 +1,4 @@
-"""A trained run and captions in, waveforms out; or a band-limited waveform in, a full-band one out.
+"""Inference: waveforms from captions, or full-band waveforms from band-limited ones.
 
 pipeline = Pipeline.load("runs/mine")
 waves = pipeline.generate(["a soft violin playing C 5"], seconds=2.0, seed=0)
@@ -21,20 +21,20 @@ from segue.codecs.spectral import SpectralCodec
 from segue.conditioners import load_conditioner
 from segue.conditioners.base import TextConditioner
 from segue.models.files import SavedModel, load_model, model_file
-from segue.process.guidance import guided
+from segue.process.cfg import guided
 from segue.process.noise import keyed_noise
 from segue.process.path import velocity_of
 from segue.process.solvers import SOLVERS, solve, time_grid
-from segue.tasks.super_resolution import given, levels_of
+from segue.tasks.super_resolution import levels_of, low_band_condition
 from segue.types import Condition, UserError
 
-SHIPPED_RESOLVER = Path(__file__).parent / "weights" / "super-resolution" / "model.safetensors"
+SHIPPED_SUPER_RESOLUTION = Path(__file__).parent / "weights" / "super-resolution" / "model.safetensors"
 NOISE_BLOCK = 16  # frames of one draw
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How noise becomes sound.
+    """Settings of the solver and of classifier-free guidance.
 
     Attributes:
         steps: solver steps.
@@ -58,7 +58,7 @@ class Sampling:
 
 
 class Pipeline:
-    """A model with its codec and text encoder, ready to generate."""
+    """A text-to-audio model with its codec and text encoder."""
 
     def __init__(self, saved: SavedModel, codec: Codec, conditioner: TextConditioner, device: str = "cpu") -> None:
         """Bring the parts together.
@@ -70,7 +70,10 @@ class Pipeline:
             raise UserError(f"a model for {saved.card.task}, not for generation; use segue upsample")
         _check_same("codec", codec.fingerprint(), saved.card.codec)
         _check_same("text encoder", conditioner.fingerprint(), saved.card.text)
-        self.saved, self.codec, self.conditioner, self.device = saved, codec.to(device), conditioner, device
+        self.saved = saved
+        self.codec = codec.to(device)
+        self.conditioner = conditioner
+        self.device = device
         self.space = LatentSpace(self.codec, saved.mean.to(device), saved.std.to(device))
         self.model = saved.model.to(device)
 
@@ -117,7 +120,7 @@ class Pipeline:
             if on_step is not None:
                 on_step()
             prediction = self.model(x, t, condition).prediction
-            # The floor that keeps training finite would leave hiss here: no solver evaluates at t = 0 itself.
+            # A small floor: that of training would leave hiss, and no solver evaluates at t = 0 itself.
             return velocity_of(prediction, self.model.predicts, x, t, floor=1e-4)
 
         field = guided(
@@ -142,10 +145,10 @@ class Pipeline:
         Args:
             captions: what to generate.
             seconds: length; the training clips' length where it is not given.
-            seed: same seed, same captions, same batch size: same waveforms, bit for bit (CPU).
+            seed: of the noise. The same seed, captions and batch size give the same waveforms, bit for bit on a CPU.
             sampling: solver and guidance.
             batch_size: captions computed together.
-            first: position of the first caption in a longer list, so that one of it can be made again alone.
+            first: position of the first caption in a longer list, so that any one of it can be generated again alone.
             on_step: called after every evaluation of the model.
 
         Raises:
@@ -169,14 +172,14 @@ class Pipeline:
 
 
 class SuperResolver:
-    """A super-resolution model with its codec: what is missing above a cutoff is generated, what lies below is kept.
+    """A super-resolution model with its codec: it generates the band above a cutoff, and keeps the band below.
 
     Attributes:
-        sample_rate_hz: that it works at.
-        hop_samples: samples to a frame; chunks start at multiples of it.
-        context_samples: how far from a sample what is generated there can depend on the input, to within 1e-3.
-        steps: of the solver, by default.
-        cutoffs_hz: lowest and highest that it was trained for.
+        sample_rate_hz: of input and output.
+        hop_samples: samples per latent frame; chunks start at multiples of it.
+        context_samples: how far from a sample the input can affect what is generated there, to within 1e-3.
+        steps: default number of solver steps.
+        cutoffs_hz: lowest and highest cutoff that it was trained for.
     """
 
     steps = 4
@@ -193,16 +196,19 @@ class SuperResolver:
                 "segue train sr-demo"
             )
         _check_same("codec", codec.fingerprint(), saved.card.codec)
-        self.saved, self.codec, self.device = saved, codec.to(device), device
-        self.model, config = saved.model.to(device), saved.model.config
+        self.saved = saved
+        self.codec = codec.to(device)
+        self.device = device
+        self.model = saved.model.to(device)
+        config = saved.model.config
         self.space = LatentSpace(self.codec, saved.mean.to(device), saved.std.to(device))
-        self._spectrum = SpectralCodec(codec.sample_rate_hz)  # of which the low band is the input's
-        self.sample_rate_hz, self.hop_samples = codec.sample_rate_hz, codec.hop_samples
+        self._spectrum = SpectralCodec(codec.sample_rate_hz)  # where the two bands are joined
+        self.sample_rate_hz = codec.sample_rate_hz
+        self.hop_samples = codec.hop_samples
         trained = saved.card.degradation
         self.cutoffs_hz = (trained.get("cutoff_min_hz", 0.0), trained.get("cutoff_max_hz", codec.sample_rate_hz / 2))
-        # One evaluation depends on depth * window tokens to each side. Of what its neighbours saw in earlier steps
-        # nothing measurable arrives: on the shipped model chunks equal the whole within 2e-7
-        # (docs/super-resolution.md).
+        # One evaluation depends on depth * window tokens to each side. Several evaluations depend on more, but not
+        # measurably: with the shipped model, chunks equal the whole within 2e-7 (docs/super-resolution.md).
         reach = config.depth * config.attention_window * config.patch_frames
         self.context_samples = (reach + 4) * codec.hop_samples
 
@@ -213,11 +219,11 @@ class SuperResolver:
         Raises:
             UserError: nothing to load there, or a model for another task.
         """
-        if run is None and not SHIPPED_RESOLVER.is_file():
+        if run is None and not SHIPPED_SUPER_RESOLUTION.is_file():
             raise UserError(
                 "no super-resolution model is shipped; name the folder of one: segue train sr-demo makes it"
             )
-        saved = load_model(SHIPPED_RESOLVER if run is None else model_file(Path(run)), weights)
+        saved = load_model(SHIPPED_SUPER_RESOLUTION if run is None else model_file(Path(run)), weights)
         return cls(saved, load_codec(saved.card.codec_source, saved.card.codec["sample_rate_hz"]), device)
 
     def frames(self, samples: int) -> int:
@@ -226,10 +232,8 @@ class SuperResolver:
 
     def noise(self, frames: int, seed: int, first_frame: int = 0) -> Tensor:
         """[C, frames] standard normal, keyed by blocks of frames: a chunk draws what the whole file draws there."""
-        channels, blocks = (
-            self.codec.channels,
-            range(first_frame // NOISE_BLOCK, -(-(first_frame + frames) // NOISE_BLOCK)),
-        )
+        channels = self.codec.channels
+        blocks = range(first_frame // NOISE_BLOCK, -(-(first_frame + frames) // NOISE_BLOCK))
         drawn = keyed_noise((channels, NOISE_BLOCK), seed, "super-resolution", blocks)
         start = first_frame - blocks.start * NOISE_BLOCK
         return drawn.transpose(0, 1).flatten(1)[:, start : start + frames]
@@ -239,9 +243,9 @@ class SuperResolver:
         """Full-band waves [B, T] of band-limited ones.
 
         Below the cutoff the result is the input, by construction: in the spectrum of 32 ms windows, bins up to the
-        cutoff are the input's and bins two above it are the model's. Band levels are what the model expects of them at
-        its first step; later steps make the fine structure. A level drawn at random costs more than it gives: nobody
-        hears that levels vary as they should, everybody that one is wrong.
+        cutoff are the input's, and bins from two above it are the model's. Band levels are those of the first solver
+        step, which are the model's expectation; later steps generate the fine structure. Levels drawn at random would
+        vary as real ones do, which is not audible, and would sometimes be wrong, which is.
 
         Args:
             low: [B, T] at sample_rate_hz, with nothing above the cutoff.
@@ -254,10 +258,13 @@ class SuperResolver:
         """
         if steps < 1:
             raise UserError(f"--steps {steps}: give at least 1")
-        low, samples = low.to(self.device), low.shape[-1]
-        condition = given(self.space, low, cutoff_hz).to(self.device)
+        low = low.to(self.device)
+        samples = low.shape[-1]
+        condition = low_band_condition(self.space, low, cutoff_hz).to(self.device)
 
-        levels, count = [], levels_of(self.codec)
+        # The missing band: levels from the first step, fine structure from all of them.
+        levels: list[Tensor] = []
+        count = levels_of(self.codec)
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             prediction = self.model(x, t, condition).prediction
@@ -267,27 +274,25 @@ class SuperResolver:
             return velocity_of(prediction, self.model.predicts, x, t, floor=1e-4)
 
         x_0 = solve(velocity, noise.to(self.device), time_grid(steps), "euler")
-        missing = x_0.masked_fill(condition.given[..., None], 0.0)
-        whole = self.space.decode(condition.complete(missing), samples)
+
+        # Both bands together: in the latents, and then, exactly, in the spectrum of the waveform.
+        missing = x_0.masked_fill(condition.known_audio()[1][..., None], 0.0)
+        whole = self.space.decode(condition.fill_known(missing), samples)
         return self._joined(low, whole, cutoff_hz).cpu()
 
     def _joined(self, low: Tensor, high: Tensor, cutoff_hz: Tensor) -> Tensor:
-        """The one's spectrum up to the cutoff, the other's from two bins above it."""
-        size, hop, window = (getattr(self._spectrum, name) for name in ("window_samples", "hop_samples", "window"))
-        window = window.to(self.device)
-        spectra = [
+        """A wave [B, T] with the spectrum of `low` up to the cutoff, and that of `high` from two bins above it."""
+        size = self._spectrum.window_samples
+        hop = self._spectrum.hop_samples
+        window = self._spectrum.window.to(self.device)
+        below, above = (
             torch.stft(x, size, hop, window=window, pad_mode="constant", return_complex=True) for x in (low, high)
-        ]
+        )
         bin_hz = self.sample_rate_hz / size
         bins_hz = torch.arange(size // 2 + 1, device=self.device) * bin_hz
         share = ((bins_hz - cutoff_hz.to(self.device)[:, None]) / (2 * bin_hz)).clamp(0, 1)[..., None]
-        return torch.istft(
-            torch.lerp(*spectra, share.to(spectra[0].dtype)),
-            size,
-            hop,
-            window=window,
-            length=low.shape[-1],
-        )
+        joined = torch.lerp(below, above, share.to(below.dtype))
+        return torch.istft(joined, size, hop, window=window, length=low.shape[-1])
 
 
 def _check_same(part: str, have: dict, want: dict) -> None:

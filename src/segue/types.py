@@ -1,4 +1,4 @@
-"""Words that every room shares: shape letters, the direction of time, what a condition is, what a model returns.
+"""Terms and types that every package of segue shares: shape letters, the direction of time, Condition, ModelOutput.
 
 Shape letters, used in every docstring of the project:
     B batch, C latent channels, L latent frames, T waveform samples, D model width, K text tokens, E text features,
@@ -27,13 +27,13 @@ class UserError(Exception):
     """
 
 
-def first_line(error: Exception) -> str:
-    """What another library's error says, cut to one line."""
+def first_line(error: BaseException) -> str:
+    """The message of another library's error, cut to its first line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def printable(text: str) -> str:
-    """Text that cannot command a terminal: control and unprintable characters of a file's name or content escaped."""
+    """Text that is safe to print: control and unprintable characters of a file's name or content are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -52,48 +52,68 @@ def import_extra(module: str, extra: str) -> ModuleType:
 
 
 def without_deleted(data: Mapping, deleted: Mapping, where: str) -> dict:
-    """Settings as an older version wrote them, without those that are no settings any more.
+    """Settings that an older version wrote, without those that have been removed since.
 
     Args:
         data: name -> value.
-        deleted: name -> the value that it had by default, and that the code has now.
-        where: what to call them, such as "regime.".
+        deleted: name of a removed setting -> its former default, which is now a constant of the code.
+        where: the prefix of the names in messages, such as "regime.".
 
     Raises:
-        UserError: one of them had another value; today's code cannot do what it asked for.
+        UserError: a removed setting had another value, which today's code cannot reproduce.
     """
     for name, value in data.items():
         if name in deleted and value != deleted[name]:
             raise UserError(
-                f"{where}{name} is {value!r}, and no setting any more: it is {deleted[name]!r} for all; "
-                "hint: use the segue that wrote it, or train anew"
+                f"{where}{name} is {value!r}, but this setting was removed and is always {deleted[name]!r}; "
+                "hint: use the version of segue that wrote it, or train again"
             )
     return {name: value for name, value in data.items() if name not in deleted}
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What the model is told beside x_t. Every part is optional.
+    """What a model is conditioned on, beside x_t and t. Every part is optional.
 
     Attributes:
         tokens: [B, K, E] text token embeddings.
-        tokens_mask: [B, K] bool, True where a token is real. Required when tokens is given.
+        tokens_mask: [B, K] bool, True where a token is real. Required with `tokens`.
         drop: [B] bool, True where the condition is replaced by the model's learned null (classifier-free guidance).
-        audio: [B, C, L] standardised latents of what there is of the sound.
-        given: [B, C] bool, True where audio holds a channel of the whole, which then is not generated. Required with
-            audio.
-        cutoff: [B] where the given band ends, as a share of half the sample rate. Required with audio.
+        audio: [B, C, L] standardised latents of the known part of the sound.
+        known_mask: [B, C] bool, True where `audio` holds a channel of the result, which is then not generated.
+            Required with `audio`.
+        cutoff: [B] upper end of the known band, as a share of half the sample rate. Required with `audio`.
     """
 
     tokens: Tensor | None = None
     tokens_mask: Tensor | None = None
     drop: Tensor | None = None
     audio: Tensor | None = None
-    given: Tensor | None = None
+    known_mask: Tensor | None = None
     cutoff: Tensor | None = None
 
+    def text(self) -> tuple[Tensor, Tensor]:
+        """tokens [B, K, E] and tokens_mask [B, K].
+
+        Raises:
+            ValueError: one of them is missing.
+        """
+        if self.tokens is None or self.tokens_mask is None:
+            raise ValueError("a condition with text needs tokens and tokens_mask")
+        return self.tokens, self.tokens_mask
+
+    def known_audio(self) -> tuple[Tensor, Tensor]:
+        """audio [B, C, L] and known_mask [B, C].
+
+        Raises:
+            ValueError: one of them is missing.
+        """
+        if self.audio is None or self.known_mask is None:
+            raise ValueError("a condition with audio needs audio and known_mask")
+        return self.audio, self.known_mask
+
     def map(self, change: Callable[[Tensor], Tensor]) -> Condition:
-        """The condition with every tensor that there is changed."""
+        """The condition with each of its tensors changed."""
         parts = ((f.name, getattr(self, f.name)) for f in fields(self))
         return Condition(**{name: None if x is None else change(x) for name, x in parts})
 
@@ -112,11 +132,11 @@ class Condition:
             return self
         return replace(self, drop=some.new_ones(len(some)).bool())
 
-    def complete(self, x_0: Tensor) -> Tensor:
-        """[B, C, L] what is generated, and what was given beside it: a whole latent."""
-        if self.audio is None or self.given is None:
+    def fill_known(self, x_0: Tensor) -> Tensor:
+        """[B, C, L] a whole latent: known channels from `audio`, the others from the generated x_0 [B, C, L]."""
+        if self.audio is None or self.known_mask is None:
             return x_0
-        return self.audio.where(self.given[..., None], x_0)
+        return self.audio.where(self.known_mask[..., None], x_0)
 
 
 @dataclass(frozen=True)

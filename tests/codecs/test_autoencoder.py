@@ -157,7 +157,7 @@ def test_half_precision_is_half_the_size_and_close(network, tmp_path):
     assert load_autoencoder(full).fingerprint() != load_autoencoder(half).fingerprint()
 
 
-def test_unusable_files_say_the_mend(network, tmp_path):
+def test_unusable_files_names_the_hint(network, tmp_path):
     with pytest.raises(UserError, match="0 samples"):
         AutoencoderCodec(network).encode(torch.zeros(1, 0))
     with pytest.raises(UserError, match="segue codec train"):

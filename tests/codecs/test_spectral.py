@@ -106,13 +106,13 @@ def test_fingerprint_tells_settings_apart():
     assert len({str(p) for p in prints}) == 3
 
 
-def test_bad_settings_and_names_say_the_mend():
+def test_bad_settings_and_names_names_the_hint():
     for call in (
         lambda: SpectralCodec(16000).encode(torch.zeros(1, 0)),
         lambda: SpectralCodec(500),
         lambda: SpectralCodec(16000, 0.0),
     ):
-        with pytest.raises(UserError, match="mend"):
+        with pytest.raises(UserError, match="hint"):
             call()
     with pytest.raises(UserError, match="spectral, gain-shape, autoencoder"):
         load_codec("spectrall")

@@ -152,15 +152,15 @@ def test_unknown_preset():
 # --- audio and windows ----------------------------------------------------------------------------------------------
 
 TOTAL, COUNT, OUTPUT = 6634.50722894602, 73680, -8.49180637858808
-HEARING = DiTConfig(channels=6, text_dim=10, width=32, depth=3, heads=4, adaln_rank=4, audio=True)
+WITH_AUDIO = DiTConfig(channels=6, text_dim=10, width=32, depth=3, heads=4, adaln_rank=4, audio=True)
 
 
 def audio(drop: list[bool] | None = None) -> Condition:
     """The lower four of six channels are given; a lower cutoff with the second clip."""
     values = torch.randn(2, 6, 11, generator=torch.Generator().manual_seed(3))
-    given = (torch.arange(6) < 4).expand(2, 6)
+    known = (torch.arange(6) < 4).expand(2, 6)
     drop = None if drop is None else torch.tensor(drop)
-    return Condition(drop=drop, audio=values * given[..., None], given=given, cutoff=torch.tensor([0.5, 0.25]))
+    return Condition(drop=drop, audio=values * known[..., None], known_mask=known, cutoff=torch.tensor([0.5, 0.25]))
 
 
 def test_without_audio_and_window_the_model_is_what_it_was():
@@ -171,11 +171,11 @@ def test_without_audio_and_window_the_model_is_what_it_was():
     assert total == pytest.approx(TOTAL, abs=1e-9) and sum(p.numel() for p in model.parameters()) == COUNT
     assert float(woken()(X, T, condition()).prediction.detach().double().sum()) == pytest.approx(OUTPUT, abs=1e-4)
     names = {n for n, _ in model.named_parameters()}
-    assert names == {n for n, _ in DiT(HEARING).named_parameters() if not n.startswith(("audio", "cutoff"))}
+    assert names == {n for n, _ in DiT(WITH_AUDIO).named_parameters() if not n.startswith(("audio", "cutoff"))}
 
 
 def test_given_channels_are_not_generated_and_noise_in_them_is_not_heard():
-    model = woken(HEARING)
+    model = woken(WITH_AUDIO)
     out = model(X, T, audio()).prediction
     assert out[:, :4].abs().max() == 0 and out[:, 4:].abs().min() > 0
     other = X.clone()
@@ -184,7 +184,7 @@ def test_given_channels_are_not_generated_and_noise_in_them_is_not_heard():
 
 
 def test_audio_and_cutoff_are_heard_until_dropped():
-    model, heard = woken(HEARING), audio()
+    model, heard = woken(WITH_AUDIO), audio()
     values = heard.audio.clone().requires_grad_(True)
     model(X, T, replace(heard, audio=values)).prediction.sum().backward()
     assert (values.grad[:, :4].abs().sum((1, 2)) > 0).all()
@@ -200,7 +200,7 @@ def test_audio_and_cutoff_are_heard_until_dropped():
 @pytest.mark.parametrize("patch", [1, 2])
 def test_a_window_limits_what_a_frame_hears(patch):
     """Depth 3 and window 2: six tokens to each side, and no further."""
-    model = woken(replace(HEARING, patch_frames=patch, attention_window=2))
+    model = woken(replace(WITH_AUDIO, patch_frames=patch, attention_window=2))
     x = torch.randn(1, 6, 40, generator=torch.Generator().manual_seed(4))
     changed = x.clone()
     changed[..., 20] += 1.0
@@ -211,21 +211,21 @@ def test_a_window_limits_what_a_frame_hears(patch):
 
 
 def test_a_chunk_with_context_gives_what_the_whole_gives():
-    model = woken(replace(HEARING, attention_window=2))
+    model = woken(replace(WITH_AUDIO, attention_window=2))
     x, t = torch.randn(1, 6, 60, generator=torch.Generator().manual_seed(4)), torch.tensor([0.5])
     whole, chunk = model(x, t).prediction, model(x[..., 14:46], t).prediction
     torch.testing.assert_close(chunk[..., 6:-6], whole[..., 20:40], atol=1e-5, rtol=1e-4)
 
 
 def test_padding_beyond_a_window_leaves_no_nan():
-    model = woken(replace(HEARING, attention_window=2))
+    model = woken(replace(WITH_AUDIO, attention_window=2))
     mask = torch.arange(11)[None] < torch.tensor([[11], [3]])
     out = model(X, T, audio(), mask).prediction
     assert torch.isfinite(out).all() and out[1, :, 3:].abs().max() == 0
 
 
 def test_the_skip_predicts_its_channels_from_the_audios_alone_until_dropped():
-    model = DiT(replace(HEARING, audio_skip=5, predicts="clean")).eval()
+    model = DiT(replace(WITH_AUDIO, audio_skip=5, predicts="clean")).eval()
     torch.nn.init.normal_(model.skip_weight, std=0.1)
     heard = audio()
     out = model(X, T, heard).prediction  # the rest of a fresh model predicts zero
@@ -243,5 +243,5 @@ def test_the_skip_predicts_its_channels_from_the_audios_alone_until_dropped():
 def test_a_config_of_an_older_card_is_read():
     card = ModelCard({"width": 32, "heads": 4, "norm": "layer"}, {}, "", {}, 1.0, 0, "stage")
     assert config_of(card) == DiTConfig(width=32, heads=4)
-    with pytest.raises(UserError, match=r"model\.norm is 'rms', and no setting any more: it is 'layer' for all"):
+    with pytest.raises(UserError, match=r"model\.norm is 'rms', but this setting was removed and is always .layer."):
         config_of(replace(card, model=card.model | {"norm": "rms"}))

@@ -91,7 +91,7 @@ def test_positions_are_relative(encoder):
     assert (swapped[:, [1, 0, 2]] - first).abs().max() > 1e-2, "but their order counts"
 
 
-def test_masked_frames_are_not_heard(encoder):
+def test_masked_frames_are_not_used(encoder):
     patches = torch.randn(2, 5, CONFIG.patch_frames * CONFIG.bands, generator=torch.Generator().manual_seed(1))
     visible = torch.tensor([[0, 3], [1, 4]])
     with torch.no_grad():
@@ -154,7 +154,7 @@ def test_the_hash_follows_the_weights(encoder):
     assert teacher.fingerprint()["weights"] != before
 
 
-def test_unfit_weights_say_the_mend(encoder, tmp_path):
+def test_unfit_weights_names_the_hint(encoder, tmp_path):
     path = compact.save_teacher(encoder, tmp_path)
     tensors = load_file(path)
     metadata = {"format": compact.FORMAT, "config": json.dumps(replace_config(width=32))}
@@ -175,7 +175,7 @@ def replace_config(**changes):
     return replace(CONFIG, **changes).__dict__
 
 
-def test_missing_shipped_weights_say_the_mend(monkeypatch, tmp_path):
+def test_missing_shipped_weights_names_the_hint(monkeypatch, tmp_path):
     monkeypatch.setattr(compact, "SHIPPED", tmp_path)
     with pytest.raises(UserError, match="segue teacher train"):
         load_teacher("compact")

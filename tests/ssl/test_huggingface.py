@@ -147,7 +147,7 @@ def test_ast_equals_direct_calls_on_chunks(layer, tmp_path):
     model = save_ast(tmp_path)
     teacher = load_teacher(str(tmp_path), layer)
     hop, window, along = 19 * 320, 40 * 160 + 240, 19  # 19 patches of 4 mel frames every 2 in 40
-    assert teacher.frame_rate_hz == 50 and teacher.hearing.count(hop) == along
+    assert teacher.frame_rate_hz == 50 and teacher.front_end.count(hop) == along
     wave = noise(2, hop + 5000)
     extractor = tf.AutoFeatureExtractor.from_pretrained(tmp_path)
     direct = []
@@ -223,7 +223,11 @@ def test_lengths_layers_and_words(saved):
     assert teacher.layer == (teacher.layers + 1) // 2
     for samples in (1, teacher.sample_rate_hz // 7, teacher.sample_rate_hz * 5 // 2):
         features = teacher.encode(noise(1, samples))
-        assert features.shape == (1, -(-samples * teacher.hearing.frames // teacher.hearing.hop_samples), teacher.dim)
+        assert features.shape == (
+            1,
+            -(-samples * teacher.front_end.frames // teacher.front_end.hop_samples),
+            teacher.dim,
+        )
         assert features.dtype == torch.float32 and bool(features.isfinite().all())
     line = teacher.describe()
     assert f"layer {teacher.layer} of {teacher.layers}" in line and f"{teacher.sample_rate_hz:,} Hz" in line
@@ -290,7 +294,7 @@ def test_code_of_a_model_runs_only_when_allowed(tmp_path, monkeypatch):
     torch.testing.assert_close(teacher.encode(wave), states(model, 3, input_values=values), atol=1e-5, rtol=1e-4)
 
 
-def test_what_hears_nothing_is_refused_in_one_line(tmp_path):
+def test_what_is_no_audio_encoder_is_refused_in_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no readable config\.json"):
         load_teacher(str(tmp_path / "empty"))

@@ -86,15 +86,15 @@ def follow(blocks, config=CONFIG, share=0.05, checks=4, regime=1.0, total=100_00
     return state, reading, reasons
 
 
-# --- finding readers and writers ---
+# --- finding in_proj and out_proj ---
 
 
 def test_our_block_reads_and_writes():
     block = random_blocks(1)[0]
     found = block_structure.block_weights(block)
-    for mine, module in zip(found.readers, (block.attention.q, block.attention.kv, block.cross.q, block.mlp_in)):
+    for mine, module in zip(found.in_proj, (block.attention.q, block.attention.kv, block.cross.q, block.mlp_in)):
         assert mine.data_ptr() == module.weight.data_ptr()
-    for mine, module in zip(found.writers, (block.attention.out, block.cross.out, block.mlp_out)):
+    for mine, module in zip(found.out_proj, (block.attention.out, block.cross.out, block.mlp_out)):
         assert mine.data_ptr() == module.weight.data_ptr()
     _, scale_a, _, _, scale_m, _ = block.adaln_up.bias.chunk(6)[0:6]
     for mine, expected in zip(found.scales, (1 + scale_a, 1 + scale_a, block.norm_cross.weight, 1 + scale_m)):
@@ -104,21 +104,21 @@ def test_our_block_reads_and_writes():
 def test_foreign_blocks():
     attention = pytest.importorskip("diffusers.models.attention")
     audio = pytest.importorskip("diffusers.models.transformers.stable_audio_transformer")
-    # Cross-attention as wide as the stream: shape alone would take its keys and values for readers.
+    # Cross-attention as wide as the stream: shape alone would take its keys and values for in_proj.
     block = audio.StableAudioDiTBlock(64, 4, 2, 16, cross_attention_dim=64)
-    shapes = [tuple(w.shape) for w in block_structure.block_weights(block).readers]
+    shapes = [tuple(w.shape) for w in block_structure.block_weights(block).in_proj]
     assert shapes == [(64, 64)] * 4 + [(512, 64)]
-    assert len(block_structure.block_weights(block).writers) == 3
+    assert len(block_structure.block_weights(block).out_proj) == 3
     adaln = attention.BasicTransformerBlock(
         64, 4, 16, cross_attention_dim=64, norm_type="ada_norm_zero", num_embeds_ada_norm=9
     )
-    shapes = [tuple(w.shape) for w in block_structure.block_weights(adaln).readers]
+    shapes = [tuple(w.shape) for w in block_structure.block_weights(adaln).in_proj]
     assert shapes == [(64, 64)] * 4 + [(512, 64)], "the modulation reads the condition, not the stream"
     twice = attention.BasicTransformerBlock(64, 4, 16, double_self_attention=True)
-    assert len(block_structure.block_weights(twice).readers) == 7, "a second self-attention reads with all three"
-    assert len(block_structure.block_weights(nn.TransformerEncoderLayer(64, 4)).readers) == 2
+    assert len(block_structure.block_weights(twice).in_proj) == 7, "a second self-attention reads with all three"
+    assert len(block_structure.block_weights(nn.TransformerEncoderLayer(64, 4)).in_proj) == 2
     decoder = block_structure.block_weights(nn.TransformerDecoderLayer(64, 4, 128))
-    assert [tuple(w.shape) for w in decoder.readers] == [(192, 64), (64, 64), (128, 64)]
+    assert [tuple(w.shape) for w in decoder.in_proj] == [(192, 64), (64, 64), (128, 64)]
 
 
 def test_stable_audio_tools_names():
@@ -140,20 +140,20 @@ def test_stable_audio_tools_names():
         }
     )
     found = block_structure.block_weights(block)
-    assert [tuple(w.shape) for w in found.readers] == [(192, 64), (64, 64), (512, 64)]
-    assert [tuple(w.shape) for w in found.writers] == [(64, 64), (64, 64), (64, 256)]
+    assert [tuple(w.shape) for w in found.in_proj] == [(192, 64), (64, 64), (512, 64)]
+    assert [tuple(w.shape) for w in found.out_proj] == [(64, 64), (64, 64), (64, 256)]
 
 
 def test_what_cannot_be_told_is_one_clear_line():
     odd = nn.ModuleDict({"alpha": nn.Linear(8, 8), "beta": nn.Linear(8, 16), "gamma": nn.Linear(16, 8)})
-    with pytest.raises(UserError, match=r"'alpha' reads or writes.*structure\.readers"):
+    with pytest.raises(UserError, match=r"'alpha' reads or writes.*structure\.in_proj"):
         block_structure.block_weights(odd)
-    found = block_structure.block_weights(odd, readers=["beta"], writers=["alpha", "gamma"])
-    assert (len(found.readers), len(found.writers)) == (1, 2)
+    found = block_structure.block_weights(odd, in_proj=["beta"], out_proj=["alpha", "gamma"])
+    assert (len(found.in_proj), len(found.out_proj)) == (1, 2)
     with pytest.raises(UserError, match="'delta' is no linear layer of ModuleDict; it has alpha, beta, gamma"):
-        block_structure.block_weights(odd, readers=["delta"], writers=["gamma"])
+        block_structure.block_weights(odd, in_proj=["delta"], out_proj=["gamma"])
     with pytest.raises(UserError, match="name both or neither"):
-        block_structure.block_weights(odd, readers=["beta"])
+        block_structure.block_weights(odd, in_proj=["beta"])
     with pytest.raises(UserError, match="no linear layer reads"):
         block_structure.block_weights(nn.Sequential(nn.Conv1d(4, 4, 3)))
     with pytest.raises(UserError, match="one residual width"):
@@ -184,8 +184,8 @@ def test_signature_is_invariant_to_permutations_and_to_turns_inside_heads():
 def test_signature_closed_form():
     block = random_blocks(1)[0].double()
     found = block_structure.block_weights(block)
-    read = sum((w * s).T @ (w * s) for w, s in zip(found.readers, found.scales))
-    wrote = sum(w @ w.T for w in found.writers)
+    read = sum((w * s).T @ (w * s) for w, s in zip(found.in_proj, found.scales))
+    wrote = sum(w @ w.T for w in found.out_proj)
     signature = signatures([block])[0]
     for mine, gram in zip(signature, (read, wrote)):
         centred = gram - gram.trace() / len(gram) * torch.eye(len(gram))
@@ -257,7 +257,7 @@ def test_null_has_the_variance_of_random_bases():
         table = block_structure.similarity(turned)
         drawn.append(table[np.triu_indices(count, 1)])
         contrasts.append(block_groups.contrast_of(table, block_groups.cluster(table, 2)))
-    # S is the mean of two cosines, uncorrelated between readers and writers.
+    # S is the mean of two cosines, uncorrelated between in_proj and out_proj.
     expected = 1.0 / ((width - 1) * (width + 2))
     assert np.mean(drawn) == pytest.approx(0.0, abs=3 * (expected / 1500) ** 0.5)
     assert np.var(drawn) == pytest.approx(expected, rel=0.15)
@@ -460,9 +460,9 @@ def differentiable_signatures(blocks, leaves):
     signed, leaves = [], iter(leaves)
     for block in blocks:
         found = block_structure.block_weights(block)
-        readers = [next(leaves) * s for s in found.scales]
-        writers = [next(leaves) for _ in found.writers]
-        grams = torch.stack([sum(r.T @ r for r in readers), sum(w @ w.T for w in writers)])
+        in_proj = [next(leaves) * s for s in found.scales]
+        out_proj = [next(leaves) for _ in found.out_proj]
+        grams = torch.stack([sum(r.T @ r for r in in_proj), sum(w @ w.T for w in out_proj)])
         centred = grams - torch.stack([g.trace() / len(g) * torch.eye(len(g), dtype=g.dtype) for g in grams])
         signed.append(centred / centred.flatten(1).norm(dim=1)[:, None, None] / 2**0.5)
     return torch.stack(signed)

@@ -12,11 +12,11 @@ from segue.stage.alignment import AlignmentConfig, alignment_weight
 from segue.stage.discrepancy import Discrepancy, Reading
 from segue.stage.policy import Policy, stage_policy
 from segue.stage.regime import RegimeConfig
+from segue.stage.reporting import Printer
 from segue.stage.stage import Stage
 from segue.stage.timesteps import STAGE_TIMESTEPS, TimestepsConfig
 from segue.stage.variants import block_structure
 from segue.stage.variants.block_structure import StructureConfig, StructureState
-from segue.stage.words import Printer
 from segue.types import UserError
 
 TOTAL = 800

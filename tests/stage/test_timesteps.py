@@ -12,7 +12,7 @@ from segue.stage.policy import Policy
 from segue.stage.regime_state import RegimeState
 from segue.stage.timesteps import TimestepsConfig, importance, stage_distribution
 from segue.stage.variants.learned_timesteps import LearnedState
-from segue.stage.variants.timesteps import curriculum_distribution, per_time_distribution
+from segue.stage.variants.per_time_and_curriculum import curriculum_distribution, per_time_distribution
 from segue.types import UserError
 
 GRID = torch.linspace(0.0005, 0.9995, 1000, dtype=torch.float64)
@@ -34,11 +34,11 @@ def high_noise_share(distribution):
 
 
 @settings(deadline=None, max_examples=60)
-@given(r=regimes, floor=floors, mu_0=st.floats(0.0, 3.0), back=st.floats(0.0, 1.0), remaining=remainders)
-def test_no_noise_level_starves(r, floor, mu_0, back, remaining):
+@given(r=regimes, floor=floors, mu_start=st.floats(0.0, 3.0), back=st.floats(0.0, 1.0), remaining=remainders)
+def test_no_noise_level_starves(r, floor, mu_start, back, remaining):
     """The density is at least the floor everywhere, and high noise keeps its share of the floor at any r."""
     for distribution in (
-        stage_distribution(r, floor, mu_0, back),
+        stage_distribution(r, floor, mu_start, back),
         per_time_distribution(tuple(zip(TIMES, remaining)), floor),
     ):
         assert distribution.density(GRID).min() >= floor - 1e-12
@@ -54,14 +54,14 @@ def test_the_default_distribution_keeps_a_tenth_of_its_draws_above_t_08():
 
 @pytest.mark.parametrize(("back", "end"), [(1.0, -1.2), (0.5, -0.6), (0.0, 0.0)])
 def test_the_lean_at_the_end_is_a_share_of_the_lean_at_the_start(back, end):
-    config = TimestepsConfig(distribution="stage", floor=0.2, mu_0=1.2, lean_back=back)
+    config = TimestepsConfig(distribution="stage", floor=0.2, mu_start=1.2, mu_end_ratio=back)
     for r, mu in ((0.0, 1.2), (1.0, end)):
         distribution = choose(config, r, 0.5)
         assert distribution == Mixture(0.2, LogitNormal(mu, 1.0))
 
 
 def test_the_stage_distribution_leans_to_noise_then_to_data():
-    config = TimestepsConfig(distribution="stage", floor=0.4, mu_0=0.6)
+    config = TimestepsConfig(distribution="stage", floor=0.4, mu_start=0.6)
     assert choose(config, 0.25) == Mixture(0.4, LogitNormal(0.6 * 0.5, 1.0))
     means = [choose(config, r).mean() for r in (0.0, 0.3, 0.6, 1.0)]
     assert means == sorted(means, reverse=True)
@@ -103,7 +103,7 @@ def test_the_curriculum_opens_from_high_noise_cumulatively():
 
 EVERY = [
     stage_distribution(0.0),
-    stage_distribution(0.7, floor=0.2, mu_0=1.5),
+    stage_distribution(0.7, floor=0.2, mu_start=1.5),
     per_time_distribution(tuple(zip(TIMES, (0.1, 0.9, 0.3, 1.0)))),
     per_time_distribution(()),
     curriculum_distribution(LogitNormal(0.0, 1.0), 0.2),
@@ -154,9 +154,9 @@ def test_a_distribution_that_skips_times_cannot_be_corrected():
     [
         ({"distribution": "cosine"}, "timesteps.distribution"),
         ({"floor": 1.2}, "timesteps.floor"),
-        ({"mu_0": -1.0}, "timesteps.mu_0"),
-        ({"lean_back": 1.5}, "timesteps.lean_back"),
-        ({"mu_0": float("nan")}, "timesteps.mu_0"),
+        ({"mu_start": -1.0}, "timesteps.mu_start"),
+        ({"mu_end_ratio": 1.5}, "timesteps.mu_end_ratio"),
+        ({"mu_start": float("nan")}, "timesteps.mu_start"),
         ({"distribution": "curriculum", "corrected": True}, "timesteps.corrected"),
         ({"distribution": "stage", "floor": 0.0, "corrected": True}, "timesteps.corrected"),
     ],

@@ -69,7 +69,7 @@ def test_draws_depend_on_seed_and_position_alone():
 def test_a_config_that_names_noise_is_read_where_there_was_none():
     older = {"order_min": 3, "noise_share": 0.0, "noise_min_db": 30.0, "noise_max_db": 60.0, "companded_share": 0.0}
     assert DegradationConfig.from_json(older) == DegradationConfig(order_min=3)
-    with pytest.raises(UserError, match=r"degradation\.noise_share is 0\.5, and no setting any more"):
+    with pytest.raises(UserError, match=r"degradation\.noise_share is 0\.5, but this setting was removed"):
         DegradationConfig.from_json(older | {"noise_share": 0.5})
 
 

@@ -26,7 +26,7 @@ from segue.training.build import dit_config
 from segue.training.config import override
 from segue.training.log import read_log
 from segue.training.loop import train
-from segue.training.memory import run_need, stated_bytes
+from segue.training.run_memory import run_need, stated_bytes
 
 STATED_WITHIN = 0.15
 FLAT_WITHIN = 0.02  # of the resident memory after a fifth of the steps

@@ -15,7 +15,7 @@ from segue.stage.discrepancy import Discrepancy, Reading
 from segue.training import guards
 from segue.training.checkpoint import list_checkpoints
 from segue.training.config import override
-from segue.training.guards import FaultState, is_dead, judge, next_state, note_reading
+from segue.training.guards import FaultState, find_fault, is_dead, next_state, note_reading
 from segue.training.interrupt import Interrupt
 from segue.training.log import RunLog, read_log
 from segue.training.optim import clip_gradients
@@ -32,15 +32,15 @@ CALM = FaultState(losses=tuple(1.0 + 0.01 * (i % 5) for i in range(40)))
      (2.5, 0, 1, 0, "a spike over the 1.02")],
 )  # fmt: skip
 def test_each_fault_is_named(loss, alignment, norm, dead, words):
-    assert words in judge(CALM, loss, alignment, norm, dead, spike=10)
+    assert words in find_fault(CALM, loss, alignment, norm, dead, spike=10)
 
 
 def test_what_is_no_fault():
-    assert judge(CALM, 1.9, 0, 1e6, 0, spike=10) is None  # below median + 10 * (a tenth of the median)
-    assert judge(CALM, 100, 0, 1, 0, spike=0) is None
+    assert find_fault(CALM, 1.9, 0, 1e6, 0, spike=10) is None  # below median + 10 * (a tenth of the median)
+    assert find_fault(CALM, 100, 0, 1, 0, spike=0) is None
     uneven = FaultState(losses=(*([0.1] * 60), 3.0, 2.5))  # a batch of one: the loss follows its time
-    assert judge(uneven, 5.9, 0, 1, 0, spike=10) is None and "spike" in judge(uneven, 6.1, 0, 1, 0, spike=10)
-    assert judge(FaultState(losses=CALM.losses[:31]), 100, 0, 1, 0, spike=10) is None  # too early to tell
+    assert find_fault(uneven, 5.9, 0, 1, 0, spike=10) is None and "spike" in find_fault(uneven, 6.1, 0, 1, 0, spike=10)
+    assert find_fault(FaultState(losses=CALM.losses[:31]), 100, 0, 1, 0, spike=10) is None  # too early to tell
 
 
 def test_a_good_step_ends_a_row_and_a_bad_one_is_not_remembered_as_a_loss():

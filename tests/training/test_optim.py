@@ -139,7 +139,7 @@ def test_schedule_free_has_no_decay_and_unknown_kinds_are_named():
         OptimConfig(kind="adam")
 
 
-def test_a_missing_optimizer_names_its_mend(monkeypatch):
+def test_a_missing_optimizer_names_its_hint(monkeypatch):
     monkeypatch.setitem(sys.modules, "schedulefree", None)
     with pytest.raises(UserError, match=r"segue-audio\[optimizers\]"):
         make_optimizer(small_dit(), OptimConfig(kind="schedule-free"))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from segue.training.checkpoint import list_checkpoints
 from segue.training.log import read_log
-from segue.training.sharding import check_sharding, like, local, norm_of, whole, whole_tensors
+from segue.training.sharding import check_sharding, distribute_like, full_tensor, full_tensors, norm_of, to_local
 from segue.types import UserError
 
 # Guidance that ends, probes, pieces of a batch, recomputed activations, block structure (of too few blocks to form groups).
@@ -69,14 +69,14 @@ from segue.models.dit import DiT, DiTConfig
 from segue.stage.variants.block_step import BlockStep
 from segue.stage.variants.block_structure import StructureConfig, StructureState, measure_structure
 from segue.training.optim import clip_gradients
-from segue.training.sharding import is_sharded, local, norm_of, share_out, whole, whole_blocks, whole_tensors
+from segue.training.sharding import is_sharded, to_local, norm_of, shard_models, full_tensor, gathered_blocks, full_tensors
 accelerator = Accelerator(cpu=True)
 torch.manual_seed(0)
 model = DiT(DiTConfig(channels=3, width=16, depth=8, heads=2, text_dim=5))
 twin, averaged = copy.deepcopy(model), copy.deepcopy(model)
-share_out(SimpleNamespace(train=SimpleNamespace(sharding="fsdp2")), accelerator, model, averaged)
+shard_models(SimpleNamespace(train=SimpleNamespace(sharding="fsdp2")), accelerator, model, averaged)
 assert is_sharded(model) and is_sharded(averaged) and not is_sharded(twin)
-held, all_of_it = sum(local(p).numel() for p in model.parameters()), sum(p.numel() for p in twin.parameters())
+held, all_of_it = sum(to_local(p).numel() for p in model.parameters()), sum(p.numel() for p in twin.parameters())
 assert held < 0.6 * all_of_it, (held, all_of_it)
 torch.testing.assert_close(norm_of(list(model.parameters())), norm_of(list(twin.parameters())))
 rank = accelerator.process_index
@@ -88,8 +88,8 @@ torch.testing.assert_close(clip_gradients(model, 0.01), clip_gradients(twin, 0.0
 for (name, p), q in zip(model.named_parameters(), twin.parameters()):
     assert (p.grad is None) == (q.grad is None), name
     if q.grad is not None:
-        torch.testing.assert_close(whole(p.grad), q.grad, atol=1e-6, rtol=1e-4)
-with whole_blocks(model.blocks):
+        torch.testing.assert_close(full_tensor(p.grad), q.grad, atol=1e-6, rtol=1e-4)
+with gathered_blocks(model.blocks):
     for block in model.blocks:
         assert not hasattr(block.mlp_in.weight, "device_mesh")
         for p in block.parameters():
@@ -97,9 +97,9 @@ with whole_blocks(model.blocks):
 before, after = (dict(m.named_parameters()) for m in (twin, model))
 before_step = {name: p.detach().clone() for name, p in before.items()}
 for name in before:
-    torch.testing.assert_close(whole(after[name]), before[name] + name.startswith("blocks."))
+    torch.testing.assert_close(full_tensor(after[name]), before[name] + name.startswith("blocks."))
 config = StructureConfig(strength=0.1, every=1)
-with whole_blocks(model.blocks):
+with gathered_blocks(model.blocks):
     measured = measure_structure(config, StructureState(), model.blocks)
 with torch.no_grad():
     for p in twin.blocks.parameters():
@@ -107,7 +107,7 @@ with torch.no_grad():
 assert measured.groups == measure_structure(config, StructureState(), twin.blocks).groups
 state = StructureState(active_at=0, labels=measured.groups, margin=0.0)
 for net in (model, twin):
-    term = BlockStep(config, net.blocks, whole=whole_blocks, norm=norm_of)
+    term = BlockStep(config, net.blocks, whole=gathered_blocks, norm=norm_of)
     term.keep(state, 0.1, 0)
     with torch.no_grad():
         for p in net.parameters():
@@ -115,10 +115,10 @@ for net in (model, twin):
     term.follow(state, 0.1)
 moved = 0.0
 for (name, p), q in zip(model.named_parameters(), twin.parameters()):
-    torch.testing.assert_close(whole(p), q, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(full_tensor(p), q, atol=1e-5, rtol=1e-4)
     moved += float((q - 0.99 * (before_step[name] + name.startswith("blocks."))).norm())
 assert moved > 0.01
-kept = whole_tensors(model.state_dict(), keep=rank == 0)
+kept = full_tensors(model.state_dict(), keep=rank == 0)
 assert list(kept) == (list(before) if rank == 0 else [])
 print("fine")
 """
@@ -133,9 +133,13 @@ def test_norms_clipping_and_whole_blocks_over_two_ranks(tmp_path):
 
 def test_ordinary_tensors_are_left_as_they_are():
     tensor = torch.randn(3, 2)
-    assert local(tensor) is tensor and whole(tensor) is tensor and like(tensor, torch.zeros(3, 2)) is tensor
+    assert (
+        to_local(tensor) is tensor
+        and full_tensor(tensor) is tensor
+        and distribute_like(tensor, torch.zeros(3, 2)) is tensor
+    )
     assert norm_of([tensor, torch.ones(2)]) == pytest.approx(float((tensor.square().sum() + 2).sqrt()))
-    assert whole_tensors({"a": tensor}, keep=True)["a"] is not None and whole_tensors({"a": tensor}, keep=False) == {}
+    assert full_tensors({"a": tensor}, keep=True)["a"] is not None and full_tensors({"a": tensor}, keep=False) == {}
 
 
 @pytest.mark.parametrize(

@@ -36,9 +36,9 @@ def prepared(config, cache, positions):
 
 def test_data_and_condition_are_two_parts_of_one_latent(hisses, resolution):
     x_0, condition, mask = prepared(resolution("sr-demo-static"), hisses, [5, 6, 7, 8])
-    given = condition.given[..., None].expand_as(x_0)
+    given = condition.known_mask[..., None].expand_as(x_0)
     assert x_0[given].abs().max() == 0 and condition.audio[~given].abs().max() == 0
-    assert 0 < condition.given.sum() < condition.given.numel()
+    assert 0 < condition.known_mask.sum() < condition.known_mask.numel()
     assert x_0[~given].std() > 0.5 and condition.audio[given].std() > 0.5
     assert (condition.cutoff <= 0.5).all() and (condition.cutoff >= 0.4).all()
     assert mask is not None and x_0.transpose(1, 2)[~mask].abs().max() == 0
@@ -87,19 +87,19 @@ def test_two_ranks_give_what_one_gives(hisses, resolution, tmp_path):
 def test_priming_predicts_missing_levels_from_given_ones(hisses, resolution):
     config = resolution("sr-demo-static")
     model, task = build_model(config, hisses, 0), make_task(config, hisses)
-    task.prime(model, hisses)
+    task.initialise(model, hisses)
     rows = hisses.rows("valid")
     batch = hisses.batch(rows)
     x_0, condition, _ = task.prepare(batch)
     with torch.no_grad():
         made = model(torch.zeros_like(x_0), torch.ones(len(rows)), condition, batch.mask).prediction
-    missing = ~condition.given[0, : task.space.codec.levels]
+    missing = ~condition.known_mask[0, : task.space.codec.levels]
     wanted, made = (x[:, : task.space.codec.levels][:, missing].transpose(1, 2)[batch.mask] for x in (x_0, made))
     assert (made - wanted).square().mean() < 0.5 * wanted.var()  # of 40 short clips
     assert model.config.audio_skip == task.space.codec.levels and made.abs().max() > 0
 
 
-def test_a_run_learns_and_its_probe_hears_it(hisses, resolution, tmp_path):
+def test_a_run_learns_and_its_probe_measures_it(hisses, resolution, tmp_path):
     config = resolution(
         "sr-demo", "train.total_examples=1200", "train.checkpoint_every=600", "optim.learning_rate=3e-3"
     )
@@ -132,7 +132,7 @@ def test_latents_without_bands_are_generated_whole_and_the_low_band_is_kept_all_
     config = resolution("sr-demo", "train.total_examples=32")
     assert any("warning: the codec spectral does not hold" in line for line in check_before_training(config, taught))
     x_0, condition, _ = prepared(config, taught, [5, 6, 7, 8])
-    assert not condition.given.any() and torch.equal(condition.complete(x_0), x_0)
+    assert not condition.known_mask.any() and torch.equal(condition.fill_known(x_0), x_0)
     assert (condition.audio != 0).any() and x_0[:, :, 0].abs().min() > 0  # both whole
     run(config, taught, tmp_path)
     resolver = SuperResolver.load(tmp_path)

@@ -259,7 +259,7 @@ def test_unusable_sounds_say_the_hint_and_leave_nothing(tmp_path):
         (["train", "{tones}", "--out", "{out}", "--rate", "10"], "--rate 10 Hz is outside"),
     ],
 )
-def test_the_command_line_says_the_mend(arguments, words, tones, tmp_path, capsys):
+def test_the_command_line_names_the_hint(arguments, words, tones, tmp_path, capsys):
     from segue.cli.main import main
 
     out = tmp_path / "sources"

@@ -20,7 +20,7 @@ from segue.data.manifest import read_listing
 from segue.data.open_cache import open_cache
 from segue.data.packing import pack_cache
 from segue.data.splits import held_out_first
-from segue.memory import spoken
+from segue.memory import format_bytes
 from segue.types import UserError, printable
 
 
@@ -69,7 +69,7 @@ def check(
 ) -> int:
     """Decode every file; print counts, hours, rates, and each file that cannot be used. Exit code 2 if there is one."""
     listing = read_listing(source, reading_of(captions, root, follow_links, column, encoding))
-    print(f"peak memory about {spoken(stated_bytes(len(listing.clips), workers))}", file=sys.stderr)
+    print(f"peak memory about {format_bytes(stated_bytes(len(listing.clips), workers))}", file=sys.stderr)
     report, usable = check_listing(listing, workers)
     tokens, notes = _tokens(text, listing.clips, max_tokens)
     if as_json:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from segue.cli.demo_common import Trained, keep_sounds, page_prompts, say, spread_notes, training_figures, wave_of
-from segue.pipeline import SHIPPED_RESOLVER, SuperResolver
+from segue.pipeline import SHIPPED_SUPER_RESOLUTION, SuperResolver
 from segue.report import PromptClip, VariantPage, write_demo_report, write_summary
 from segue.tasks.degradation import degrade
 from segue.training.log import read_log
@@ -33,7 +33,7 @@ def write_report(demo: Trained) -> list[str]:
     rate_hz = demo.codec.sample_rate_hz
     filter_ = demo.config.degradation.held_out
     models = {name: SuperResolver.load(result.run_dir) for name, result in demo.results.items()}
-    if SHIPPED_RESOLVER.is_file():
+    if SHIPPED_SUPER_RESOLUTION.is_file():
         shipped = SuperResolver.load(None)
         models |= {SHIPPED: shipped} if shipped.sample_rate_hz == rate_hz else {}
     say("    measuring beside the baselines")

@@ -27,7 +27,7 @@ def _gain_shape(sample_rate_hz: int | None) -> Codec:
 def _shipped(sample_rate_hz: int | None) -> Codec:
     if not (SHIPPED / "codec.safetensors").is_file():
         raise UserError(
-            "no trained codec is shipped; mend: --codec spectral, or train one: segue codec train SOURCE --out DIR"
+            "no trained codec is shipped; hint: --codec spectral, or train one: segue codec train SOURCE --out DIR"
         )
     return _trained(SHIPPED, sample_rate_hz)
 
@@ -39,7 +39,7 @@ def _trained(path: Path, sample_rate_hz: int | None) -> Codec:
     if sample_rate_hz not in (None, codec.sample_rate_hz):
         raise UserError(
             f"{'the shipped codec' if path == SHIPPED else path}: for {codec.sample_rate_hz} Hz, not {sample_rate_hz}; "
-            "mend: --codec spectral takes any rate, or train one with segue codec train --rate"
+            "hint: --codec spectral takes any rate, or train one with segue codec train --rate"
         )
     return codec
 
@@ -50,7 +50,7 @@ def _pretrained(name_or_path: str, sample_rate_hz: int | None) -> Codec:
     codec = load_pretrained_codec(name_or_path)
     if sample_rate_hz not in (None, codec.sample_rate_hz):
         raise UserError(
-            f"{name_or_path}: a codec for {codec.sample_rate_hz} Hz, not {sample_rate_hz}; mend: leave the rate out"
+            f"{name_or_path}: a codec for {codec.sample_rate_hz} Hz, not {sample_rate_hz}; hint: leave the rate out"
         )
     return codec
 
@@ -91,7 +91,7 @@ def load_codec(name_or_path: str, sample_rate_hz: int | None = None) -> Codec:
         codec = _pretrained(name_or_path, sample_rate_hz)
     else:
         raise UserError(
-            f"unknown codec {name_or_path!r}; mend: one of {', '.join(CODECS)}, the folder of a trained codec, "
+            f"unknown codec {name_or_path!r}; hint: one of {', '.join(CODECS)}, the folder of a trained codec, "
             "or a hub name (OWNER/NAME)"
         )
     codec.source = name_or_path

@@ -127,7 +127,8 @@ class Autoencoder(nn.Module):
         self.stft_hop = c.hop_samples // 2
         self.window_samples = 4 * self.stft_hop
         self.bins = self.window_samples // 2 + 1
-        wide, deep = c.encoder_width, c.decoder_width
+        wide = c.encoder_width
+        deep = c.decoder_width
         self.enter = nn.Linear(3 * self.bins, wide)
         self.encoder_fast = _blocks(c.encoder_blocks[0], wide, c)
         self.down = nn.Linear(2 * wide, deep)
@@ -214,7 +215,9 @@ class Autoencoder(nn.Module):
     def _istft(self, spectrum: Tensor) -> Tensor:
         """[B, frames, bins] -> [B, frames * stft_hop]: the least-squares inverse of _stft."""
         frames = torch.fft.irfft(spectrum, self.window_samples) * (self.window * (self.window_samples / 4))
-        count, hop, side = frames.shape[1], self.stft_hop, (self.window_samples - self.stft_hop) // 2
+        count = frames.shape[1]
+        hop = self.stft_hop
+        side = (self.window_samples - self.stft_hop) // 2
         squares = (self.window**2).expand(1, count, -1)
         wave, envelope = (_overlap(x, hop) for x in (frames, squares))
         return (wave / envelope.clamp_min(1e-3))[:, side : side + count * hop]
@@ -250,7 +253,7 @@ class AutoencoderCodec(Codec):
             UserError: an empty waveform.
         """
         if not wave.shape[-1]:
-            raise UserError("cannot encode a waveform of 0 samples; mend: leave empty clips out")
+            raise UserError("cannot encode a waveform of 0 samples; hint: leave empty clips out")
         wave = wave.to(self.network.latent_mean.device, torch.float32)
         mean, _ = self.network.encode(self.network.analyse(wave))
         return (mean - self.network.latent_mean[:, None]) / self.network.latent_std[:, None]
@@ -301,16 +304,16 @@ def load_autoencoder(path: Path) -> AutoencoderCodec:
     """
     path = path / WEIGHTS if path.is_dir() else path
     if not path.is_file():
-        raise UserError(f"{path}: no trained codec there; mend: segue codec train SOURCE --out {path.parent}")
+        raise UserError(f"{path}: no trained codec there; hint: segue codec train SOURCE --out {path.parent}")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {k: file.get_tensor(k).float() for k in file.keys()}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error}); mend: copy it again or retrain") from error
+        raise UserError(f"{path}: not a readable safetensors file ({error}); hint: copy it again or retrain") from error
     if metadata.get("format") != FORMAT:
         raise UserError(
-            f"{path}: holds {metadata.get('format', 'no codec')!r}, not {FORMAT!r}; mend: retrain with this version"
+            f"{path}: holds {metadata.get('format', 'no codec')!r}, not {FORMAT!r}; hint: retrain with this version"
         )
     try:
         config = AutoencoderConfig.from_json(json.loads(metadata["config"]))
@@ -320,9 +323,9 @@ def load_autoencoder(path: Path) -> AutoencoderCodec:
             misfit = _misfit(tensors, Autoencoder(config).state_dict())
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
         line = first_line(error)
-        raise UserError(f"{path}: unreadable configuration ({line}); mend: copy it again or retrain") from error
+        raise UserError(f"{path}: unreadable configuration ({line}); hint: copy it again or retrain") from error
     if misfit:
-        raise UserError(f"{path}: weights and configuration do not fit ({misfit}); mend: copy it again or retrain")
+        raise UserError(f"{path}: weights and configuration do not fit ({misfit}); hint: copy it again or retrain")
     network = Autoencoder(config)
     network.load_state_dict(tensors)
     return AutoencoderCodec(network)

@@ -20,6 +20,8 @@ class Codec(ABC):
         hop_samples: waveform samples per latent frame.
         statistics: "channel" where latents are standardised per channel, "global" where one mean and one standard
             deviation serve all channels (their relative scale carries meaning, as the bins of a spectrum do).
+        levels: how many of the first channels are levels of frequency bands; 0 where channels belong to no bands.
+            With levels a codec has `bands_below`, and super-resolution keeps the known bands as they are.
     """
 
     name: str
@@ -28,6 +30,15 @@ class Codec(ABC):
     channels: int
     hop_samples: int
     statistics: str = "channel"
+    levels: int = 0
+
+    def bands_below(self, cutoff_hz: Tensor) -> Tensor:
+        """[B] cutoffs -> [B, C] bool: the channels of bands that lie wholly below the cutoff.
+
+        Raises:
+            NotImplementedError: the codec's channels belong to no bands (`levels` is 0).
+        """
+        raise NotImplementedError(f"channels of the codec {self.name} belong to no bands")
 
     @abstractmethod
     def encode(self, wave: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ class GainShapeCodec(SpectralCodec):
 
     Channels are hop_samples / 8 levels, ln(rms + FLOOR) + OFFSET of the band's compressed magnitudes, then the spectral
     codec's channels over exp of their band's level: about 1 in every band, loud or silent, so that a generative model
-    spends its accuracy on relative error, which is what is heard and what LSD measures. Decoding gives each band the
+    spends its accuracy on relative error, which is what matters to listeners and to LSD. Decoding gives each band the
     rms that its level says, whatever the rms of its shape: an average over what could have been, which few sampling
     steps return, has the right shape at too low a level, and a third of it in a compressed level is five times in
     power. Exact to float32 accuracy on latents of a waveform, as the spectral codec is. Gain-shape coding: RFC 6716,
@@ -50,7 +50,8 @@ class GainShapeCodec(SpectralCodec):
     def decode(self, latents: Tensor, samples: int) -> Tensor:
         """[B, C, L] -> [B, samples]."""
         latents = latents.float()
-        level, shape = latents[:, : self.levels] - OFFSET, latents[:, self.levels :]
+        level = latents[:, : self.levels] - OFFSET
+        shape = latents[:, self.levels :]
         # Levels beyond full scale by 60 dB come from a model that has not learned yet; raised to 1 / c they overflow.
         wanted = (level.clamp(max=2.0).exp() - FLOOR).clamp_min(0.0)
         gain = wanted / self._rms(shape).clamp_min(1e-12)

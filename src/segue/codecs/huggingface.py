@@ -2,7 +2,7 @@
 
 Latents are continuous: of DAC and EnCodec the encoder's output before it is quantised, of Oobleck the posterior's mean.
 The decoders of DAC and EnCodec were trained on quantised latents; here they get them unquantised.
-Waveforms are padded with silence to whole frames, so that T samples give ceil(T / hop) of them. Stereo codecs hear a
+Waveforms are padded with silence to whole frames, so that T samples give ceil(T / hop) of them. Stereo codecs get a
 mono waveform on both sides, and the mean of their two sides is what they give back.
 """
 
@@ -34,8 +34,11 @@ class PretrainedCodec(Codec):
     statistics = "channel"
 
     def __init__(self, source: str, network: Any, sample_rate_hz: int, sides: int, sha256: str) -> None:
-        self.source, self.network = source, network.float().eval().requires_grad_(False)
-        self.sample_rate_hz, self.sides, self._sha256 = int(sample_rate_hz), sides, sha256
+        self.source = source
+        self.network = network.float().eval().requires_grad_(False)
+        self.sample_rate_hz = int(sample_rate_hz)
+        self.sides = sides
+        self._sha256 = sha256
 
     @torch.inference_mode()
     def encode(self, wave: Tensor) -> Tensor:
@@ -45,7 +48,7 @@ class PretrainedCodec(Codec):
             UserError: an empty waveform.
         """
         if not wave.shape[-1]:
-            raise UserError("cannot encode a waveform of 0 samples; mend: leave empty clips out")
+            raise UserError("cannot encode a waveform of 0 samples; hint: leave empty clips out")
         wave = wave.to(self._device, torch.float32)
         wave = F.pad(wave, (0, -wave.shape[-1] % self.hop_samples))
         return self._encode(wave[:, None].expand(-1, self.sides, -1)).float()
@@ -95,12 +98,14 @@ class PretrainedCodec(Codec):
 class DacCodec(PretrainedCodec):
     """The Descript audio codec (Kumar et al. 2306.06546) without its quantiser."""
 
-    name, _latents = "dac", "before quantisation, level as it is"
+    name = "dac"
+    _latents = "before quantisation, level as it is"
 
     def __init__(self, source: str, network: Any, sha256: str) -> None:
         config = network.config
         super().__init__(source, network, config.sampling_rate, 1, sha256)
-        self.channels, self.hop_samples = config.hidden_size, prod(config.downsampling_ratios)
+        self.channels = config.hidden_size
+        self.hop_samples = prod(config.downsampling_ratios)
 
     def _encode(self, wave: Tensor) -> Tensor:
         return self.network.encoder(wave)
@@ -122,7 +127,8 @@ class EncodecCodec(PretrainedCodec):
     def __init__(self, source: str, network: Any, sha256: str) -> None:
         self.config = config = network.config
         super().__init__(source, network, config.sampling_rate, config.audio_channels, sha256)
-        self.channels, self.hop_samples = config.hidden_size + config.normalize, prod(config.upsampling_ratios)
+        self.channels = config.hidden_size + config.normalize
+        self.hop_samples = prod(config.upsampling_ratios)
         self.chunk_frames = None if config.chunk_length is None else config.chunk_length // self.hop_samples
         chunk = "" if self.chunk_frames is None else f" in chunks of {self.chunk_frames} frames"
         level = "normalised, its log level in the last channel" if config.normalize else "level as it is"
@@ -153,12 +159,14 @@ class EncodecCodec(PretrainedCodec):
 class OobleckCodec(PretrainedCodec):
     """The variational autoencoder of Stable Audio (Evans et al. 2404.10301): its posterior's mean."""
 
-    name, _latents = "oobleck", "mean of the posterior, level as it is"
+    name = "oobleck"
+    _latents = "mean of the posterior, level as it is"
 
     def __init__(self, source: str, network: Any, sha256: str) -> None:
         config = network.config
         super().__init__(source, network, config.sampling_rate, config.audio_channels, sha256)
-        self.channels, self.hop_samples = config.decoder_input_channels, prod(config.downsampling_ratios)
+        self.channels = config.decoder_input_channels
+        self.hop_samples = prod(config.downsampling_ratios)
 
     def _encode(self, wave: Tensor) -> Tensor:
         return self.network.encode(wave).latent_dist.mean

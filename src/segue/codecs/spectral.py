@@ -29,9 +29,9 @@ class SpectralCodec(Codec):
 
     def __init__(self, sample_rate_hz: int = 16000, compression: float = 0.3) -> None:
         if sample_rate_hz < 1000:
-            raise UserError(f"sample rate {sample_rate_hz} Hz is too low for the spectral codec; mend: 1000 Hz or more")
+            raise UserError(f"sample rate {sample_rate_hz} Hz is too low for the spectral codec; hint: 1000 Hz or more")
         if not 0 < compression <= 1:
-            raise UserError(f"compression {compression} is outside (0, 1]; mend: 0.3 is the default")
+            raise UserError(f"compression {compression} is outside (0, 1]; hint: 0.3 is the default")
         self.sample_rate_hz = sample_rate_hz
         self.compression = compression
         self.hop_samples = 16 * round(sample_rate_hz / 1000)
@@ -46,7 +46,7 @@ class SpectralCodec(Codec):
             UserError: an empty waveform.
         """
         if not wave.shape[-1]:
-            raise UserError("cannot encode a waveform of 0 samples; mend: leave empty clips out")
+            raise UserError("cannot encode a waveform of 0 samples; hint: leave empty clips out")
         padding = self.latent_frames(wave.shape[-1]) * self.hop_samples - wave.shape[-1]
         side = self.hop_samples // 2
         padded = F.pad(wave.float(), (side, padding + side))
@@ -64,7 +64,8 @@ class SpectralCodec(Codec):
         spectrum = _with_power(torch.complex(latents[:, :bins], imag), 1 / self.compression) / self.scale
         window = self.window.to(latents.device)
         frames = torch.fft.irfft(spectrum.transpose(1, 2), self.window_samples) * window
-        halves, squares = frames.unflatten(-1, (2, -1)), (window**2).expand(frames.shape).unflatten(-1, (2, -1))
+        halves = frames.unflatten(-1, (2, -1))
+        squares = (window**2).expand(frames.shape).unflatten(-1, (2, -1))
         wave, envelope = (_overlap(x) for x in (halves, squares))
         side = self.hop_samples // 2
         return (wave / envelope.clamp_min(1e-8))[:, side : side + samples]

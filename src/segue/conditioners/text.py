@@ -36,8 +36,10 @@ class TransformersTextConditioner(TextConditioner):
         Raises:
             UserError: max_tokens leaves no room for a word, or is more than the model has positions for.
         """
-        self.name, self.max_tokens = name, max_tokens
-        self.tokenizer, self.model = tokenizer, model.float().eval().requires_grad_(False)
+        self.name = name
+        self.max_tokens = max_tokens
+        self.tokenizer = tokenizer
+        self.model = model.float().eval().requires_grad_(False)
         self.tokenizer.padding_side = "right"  # elsewhere a word's position would depend on the batch
         self.dim = getattr(model.config, "d_model", None) or model.config.hidden_size
         self._weights_sha256 = weights_sha256

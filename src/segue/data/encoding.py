@@ -53,7 +53,7 @@ from segue.data.clip import Clip
 from segue.data.round_trip import check_round_trip
 from segue.data.splits import missing_split_note, split_clips
 from segue.files import make_folder, write_bytes
-from segue.memory import peak_bytes, resident_bytes, spoken
+from segue.memory import format_bytes, peak_bytes, resident_bytes
 from segue.progress import track
 from segue.ssl.base import Teacher
 from segue.types import UserError, printable
@@ -263,7 +263,7 @@ def _announce_rate(parts: Parts, missing: list[Shard], missing_text: list[Shard]
         tokens, _ = _embed(parts, [items[i] for i in longest])
         peak = max(peak, peak_bytes(), resident_bytes() + joined * len(items) * tokens[0].nbytes)
     if peak:
-        print(f"peak memory about {spoken(round(peak))}", file=sys.stderr)
+        print(f"peak memory about {format_bytes(round(peak))}", file=sys.stderr)
 
 
 def _check_codec(parts: Parts, segments: Sequence[Segment]) -> None:

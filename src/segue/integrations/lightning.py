@@ -9,7 +9,7 @@ The module's training_step asks `stage.timesteps` and adds `stage.alignment`, as
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -19,7 +19,10 @@ from segue.types import UserError, import_extra
 
 __all__ = ["Discrepancy", "SegueCallback", "Stage", "batch_size_of"]
 
-Callback = import_extra("lightning.pytorch", "lightning").Callback
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+else:
+    Callback = import_extra("lightning.pytorch", "lightning").Callback
 
 
 def batch_size_of(batch: Any) -> int:
@@ -59,7 +62,7 @@ class SegueCallback(Callback):
             pl_module.segue_projector = self.method.projector
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
-        """Count the examples of all ranks, and log what is in force."""
+        """Count the examples of all ranks, and log the decision in force."""
         self.method.after_step(self._batch_size(batch) * trainer.world_size)
         decision = self.method.decision
         numbers = {"regime": decision.regime.regime, "alignment_weight": decision.alignment_weight}

@@ -1,52 +1,81 @@
-"""The skip from audio, beside the transformer: band levels of a super-resolution model by one fixed convolution.
+"""The skip beside a super-resolution transformer: it predicts band levels from the known ones by a fixed convolution.
 
-Levels are nearly a linear matter, and most of what a listener notices. A task fits the convolution in closed form
-(tasks/super_resolution.py) and it is then left alone: steps of Adam, each as large as the learning rate in every one of
-hundreds of correlated weights, undid the fit within a few hundred steps (docs/super-resolution.md).
+Missing levels are nearly a linear function of the known ones, and most of the audible error. A task fits the
+convolution in closed form (tasks/super_resolution.py), and training leaves it alone: steps of Adam, each as large as
+the learning rate in every one of hundreds of correlated weights, undid the fit within a few hundred steps
+(docs/super-resolution.md).
 """
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segue.types import Condition
+from segue.types import Condition, ModelOutput
 
-SKIP_FRAMES = 5  # that the convolution sees
-SKIP_KINKS = (-8.0, -4.0, 0.0, 4.0)  # of its features: levels have a standard deviation of 8 (tasks/super_resolution)
+SKIP_FRAMES = 5  # width of the convolution
+SKIP_KINKS = (-8.0, -4.0, 0.0, 4.0)  # of the features: levels have a standard deviation of 8 (tasks/super_resolution)
 
 
-def skip_features(audio: Tensor, given: Tensor) -> Tensor:
-    """What the skip sees of its channels: straight, and rectified at each kink.
+class _Config(Protocol):
+    @property
+    def audio_skip(self) -> int: ...
 
-    Where a channel is missing, the last given one before it stands in its place: with zeros there, a fit under several
-    cutoffs is a fit of none.
+
+class SkipModel(Protocol):
+    """The parts of a DiT that whoever fits its skip needs."""
+
+    config: _Config
+    patch_out: nn.Linear
+    skip_weight: Tensor
+    skip_bias: Tensor
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition, mask: Tensor, /) -> ModelOutput: ...
+
+
+def skip_features(audio: Tensor, known: Tensor) -> Tensor:
+    """Inputs of the skip's convolution: its channels as they are, and rectified at each kink. Our definition.
+
+    Where a channel is missing, the last known one below it stands in its place. With zeros instead, one linear fit
+    could not serve several cutoffs.
 
     Args:
         audio: [B, C, L], the skip's channels.
-        given: [B, C] bool, True up to some channel.
+        known: [B, C] bool, True up to some channel.
 
     Returns:
         [B, 5 C, L].
     """
-    last = (given.sum(1, keepdim=True) - 1).clamp(min=0)
+    last = (known.sum(1, keepdim=True) - 1).clamp(min=0)
     index = torch.arange(audio.shape[1], device=audio.device).minimum(last)
     filled = audio.gather(1, index[..., None].expand_as(audio))
     return torch.cat([filled, *((filled - kink).relu() for kink in SKIP_KINKS)], dim=1)
 
 
 def empty_skip(channels: int) -> tuple[Tensor, Tensor]:
-    """Weight [channels, 5 channels, frames] and bias [channels] of a convolution that predicts nothing yet."""
+    """Weight [channels, 5 channels, SKIP_FRAMES] and bias [channels] of a convolution that predicts 0."""
     features = (1 + len(SKIP_KINKS)) * channels
     return torch.zeros(channels, features, SKIP_FRAMES), torch.zeros(channels)
 
 
 def add_skip(out: Tensor, condition: Condition, weight: Tensor, bias: Tensor) -> Tensor:
-    """`out` [B, C, L] with what the skip predicts from the condition's audio added to its first channels."""
+    """Add the skip's prediction to the first channels of the transformer's.
+
+    Args:
+        out: [B, C, L] prediction of the transformer.
+        condition: its audio and known_mask are read; dropped examples get nothing.
+        weight, bias: of the convolution (`empty_skip`).
+
+    Returns:
+        [B, C, L].
+    """
     count = len(bias)
-    seen = skip_features(condition.audio[:, :count], condition.given[:, :count])
-    straight = F.conv1d(seen, weight, bias, padding=SKIP_FRAMES // 2)
+    audio, known = condition.known_audio()
+    features = skip_features(audio[:, :count], known[:, :count])
+    levels = F.conv1d(features, weight, bias, padding=SKIP_FRAMES // 2)
     if condition.drop is not None:
-        straight = straight.masked_fill(condition.drop[:, None, None], 0.0)
-    return out + F.pad(straight, (0, 0, 0, out.shape[1] - count))
+        levels = levels.masked_fill(condition.drop[:, None, None], 0.0)
+    return out + F.pad(levels, (0, 0, 0, out.shape[1] - count))

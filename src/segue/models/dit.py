@@ -1,13 +1,13 @@
-"""The whole backbone: a diffusion transformer over latent frames, with cross-attention to text. One file.
+"""The backbone: a diffusion transformer over latent frames, with cross-attention to text.
 
     latent frames [B, C, L] -> patches -> tokens [B, N, D] -> depth x Block -> patches -> prediction [B, C, L]
 
 Each block is self-attention (rotary positions, qk-norm), cross-attention to the caption, and an MLP. Time and the
-pooled caption modulate it by adaLN-zero: one projection shared by all blocks plus a low-rank part and a bias of each
-block's own. Sharing saves most of the parameters; shared alone was reported unstable (EzAudio, arXiv 2409.10819).
+pooled caption modulate it by adaLN-zero: one projection that all blocks share, plus a low-rank part and a bias of each
+block. Sharing saves most of the parameters; without the parts of each block it was reported to be unstable (EzAudio,
+arXiv 2409.10819).
 
-Padding is honoured twice: keys of padded tokens are masked in attention, and padded frames of the output are zero (the
-losses mask them again).
+Padded tokens are masked as keys of attention, and padded frames of the output are zero.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class DiTConfig:
         depth: number of blocks.
         heads: attention heads; width / heads must be even (rotary pairs).
         mlp_ratio: hidden width of the MLP over D.
-        patch_frames: latent frames to a token. C * patch_frames wider than `width` wants predicts="clean".
-        adaln_rank: rank of a block's own part of the modulation.
+        patch_frames: latent frames per token. Where C * patch_frames exceeds `width`, use predicts="clean".
+        adaln_rank: rank of the part of the modulation that each block has of its own.
         predicts: "velocity", or "clean" (the clean sample, converted to velocity outside the model).
-        audio: whether the model takes Condition.audio: latents beside x_t's, and the cutoff as a number.
-        audio_skip: how many of the first channels are also predicted straight from those of the audio
+        audio: whether the model is conditioned on Condition.audio and Condition.cutoff.
+        audio_skip: number of first channels that are also predicted from those of the audio by one convolution
             (models/audio_skip.py); needs predicts="clean".
-        attention_window: tokens to each side that a token attends to; 0 = all. What a token depends on is then limited
-            to depth * attention_window tokens, and long sound can be computed by chunks.
+        attention_window: tokens on each side that a token attends to; 0 = all. A token then depends on
+            depth * attention_window tokens on each side, so that long sounds can be computed in chunks.
     """
 
     channels: int = 32
@@ -68,20 +68,20 @@ class DiTConfig:
 
 
 def layer_norm(dim: int, affine: bool = False) -> nn.Module:
-    """Layer norm; without its own scale where adaLN supplies one."""
+    """Layer norm; not affine where adaLN supplies scale and shift."""
     return nn.LayerNorm(dim, eps=1e-6, elementwise_affine=affine)
 
 
 def _windowed(key_mask: Tensor | None, tokens: int, window: int, device: torch.device) -> Tensor:
-    """Bool [B or 1, 1, N, N], True = attend: keys that are real and at most `window` tokens away, and each its own."""
+    """Bool [B or 1, 1, N, N], True = attend: to real keys at most `window` tokens away, and to the token itself."""
     position = torch.arange(tokens, device=device)
     apart = (position[:, None] - position).abs()
     near = (apart <= window)[None, None]
-    return near if key_mask is None else (near & key_mask) | (apart == 0)  # an empty row would be NaN
+    return near if key_mask is None else (near & key_mask) | (apart == 0)  # softmax over an empty row is NaN
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens to themselves, or to `context` where that is given; q and k are normalised."""
+    """Multi-head self-attention, or cross-attention where a `context` is given; q and k are normalised by head."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -112,14 +112,12 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention and MLP, the first and last modulated and gated by adaLN-zero.
-
-    Readers of the residual stream (q, kv, mlp_in) and writers to it (out, mlp_out) are named for block_structure.
-    """
+    """Self-attention, cross-attention and MLP; adaLN-zero modulates and gates the first and the last."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        width, hidden = config.width, int(config.width * config.mlp_ratio)
+        width = config.width
+        hidden = int(width * config.mlp_ratio)
         self.norm_attention = layer_norm(width)
         self.attention = Attention(width, config.heads)
         self.norm_cross = layer_norm(width, affine=True)
@@ -154,17 +152,21 @@ class DiT(nn.Module):
     """The diffusion transformer.
 
     Attributes:
-        blocks: the list of blocks, for hidden taps and weight signatures.
-        predicts: what `prediction` means, "velocity" or "clean".
+        blocks: the list of blocks; the alignment taps one of them.
+        predicts: kind of `ModelOutput.prediction`: "velocity" or "clean".
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
     """
+
+    skip_weight: Tensor
+    skip_bias: Tensor
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.config = config
         self.predicts = config.predicts
         self.gradient_checkpointing = False
-        width, token = config.width, config.channels * config.patch_frames
+        width = config.width
+        token = config.channels * config.patch_frames
         self.patch_in = nn.Linear(token, width)
         self.time_mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
         self.text_in = nn.Linear(config.text_dim, width)
@@ -176,8 +178,8 @@ class DiT(nn.Module):
         self.norm_out = layer_norm(width)
         self.adaln_out = nn.Linear(width, 2 * width)
         self.patch_out = nn.Linear(width, token)
-        if config.audio:  # made last: without it every other weight draws what it always drew
-            # Of the concatenation of x_t and audio, the part of the first layer that reads audio.
+        if config.audio:  # made last, so that the initial values of all other weights do not depend on it
+            # The part of the first layer that reads audio, if x_t and audio were concatenated.
             self.audio_in = nn.Linear(token, width)
             self.audio_null = nn.Parameter(torch.zeros(width))
             self.cutoff_mlp = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
@@ -196,29 +198,29 @@ class DiT(nn.Module):
         nn.init.normal_(self.null, std=0.02)
         # adaLN-zero: every gated branch and the output start at zero (DiT, arXiv 2212.09748, section 3.2).
         # Cross-attention has no gate, so its own output projection starts there.
-        zeros = [self.adaln_shared, self.adaln_out, self.patch_out]
+        zeros: list[nn.Module] = [self.adaln_shared, self.adaln_out, self.patch_out]
         for block in self.blocks:
-            zeros += [block.adaln_up, block.cross.out]
+            zeros += [block.get_submodule("adaln_up"), block.get_submodule("cross.out")]
         for layer in zeros:
-            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.get_parameter("weight"))
 
     def forward(
         self, x_t: Tensor, t: Tensor, condition: Condition | None = None, mask: Tensor | None = None
     ) -> ModelOutput:
-        """Predict velocity or clean sample.
+        """The prediction [B, C, L], as `predicts` says.
 
         Args:
             x_t: [B, C, L] noisy latents.
             t: [B] times in [0, 1], 1 = noise.
-            condition: text tokens, audio, and which examples are dropped to the null; None drops all.
+            condition: text tokens, audio, and which examples are dropped; None drops all.
             mask: [B, L] bool, True where a frame is real; None where all are.
         """
-        # Tokens: patches of latent frames; where the sound is known, noise says nothing and is taken away.
+        # Tokens: patches of latent frames. Channels that are known are not generated: their noise is removed.
         batch, _, frames = x_t.shape
         patch = self.config.patch_frames
         missing = None
         if condition is not None and condition.audio is not None:
-            missing = ~condition.given[..., None]
+            missing = ~condition.known_audio()[1][..., None]
             x_t = x_t * missing
         x = self.patch_in(self._patchify(x_t))
         key_mask = None
@@ -228,7 +230,7 @@ class DiT(nn.Module):
         if self.config.attention_window:
             key_mask = _windowed(key_mask, x.shape[1], self.config.attention_window, x.device)
 
-        # Condition: caption tokens to attend to, and one vector c of time, pooled caption and cutoff that modulates.
+        # Condition: caption tokens to attend to, and a vector c of time, pooled caption and cutoff for the modulation.
         context, context_mask = self._context(condition, batch, x.device)
         pooled = (context * context_mask[..., None]).sum(1) / context_mask.sum(1, keepdim=True)
         c = self.time_mlp(sinusoidal(t, 256).to(x.dtype)) + self.pooled_in(pooled)
@@ -241,7 +243,7 @@ class DiT(nn.Module):
         rotary = rotary_tables(x.shape[1], self.config.width // self.config.heads, x.device)
         arguments = (c, shared, context, context_mask[:, None, None], key_mask, rotary)
 
-        # The stack, and back to latent frames.
+        # The blocks, and back to latent frames.
         for block in self.blocks:
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(block, x, *arguments, use_reentrant=False)
@@ -249,22 +251,22 @@ class DiT(nn.Module):
                 x = block(x, *arguments)
         shift, scale = self.adaln_out(c)[:, None].chunk(2, dim=-1)
         out = self._unpatchify(self.patch_out(self.norm_out(x) * (1 + scale) + shift), frames)
-        if missing is not None and self.config.audio_skip:
-            out = add_skip(out, condition, self.skip_weight, self.skip_bias)
-        if missing is not None:
+        if missing is not None and condition is not None:
+            if self.config.audio_skip:
+                out = add_skip(out, condition, self.skip_weight, self.skip_bias)
             out = out * missing
         return ModelOutput(out if mask is None else out * mask[:, None])
 
     def _context(self, condition: Condition | None, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Text as model tokens [B, 1 + K, D] and mask [B, 1 + K]: the learned null comes first, seen only when dropped.
+        """Text as tokens [B, 1 + K, D] and mask [B, 1 + K]: the learned null is first, attended to only when dropped.
 
-        So no row of the attention mask is ever empty, and dropping changes a mask, not a shape.
+        So no row of the mask is ever empty, and dropping a caption changes a mask, not a shape.
         """
         null = self.null.expand(batch, 1, -1)
         if condition is None or condition.tokens is None:
             seen = torch.ones(batch, 1, dtype=torch.bool, device=device)
             return self.text_norm(self.text_in(null)), seen
-        tokens, tokens_mask = condition.tokens, condition.tokens_mask
+        tokens, tokens_mask = condition.text()
         drop = condition.drop if condition.drop is not None else torch.zeros(batch, dtype=torch.bool, device=device)
         # A caption without a single token counts as dropped.
         drop = drop | ~tokens_mask.any(1)
@@ -272,8 +274,8 @@ class DiT(nn.Module):
         return self.text_norm(self.text_in(torch.cat([null.to(tokens.dtype), tokens], dim=1))), seen
 
     def _audio(self, condition: Condition | None, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What the audio adds to tokens x [B, N, D] and to the modulation [B, D]; where dropped, the learned null."""
-        if condition is None or condition.audio is None:
+        """The audio's part of tokens x [B, N, D] and of the modulation [B, D]; the learned null where it is dropped."""
+        if condition is None or condition.audio is None or condition.cutoff is None:
             return self.audio_null, torch.zeros_like(x[:, 0])
         audio = self.audio_in(self._patchify(condition.audio))
         if condition.drop is not None:

@@ -89,10 +89,11 @@ def kept_bytes(config: DiTConfig, batch: int, frames: int, text_tokens: int, che
         model = DiT(config)
         model.gradient_checkpointing = checkpointing
         drop = torch.empty(batch, dtype=torch.bool)
-        x_t, t = torch.empty(batch, config.channels, frames), torch.empty(batch)
+        x_t = torch.empty(batch, config.channels, frames)
+        t = torch.empty(batch)
         if config.audio:
-            given = torch.empty(batch, config.channels, dtype=torch.bool)
-            condition = Condition(drop=drop, audio=torch.empty_like(x_t), given=given, cutoff=torch.empty(batch))
+            known = torch.empty(batch, config.channels, dtype=torch.bool)
+            condition = Condition(drop=drop, audio=torch.empty_like(x_t), known_mask=known, cutoff=torch.empty(batch))
         else:
             mask = torch.empty(batch, text_tokens, dtype=torch.bool)
             condition = Condition(torch.empty(batch, text_tokens, config.text_dim), mask, drop)

@@ -106,7 +106,7 @@ class Uniform(TimestepDistribution):
 
 @dataclass(frozen=True)
 class LogitNormal(TimestepDistribution):
-    """logit(t) ~ Normal(mu, sigma) (arXiv 2403.03206, section 3.1); mu > 0 leans to noise."""
+    """logit(t) ~ Normal(mu, sigma) (arXiv 2403.03206, section 3.1); mu > 0 favours high noise."""
 
     mu: float = 0.0
     sigma: float = 1.0
@@ -136,7 +136,7 @@ class LogitNormal(TimestepDistribution):
 
 @dataclass(frozen=True)
 class Shifted(TimestepDistribution):
-    """t = s u / (1 + (s - 1) u) of a base distribution's u (arXiv 2403.03206, eq. 23); shift s > 1 leans to noise."""
+    """t = s u / (1 + (s - 1) u) of a base distribution's u (arXiv 2403.03206, eq. 23); s > 1 favours high noise."""
 
     base: TimestepDistribution
     shift: float
@@ -301,7 +301,7 @@ class Kumaraswamy(TimestepDistribution):
     """Density a b t^(a-1) (1 - t^a)^(b-1) (Kumaraswamy 1980): near a Beta, with a closed quantile; 1, 1 is uniform.
 
     Attributes:
-        a, b: above 0. a > b leans to noise.
+        a, b: above 0. a > b favours high noise.
     """
 
     a: float

@@ -1,7 +1,7 @@
-"""A recipe is a named function that returns a run's config; an ablation changes its parent in a few lines.
+"""Recipes: named functions that return a run's config. An ablation is its parent with a few changes.
 
-Recipes share data, model, optimiser, seed and budget, and differ in their policy: where the regime comes from, and what
-it drives. `stage` is the method whole; the static ones are what it has to beat.
+Recipes share data, model, optimiser, seed and budget, and differ in their policy: how the regime is measured, and what
+it drives. `stage` is the whole method; the static recipes are its baselines.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from segue.stage.regime import RegimeConfig
 from segue.stage.timesteps import STAGE_TIMESTEPS, TimestepsConfig, stage_distribution
 from segue.stage.variants.block_structure import StructureConfig
 from segue.tasks.degradation import DegradationConfig
+from segue.training import older
 from segue.training.config import RunConfig
-from segue.training.older import RECIPES as FORMER
 from segue.types import UserError
 
 # --- static recipes: no regime --------------------------------------------------------------------------------------
@@ -40,12 +40,12 @@ def static_shifted() -> RunConfig:
 
 
 def static_average() -> RunConfig:
-    """The stage distribution at its middle, r = 0.5: the mean of what an adaptive run draws if it crosses evenly."""
+    """The stage distribution at r = 0.5 throughout: the average over a run whose r rises evenly."""
     return _static("static-average", _stage_timesteps(0.5))
 
 
 def semantic_timesteps() -> RunConfig:
-    """The semantic end of the stage distribution throughout, without a teacher: most draws are at high noise."""
+    """The stage distribution at r = 0 throughout, without a teacher: most draws are at high noise."""
     return _static("semantic-timesteps", _stage_timesteps(0.0))
 
 
@@ -55,12 +55,12 @@ def min_snr() -> RunConfig:
 
 
 def uncertainty() -> RunConfig:
-    """Uniform times, each noise level weighed by a learned uncertainty (EDM2, arXiv 2312.02696)."""
+    """Uniform times; each noise level is weighed by a learned uncertainty (EDM2, arXiv 2312.02696)."""
     return _objective("uncertainty", "uncertainty")
 
 
 def curriculum() -> RunConfig:
-    """From high noise to all of it, cumulatively, by the share of the run (arXiv 2403.10348)."""
+    """A curriculum: high noise first, then more and more noise levels as the run goes on (arXiv 2403.10348)."""
     return _policy("curriculum", static_uniform(), timesteps=TimestepsConfig(distribution="curriculum"))
 
 
@@ -83,27 +83,27 @@ def haste() -> RunConfig:
 
 
 def stage() -> RunConfig:
-    """The method whole: the regime, read off the discrepancy's level, drives alignment, times and the block term."""
+    """The whole method: the regime, from the level of the discrepancy, drives alignment, times and the block term."""
     return replace(static_uniform(), recipe="stage", policy=stage_policy())
 
 
 def time_ramp() -> RunConfig:
-    """The same policy with r = n / N: the control that tells whether reading the regime is worth anything."""
+    """`stage` with r = n / N: the control that tells whether measuring the regime is worth anything."""
     return _policy("time-ramp", stage(), regime=RegimeConfig(signal="time"))
 
 
 def static_semantic() -> RunConfig:
-    """The same policy with r = 0 throughout: its semantic end. A control."""
+    """`stage` with r = 0 throughout, its semantic end. A control."""
     return _policy("static-semantic", stage(), regime=RegimeConfig(signal="constant", constant=0.0))
 
 
 def static_refine() -> RunConfig:
-    """The same policy with r = 1 throughout: its refinement end, so no alignment. A control."""
+    """`stage` with r = 1 throughout, its refinement end, and so without alignment. A control."""
     return _policy("static-refine", stage(), regime=RegimeConfig(signal="constant", constant=1.0))
 
 
 def stage_no_alignment() -> RunConfig:
-    """`stage` without a teacher in the loss; the discrepancy is still measured by it."""
+    """`stage` without alignment; the teacher still measures the discrepancy."""
     return _policy("stage-no-alignment", stage(), alignment=AlignmentConfig())
 
 
@@ -118,32 +118,32 @@ def stage_no_structure() -> RunConfig:
 
 
 def stage_only_alignment() -> RunConfig:
-    """Of the three mechanisms, alignment alone."""
+    """`stage` with alignment alone of its three mechanisms."""
     return _policy("stage-only-alignment", stage_no_timesteps(), structure=StructureConfig())
 
 
 def stage_only_timesteps() -> RunConfig:
-    """Of the three mechanisms, the timestep distribution alone."""
+    """`stage` with the timestep distribution alone of its three mechanisms."""
     return _policy("stage-only-timesteps", stage_no_alignment(), structure=StructureConfig())
 
 
 def stage_only_structure() -> RunConfig:
-    """Of the three mechanisms, the block term alone."""
+    """`stage` with the block term alone of its three mechanisms."""
     return _policy("stage-only-structure", stage_no_alignment(), timesteps=TimestepsConfig())
 
 
 def stage_by_slope() -> RunConfig:
-    """`stage` by the slope of the discrepancy: the improvement that it promises, over the improvement so far."""
+    """`stage` with r from the slope of the discrepancy: the expected improvement over the improvement so far."""
     return _policy("stage-by-slope", stage(), regime=RegimeConfig(signal="discrepancy", kappa=KAPPA))
 
 
 def stage_per_time() -> RunConfig:
-    """`stage` with each probe time drawn by what its own curve has still to improve."""
+    """`stage` with each probe time drawn as often as its own curve still has to improve."""
     return _policy("stage-per-time", stage(), timesteps=TimestepsConfig(distribution="per-time"))
 
 
 def stage_corrected() -> RunConfig:
-    """`stage` with losses weighed back to uniform times: the distribution then changes the variance alone."""
+    """`stage` with losses weighed back to uniform times, so that its distribution changes their variance alone."""
     return _policy("stage-corrected", stage(), timesteps=replace(STAGE_TIMESTEPS, corrected=True))
 
 
@@ -151,7 +151,7 @@ def stage_corrected() -> RunConfig:
 
 
 def sr_demo() -> RunConfig:
-    """Super-resolution from 8 to 16 kHz by `stage`."""
+    """Super-resolution from sample rates of 8 to 16 kHz, by the method with milder constants."""
     return _super_resolution("sr-demo", _mild_stage(), DegradationConfig())
 
 
@@ -161,7 +161,7 @@ def sr_demo_static() -> RunConfig:
 
 
 def sr_48k() -> RunConfig:
-    """Super-resolution from 8-24 to 48 kHz by `stage`."""
+    """Super-resolution from sample rates of 8-24 to 48 kHz, by the method with milder constants."""
     return _super_resolution("sr-48k", _mild_stage(), WIDE)
 
 
@@ -170,18 +170,18 @@ def sr_48k_static() -> RunConfig:
     return _super_resolution("sr-48k-static", static_uniform(), WIDE)
 
 
-# Files of 8 to 24 kHz. Held-out clips at the lowest cutoff: what a 16 kHz teacher covers of the new band lies there.
+# For files of 8 to 24 kHz. Held-out clips have the lowest cutoff: of the new band a 16 kHz teacher covers 4 to 8 kHz.
 WIDE = DegradationConfig(cutoff_max_hz=12_000.0, top_share=0.1, held_out_cutoff_hz=4000.0)
 
 
 def _mild_stage() -> RunConfig:
-    # No caption to follow, and a condition that says most of what the sound is: no reason to draw as much high noise,
-    # and a discrepancy that begins where captions leave it.
+    # The known band determines most of the sound, so that less high noise is needed than for captions; and the
+    # discrepancy begins about where it ends under captions, so that the level's two constants would not serve.
     return _policy("stage", stage_by_slope(), timesteps=TimestepsConfig(distribution="stage"))
 
 
 def _super_resolution(recipe: str, parent: RunConfig, degradation: DegradationConfig) -> RunConfig:
-    # A token is one frame of 16 ms and depends on 0.6 s to each side: files of any length are computed by chunks.
+    # A token is one frame of 16 ms and depends on 0.6 s to each side, so that long files can be computed in chunks.
     model = replace(parent.model, patch_frames=1, attention_window=5)
     train = replace(parent.train, task="super-resolution")
     return replace(parent, recipe=recipe, model=model, train=train, degradation=degradation)
@@ -192,7 +192,7 @@ def _policy(recipe: str, parent: RunConfig, **changes) -> RunConfig:
 
 
 def _stage_timesteps(regime: float) -> TimestepDistribution:
-    return stage_distribution(regime, STAGE_TIMESTEPS.floor, STAGE_TIMESTEPS.mu_0, STAGE_TIMESTEPS.lean_back)
+    return stage_distribution(regime, STAGE_TIMESTEPS.floor, STAGE_TIMESTEPS.mu_start, STAGE_TIMESTEPS.mu_end_ratio)
 
 
 def _static(recipe: str, timesteps: TimestepDistribution) -> RunConfig:
@@ -241,12 +241,12 @@ DEFAULT_RECIPE = "stage"
 
 
 def load_recipe(name: str) -> RunConfig:
-    """The config of a named recipe, by its name of today or of an earlier version.
+    """The config of a named recipe; former names of renamed recipes are accepted.
 
     Raises:
         UserError: no recipe of that name; the nearest one is offered.
     """
-    name = FORMER.get(name, name)
+    name = older.RECIPES.get(name, name)
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}? " if near else ""

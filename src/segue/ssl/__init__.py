@@ -18,7 +18,7 @@ def load_teacher(name_or_path: str, layer: int | None = None, trust_remote_code:
         trust_remote_code: run the Python code that comes with the model; MERT needs it.
 
     Raises:
-        UserError: it cannot be loaded, hears nothing, or has no such layer.
+        UserError: it cannot be loaded, is no audio encoder, or has no such layer.
     """
     from segue.ssl import compact
 

@@ -13,7 +13,7 @@ class Teacher(ABC):
 
     Attributes:
         name: the name or local path it was made from.
-        sample_rate_hz: the rate it hears; above half of it, it is deaf.
+        sample_rate_hz: of its input; it carries nothing above half of it.
         frame_rate_hz: S frames per second.
         dim: F, features of a frame.
         layer: which hidden layer the features are, or None where it has only one kind.

@@ -2,7 +2,7 @@
 
 `segue teacher train` makes one from any folder of sounds (segue.training.teacher says how it learns). Frames are 40 ms
 (25 a second): patches of four log-mel columns, 10 ms apart. Positions are rotary (Su et al. 2104.09864), so that clips
-of any length are heard whole, and visible frames can be encoded without the masked ones between them.
+of any length are encoded whole, and visible frames can be encoded without the masked ones between them.
 """
 
 from __future__ import annotations
@@ -129,8 +129,10 @@ class Block(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.expand, self.contract = nn.Linear(width, expansion * width), nn.Linear(expansion * width, width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.expand = nn.Linear(width, expansion * width)
+        self.contract = nn.Linear(expansion * width, width)
 
     def forward(self, x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
         """[B, S, D] and the rotations of each frame -> [B, S, D]."""
@@ -183,7 +185,8 @@ class CompactEncoder(nn.Module):
             patches = patches.gather(1, visible[..., None].expand(-1, -1, patches.shape[-1]))
             positions = visible
         turns = rotations(positions, self.config.width // self.config.heads)
-        x, outputs = self.enter(patches), []
+        x = self.enter(patches)
+        outputs = []
         for block in self.blocks[:depth]:
             x = block(x, turns)
             outputs.append(x)
@@ -213,9 +216,11 @@ class CompactTeacher(Teacher):
         """
         config = encoder.config
         if layer is not None and not 1 <= layer <= config.depth:
-            raise UserError(f"--teacher-layer {layer}: {name} has layers 1 to {config.depth}; mend: name one of these")
+            raise UserError(f"--teacher-layer {layer}: {name} has layers 1 to {config.depth}; hint: name one of these")
         self.encoder = encoder.eval().requires_grad_(False)
-        self.config, self.name, self.layer = config, name, layer
+        self.config = config
+        self.name = name
+        self.layer = layer
         self.sample_rate_hz = config.sample_rate_hz
         self.frame_rate_hz = config.sample_rate_hz / config.frame_samples
         self.dim = config.width
@@ -227,7 +232,7 @@ class CompactTeacher(Teacher):
             UserError: an empty waveform.
         """
         if not wave.shape[-1]:
-            raise UserError("cannot hear a waveform of 0 samples; mend: leave empty clips out")
+            raise UserError("cannot encode a waveform of 0 samples; hint: leave empty clips out")
         mean, std = self.encoder.statistics[:, self.layer or 0]
         return (self.encoder.features(wave.to(mean.device, torch.float32), self.layer) - mean) / std
 
@@ -235,9 +240,9 @@ class CompactTeacher(Teacher):
         """One line: layer, rates and features."""
         which = f"layer {self.layer}" if self.layer else f"mean of layers {', '.join(map(str, self.config.layers))}"
         return (
-            f"{self.name} (compact): {which} of {self.config.depth}, hears {self.sample_rate_hz:,} Hz (nothing above "
-            f"{self.sample_rate_hz // 2:,} Hz), {self.frame_rate_hz:g} frames/s of {self.dim} features, "
-            "clips heard whole"
+            f"{self.name} (compact): {which} of {self.config.depth}, works at {self.sample_rate_hz:,} Hz (nothing "
+            f"above {self.sample_rate_hz // 2:,} Hz), {self.frame_rate_hz:g} frames/s of {self.dim} features, "
+            "clips encoded whole"
         )
 
     def fingerprint(self) -> dict:
@@ -279,16 +284,16 @@ def load_compact(path: Path, layer: int | None = None, name: str | None = None) 
     name = name or str(path)
     path = path / WEIGHTS if path.is_dir() else path
     if not path.is_file():
-        raise UserError(f"{path}: no trained teacher there; mend: segue teacher train SOURCE --out {path.parent}")
+        raise UserError(f"{path}: no trained teacher there; hint: segue teacher train SOURCE --out {path.parent}")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {k: file.get_tensor(k).float() for k in file.keys()}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error}); mend: copy it again or retrain") from error
+        raise UserError(f"{path}: not a readable safetensors file ({error}); hint: copy it again or retrain") from error
     if metadata.get("format") != FORMAT:
         raise UserError(
-            f"{path}: holds {metadata.get('format', 'no teacher')!r}, not {FORMAT!r}; mend: retrain with this version"
+            f"{path}: holds {metadata.get('format', 'no teacher')!r}, not {FORMAT!r}; hint: retrain with this version"
         )
     try:
         config = CompactConfig.from_json(json.loads(metadata["config"]))
@@ -302,7 +307,7 @@ def load_compact(path: Path, layer: int | None = None, name: str | None = None) 
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
         line = first_line(error)
         raise UserError(
-            f"{path}: weights and configuration do not fit ({line}); mend: copy it again or retrain"
+            f"{path}: weights and configuration do not fit ({line}); hint: copy it again or retrain"
         ) from error
     return CompactTeacher(encoder, name, layer)
 
@@ -315,7 +320,7 @@ def shipped_teacher(layer: int | None = None) -> CompactTeacher:
     """
     if not (SHIPPED / WEIGHTS).is_file():
         raise UserError(
-            "--teacher compact: this installation holds no weights for it; mend: install segue-audio anew, or train "
+            "--teacher compact: this installation holds no weights for it; hint: install segue-audio anew, or train "
             "one: segue teacher train SOURCE --out DIR"
         )
     return load_compact(SHIPPED, layer, "compact")

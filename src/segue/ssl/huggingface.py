@@ -1,6 +1,6 @@
 """Teachers of the transformers library: speech, music and sound encoders by hub name or local folder.
 
-Each family hears in its own way: raw waveforms (WavLM, HuBERT, wav2vec2, data2vec-audio, MERT), filter banks of any
+Families differ in their input: raw waveforms (WavLM, HuBERT, wav2vec2, data2vec-audio, MERT), filter banks of any
 length (w2v-BERT 2.0), or spectrograms of a fixed length (AST, Whisper, CLAP), for which longer clips are cut into
 consecutive chunks. Every clip of T samples gets S = ceil(T x frame rate / sample rate) frames, frame k about the k-th
 hop, and is normalised by itself: its features do not depend on its batch, nor on chance.
@@ -29,13 +29,13 @@ _WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
 
 
 @dataclass(frozen=True)
-class Hearing:
-    """How a family takes sound in, in samples at the teacher's rate.
+class FrontEnd:
+    """The front end of a family: how waveforms become inputs of the model. Lengths: samples at the teacher's rate.
 
     Attributes:
         frames, hop_samples: so many frames stand for so many samples; a chunked family computes exactly these at once.
         window_samples: what the model is given to compute them.
-        chunked: whether clips are cut (and padded) to chunks; otherwise any length is heard whole, frame by frame.
+        chunked: whether clips are cut (and padded) to chunks; otherwise any length is encoded whole, frame by frame.
         prepare: waveforms [B, T] -> arguments of the model.
         to_frames: hidden states of a layer -> [B, frames, F].
         normalisation: what becomes of the level, for the reader.
@@ -63,7 +63,9 @@ class TransformersTeacher(Teacher):
         Raises:
             UserError: no such layer, or a model and an extractor that do not fit.
         """
-        self.name, self.kind, self.model = name, kind, model.float().eval().requires_grad_(False)
+        self.name = name
+        self.kind = kind
+        self.model = model.float().eval().requires_grad_(False)
         self.layers = _layer_count(model.config)
         self.layer = (self.layers + 1) // 2 if layer is None else layer
         if not 1 <= self.layer <= self.layers:
@@ -71,10 +73,10 @@ class TransformersTeacher(Teacher):
         if kind != "clap_audio_model":
             _drop_unused_blocks(model, self.layers, self.layer)
         self.sample_rate_hz = int(extractor.sampling_rate)
-        self.hearing = _hearing(name, kind, model.config, extractor, self.layer)
-        self.frame_rate_hz = self.hearing.frames * self.sample_rate_hz / self.hearing.hop_samples
+        self.front_end = _front_end(name, kind, model.config, extractor, self.layer)
+        self.frame_rate_hz = self.front_end.frames * self.sample_rate_hz / self.front_end.hop_samples
         self._sha256 = sha256
-        self.dim = self.encode(torch.zeros(1, self.hearing.window_samples)).shape[-1]
+        self.dim = self.encode(torch.zeros(1, self.front_end.window_samples)).shape[-1]
 
     @torch.inference_mode()
     def encode(self, wave: Tensor) -> Tensor:
@@ -85,28 +87,32 @@ class TransformersTeacher(Teacher):
         """
         if wave.ndim != 2 or not wave.numel():
             raise ValueError(f"give a waveform [B, T], not {list(wave.shape)}")
-        hearing, wave = self.hearing, wave.detach().to("cpu", torch.float32)
-        if not hearing.chunked:
+        front_end = self.front_end
+        wave = wave.detach().to("cpu", torch.float32)
+        if not front_end.chunked:
             return self._frames(wave)
-        starts = range(0, wave.shape[-1], hearing.hop_samples)
-        pieces = [wave[:, start : start + hearing.window_samples] for start in starts]
-        frames = torch.cat([self._frames(piece)[:, : hearing.frames] for piece in pieces], dim=1)
-        return frames[:, : hearing.count(wave.shape[-1])]
+        starts = range(0, wave.shape[-1], front_end.hop_samples)
+        pieces = [wave[:, start : start + front_end.window_samples] for start in starts]
+        frames = torch.cat([self._frames(piece)[:, : front_end.frames] for piece in pieces], dim=1)
+        return frames[:, : front_end.count(wave.shape[-1])]
 
     def _frames(self, wave: Tensor) -> Tensor:
         device = next(self.model.parameters()).device
-        arguments = {k: v.to(device) for k, v in self.hearing.prepare(wave).items()}
+        arguments = {k: v.to(device) for k, v in self.front_end.prepare(wave).items()}
         states = self.model(**arguments, output_hidden_states=True).hidden_states[self.layer]
-        return self.hearing.to_frames(states).float()
+        return self.front_end.to_frames(states).float()
 
     def describe(self) -> str:
         """One line: layer, rates, features, lengths and normalisation."""
-        hearing, rate = self.hearing, self.sample_rate_hz
-        length = f"heard in chunks of {hearing.hop_samples / rate:g} s" if hearing.chunked else "clips heard whole"
+        front_end = self.front_end
+        rate = self.sample_rate_hz
+        length = (
+            f"encoded in chunks of {front_end.hop_samples / rate:g} s" if front_end.chunked else "clips encoded whole"
+        )
         return (
-            f"{self.name} ({self.kind}): layer {self.layer} of {self.layers}, hears {rate:,} Hz (nothing above "
+            f"{self.name} ({self.kind}): layer {self.layer} of {self.layers}, works at {rate:,} Hz (nothing above "
             f"{rate // 2:,} Hz), {self.frame_rate_hz:g} frames/s of {self.dim} features, {length}, "
-            f"{hearing.normalisation}"
+            f"{front_end.normalisation}"
         )
 
     def fingerprint(self) -> dict:
@@ -168,7 +174,8 @@ def _kind(name: str, folder: Path, trust_remote_code: bool) -> tuple[str, bool]:
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind, has_code = str(config.get("model_type", "")), "AutoModel" in config.get("auto_map", {})
+        kind = str(config.get("model_type", ""))
+        has_code = "AutoModel" in config.get("auto_map", {})
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(
             f"--teacher {name}: no readable config.json there; give a folder saved with save_pretrained, or a hub name"
@@ -248,21 +255,21 @@ def _drop_unused_blocks(model: nn.Module, layers: int, layer: int) -> None:
                 setattr(owner, name, blocks[: layer + 1])
 
 
-def _hearing(name: str, kind: str, config, extractor, layer: int) -> Hearing:
-    """How this family hears.
+def _front_end(name: str, kind: str, config, extractor, layer: int) -> FrontEnd:
+    """The front end of this family.
 
     Raises:
         UserError: model and feature extractor do not fit.
     """
     if kind == "wav2vec2-bert":
-        return _filter_bank_hearing(name, config, extractor)
+        return _filter_bank_front_end(name, config, extractor)
     if kind == "audio-spectrogram-transformer":
-        return _ast_hearing(name, config, extractor)
+        return _ast_front_end(name, config, extractor)
     if kind == "whisper":
-        return _whisper_hearing(name, config, extractor)
+        return _whisper_front_end(name, config, extractor)
     if kind == "clap_audio_model":
-        return _clap_hearing(name, config, extractor, layer)
-    return _waveform_hearing(config, extractor)
+        return _clap_front_end(name, config, extractor, layer)
+    return _waveform_front_end(config, extractor)
 
 
 def _extract(extractor, wave: Tensor, **options) -> Mapping[str, Tensor]:
@@ -272,12 +279,14 @@ def _extract(extractor, wave: Tensor, **options) -> Mapping[str, Tensor]:
 def _centred(wave: Tensor, hop: int, window: int) -> Tensor:
     """Zeros on both sides of [B, T], so that windows at every hop are centred on the ceil(T / hop) hops."""
     samples = wave.shape[-1]
-    left, total = (window - hop) // 2, (-(-samples // hop) - 1) * hop + window
+    left = (window - hop) // 2
+    total = (-(-samples // hop) - 1) * hop + window
     return F.pad(wave, (left, total - left - samples))
 
 
-def _waveform_hearing(config, extractor) -> Hearing:
-    hop, window = prod(config.conv_stride), 1
+def _waveform_front_end(config, extractor) -> FrontEnd:
+    hop = prod(config.conv_stride)
+    window = 1
     for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride)):
         window = (window - 1) * stride + kernel
 
@@ -286,10 +295,10 @@ def _waveform_hearing(config, extractor) -> Hearing:
         return {"input_values": _centred(_extract(extractor, wave)["input_values"].float(), hop, window)}
 
     level = "each clip to zero mean and unit variance" if extractor.do_normalize else "level as it is"
-    return Hearing(1, hop, window, False, prepare, lambda states: states, level)
+    return FrontEnd(1, hop, window, False, prepare, lambda states: states, level)
 
 
-def _filter_bank_hearing(name: str, config, extractor) -> Hearing:
+def _filter_bank_front_end(name: str, config, extractor) -> FrontEnd:
     if extractor.num_mel_bins * extractor.stride != config.feature_projection_input_dim:
         raise _misfit(name)
     # The extractor's windows are 400 samples every 160 at any rate; `stride` of them make a frame.
@@ -299,10 +308,10 @@ def _filter_bank_hearing(name: str, config, extractor) -> Hearing:
     def prepare(wave: Tensor) -> dict[str, Tensor]:
         return {"input_features": _extract(extractor, _centred(wave, hop, window))["input_features"].float()}
 
-    return Hearing(1, hop, window, False, prepare, lambda states: states, "each mel band to zero mean, unit variance")
+    return FrontEnd(1, hop, window, False, prepare, lambda states: states, "each mel band to zero mean, unit variance")
 
 
-def _ast_hearing(name: str, config, extractor) -> Hearing:
+def _ast_front_end(name: str, config, extractor) -> FrontEnd:
     if (extractor.max_length, extractor.num_mel_bins) != (config.max_length, config.num_mel_bins):
         raise _misfit(name)
     down = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
@@ -319,11 +328,12 @@ def _ast_hearing(name: str, config, extractor) -> Hearing:
 
     window = 160 * config.max_length + 240
     level = "filter banks by the model's own mean and deviation, mean over its frequency patches"
-    return Hearing(along, 160 * config.time_stride * along, window, True, prepare, to_frames, level)
+    return FrontEnd(along, 160 * config.time_stride * along, window, True, prepare, to_frames, level)
 
 
-def _whisper_hearing(name: str, config, extractor) -> Hearing:
-    samples, frames = extractor.n_samples, config.max_source_positions
+def _whisper_front_end(name: str, config, extractor) -> FrontEnd:
+    samples = extractor.n_samples
+    frames = config.max_source_positions
     if (samples // extractor.hop_length, extractor.feature_size) != (2 * frames, config.num_mel_bins):
         raise _misfit(name)
 
@@ -333,10 +343,10 @@ def _whisper_hearing(name: str, config, extractor) -> Hearing:
         return {"input_features": _extract(extractor, wave)["input_features"].float()}
 
     level = "log-mel clipped 80 dB below the chunk's peak, padded with silence"
-    return Hearing(frames, samples, samples, True, prepare, lambda states: states, level)
+    return FrontEnd(frames, samples, samples, True, prepare, lambda states: states, level)
 
 
-def _clap_hearing(name: str, config, extractor, layer: int) -> Hearing:
+def _clap_front_end(name: str, config, extractor, layer: int) -> FrontEnd:
     if extractor.feature_size != config.num_mel_bins:
         raise _misfit(name)
     folds = config.spec_size // config.num_mel_bins
@@ -357,7 +367,7 @@ def _clap_hearing(name: str, config, extractor, layer: int) -> Hearing:
 
     samples = extractor.nb_max_samples
     level = f"log-mel in dB, shorter clips by '{extractor.padding}', mean over its frequency patches"
-    return Hearing(folds * width, samples, samples, True, prepare, to_frames, level)
+    return FrontEnd(folds * width, samples, samples, True, prepare, to_frames, level)
 
 
 def _misfit(name: str) -> UserError:

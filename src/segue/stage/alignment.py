@@ -1,10 +1,10 @@
-"""Alignment with a teacher: hidden tokens are pulled towards a frozen encoder's features, less and less as r grows.
+"""Alignment with a teacher: hidden tokens are drawn towards a frozen encoder's features, with a weight that decays.
 
     loss = L_flow + lambda w(t) L_align        lambda = alignment_weight(...), w(t) = time_weight(...)
 
-docs/method.md, section 3. The loss is REPA's (arXiv 2410.06940, eq. 8), its decay with the regime is our definition.
-Teacher features of clean clips are cached, so that alignment costs one small projector and a cosine; once lambda is
-latched to 0 it costs nothing.
+The loss is REPA's (arXiv 2410.06940, eq. 8); its decay with the regime is our definition (docs/method.md, section 3).
+Teacher features of clean clips are cached, so alignment costs one small projector and a cosine, and nothing once lambda
+has reached 0.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from segue.stage.tap import Tap, attach, width_of
 from segue.types import UserError
 
 SCHEDULES = ("decay", "constant", "cut", "time")
-T_MIN = 0.1  # clean clips need no teacher: w(t) = 0 below this time
+T_MIN = 0.1  # w(t) = 0 below this time: nearly clean inputs need no teacher
 LATCH = 0.02  # lambda below this share of lambda_0 is exactly 0
 # Added to squared norms: a zero vector has cosine 0 with everything, and a gradient that stays below 1e3.
 _NORM_EPS = 1e-6
@@ -38,8 +38,8 @@ class AlignmentConfig:
         cut_at: n / N at which the schedule "cut" stops.
         tap: which block's tokens are aligned: a share of the depth below 1, or a block index from 1 upwards.
         space: "hidden" (the tap) or "output" (the decoded one-step prediction through the teacher).
-        every: only every so many steps are aligned, by so many times the weight: the same gradient on average, for that
-            part of the cost.
+        every: one of every so many steps is aligned, with so many times the weight: the same gradient on average, at
+            a fraction of the cost.
     """
 
     weight: float = 0.0
@@ -47,7 +47,7 @@ class AlignmentConfig:
     cut_at: float = 0.4
     tap: float = 0.33
     space: str = "hidden"
-    every: int = field(default=1, metadata={"later": True})  # configs from before it read as they were
+    every: int = field(default=1, metadata={"later": True})  # not written at its default: older hashes hold
 
     def __post_init__(self) -> None:
         _one_of("alignment.schedule", self.schedule, SCHEDULES)
@@ -70,8 +70,8 @@ def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
 def alignment_weight(config: AlignmentConfig, regime_monotone: float, share: float) -> float:
     """lambda for the steps until the next decision (our definition; "cut" is HASTE's, "constant" REPA's).
 
-    Below the share LATCH of lambda_0 it is exactly 0. The regime's running maximum and the share of the run never fall,
-    so this is a latch without a memory.
+    Below the share LATCH of lambda_0 it is exactly 0, and stays so without any state: the regime's running maximum and
+    the share of the run never fall.
 
     Args:
         config: the schedule and lambda_0.
@@ -93,7 +93,7 @@ def alignment_weight(config: AlignmentConfig, regime_monotone: float, share: flo
 
 
 def step_weight(config: AlignmentConfig, weight: float, step: int) -> float:
-    """lambda of one step: of `config.every` steps the first is aligned, that many times as hard; the others not at all.
+    """lambda of one step: of every `config.every` steps the first is aligned, with `config.every` times the weight.
 
     Args:
         config: `every`.
@@ -109,10 +109,10 @@ def time_weight(t: Tensor) -> Tensor:
 
 
 def interpolation_matrix(tokens: int, frames: int, span: float = 1.0) -> Tensor:
-    """[S, N] float64 weights that carry N tokens to S frames linearly, aligned by time; rows sum to 1.
+    """[S, N] float64 weights of linear interpolation in time from N tokens to S frames; rows sum to 1.
 
-    Token i covers [i, i + 1) / N of the clip and stands at its middle; frame j likewise covers [j, j + 1) / S of the
-    first `span` of the clip. Beyond the first and last middle the end token's value holds.
+    Token i covers [i, i + 1) / N of the clip and lies at the middle of that; frame j likewise covers [j, j + 1) / S of
+    the first `span` of the clip. Before the first and after the last token its value is held.
 
     Args:
         tokens, frames: N and S.
@@ -129,8 +129,8 @@ def interpolate(x: Tensor, frames: int, mask: Tensor | None = None, span: float 
     Args:
         x: tokens.
         frames: S.
-        mask: [B, N] bool, True where a token is real: padded tokens lend nothing to the frames beside them, and a frame
-            between padded tokens only is 0.
+        mask: [B, N] bool, True where a token is real: padded tokens contribute nothing to the frames beside them, and a
+            frame with padded tokens alone is 0.
         span: see `interpolation_matrix`.
     """
     matrix = interpolation_matrix(x.shape[1], frames, span).to(x)
@@ -148,10 +148,10 @@ def resample_mask(mask: Tensor, frames: int) -> Tensor:
 
 
 class Projector(nn.Module):
-    """Hidden tokens to teacher features, then to the teacher's frame rate (our definition of the order).
+    """Maps hidden tokens to teacher features, and then to the teacher's frame rate (that order is our definition).
 
-    Three layers with SiLU, as REPA has them, but half as wide as the model: REPA's 2048 would cost half of a step of
-    dit-3m. Weights are drawn from a generator of their own, so that making a projector shifts no other draw.
+    Three layers with SiLU as in REPA, but half as wide as the model: REPA's 2048 would take half the time of a step of
+    dit-3m. The weights come from a generator of their own, so that making a projector changes no other draw.
 
     Args:
         width: D, of the model.
@@ -180,14 +180,14 @@ class Projector(nn.Module):
 def standardise(features: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Teacher features [..., F] with mean 0 and deviation 1 in each dimension; a dimension that never moves becomes 0.
 
-    Raw cosines of SSL features are compressed by a few large, constant dimensions: an untrained projector already
-    reads 0.9 there.
+    A few large, constant dimensions dominate raw cosines of self-supervised features: with them even an untrained
+    projector has a cosine of 0.9.
 
     Args:
-        features: of the teacher.
+        features: [..., F] of the teacher.
         mean, std: [F], over the training set.
     """
-    # In place and without a division by element: every step of an aligned run does this to its largest tensor.
+    # In place, and by a product rather than a division: this is the largest tensor of an aligned step.
     return (features - mean).mul_(torch.where(std > 1e-8, 1 / std.clamp_min(1e-8), 0.0))
 
 
@@ -223,7 +223,7 @@ def output_alignment(
 ) -> Tensor:
     """Per-example alignment [B] of the decoded one-step prediction, through codec and teacher (our definition).
 
-    The gradient runs through both frozen networks: it costs more than a tap and is nearer to the sound.
+    The gradient passes through both frozen networks, which costs more than a tap on hidden tokens.
 
     Args:
         x_0_hat: [B, C, L] one-step prediction of the clean latents.
@@ -243,7 +243,7 @@ def output_alignment(
 
 
 class Aligner:
-    """Pulls a model's tapped tokens, or its decoded predictions, towards teacher features.
+    """The alignment loss of one model, on its tapped tokens or its decoded predictions.
 
     Attributes:
         projector: from tokens to features; None in output space.
@@ -290,10 +290,10 @@ class Aligner:
         span: float = 1.0,
         x_0_hat: Tensor | None = None,
     ) -> Tensor:
-        """w(t) L_align [B], whatever its weight.
+        """w(t) L_align [B], before lambda.
 
         Args:
-            features: [B, S, F] teacher features of the clean clips, as they come from the teacher.
+            features: [B, S, F] teacher features of the clean clips, not standardised.
             t: [B] times of the batch.
             mask: [B, S] bool, True where a teacher frame is real.
             tokens_mask: [B, N] bool, True where a token is real.
@@ -301,7 +301,7 @@ class Aligner:
             x_0_hat: [B, C, L] one-step prediction of the clean latents, for alignment.space "output".
 
         Raises:
-            UserError: the model has not run, or the tapped tokens carry no gradient.
+            UserError: the model has not been run, or the tapped tokens carry no gradient.
         """
         target = standardise(features, self._mean.to(features.device), self._std.to(features.device))
         if self.projector is None or self.tap is None:
@@ -313,11 +313,11 @@ class Aligner:
         return time_weight(t) * alignment_loss(projected, target, mask)
 
     def clear(self) -> None:
-        """Forget the last tokens, and the graph that they hold on to."""
+        """Drop the last tokens, and with them their graph."""
         if self.tap is not None:
             self.tap.clear()
 
     def remove(self) -> None:
-        """Take the hook off the model."""
+        """Remove the hook from the model."""
         if self.tap is not None:
             self.tap.remove()

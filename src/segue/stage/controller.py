@@ -1,16 +1,16 @@
-"""The stage controller: state in, decision out. It holds no model, device, file or clock, and works in anybody's loop.
+"""The stage controller: state in, decision out. It holds no model, device, file or clock, so any loop can call it.
 
     controller = StageController(policy)
     state = controller.init(total_examples)
     ...
-    due = due_at(policy, state, examples_seen)              what to measure now: usually nothing
+    due = due_at(policy, state, examples_seen)              # what to measure now: usually nothing
     state, decision = controller.update(state, Observation(examples_seen, discrepancy=..., due=due))
     t = decision.timesteps.sample(batch, generator)
     loss = flow + decision.alignment_weight * alignment
 
-The loop asks before every step and does what the decision says. Between two probes the answer changes only where the
-timestep distribution follows the share of the run. With a static policy it never changes, and the run is the plain
-baseline. `segue.Stage` does all this around a model.
+The loop calls `update` before every step. Between two probes the decision changes only where the timestep distribution
+depends on the share of the run that is done. With a static policy it never changes, and the run is the plain baseline.
+`segue.Stage` makes these calls for a model.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from segue.stage.discrepancy import next_probe
 from segue.stage.policy import Policy
 from segue.stage.regime import update_regime
 from segue.stage.regime_state import RegimeReading, RegimeState
+from segue.stage.reporting import decision_text
 from segue.stage.variants.block_structure import (
     StructureReading,
     StructureState,
@@ -32,7 +33,6 @@ from segue.stage.variants.block_structure import (
     update_structure,
 )
 from segue.stage.variants.learned_timesteps import LearnedState, update_learned
-from segue.stage.words import in_words
 from segue.types import UserError
 
 __all__ = ["ControllerState", "Decision", "Due", "Observation", "StageController", "due_at"]
@@ -40,17 +40,17 @@ __all__ = ["ControllerState", "Decision", "Due", "Observation", "StageController
 
 @dataclass(frozen=True)
 class ControllerState:
-    """All that the controller remembers; plain numbers, so that it round-trips through JSON.
+    """The controller's whole state: numbers that survive a round trip through JSON exactly.
 
     Attributes:
         total_examples: planned length of the run.
         examples_seen: progress at the last update.
         next_probe: examples at which the next probe is due.
         regime: history, references and latches of the regime.
-        reading: the regime as read last.
-        structure: of the block term.
-        learned: of the learned timestep distribution.
-        fingerprint: numbers that tell the probe's targets apart; a resumed run must have the same.
+        reading: the last reading of the regime.
+        structure: state of the block term.
+        learned: state of the learned timestep distribution.
+        fingerprint: numbers that identify the probe's targets; a resumed run must have the same.
     """
 
     total_examples: int
@@ -84,7 +84,7 @@ class ControllerState:
         """
         try:
             data = dict(data)
-            if "probe_print" in data:  # its name in older states
+            if "probe_print" in data:  # the name of the fingerprint in older states
                 data["fingerprint"] = data.pop("probe_print")
             parts = {
                 "regime": RegimeState.from_json(data["regime"]),
@@ -99,7 +99,7 @@ class ControllerState:
 
 
 def due_at(policy: Policy, state: ControllerState, examples_seen: int) -> Due:
-    """What the observation at `examples_seen` has to hold."""
+    """What the observation at `examples_seen` has to contain."""
     probing = policy.probes or policy.reads_regime
     structure = policy.structure
     learning = policy.timesteps.distribution == "learned"
@@ -111,7 +111,7 @@ def due_at(policy: Policy, state: ControllerState, examples_seen: int) -> Due:
 
 
 class StageController:
-    """Turns observations into decisions, as its policy says. It keeps nothing between calls."""
+    """Turns observations into decisions by its policy. It keeps nothing between calls."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
@@ -129,8 +129,10 @@ class StageController:
         return ControllerState(total_examples, start, reading, start_structure())
 
     def update(self, state: ControllerState, observation: Observation) -> tuple[ControllerState, Decision]:
-        """The next state and what to do until the next update."""
-        policy, seen = self.policy, observation.examples_seen
+        """The next state, and the decision in force until the next update."""
+        # What was measured, if anything: the regime, the blocks, the losses of the last step.
+        policy = self.policy
+        seen = observation.examples_seen
         due = due_at(policy, state, seen) if observation.due is None else observation.due
         if due.probe:
             state = self._read_regime(state, observation)
@@ -148,11 +150,15 @@ class StageController:
         if observation.loss_drops:
             times, drops = zip(*observation.loss_drops)
             state = replace(state, learned=update_learned(state.learned, times, drops, seen))
+
+        # What follows from it.
         state = replace(state, examples_seen=seen)
         return state, self._decide(state, check)
 
     def _read_regime(self, state: ControllerState, observation: Observation) -> ControllerState:
-        seen, probe = observation.examples_seen, observation.discrepancy
+        """The state after a probe, with the next one scheduled."""
+        seen = observation.examples_seen
+        probe = observation.discrepancy
         regime, reading = update_regime(
             self.policy.regime,
             state.regime,
@@ -168,7 +174,9 @@ class StageController:
         return replace(state, regime=regime, reading=reading, next_probe=following)
 
     def _decide(self, state: ControllerState, check: StructureReading | None) -> Decision:
-        policy, reading = self.policy, state.reading
+        """The decision that follows from a state: what the regime drives, and the sentence that says so."""
+        policy = self.policy
+        reading = state.reading
         share = state.examples_seen / state.total_examples
         probing = (policy.probes or policy.reads_regime) and state.next_probe <= state.total_examples
         decision = Decision(
@@ -183,5 +191,5 @@ class StageController:
             next_probe=state.next_probe if probing else None,
             check=check,
         )
-        headline, reason = in_words(policy, decision)
+        headline, reason = decision_text(policy, decision)
         return replace(decision, headline=headline, reason=reason)

@@ -1,4 +1,4 @@
-"""What passes between a loop and the controller: what is due, what was found, what to do. Plain data."""
+"""What a loop and the controller exchange: what is due, what was measured, what was decided. Frozen data."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from segue.stage.variants.block_structure import StructureMeasure, StructureRead
 
 @dataclass(frozen=True)
 class Due:
-    """What is to be measured now: usually nothing.
+    """What is to be measured before the coming step; at most steps nothing.
 
     Attributes:
-        probe: the discrepancy, or whatever the signal is read from.
+        probe: the discrepancy, or another signal of the regime.
         structure: the block weights.
-        loss_drops: what the coming step gains, for the learned timestep distribution.
+        loss_drops: by how much the coming step lowers the loss, for the learned timestep distribution.
     """
 
     probe: bool = False
@@ -27,15 +27,15 @@ class Due:
 
 @dataclass(frozen=True)
 class Observation:
-    """What the loop has seen, already reduced over ranks. Every rank passes the same numbers and decides the same.
+    """What the loop has measured, already reduced over ranks: every rank passes the same numbers and decides the same.
 
     Attributes:
         examples_seen: training examples so far, over all ranks.
-        due: what was due then, where the loop has asked already (`due_at`); None: the controller looks itself.
-        discrepancy: the reading, where one was due.
+        due: what was due (`due_at`); None where the loop has not asked, and the controller finds out itself.
+        discrepancy: the measured discrepancy, where a probe was due.
         validation_loss: fixed-t loss, where the signal is "validation" and a probe was due.
         gradient_cosine: between alignment and denoising gradients, where the signal is "gradient-cosine".
-        structure: what the block weights look like, where a check was due.
+        structure: similarities and groups of the block weights, where a check was due.
         loss_drops: (time, by how much its loss fell) of each example of the step at hand, where that was due.
         warmup_end: examples at which the learning rate reaches its peak.
         decaying: the learning rate has begun to fall; that moves every signal by itself, so r is held.
@@ -62,19 +62,19 @@ class Observation:
 
 @dataclass(frozen=True)
 class Decision:
-    """What the loop does until the next update.
+    """What the controller has decided; in force until the next update.
 
     Attributes:
         timesteps: the distribution that training times are drawn from.
-        alignment_weight: lambda; exactly 0 where the teacher is not needed any more.
+        alignment_weight: lambda; exactly 0 once the teacher is no longer needed.
         structure_strength: of the block term, as a share of the update's norm; 0 where it is off.
         corrected: weigh each loss by uniform density over the distribution's, so that only the variance changes.
-        regime: the regime as read last.
+        regime: the last reading of the regime.
         structure: state of the block term (labels, margin).
         next_probe: examples at which the next probe is due; None where nothing is probed.
         check: what the check of the blocks found, where there was one.
-        headline: what a person wants to read once: stage, alignment on or off, block term on or off.
-        reason: the decision in words, for the log and the terminal.
+        headline: stage, alignment on or off, block term on or off; printed when it changes.
+        reason: the whole decision as a sentence, for the log and the terminal.
     """
 
     timesteps: TimestepDistribution

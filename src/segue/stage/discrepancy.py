@@ -1,13 +1,13 @@
-"""The discrepancy: how far one-step predictions lie from the truth in the space of a self-supervised encoder.
+"""The discrepancy D: how far a model's one-step predictions are from held-out clips, in a teacher's feature space.
 
-A fixed probe of held-out clips, conditions, noise and times t_k. d_k is one minus the mean cosine between the encoder's
-frames of the prediction and of the true clip, both standardised by the true clips' statistics; it is divided by the
-same distance to *other* clips, so that the scale of encoder, layer and t cancels. D is the mean over k (our
-definition; docs/method.md, section 1). D = 1 says that predictions are no nearer to their own clip than to any other,
-D = 0 that they are it.
+The probe set is fixed: held-out clips, their conditions, noise, and times t_k. At each t_k, d_k is one minus the mean
+cosine between the teacher's frames of the prediction and those of the true clip, both standardised by the true clips'
+statistics. It is divided by the same distance to *other* clips, so that the scale of teacher, layer and t cancels; D is
+the mean over k (our definition; docs/method.md, section 1). D = 1: predictions are no nearer to their own clip than to
+any other. D = 0: they equal it.
 
-`Discrepancy` measures it, in our own loop and in anybody's. What predicts, and what turns latents into features, are
-functions that it is given: it knows no codec and no teacher.
+`Discrepancy` measures D, in our training loop and in any other. It is given two functions, one that predicts and one
+that turns latents into features, and so depends on no codec and no teacher.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from segue.process.path import clean_of, sample_path
 from segue.stage.alignment import standardise
 from segue.types import UserError
 
-SMALLEST_PROBE = 8  # clips: below it a shuffled distance says little, and D moves with single clips
+SMALLEST_PROBE = 8  # clips: with fewer, the distance to other clips is noise, and single clips move D
 SHIFTS = 4  # other clips that each prediction is compared with
-AT_ONCE = 16  # predictions in one pass
+AT_ONCE = 16  # clips in one pass
 
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """The fixed probe.
+    """The probe set, and when it is measured.
 
     Attributes:
         run: "auto" (where the regime's signal needs it), "always", or "never".
         clips: M, held-out clips.
-        times: t_k. Low noise saturates first: any denoiser keeps what it is given (docs/method.md).
-        spacing: probes stand at examples n, spacing * n, spacing^2 * n ...; the slope is read against ln n.
+        times: t_k. Low noise is left out: there even an untrained denoiser is near the truth (docs/method.md).
+        spacing: probes are at n, spacing * n, spacing^2 * n ... examples, evenly spaced in ln n.
         first: the first probe after the one at n = 0, as a share of the run.
-        closest: least distance of two probes, as a share of the run: before r can move, few of them are enough.
+        closest: least distance of two probes, as a share of the run: early in the run few of them are enough.
         space: where features come from. "waveform": decoded predictions, through the teacher itself. "latent": a
-            regression from latents to the teacher's cached features, fitted before the first step: blunter, and much
-            cheaper where the model is as small as its codec.
-        weights: "averaged" (the moving average, whose window is a fixed share of a young run and so moves the curve by
-            a constant in ln n), or "online" (as they train: noisier, and moved by the learning-rate schedule).
+            regression from latents to the teacher's cached features, fitted before the first step: less accurate, and
+            much cheaper where the model is as small as its codec.
+        weights: "averaged" (the moving average; early in a run its window is a fixed share of n, which shifts the curve
+            by a constant in ln n), or "online" (as they train: noisier, and affected by the learning-rate schedule).
     """
 
     run: str = "auto"
@@ -58,7 +58,8 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "times", tuple(self.times))
-        spaces, weights = ("waveform", "latent"), ("averaged", "online")
+        spaces = ("waveform", "latent")
+        weights = ("averaged", "online")
         for name, allowed in (("run", ("auto", "always", "never")), ("space", spaces), ("weights", weights)):
             if getattr(self, name) not in allowed:
                 raise UserError(f"probe.{name} is '{getattr(self, name)}'; use {' or '.join(allowed)}")
@@ -76,11 +77,11 @@ class ProbeConfig:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one measurement of the discrepancy found.
+    """One measurement of the discrepancy.
 
     Attributes:
         value: D.
-        by_time: ((t_k, d_k over its shuffled value), ...).
+        by_time: ((t_k, d_k over the distance to other clips), ...).
     """
 
     value: float
@@ -88,8 +89,9 @@ class Reading:
 
 
 def next_probe(config: ProbeConfig, examples_seen: int, total_examples: int) -> int:
-    """Where the probe after one at `examples_seen` stands; beyond the run's end after the one at its end."""
-    seen, total = examples_seen, total_examples
+    """n of the probe that follows one at `examples_seen`; beyond the end of the run after the last."""
+    seen = examples_seen
+    total = total_examples
     if seen >= total:
         return seen + 1
     apart = max(seen * config.spacing, seen + config.closest * total, seen + 1, config.first * total)
@@ -97,8 +99,9 @@ def next_probe(config: ProbeConfig, examples_seen: int, total_examples: int) -> 
 
 
 def probes_in(config: ProbeConfig, total_examples: int, batch_size: int = 1) -> int:
-    """How many probes a run takes, those at its start and end included; they fall on whole batches."""
-    count, seen = 1, 0
+    """Number of probes in a run, including those at its start and end; they fall on whole batches."""
+    count = 1
+    seen = 0
     while seen < total_examples:
         seen = next_probe(config, seen, total_examples)
         seen = min(-(-seen // batch_size) * batch_size, max(seen, total_examples))
@@ -114,7 +117,7 @@ def target_statistics(targets: Tensor, mask: Tensor | None = None) -> tuple[Tens
 
 
 def probe_sums(predicted: Tensor, rows: list[int], targets: Tensor, mask: Tensor) -> Tensor:
-    """Distances of one part of the probe (a rank's), summed in float64, so that parts add up to the whole.
+    """Summed distances of some of the clips (a rank's), in float64, so that the sums of all ranks can be added.
 
     Args:
         predicted: [K, R, S, F] standardised features of the predictions at each time, for the clips `rows`.
@@ -136,7 +139,7 @@ def probe_sums(predicted: Tensor, rows: list[int], targets: Tensor, mask: Tensor
 
 
 def reading_of(sums: Tensor, times: tuple[float, ...]) -> Reading:
-    """The reading that [K, 3] sums over all clips stand for; NaN where a model's features are not finite."""
+    """The reading from the sums [K, 3] over all clips; NaN where the features of predictions are not finite."""
     own, others, _ = sums.double().cpu().unbind(1)
     ratios = (own / others.clamp_min(1e-12)).tolist()
     return Reading(sum(ratios) / len(ratios), tuple(zip(times, ratios)))
@@ -149,25 +152,25 @@ def _unit(x: Tensor) -> Tensor:
 
 def _distance(predicted: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """1 - mean cosine over real frames: unit features [K, R, S, F] against [R, S, F] -> [K, R] float64."""
-    # Single cosines in float32: in float64 they took a third of a probe. Sums are in float64.
+    # Cosines in float32, which takes two thirds of the time of a probe in float64; their sums are in float64.
     cosine = torch.linalg.vecdot(predicted, targets[None]).double()
     weight = mask.double()[None]
-    # Two short clips may share no frame; such a pair says nothing and counts as unrelated.
+    # Two short clips may have no real frame in common; such a pair counts as unrelated.
     return 1 - (cosine * weight).sum(-1) / weight.sum(-1).clamp_min(1.0)
 
 
 class Discrepancy:
-    """Measures D of a model on held-out clips: fixed clips, conditions, noise and times.
+    """Measures D of a model on a fixed probe set.
 
-    It draws nothing while it measures and leaves the model as it was, so that a run that measures has the weights of
-    one that does not.
+    A measurement draws no random numbers and leaves the model as it was: a run that measures ends with the same
+    weights as one that does not.
 
         measure = Discrepancy(ema, lambda x_t, t, rows: ema(x_t, t, classes[rows]), held_out, features)
         measure().value
 
     Attributes:
-        clips: how many clips it measures on, over all ranks.
-        fingerprint: a few numbers that tell its targets apart; a resumed run must have the same.
+        clips: number of held-out clips, over all ranks.
+        fingerprint: a few numbers that identify the targets; a resumed run must have the same.
     """
 
     def __init__(
@@ -179,7 +182,7 @@ class Discrepancy:
         *,
         mask: Tensor | None = None,
         latent_mask: Tensor | None = None,
-        complete: Callable[[Tensor, Tensor], Tensor] | None = None,
+        fill_known: Callable[[Tensor, Tensor], Tensor] | None = None,
         times: tuple[float, ...] = ProbeConfig().times,
         seed: int = 0,
         rank: int = 0,
@@ -190,21 +193,21 @@ class Discrepancy:
     ) -> None:
         """
         Args:
-            model: what is set to evaluation mode while it is measured. Give the averaged weights where there are some:
-                they give a smoother curve (docs/method.md).
+            model: set to evaluation mode while it is measured. Give the averaged weights where there are any: their
+                curve is smoother (docs/method.md).
             predict: (x_t [R, C, L], t [R], rows [R]) -> velocity eps - x_0 [R, C, L] of these clips, under their own
                 conditions.
-            x_0: [M, C, L] clean latents of held-out clips; 64 are a good number.
+            x_0: [M, C, L] clean latents of held-out clips; M = 64 is enough.
             features: latents [R, C, L] -> teacher features [R, S, F], through the codec.
             mask: [M, S] bool, True where a teacher frame is real; None where all are.
             latent_mask: [M, L] bool, True where a latent frame is real; None where all are.
-            complete: (generated latents [R, C, L], rows [R]) -> whole latents, where a task generates a part only.
+            fill_known: (generated latents [R, C, L], rows [R]) -> whole latents, where only a part is generated.
             times: t_k.
             seed: of the noise.
-            rank, world: each of several ranks measures its share of the clips.
+            rank, world: index and number of processes; each measures its share of the clips.
             reduce: sums a tensor over the ranks; needed where world > 1.
             device: where it measures; x_0's if it is not given.
-            at_once: clips in one pass: decoded and encoded, all would be the peak of a small run's memory.
+            at_once: clips in one pass: decoding all at once would set the peak memory of a small run.
 
         Raises:
             UserError: fewer than 8 clips.
@@ -212,18 +215,21 @@ class Discrepancy:
         clips = len(x_0)
         if clips < SMALLEST_PROBE:
             raise UserError(f"Discrepancy: {clips} clips; it needs at least {SMALLEST_PROBE} held-out clips")
-        self.model, self.clips, self.times = model, clips, tuple(times)
-        self._predict, self._features = predict, features
-        self._complete = complete or (lambda latents, rows: latents)
+        self.model = model
+        self.clips = clips
+        self.times = tuple(times)
+        self._predict = predict
+        self._features = features
+        self._fill_known = fill_known or (lambda latents, rows: latents)
         self._reduce = reduce if world > 1 else None
         device = torch.device(device or x_0.device)
 
-        # The targets: features of the true clips, all of them on every rank, as each is compared with others.
+        # The targets: features of the true clips. Every rank has all of them, since each clip is compared with others.
         rows = torch.arange(clips, device=device)
         with torch.no_grad():
             parts = zip(x_0.split(at_once), rows.split(at_once))
-            found = torch.cat([features(self._complete(part.to(device), some)) for part, some in parts])
-        # Codecs and teachers may answer in inference tensors, which autograd would refuse later.
+            found = torch.cat([features(self._fill_known(part.to(device), some)) for part, some in parts])
+        # Codecs and teachers may return inference tensors, which autograd refuses.
         found = found.clone()
         if mask is None:
             mask = torch.ones(found.shape[:2], dtype=torch.bool)
@@ -233,8 +239,8 @@ class Discrepancy:
         self._targets = standardise(found, self._mean, self._std)
         self.fingerprint = _fingerprint(found)
 
-        # This rank's clips. One without a clip of its own measures the first, and counts none: as many passes on every
-        # rank, since a sharded model gathers its weights in each.
+        # This rank's clips. A rank without any predicts the first and counts none: a sharded model gathers its weights
+        # in every pass, so all ranks must make equally many.
         self._mine = list(range(rank, clips, world))
         here = torch.tensor(self._mine or [0])
         self._passes = math.ceil(math.ceil(clips / world) / at_once)
@@ -245,7 +251,7 @@ class Discrepancy:
 
     @torch.no_grad()
     def __call__(self) -> Reading:
-        """D with the weights of now; summed over ranks in float64."""
+        """D of the model's current weights, over all ranks."""
         was_training = self.model.training
         self.model.eval()
         try:
@@ -265,13 +271,13 @@ class Discrepancy:
             clean = clean_of(x_t, self._predict(x_t, t, rows).to(x_t.dtype), t)
             if self._latent_mask is not None:
                 clean = clean * self._latent_mask[part][:, None]
-            found.append(self._features(self._complete(clean, rows)).clone())
+            found.append(self._features(self._fill_known(clean, rows)).clone())
         frames = self._real.shape[1]
         return standardise(torch.cat(found)[:, :frames].float(), self._mean, self._std)
 
 
 def _fingerprint(targets: Tensor) -> tuple[float, ...]:
-    """A few coarse means of targets [M, S, F]: they differ between probes, and not between thread counts."""
+    """Coarse means of targets [M, S, F]: they differ between probe sets, but not between thread counts."""
     clips = targets.double().mean((1, 2)).cpu()
     features = targets.double().mean((0, 1)).cpu()
     return tuple(round(float(part.mean()), 6) for whole in (clips, features) for part in whole.tensor_split(4))

@@ -1,7 +1,7 @@
-"""What the controller follows: where the regime comes from, and what it drives. Plain data.
+"""The policy of a run: how the regime is measured, and what it drives. Frozen data.
 
-A static recipe is a policy whose regime nobody reads: one timestep distribution, no alignment, no block term. This is
-the only file that knows what stands in variants/: whatever of it a policy asks for, it hands on.
+A static recipe is a policy with a constant regime: one timestep distribution, no alignment, no block term. The package
+variants/ holds what the method is compared with; a policy brings in what it asks for.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from segue.stage.timesteps import STAGE_TIMESTEPS, TimestepsConfig, stage_distri
 from segue.stage.variants.block_step import BlockStep
 from segue.stage.variants.block_structure import StructureConfig
 from segue.stage.variants.learned_timesteps import LearnedState
+from segue.stage.variants.per_time_and_curriculum import curriculum_distribution, per_time_distribution
 from segue.stage.variants.slope_regime import ESTIMATES, remaining_by_time
-from segue.stage.variants.timesteps import curriculum_distribution, per_time_distribution
 from segue.types import UserError
 
 PROBED = ("discrepancy", "level", "slope-over-peak")  # signals that are read off the discrepancy
 LAMBDA_0 = 0.5  # REPA's weight of the alignment (arXiv 2410.06940)
-ALIGNED_EVERY = 2  # steps: half the cost, no difference in prompt accuracy (docs/results.md, "How far to shift")
-BLOCK_STRENGTH = 0.015  # of the update's norm
-# Of policies that read the slope. 4, our first constant, leaves the semantic stage while most captions are still not
-# followed, and ends a little below a run that stays there; 8 asks that the next doubling bring less than a sixteenth
-# before r is 0.5.
+ALIGNED_EVERY = 2  # steps: half the cost, no difference in prompt accuracy (docs/results.md)
+BLOCK_STRENGTH = 0.015  # share of the optimiser update's norm
+# Of policies that read the slope. With 4, our first constant, r leaves the semantic stage while prompt accuracy is
+# still low, and the run ends a little below one that stays there. With 8, r is 0.5 only once the next doubling of n is
+# expected to bring less than a sixteenth of the improvement so far.
 KAPPA = 8.0
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What drives a run.
+    """How a run is driven.
 
     Attributes:
         static_timesteps: the timestep distribution where timesteps.distribution is "static".
-        regime: how r is read, or that it is constant.
+        regime: how r is measured, or that it is constant.
         timesteps: how r moves the timestep distribution.
         alignment: how r moves the alignment with the teacher.
         structure: the block term.
@@ -72,16 +72,20 @@ class Policy:
 
     @property
     def estimate(self) -> Estimate:
-        """What turns the line through the signal's last values into r*."""
+        """The function from the line through the signal's last values to r*."""
         return ESTIMATES.get(self.regime.signal, level)
 
     def check(self, measure: object, targets: object, features: object) -> None:
-        """Whether a loop gives what this policy needs; None is what it does not give.
+        """Refuse a loop that lacks something this policy needs.
+
+        Args:
+            measure, targets, features: as `Stage` was given them; None where it was not.
 
         Raises:
-            UserError: something is missing.
+            UserError: one of them is missing and needed.
         """
-        signal, alignment = self.regime.signal, self.alignment
+        signal = self.regime.signal
+        alignment = self.alignment
         if measure is None and (self.probes or signal in ("validation", "gradient-cosine")):
             raise UserError(
                 f"Stage: nothing measures the regime's signal '{signal}'; "
@@ -95,17 +99,17 @@ class Policy:
     def timestep_distribution(
         self, regime: RegimeState, learned: LearnedState, share: float, regime_slow: float
     ) -> TimestepDistribution:
-        """What times are drawn from until the next update.
+        """The distribution that times are drawn from until the next update.
 
         Args:
-            regime: of the per-time distribution: what each probe time has still to improve.
-            learned: of the learned one.
-            share: n / N.
+            regime: state of the regime; the per-time distribution reads how far each probe time still has to improve.
+            learned: state of the learned distribution.
+            share: n / N, the share of the run that is done.
             regime_slow: r_s.
         """
         config = self.timesteps
         if config.distribution == "stage":
-            return stage_distribution(regime_slow, config.floor, config.mu_0, config.lean_back)
+            return stage_distribution(regime_slow, config.floor, config.mu_start, config.mu_end_ratio)
         if config.distribution == "per-time":
             return per_time_distribution(remaining_by_time(self.regime, regime, self.probe.times), config.floor)
         if config.distribution == "curriculum":
@@ -115,24 +119,24 @@ class Policy:
         return self.static_timesteps
 
     def block_step(self, blocks: Sequence[nn.Module], **options) -> BlockStep | None:
-        """What measures and moves the blocks, where the block term is on; see `BlockStep` for the options."""
+        """The block term around these blocks; None where it is off. `BlockStep` documents the options."""
         return BlockStep(self.structure, blocks, **options) if self.structure.enabled else None
 
 
 def stage_policy(level_open: float = 0.1, level_closed: float = 0.05) -> Policy:
-    """The method whole, as the recipe `stage` trains: r from the discrepancy's level drives alignment, times, blocks.
+    """The whole method, as in the recipe `stage`: r, from the discrepancy's level, drives alignment, times and blocks.
 
-    Blocks form groups in stacks of 6 and more; in a shallower one the block term never acts.
+    The block term needs groups of blocks, which stacks of 6 or more can form; in a shallower stack it never acts.
 
     Args:
         level_open, level_closed: discrepancies at which r leaves 0 and reaches 1. The defaults are the demo set's;
             docs/foreign-loops.md says how to find your own.
     """
     return Policy(
-        # Not the slope: on a power law that is a function of n / N, a time ramp under another name (docs/results.md).
+        # The level, not the slope: on a power law the slope is a function of n / N, so a time ramp (docs/results.md).
         regime=RegimeConfig(signal="level", kappa=KAPPA, level_open=level_open, level_closed=level_closed),
         timesteps=STAGE_TIMESTEPS,
         alignment=AlignmentConfig(weight=LAMBDA_0, schedule="decay", every=ALIGNED_EVERY),
-        # Beyond the null of rotations: a smooth drift with depth, which any cut divides well, is no grouping.
+        # max_drift_p asks more than the null of rotations does: a smooth drift with depth can be cut anywhere.
         structure=StructureConfig(enabled=True, strength=BLOCK_STRENGTH, max_drift_p=0.05),
     )

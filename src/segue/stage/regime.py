@@ -1,14 +1,15 @@
-"""The regime r in [0, 1]: 0 = the model still learns what captions mean, 1 = it refines detail (docs/method.md).
+"""The regime r in [0, 1]: 0 = the model is still learning what captions mean, 1 = it refines detail (docs/method.md).
 
     state = RegimeState()
     state, reading = update_regime(config, state, examples_seen=n, total_examples=N, value=discrepancy)   # each probe
 
-By default r* says where the discrepancy stands between two levels. Other signals, among them the slope of the curve,
-are in variants/slope_regime.py. Our definition throughout: the abstract of arXiv 2605.04547 names a progress-based
-regime variable and gives no equation.
+At each probe the last values of a signal give a target r*, and r follows it, smoothed and limited in speed. By default
+r* is where the discrepancy lies between two levels. Other signals, such as the slope of its curve, are in
+variants/slope_regime.py. All of it is our definition: the abstract of arXiv 2605.04547 names a progress-based regime
+variable and gives no equation.
 
-Whatever has a time scale is measured in doublings of n, never in probes: the line's window, the half-life of the
-average and the largest move. The same curve probed 50 or 200 times, evenly or log-spaced, gives the same r.
+Everything with a time scale is measured in doublings of n, never in probes: the window of the line, the half-life of
+the average, the largest move. The same curve probed 50 or 200 times, evenly or log-spaced, gives the same r.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-from segue.stage.regime_state import RegimeReading, RegimeState
+from segue.stage.regime_state import RegimeReading, RegimeState, percent, signal_name, stage_name
 from segue.stage.slope import Slope, log_slope
 from segue.types import UserError
 
@@ -28,20 +29,19 @@ WINDOW = 2.0  # the line is fitted over [n / WINDOW, n]
 MIN_POINTS = 8  # fewest points of a line
 BURN_IN = 0.02  # share of N whose probes are not used (the end of the warm-up, if that is later)
 SMOOTHING = 0.1  # half-life of the moving average of r, in doublings of n
-MAX_MOVE = 1.0  # the most that r moves in a doubling: the line renews itself in one, and r is no faster than evidence
+MAX_MOVE = 1.0  # the most that r moves in a doubling of n, in which the line's window is renewed once
 MAX_FALL = 0.5  # the most that r_s falls in a doubling of n
-FALLBACK_AT = 0.3  # share of N by which progress must have shown; without it r follows n / N from there
+FALLBACK_AT = 0.3  # share of N by which progress must be detected; otherwise r follows n / N from there
 _REFERENCE_POINTS = 3  # the reference is their median, so that one odd probe does not set it
 _MISSING = 3  # probes without a finite value, in a row, after which the reading says that r is held
-_NAMES = {"validation": "validation loss", "gradient-cosine": "gradient cosine"}  # others read the discrepancy
 
 
 @dataclass(frozen=True)
 class RegimeConfig:
-    """How r is read. Our constants; docs/method.md says what each was tuned on.
+    """How r is measured. The constants are ours; docs/method.md says what each was tuned on.
 
     Attributes:
-        signal: "level" (where the discrepancy stands between `level_open` and `level_closed`), "time" (r = n / N),
+        signal: "level" (where the discrepancy lies between `level_open` and `level_closed`), "time" (r = n / N),
             "constant", or one of variants/slope_regime.py: "discrepancy" and "validation" (the slope of that curve),
             "slope-over-peak", "gradient-cosine".
         constant: r of the signal "constant".
@@ -51,7 +51,7 @@ class RegimeConfig:
         level_open, level_closed: the discrepancies at which r* is 0 and 1; between them it goes by ln D, so that on a
             power law each doubling of n moves it alike. They are the demo set's: another teacher or other sounds want
             their own (docs/foreign-loops.md says how to find them).
-        guard: force r >= clip((n / N - 0.5) / 0.3, 0, 1): a variant that ends in refinement whatever it reads.
+        guard: force r >= clip((n / N - 0.5) / 0.3, 0, 1): a variant that ends in refinement whatever is measured.
     """
 
     signal: str = "discrepancy"
@@ -59,7 +59,7 @@ class RegimeConfig:
     kappa: float = 4.0
     reference: str = "burn-in"
     guard: bool = False
-    level_open: float = field(default=0.1, metadata={"later": True})  # configs from before them read as they were
+    level_open: float = field(default=0.1, metadata={"later": True})  # not written at defaults: older hashes hold
     level_closed: float = field(default=0.05, metadata={"later": True})
 
     def __post_init__(self) -> None:
@@ -80,7 +80,7 @@ def _require(name: str, value: object, holds: bool, hint: str) -> None:
         raise UserError(f"regime.{name} is {value}; {hint}")
 
 
-# (config, state, line through the last window, n) -> (state, r* or None where r is held, words)
+# (config, state, line through the last window, n) -> (state, r* or None where r is held, the reason)
 Estimate = Callable[[RegimeConfig, RegimeState, Slope, int], tuple[RegimeState, "float | None", str]]
 
 
@@ -90,8 +90,8 @@ def level(config: RegimeConfig, state: RegimeState, line: Slope, n: int) -> tupl
     if line.fitted >= config.level_open:
         return state, 0.0, f"the discrepancy is {line.fitted:.3f}; r leaves 0 below {config.level_open:g}"
     passed = math.log(config.level_open / max(line.fitted, config.level_closed))
-    words = f"the discrepancy is {line.fitted:.3f}, on its way from {config.level_open:g} to {config.level_closed:g}"
-    return state, passed / math.log(config.level_open / config.level_closed), words
+    reason = f"the discrepancy is {line.fitted:.3f}, on its way from {config.level_open:g} to {config.level_closed:g}"
+    return state, passed / math.log(config.level_open / config.level_closed), reason
 
 
 def update_regime(
@@ -106,13 +106,13 @@ def update_regime(
     held: bool = False,
     estimate: Estimate = level,
 ) -> tuple[RegimeState, RegimeReading]:
-    """One probe: the next state and its reading. Pure; every rank that passes the same numbers gets the same answer.
+    """One probe: the next state and its reading. A pure function: ranks that pass the same numbers get the same answer.
 
     A value that is missing or not finite is skipped. From the start of the learning-rate decay, which moves any curve
-    by itself, r is held. That does not concern the time ramp, as signal or as fallback.
+    by itself, r is held; the time ramp, as signal or as fallback, goes on.
 
     Args:
-        config: how r is read.
+        config: how r is measured.
         state: what the previous call returned.
         examples_seen: n, over all ranks.
         total_examples: N.
@@ -120,7 +120,7 @@ def update_regime(
         by_time: the discrepancy of each probe time, for the per-time distribution.
         warmup_end: n at which the learning-rate warm-up ends.
         held: the learning-rate decay has begun.
-        estimate: what turns a line into r*; a policy has the one of its signal (`Policy.estimate`).
+        estimate: turns a line into r*; `Policy.estimate` is the one of the policy's signal.
 
     Raises:
         ValueError: n went back, N is not positive, or the number of probe times changed.
@@ -132,9 +132,10 @@ def update_regime(
     n = examples_seen
     share = min(1.0, n / total_examples)
     doublings = math.log2(n / state.examples_seen) if state.examples_seen > 0 else 0.0
-    line, signal = None, config.signal
+    line = None
+    signal = config.signal
 
-    # A regime that nobody measures.
+    # r that needs no measurement.
     if signal == "constant":
         r = r_s = config.constant
         reason = f"regime fixed (r {r:.2f})"
@@ -142,30 +143,34 @@ def update_regime(
         r = r_s = share
         reason = f"following the time ramp (r {r:.2f})"
     else:
-        # A measured one: a line through the last probes, what it says of r, and a limit to how fast r follows.
+        # r that is measured: a line through the last probes, the target r* that it gives, and how fast r follows.
         burn_in_end = max(BURN_IN * total_examples, warmup_end)
         state = _record(config, state, n, value, tuple(by_time), n >= burn_in_end)
         line = log_slope([p[0] for p in state.history], [p[1] for p in state.history], WINDOW, MIN_POINTS)
-        state, target, words = _estimate(config, state, line, n, burn_in_end, estimate)
+        state, target, why = _estimate(config, state, line, n, burn_in_end, estimate)
         state = replace(state, fallback=state.onset_at is None and share >= FALLBACK_AT)
         if state.fallback:
             # The ramp has no noise to average: r moves to it and then is n / N exactly.
-            r, signal = _approach(state.r, share, MAX_MOVE * doublings), "time (fallback)"
-            words = f"no gain by {percent(FALLBACK_AT)} of the run: following the time ramp"
+            r = _approach(state.r, share, MAX_MOVE * doublings)
+            signal = "time (fallback)"
+            why = f"no gain by {percent(FALLBACK_AT)} of the run: following the time ramp"
         elif held:
-            r, words = state.r, "holding: the learning-rate decay has begun"
+            r = state.r
+            why = "holding: the learning-rate decay has begun"
         elif target is None:
             r = state.r
         else:
             average = state.r + (target - state.r) * (1 - 0.5 ** (doublings / SMOOTHING))
             r = _approach(state.r, average, MAX_MOVE * doublings)
         r_s = max(r, state.r_s - MAX_FALL * doublings)
-        stage = "" if words.startswith(("holding", "no gain by")) else f"{stage_name(r)}: "
-        reason = f"{stage}{words} (r {r:.2f})"
+        stage = "" if why.startswith(("holding", "no gain by")) else f"{stage_name(r)}: "
+        reason = f"{stage}{why} (r {r:.2f})"
     if config.guard and (forced := min(1.0, max(0.0, (share - 0.5) / 0.3))) > r:
-        r, r_s, reason = forced, max(r_s, forced), f"forced by the budget guard (r {forced:.2f})"
+        r = forced
+        r_s = max(r_s, forced)
+        reason = f"forced by the budget guard (r {forced:.2f})"
 
-    # r_m latches: what the alignment has given up does not come back.
+    # r_m never falls, so that an alignment that has decayed does not come back.
     state = replace(state, examples_seen=n, r=r, r_m=max(state.r_m, r), r_s=r_s)
     return state, RegimeReading(r, state.r_m, r_s, None if line is None else line.slope, signal, reason)
 
@@ -173,7 +178,7 @@ def update_regime(
 def _record(
     config: RegimeConfig, state: RegimeState, n: int, value: float | None, by_time: tuple[float, ...], counts: bool
 ) -> RegimeState:
-    """The state with this probe in its history, older points than the next line needs dropped, the reference set."""
+    """The state with this probe in its history, without points that no later line needs, and with the reference set."""
     if value is None or not all(map(math.isfinite, (value, *by_time))):
         return replace(state, missing=state.missing + 1)
     state = replace(state, missing=0)
@@ -196,8 +201,8 @@ def _record(
 def _estimate(
     config: RegimeConfig, state: RegimeState, line: Slope | None, n: int, burn_in_end: float, estimate: Estimate
 ) -> tuple[RegimeState, float | None, str]:
-    """(state, r*, words) of a measured signal; r* is None where r is to be held."""
-    name = signal_name(config)
+    """(state, r*, reason) of a measured signal; r* is None where r is to be held."""
+    name = signal_name(config.signal)
     if state.missing >= _MISSING:
         return state, None, f"holding: the {name} was not finite on {state.missing} probes in a row"
     if state.missing:
@@ -212,18 +217,3 @@ def _estimate(
 def _approach(r: float, target: float, limit: float) -> float:
     """`target`, or as near to it as a move of `limit` comes."""
     return min(r + limit, max(r - limit, target))
-
-
-def signal_name(config: RegimeConfig) -> str:
-    """What a signal measures, in lines for people."""
-    return _NAMES.get(config.signal, "discrepancy")
-
-
-def percent(share: float) -> str:
-    """A share in lines for people."""
-    return f"{100 * share:.0f} %"
-
-
-def stage_name(r: float) -> str:
-    """The stage that a regime is called by, in lines for people."""
-    return "semantic stage" if r < 1 / 3 else "transition" if r < 2 / 3 else "refinement stage"

@@ -1,4 +1,4 @@
-"""What the regime remembers from probe to probe, and what it reads. Plain data."""
+"""State and readings of the regime: frozen data, and the names that logs give them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class RegimeState:
-    """All that is remembered between probes: plain numbers, exact through JSON.
+    """Everything that is kept between probes: numbers, exact through JSON.
 
     Attributes:
         examples_seen: n of the last update.
-        history: (n, value, values by probe time) of the probes that the next line may still need: those of the last
-            window, never fewer than the fewest points of a line.
+        history: (n, value, values by probe time) of the probes that the next line may need: those of the last window,
+            and never fewer than a line must have.
         reference: median of the first three values after burn-in, or the value at n = 0.
-        reference_by_time: the same of each probe time's own value.
+        reference_by_time: the same for the value of each probe time.
         low: running minimum of the local mean of the value.
         peak: steepest descent per example so far ("slope-over-peak").
-        promising: consecutive probes on which the improvement stood out of the noise.
+        promising: consecutive probes at which the improvement exceeded the noise.
         onset_at: n at which progress was detected.
         missing: consecutive probes without a finite value.
-        fallback: the time ramp stands in for a signal that shows no progress.
+        fallback: r follows n / N, because the signal showed no progress.
         r, r_m, r_s: the regime; its running maximum; and the one that rises with r but falls slowly.
     """
 
@@ -51,7 +51,7 @@ class RegimeState:
 
 @dataclass(frozen=True)
 class RegimeReading:
-    """What one update found.
+    """The result of one update.
 
     Attributes:
         regime: r.
@@ -59,7 +59,7 @@ class RegimeReading:
         regime_slow: r_s, rises with r and falls slowly; drives the timestep distribution.
         slope: d value / d ln n of the last line, None before there is one.
         signal: name of the signal in force, e.g. "level" or "time (fallback)".
-        reason: the reading in words.
+        reason: the reading as a sentence.
     """
 
     regime: float
@@ -68,3 +68,18 @@ class RegimeReading:
     slope: float | None
     signal: str
     reason: str
+
+
+def signal_name(signal: str) -> str:
+    """The quantity that a regime signal measures, as logs name it."""
+    return {"validation": "validation loss", "gradient-cosine": "gradient cosine"}.get(signal, "discrepancy")
+
+
+def stage_name(r: float) -> str:
+    """The stage of the run at a regime r, as logs name it."""
+    return "semantic stage" if r < 1 / 3 else "transition" if r < 2 / 3 else "refinement stage"
+
+
+def percent(share: float) -> str:
+    """A share as logs write it: 0.25 -> "25 %"."""
+    return f"{100 * share:.0f} %"

@@ -33,10 +33,10 @@ def log_slope(
 ) -> Slope | None:
     """Least-squares line of values on ln n over [n / window, n], n the last point; float64.
 
-    A window of constant ratio sees the same share of a power law wherever it stands, so that neither the length of the
-    run nor the spacing of its probes sets the estimate. Where the window holds fewer than `min_points` points (early,
-    or with few probes) it is widened to the last `min_points`: a wider window mixes in the steeper past, which errs
-    towards "still learning".
+    A window of constant ratio covers the same part of a power law wherever it lies, so the estimate depends neither on
+    the length of the run nor on the spacing of its probes. A window with fewer than `min_points` points (early, or with
+    few probes) is widened to the last `min_points`; it then includes some of the steeper past, which errs towards
+    "still learning".
 
     Args:
         examples: [P] n of each point, positive, increasing.

@@ -1,4 +1,4 @@
-"""The whole method as one object, in our training loop and in anybody's.
+"""The whole method as one object, for our training loop and any other.
 
     measure = Discrepancy(ema, predict, held_out, features)           # of held-out clips
     stage = Stage(model.blocks, stage_policy(), total_examples=N, measure=measure, targets=features_of_the_data)
@@ -9,8 +9,8 @@
         loss.backward(); optimizer.step(); optimizer.zero_grad()
         stage.after_step(len(x_0))
 
-`StageController` decides; this holds what it remembers, measures when that is due, and does what it says.
-docs/foreign-loops.md shows the lines in four trainers, training/loop.py in ours.
+`StageController` decides. `Stage` keeps the controller's state, measures when a measurement is due, and carries the
+decisions out. docs/foreign-loops.md shows these calls in four other trainers, training/loop.py in ours.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from segue.stage.alignment import Aligner, step_weight
 from segue.stage.controller import ControllerState, Decision, Due, Observation, StageController, due_at
 from segue.stage.discrepancy import target_statistics
 from segue.stage.policy import Policy, stage_policy
+from segue.stage.reporting import Measured, Printer, log_line, named_measurements
 from segue.stage.timesteps import importance
-from segue.stage.words import Measured, Printer, by_name, log_line
 from segue.types import UserError
 
 
@@ -37,11 +37,11 @@ class Stage:
     """The stage-adaptive method around one model.
 
     Attributes:
-        policy: what drives the run.
-        aligner: what aligns with the teacher; None where the policy does not.
-        due: what was due at the last decision.
-        observation: what the last decision rests on.
-        aligned: [B] what `alignment` last found, before its weight; for logs.
+        policy: how the run is driven.
+        aligner: the alignment loss; None where the policy has none.
+        due: the measurements that were due at the last decision.
+        observation: the measurements of the last decision.
+        aligned: [B] last result of `alignment`, before its weight; for logs.
         steps: optimiser steps taken.
     """
 
@@ -67,26 +67,26 @@ class Stage:
         """
         Args:
             blocks: the model's list of transformer blocks.
-            policy: what drives the run; `stage_policy()` where None.
+            policy: how the run is driven; `stage_policy()` where None.
             total_examples: N, planned length of the run over all ranks.
-            measure: the regime's signal: a `Discrepancy`, or anything that returns its number.
+            measure: returns the regime's signal: a `Discrepancy`, or any function that returns a number.
             targets: [..., S, F] teacher features of the training clips or a fair sample, or their mean and standard
                 deviation [F] each; alignment standardises by them.
             features: standardised latents [B, C, L] -> standardised teacher features [B, S, F], differentiable; for
                 alignment.space "output".
             prepended: tokens before the clip's own (`segue.attach`).
             warmup_examples: examples at which the learning rate reaches its peak.
-            decay_from: examples at which it begins to fall. That moves a discrepancy of the online weights by itself,
-                and the regime is then held; averaged weights hardly notice.
+            decay_from: examples at which it begins to fall; from there on the regime is held. Give it where the
+                discrepancy is that of online weights, which the decay changes by itself.
             seed: of times and of the projector.
-            rank, world: this process, and how many there are.
-            reduce: averages a float64 tensor over ranks; needed where world > 1, or ranks may decide differently.
-            log: called with a plain dictionary (a "stage" line of our log) after every measurement; prints the
-                noteworthy ones where None.
+            rank, world: index of this process, and number of processes.
+            reduce: averages a float64 tensor over ranks, so that all decide the same; needed where world > 1.
+            log: called with a dictionary (a "stage" line of log.jsonl) after every measurement. Where None, lines are
+                printed whenever something has changed.
             sharding: `whole` and `norm` of `BlockStep`, where weights are split over ranks.
 
         Raises:
-            UserError: the policy needs a measurement or a teacher that is not there, or a tap outside the stack.
+            UserError: the policy needs an argument that is missing, or its tap lies outside the stack.
         """
         self.policy = policy or stage_policy()
         self.policy.check(measure, targets, features)
@@ -94,31 +94,39 @@ class Stage:
             raise UserError("Stage: several ranks need reduce=, which averages a tensor over them")
         self.blocks = list(blocks)
         self._measure = measure
-        self._reduce = reduce
         self._log = log or Printer()
         self._seed = seed
+        self._warmup = warmup_examples
+        self._decay_from = decay_from
         self._rank, self._world = rank, world
-        self._warmup, self._decay_from = warmup_examples, decay_from
+        self._reduce = reduce
+
+        # The controller, and what it last saw and decided.
         self._controller = StageController(self.policy)
         self._fingerprint = tuple(getattr(measure, "fingerprint", ()))
         self._state = replace(self._controller.init(total_examples), fingerprint=self._fingerprint)
-        self._decision: Decision | None = None
-        self.steps = 0
-        self._drawn = 0  # times of the step at hand, where it takes several batches
         self.due = Due()
         self.observation = Observation(0)
+        self._decision: Decision | None = None  # None: to be made at the next access
+        self.steps = 0
+        self._drawn = 0  # times drawn since the last step, for loops that call `timesteps` once per piece of a batch
+
+        # What acts on the model: the block term and the alignment.
         self._block_step = self.policy.block_step(self.blocks, **sharding)
         self.aligned: Tensor | None = None
         self.aligner: Aligner | None = None
         if self.policy.alignment.weight > 0:
-            assert targets is not None  # `check` has seen to it
+            assert targets is not None  # `check` has refused None
             statistics = targets if isinstance(targets, tuple) else target_statistics(targets)
             self.aligner = Aligner(self.policy.alignment, self.blocks, statistics, features, prepended, seed)
 
     @property
     def projector(self) -> nn.Module | None:
-        """The alignment's head; None without alignment in hidden space. Its weights are the caller's to optimise, to
-        move to a device and to save; on several ranks, wrap it (`stage.projector = DDP(stage.projector)`)."""
+        """The projector of the alignment; None without alignment in hidden space.
+
+        The caller optimises its weights, moves them to a device and saves them. On several ranks, wrap it:
+        `stage.projector = DDP(stage.projector)`.
+        """
         return None if self.aligner is None else self.aligner.projector
 
     @projector.setter
@@ -139,14 +147,14 @@ class Stage:
 
     @property
     def decision(self) -> Decision:
-        """What is in force. The first question after a step measures what is due; so ask once more after the last."""
+        """The decision in force. The first access after a step measures what is due, after the last step as well."""
         if self._decision is None:
             self._decision = self._decide()
         return self._decision
 
     @property
     def alignment_weight(self) -> float:
-        """lambda of the coming step: 0 where it needs no teacher features."""
+        """lambda of the coming step; where it is 0 the step needs no teacher features."""
         return step_weight(self.policy.alignment, self.decision.alignment_weight, self.steps)
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -156,7 +164,7 @@ class Stage:
     # --- the three calls of a step ------------------------------------------------------------------------------------
 
     def timesteps(self, batch: int, device: torch.device | str | None = None) -> Tensor:
-        """Times [B] float32 of this rank's next batch, stratified over all ranks, keyed by seed and progress."""
+        """Times [B] float32 of this rank's next batch: stratified over all ranks, keyed by seed and examples seen."""
         decision = self.decision
         if self._block_step is not None:
             self._block_step.keep(decision.structure, decision.structure_strength, self.steps)
@@ -167,12 +175,12 @@ class Stage:
         return t.to(device or next(self.blocks[0].parameters()).device)
 
     def alignment(self, features: Tensor, t: Tensor, *, reduction: str = "mean", **options) -> Tensor | float:
-        """lambda w(t) L_align; 0.0, for nothing, in steps that it sits out and once it has decayed to 0.
+        """lambda w(t) L_align of a batch, after the model's forward pass on it.
 
-        Call it after the model's forward pass on the same batch.
+        It is 0.0, without any computation, in steps that are not aligned and once lambda has decayed to 0.
 
         Args:
-            features: [B, S, F] teacher features of the clean clips, as they come from the teacher.
+            features: [B, S, F] teacher features of the clean clips, not standardised.
             t: [B] times of the batch.
             reduction: "mean" over the batch, or "none": [B].
             options: of `Aligner.distance`: masks, `span` where tokens and frames cover different times, `x_0_hat` for
@@ -186,20 +194,23 @@ class Stage:
         return self.alignment_weight * (distance.mean() if reduction == "mean" else distance)
 
     def importance(self, t: Tensor) -> Tensor:
-        """Weights [B] of the losses: 1, or under timesteps.corrected what makes their mean that of uniform times."""
+        """Weights [B] of the losses: 1, or with timesteps.corrected those whose mean loss is that of uniform times."""
         return importance(self.decision.timesteps, t) if self.decision.corrected else torch.ones_like(t)
 
     def after_step(
         self, examples: int, *, stepped: bool = True, loss_drops: Sequence[tuple[float, float]] = ()
     ) -> None:
-        """After the optimiser's step: move grouped blocks where that is on, and count.
+        """To be called after each step of the optimiser: takes the step of the block term, and counts examples.
 
-        The next question (`timesteps`, `decision`) measures what is due by then and decides.
+        The next access to `timesteps` or `decision` measures what has become due, and decides.
 
         Args:
-            examples: seen in this step, over all ranks.
-            stepped: False where the optimiser's step was left out.
-            loss_drops: (time, by how much its loss fell) of each example, where `due.loss_drops` asked for it.
+            examples: number of examples of this step, over all ranks.
+            stepped: False where the optimiser's step was skipped.
+            loss_drops: (time, decrease of its loss) of each example, where `due.loss_drops` is set.
+
+        Raises:
+            UserError: loss drops are due and missing.
         """
         if self.due.loss_drops and stepped and not loss_drops:
             raise UserError(
@@ -213,16 +224,16 @@ class Stage:
         elif self._block_step is not None:
             self._block_step.forget()
         if self.aligner is not None:
-            self.aligner.clear()
+            self.aligner.clear()  # the tapped tokens hold the graph of this step
         self.steps += stepped
         self._drawn = 0
         self._state = replace(self._state, examples_seen=self.examples_seen + examples)
         self._decision = None
 
-    # --- what a checkpoint keeps --------------------------------------------------------------------------------------
+    # --- state of a checkpoint ----------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict:
-        """All but the projector's weights, as plain JSON."""
+        """The state as plain JSON, without the projector's weights."""
         return {"controller": self._state.to_json(), "steps": self.steps}
 
     def load_state_dict(self, data: dict) -> None:
@@ -248,14 +259,14 @@ class Stage:
         self._drawn = 0
 
     def remove(self) -> None:
-        """Take the hook off the model."""
+        """Remove the hook from the model."""
         if self.aligner is not None:
             self.aligner.remove()
 
     # --- measuring and deciding ---------------------------------------------------------------------------------------
 
     def _decide(self) -> Decision:
-        """Measure what is due, let the controller decide, and say so where something was measured."""
+        """Measure what is due, let the controller decide, and log the decision where something was measured."""
         self.due = due_at(self.policy, self._state, self.examples_seen)
         found = self._measured(self._measure) if self.due.probe and self._measure is not None else {}
         if self.due.structure and self._block_step is not None:
@@ -270,11 +281,11 @@ class Stage:
         return decision
 
     def _measured(self, measure: Callable[[], Measured]) -> dict[str, Any]:
-        """What is measured, the same on every rank, by the Observation's names; random states stay as they were."""
+        """The measurement as fields of an Observation, the same on every rank; random states stay as they were."""
         device = next(self.blocks[0].parameters()).device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             found = measure()
-        return by_name(found, self.policy, self._same_on_ranks)
+        return named_measurements(found, self.policy, self._same_on_ranks)
 
     def _same_on_ranks(self, numbers: list[float]) -> list[float]:
         if self._reduce is None:

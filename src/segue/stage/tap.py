@@ -1,6 +1,6 @@
-"""What a stack of blocks does inside, by forward hooks: hidden tokens, weight signatures, each block's part.
+"""Hidden tokens of a model's blocks by forward hook, signatures of their weights, and how much each block matters.
 
-The model's code stays as it is. Hooks work under DistributedDataParallel, FSDP2 and non-reentrant checkpointing.
+The model's code stays unchanged. Hooks work under DistributedDataParallel, FSDP2 and non-reentrant checkpointing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def tap_index(tap: float, depth: int) -> int:
 
 
 class Tap:
-    """What `attach` returns. Usable as a context manager, which removes the hook at its end.
+    """A forward hook on one block of a stack; `attach` makes it. As a context manager it removes the hook at its end.
 
     Attributes:
         blocks: the stack.
@@ -40,7 +40,9 @@ class Tap:
     """
 
     def __init__(self, blocks: Sequence[nn.Module], at: float, prepended: int) -> None:
-        self.blocks, self.index, self._prepended = list(blocks), tap_index(at, len(blocks)), prepended
+        self.blocks = list(blocks)
+        self.index = tap_index(at, len(blocks))
+        self._prepended = prepended
         self._hidden: Tensor | None = None
         self._hook = self.blocks[self.index].register_forward_hook(self._keep)
 
@@ -55,7 +57,7 @@ class Tap:
 
     @property
     def hidden(self) -> Tensor:
-        """[B, N, D] tokens that left the tapped block in the last forward pass, prepended ones dropped.
+        """[B, N, D] output of the tapped block in the last forward pass, without the prepended tokens.
 
         Raises:
             UserError: no forward pass yet, or one whose graph is lost to reentrant checkpointing.
@@ -71,22 +73,22 @@ class Tap:
         return self._hidden[:, self._prepended :]
 
     def clear(self) -> None:
-        """Forget the last tokens, and with them the graph that they hold on to."""
+        """Drop the last tokens, and with them their graph."""
         self._hidden = None
 
     def signatures(self) -> Tensor:
         """[L, 2, D, D] signatures of the blocks (variants/block_weights.py).
 
         Raises:
-            UserError: a block's readers and writers of the residual stream cannot be told from their names.
+            UserError: a block's projections from and to the residual stream cannot be told from their names.
         """
-        from segue.stage.variants.block_weights import block_weights, signatures  # a variant, needed here alone
+        from segue.stage.variants.block_weights import block_weights, signatures
 
         with torch.no_grad():
             return signatures([block_weights(block) for block in self.blocks])
 
     def remove(self) -> None:
-        """Take the hook off the model."""
+        """Remove the hook from the model."""
         self._hook.remove()
         self.clear()
 
@@ -98,7 +100,7 @@ class Tap:
 
 
 def attach(blocks: Iterable[nn.Module], at: float = 0.33, prepended: int = 0) -> Tap:
-    """Tap a stack of blocks: the tokens after one of them, and signatures of all.
+    """Tap a stack of blocks: the tokens after one of them, and the signatures of all.
 
         with segue.attach(model.transformer_blocks, at=0.33) as tap:
             model(...)
@@ -109,7 +111,7 @@ def attach(blocks: Iterable[nn.Module], at: float = 0.33, prepended: int = 0) ->
         blocks: an nn.ModuleList, nn.Sequential or list of blocks, in order; each returns tokens [B, N, D], or a tuple
             that begins with them.
         at: which block: a share of the depth below 1, or an index from 1 upwards (`tap_index`).
-        prepended: tokens before the clip's own that stand for no time: 1 for Stable Audio's global token.
+        prepended: tokens before those of the clip that belong to no time: 1 for the global token of Stable Audio.
 
     Raises:
         UserError: not a list of blocks, or a tap outside it.
@@ -147,7 +149,7 @@ def block_input(args: tuple, kwargs: dict) -> Tensor:
 
 @torch.no_grad()
 def causal_scores(model_forward: Callable[[], Tensor], blocks: Sequence[nn.Module]) -> list[float]:
-    """How much each block drives the prediction: relative change when its residual branches are cut out.
+    """How much each block contributes to the prediction: relative change when its residual branches are cut out.
 
     Block l is replaced by the identity on its residual stream and the prediction compared with the whole model's:
     ||v_l - v|| / ||v||. Blocks with high scores are the better taps in audio flow matching (AG-REPA, arXiv 2603.01006);

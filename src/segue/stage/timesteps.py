@@ -1,8 +1,8 @@
-"""The timestep distribution as training goes on: from high noise to low, as the regime says (docs/method.md).
+"""The timestep distribution over a run: high noise first, low noise late, driven by the regime (docs/method.md).
 
-distribution = policy.timestep_distribution(...)            chosen at each probe; plain frozen data
+distribution = policy.timestep_distribution(...)            # chosen at each probe; frozen data
 t = distribution.sample(batch, generator, stratified=True)
-loss = (importance(distribution, t) * loss).mean()          where the distribution is to change the variance alone
+loss = (importance(distribution, t) * loss).mean()          # where only the variance may change
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class TimestepsConfig:
 
     Attributes:
         distribution: "static" (the policy's own throughout), "stage" (`stage_distribution` of r_s), or one of
-            variants/timesteps.py and variants/learned_timesteps.py: "per-time", "curriculum", "learned".
+            variants/per_time_and_curriculum.py and variants/learned_timesteps.py: "per-time", "curriculum", "learned".
         floor: f, share of the uniform part of "stage" and "per-time": P(t > 0.8) >= 0.2 f whatever r is.
-        mu_0: mean of the logit-normal part of "stage" at r = 0; the larger, the more high noise is drawn.
-        lean_back: at r = 1 that mean is -lean_back mu_0, which draws low noise; 0 ends at the middle.
+        mu_start: mean of logit(t) of the other part of "stage" at r = 0; positive is high noise.
+        mu_end_ratio: the mean at r = 1 is minus this share of mu_start: 0 ends at t = 0.5, 1 at the mirror image.
         corrected: weigh each example by 1 / density, so that the expected loss is that of uniform times and only its
             variance follows the distribution. Off by default: moving the emphasis is the intent.
         learn_every: of "learned", examples between its updates.
@@ -36,10 +36,10 @@ class TimestepsConfig:
 
     distribution: str = "static"
     floor: float = 0.5
-    mu_0: float = 0.8
+    mu_start: float = 0.8
     corrected: bool = False
     learn_every: int = 1280
-    lean_back: float = field(default=1.0, metadata={"later": True})  # configs from before it read as they were
+    mu_end_ratio: float = field(default=1.0, metadata={"later": True})  # not written at its default: older hashes hold
 
     def __post_init__(self) -> None:
         if self.distribution not in DISTRIBUTIONS:
@@ -48,10 +48,10 @@ class TimestepsConfig:
             )
         if not 0.0 <= self.floor <= 1.0:
             raise UserError(f"timesteps.floor is {self.floor}; give a share from 0 to 1")
-        if not 0.0 <= self.mu_0 <= 3.0:
-            raise UserError(f"timesteps.mu_0 is {self.mu_0}; give a number from 0 to 3")
-        if not 0.0 <= self.lean_back <= 1.0:
-            raise UserError(f"timesteps.lean_back is {self.lean_back}; give a share from 0 to 1")
+        if not 0.0 <= self.mu_start <= 3.0:
+            raise UserError(f"timesteps.mu_start is {self.mu_start}; give a number from 0 to 3")
+        if not 0.0 <= self.mu_end_ratio <= 1.0:
+            raise UserError(f"timesteps.mu_end_ratio is {self.mu_end_ratio}; give a share from 0 to 1")
         if self.learn_every < 1:
             raise UserError(f"timesteps.learn_every is {self.learn_every}; give a number of examples")
         if self.corrected and not (self.distribution in _FLOORED and self.floor > 0):
@@ -61,31 +61,30 @@ class TimestepsConfig:
             )
 
 
-# What the `stage` recipe draws: four of five times about t = 0.77 at r = 0, about t = 0.35 at r = 1. With our first
-# constants (the defaults above) far fewer captions were followed after as many examples (docs/results.md, "How far
-# to shift toward high noise").
-STAGE_TIMESTEPS = TimestepsConfig(distribution="stage", floor=0.2, mu_0=1.2, lean_back=0.5)
+# Times of the `stage` recipe: four of five draws lie about t = 0.77 at r = 0 and about t = 0.35 at r = 1. With our
+# first constants (the defaults above) prompt accuracy was far lower after as many examples (docs/results.md).
+STAGE_TIMESTEPS = TimestepsConfig(distribution="stage", floor=0.2, mu_start=1.2, mu_end_ratio=0.5)
 
 
-@lru_cache(maxsize=16)  # the quantile table lives on a distribution; between probes it is asked for at every step
-def stage_distribution(regime: float, floor: float = 0.5, mu_0: float = 0.8, lean_back: float = 1.0) -> Mixture:
-    """p_r(t) = f U(0, 1) + (1 - f) LogitNormal(mu_0 (1 - (1 + b) r), 1). Our definition.
+@lru_cache(maxsize=16)  # a distribution keeps its table of quantiles, and between probes every step asks for it
+def stage_distribution(regime: float, floor: float = 0.5, mu_start: float = 0.8, mu_end_ratio: float = 1.0) -> Mixture:
+    """p_r(t) = f U(0, 1) + (1 - f) LogitNormal(mu_start (1 - (1 + b) r), 1). Our definition.
 
-    r = 0 (captions are being learned) draws high noise most, where only the caption can tell what the sound is; r = 1
-    (refinement) draws low noise most. The uniform floor keeps every noise level among the draws.
+    At r = 0, while captions are being learned, most draws are at high noise, where only the caption determines the
+    sound. At r = 1, the refinement, most are at low noise. The uniform part keeps every noise level among the draws.
 
     Args:
         regime: r in [0, 1].
         floor: f, share of the uniform part.
-        mu_0: mean of the logit-normal part at r = 0.
-        lean_back: b; the mean at r = 1 is -b mu_0.
+        mu_start: mean of logit(t) of the logit-normal part at r = 0.
+        mu_end_ratio: b; the mean at r = 1 is -b mu_start.
 
     Raises:
         ValueError: regime outside [0, 1].
     """
     if not 0.0 <= regime <= 1.0:
         raise ValueError(f"regime is {regime}; it lies in [0, 1]")
-    return Mixture(floor, LogitNormal(mu_0 * (1.0 - (1.0 + lean_back) * regime), 1.0))
+    return Mixture(floor, LogitNormal(mu_start * (1.0 - (1.0 + mu_end_ratio) * regime), 1.0))
 
 
 def importance(distribution: TimestepDistribution, t: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class Task(ABC):
     def __init__(self, space: LatentSpace) -> None:
         self.space = space
 
-    def prime(self, model: nn.Module, cache: LatentCache) -> None:  # noqa: B027
+    def initialise(self, model: nn.Module, cache: LatentCache) -> None:  # noqa: B027
         """Set what of the model a closed form can set; deterministic. Most tasks have nothing of the kind.
 
         Args:

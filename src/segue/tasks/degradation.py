@@ -179,7 +179,9 @@ def degrade(wave: Tensor, sample_rate_hz: int, degradations: Sequence[Degradatio
 def response(degradation: Degradation, bins_hz: np.ndarray, sample_rate_hz: int) -> np.ndarray:
     """Zero-phase gain |H|^2 at each frequency, float32: the filter forwards and backwards; zero above the cutoff where
     resampling is "fft"."""
-    cutoff_hz, family, order = degradation.cutoff_hz, degradation.family, degradation.order
+    cutoff_hz = degradation.cutoff_hz
+    family = degradation.family
+    order = degradation.order
     below = bins_hz <= cutoff_hz
     if family == "fft":
         return below.astype(np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -10,23 +11,24 @@ from torch import Tensor, nn
 from segue.codecs.base import Codec
 from segue.codecs.latent_space import LatentSpace
 from segue.data.cache import Batch, LatentCache
-from segue.memory import give_back
-from segue.models.audio_skip import SKIP_FRAMES, skip_features
+from segue.memory import malloc_trim
+from segue.models.audio_skip import SKIP_FRAMES, SKIP_KINKS, SkipModel, skip_features
 from segue.process.noise import keyed_noise
 from segue.tasks.base import Task
 from segue.tasks.degradation import DegradationConfig, degrade, draw
 from segue.types import Condition, UserError
 
-LEVEL_WEIGHT = 8.0  # levels are 6 % of the channels and most of what is heard; trials: docs/super-resolution.md
-
-PRIMING_CLIPS, RIDGE = 1024, 1e-5  # the ridge: of the mean square of a feature
+LEVEL_WEIGHT = 8.0  # levels are 6 % of the channels and most of the audible error; trials: docs/super-resolution.md
+SKIP_FIT_CLIPS = 1024
+SKIP_FIT_AT_ONCE = 64
+RIDGE = 1e-5  # of the mean square of a feature
 
 
 class SuperResolution(Task):
-    """Gain-shape latents in two parts: bands below the cutoff are given, those above are generated.
+    """Gain-shape latents in two parts: bands below the cutoff are known, those above are generated.
 
     A cached latent is the waveform, so the degraded clip is made from it in the training step. x_0 is the clean clip's
-    latent with the given bands zero, the condition is the degraded clip's with the missing bands zero: their sum is a
+    latent with the known bands zero, the condition is the degraded clip's with the missing bands zero: their sum is a
     whole latent. Where the codec cannot tell bands apart (an autoencoder's latents), x_0 is the whole clean latent and
     the condition the whole degraded one: the low band is generated, too (docs/super-resolution.md compares the two).
     """
@@ -45,52 +47,61 @@ class SuperResolution(Task):
             UserError: cutoffs that leave nothing to generate.
         """
         super().__init__(space)
-        self.config, self.samples, self.seed = config, samples, seed
+        self.config = config
+        self.samples = samples
+        self.seed = seed
         codec = space.codec
         highest_hz = max(config.cutoff_max_hz, config.held_out.cutoff_hz)
-        all_given = bool(_bands(codec, torch.tensor([highest_hz])).all())
-        if highest_hz >= codec.sample_rate_hz / 2 or all_given:
+        all_known = bool(_bands(codec, torch.tensor([highest_hz])).all())
+        if highest_hz >= codec.sample_rate_hz / 2 or all_known:
             raise UserError(
                 f"degradation cutoffs up to {highest_hz:g} Hz, and the cache is at {codec.sample_rate_hz:,} Hz: "
                 "nothing would be missing; encode at a higher --sample-rate-hz, or set lower cutoffs"
             )
 
-    def prime(self, model: nn.Module, cache: LatentCache) -> None:
-        """Fit the model's skip: missing levels from given ones, by ridge regression under drawn degradations.
+    def initialise(self, model: nn.Module, cache: LatentCache) -> None:
+        """Fit the model's skip (models/audio_skip.py): a ridge regression from known levels to missing ones.
 
-        Levels are most of what a listener and LSD notice, and nearly a linear matter: the closed form does in seconds
-        what took a network of 4 M parameters more than 8,000 examples, and the network learns the rest. Of a model that
-        has learned already, what it says of levels at t = 1 is taken off first.
+        Levels are most of the audible error and of LSD, and nearly a linear function of the known ones: the closed
+        form finds in seconds what took a network of 4 M parameters more than 8,000 examples, and the network learns
+        the rest. From a model that is already trained, its own prediction of the levels at t = 1 is subtracted first.
         """
-        if not model.config.audio_skip:
+        network = cast(SkipModel, model)
+        levels = network.config.audio_skip
+        if not levels:
             return
         rows = cache.rows("train")
-        rows = rows[:: max(1, len(rows) // PRIMING_CLIPS)][:PRIMING_CLIPS]
-        levels, side = self.space.codec.levels, SKIP_FRAMES // 2
-        gram, cross = 0.0, 0.0
-        for first in range(0, len(rows), 64):
-            part = rows[first : first + 64]
+        rows = rows[:: max(1, len(rows) // SKIP_FIT_CLIPS)][:SKIP_FIT_CLIPS]
+        side = SKIP_FRAMES // 2
+        features_at_frame = SKIP_FRAMES * (1 + len(SKIP_KINKS)) * levels + 1
+        gram = torch.zeros(features_at_frame, features_at_frame, dtype=torch.float64)
+        cross = torch.zeros(features_at_frame, levels, dtype=torch.float64)
+        for first in range(0, len(rows), SKIP_FIT_AT_ONCE):
+            # What the convolution reads at each real frame, and a column of ones for its bias.
+            part = rows[first : first + SKIP_FIT_AT_ONCE]
             batch = cache.batch(part)
             mask = batch.mask
             x_0, condition, _ = self.prepare(batch, range(first, first + len(part)))
-            features = nn.functional.pad(
-                skip_features(condition.audio[:, :levels], condition.given[:, :levels]), (side, side)
-            )
+            audio, known = condition.known_audio()
+            features = nn.functional.pad(skip_features(audio[:, :levels], known[:, :levels]), (side, side))
             windows = features.unfold(-1, SKIP_FRAMES, 1).permute(0, 2, 1, 3).flatten(2)[mask].double()
             design = torch.cat([windows, torch.ones_like(windows[:, :1])], dim=1)
-            said = self._said(model, x_0, condition, mask, first)
-            wanted = (condition.complete(x_0) - said)[:, :levels].transpose(1, 2)[mask].double()
-            gram, cross = gram + design.T @ design, cross + design.T @ wanted
+
+            # What it has to add to the network's prediction.
+            predicted = self._predicted(network, x_0, condition, mask, first)
+            wanted = (condition.fill_known(x_0) - predicted)[:, :levels].transpose(1, 2)[mask].double()
+            gram += design.T @ design
+            cross += design.T @ wanted
         gram.diagonal().add_(RIDGE * gram.diagonal().mean())
         solution = torch.linalg.solve(gram, cross).float()
-        model.skip_weight.copy_(solution[:-1].T.reshape(model.skip_weight.shape))
-        model.skip_bias.copy_(solution[-1])
+        network.skip_weight.copy_(solution[:-1].T.reshape(network.skip_weight.shape))
+        network.skip_bias.copy_(solution[-1])
         del gram, cross, windows, design
-        give_back()
+        malloc_trim()
 
     @torch.no_grad()
-    def _said(self, model: nn.Module, x_0: Tensor, condition: Condition, mask: Tensor, first: int) -> Tensor:
-        """What the network says from noise alone, without the skip; a fresh one says nothing."""
+    def _predicted(self, model: SkipModel, x_0: Tensor, condition: Condition, mask: Tensor, first: int) -> Tensor:
+        """The network's prediction from noise alone, without the skip; a fresh network predicts 0."""
         if not model.patch_out.weight.any():
             return torch.zeros_like(x_0)
         model.skip_weight.zero_()
@@ -100,7 +111,9 @@ class SuperResolution(Task):
 
     def prepare(self, batch: Batch, positions: Sequence[int] | None = None) -> tuple[Tensor, Condition, Tensor | None]:
         """See Task.prepare. Captions are not used."""
-        codec, mask = self.space.codec, batch.mask
+        codec = self.space.codec
+        mask = batch.mask
+        # A latent that is cached is the waveform: decode it, take its top away, and encode what is left.
         wave = codec.decode(batch.latents, self.samples)
         if positions is None:
             drawn = [self.config.held_out] * len(wave)
@@ -108,8 +121,8 @@ class SuperResolution(Task):
             drawn = [draw(self.config, self.seed, position) for position in positions]
         low = degrade(wave, codec.sample_rate_hz, drawn)
         cutoff_hz = torch.tensor([degradation.cutoff_hz for degradation in drawn])
-        condition = given(self.space, low, cutoff_hz, mask)
-        x_0 = self.space.standardise(batch.latents, mask).masked_fill(condition.given[..., None], 0.0)
+        condition = low_band_condition(self.space, low, cutoff_hz, mask)
+        x_0 = self.space.standardise(batch.latents, mask).masked_fill(condition.known_audio()[1][..., None], 0.0)
         return x_0, condition, None if bool(mask.all()) else mask
 
 
@@ -123,35 +136,35 @@ def weigh_levels(space: LatentSpace) -> LatentSpace:
     return space.scaled(space.mean, space.std.clamp(min=1e-2) / scale)
 
 
-def given(space: LatentSpace, low: Tensor, cutoff_hz: Tensor, mask: Tensor | None = None) -> Condition:
-    """What a band-limited wave gives the model.
+def low_band_condition(space: LatentSpace, low: Tensor, cutoff_hz: Tensor, mask: Tensor | None = None) -> Condition:
+    """The condition of a band-limited wave: its latents, which of their channels are known, and the cutoff.
 
     Args:
-        space: where its codec tells bands apart, those above the cutoff are left out, and those below are not
-            generated.
+        space: where its codec has bands, those above the cutoff are set to 0, and those below are not generated.
         low: [B, T] at the codec's rate.
         cutoff_hz: [B], where each wave's band ends.
         mask: [B, L] bool of real frames.
     """
     codec = space.codec
-    audio, bands = space.encode(low, mask), _bands(codec, cutoff_hz)
+    audio = space.encode(low, mask)
+    bands = _bands(codec, cutoff_hz)
     if tells_bands(codec):
         audio = audio.masked_fill(~bands[..., None], 0.0)
-    return Condition(audio=audio, given=bands, cutoff=cutoff_hz / (codec.sample_rate_hz / 2))
+    return Condition(audio=audio, known_mask=bands, cutoff=cutoff_hz / (codec.sample_rate_hz / 2))
 
 
 def tells_bands(codec: Codec) -> bool:
     """Whether the codec's channels belong to bands, so that some can be kept and others generated."""
-    return hasattr(codec, "bands_below")
+    return codec.levels > 0
 
 
 def levels_of(codec: Codec) -> int:
-    """How many of its first channels are levels of bands."""
-    return getattr(codec, "levels", 0)
+    """How many of the codec's first channels are levels of bands."""
+    return codec.levels
 
 
 def _bands(codec: Codec, cutoff_hz: Tensor) -> Tensor:
-    """[B, C] bool: the channels that need not be generated."""
+    """[B, C] bool: the channels that are known and need not be generated."""
     if tells_bands(codec):
         return codec.bands_below(cutoff_hz)
     return torch.zeros(len(cutoff_hz), codec.channels, dtype=torch.bool, device=cutoff_hz.device)

@@ -21,7 +21,7 @@ from segue.tasks.degradation import DegradationConfig
 from segue.tasks.generation import Generation
 from segue.tasks.super_resolution import SuperResolution, levels_of, weigh_levels
 from segue.training.config import OptimConfig, RunConfig
-from segue.training.sharding import check_sharding, norm_of, share_out, whole_blocks
+from segue.training.sharding import check_sharding, gathered_blocks, norm_of, shard_models
 from segue.types import UserError, import_extra
 
 TOKENS_PER_SEC = 16  # what model.patch_frames = 0 aims at
@@ -37,7 +37,8 @@ def make_accelerator(config: RunConfig, device: str = "auto"):
     if device not in ("auto", "cpu"):
         raise UserError(f"--device {device}: use auto or cpu")
     accelerator = import_extra("accelerate", "train").Accelerator(cpu=device == "cpu")
-    batch_size, world = config.train.batch_size, accelerator.num_processes
+    batch_size = config.train.batch_size
+    world = accelerator.num_processes
     if batch_size % world:
         raise UserError(f"train.batch_size {batch_size} must be a multiple of the {world} processes")
     check_sharding(config, accelerator)
@@ -108,7 +109,7 @@ def optim_config(config: RunConfig, model: DiT) -> OptimConfig:
 def make_average(config: RunConfig, accelerator, model: DiT) -> DiT:
     """The model whose weights will be the running average; both are split over the ranks where that is asked for."""
     ema = copy.deepcopy(model).eval().requires_grad_(False)
-    share_out(config, accelerator, model, ema)
+    shard_models(config, accelerator, model, ema)
     return ema
 
 
@@ -141,14 +142,15 @@ def _start(model: DiT, path: Path) -> None:
 
 def stage_options(config: RunConfig, accelerator) -> dict:
     """What `segue.Stage` is told of a run beside its model: schedule, seed, ranks, and how weights are split."""
-    optim, total = config.optim, config.train.total_examples
+    optim = config.optim
+    total = config.train.total_examples
     options = {
         "seed": config.train.seed,
         "rank": accelerator.process_index,
         "world": accelerator.num_processes,
         "reduce": lambda numbers: numbers,  # our measurements are the same on all ranks already
         "warmup_examples": round(optim.warmup_fraction * total),
-        "whole": whole_blocks,
+        "whole": gathered_blocks,
         "norm": norm_of,
     }
     # An average over a tenth of the run hardly notices the schedule (docs/method.md); weights as they train do.

@@ -1,8 +1,8 @@
-"""Checkpoints: a folder a moment, moved into place whole, the last few kept.
+"""Checkpoints: one folder each, moved into place whole; the last few are kept.
 
     checkpoints/examples-00012800/model.safetensors      weights, EMA, statistics, card: all that inference needs
                                   optimizer.safetensors  the optimiser's state, the heads that train beside the model
-                                  state.json             counters, loader position, controller state; written last
+                                  state.json             counters, positions, controller state; written last
 
 Random draws are keyed by position (process/noise.py), so there are no generator states to keep.
 """
@@ -29,9 +29,9 @@ from segue.models.files import ModelCard, read_tensors, save_model
 from segue.stage.stage import Stage
 from segue.training.build import model_card
 from segue.training.config import RunConfig
-from segue.training.guards import Guard
+from segue.training.guards import FaultState, Guard
 from segue.training.losses import Heads
-from segue.training.sharding import like, local, whole_tensors
+from segue.training.sharding import distribute_like, full_tensors, to_local
 from segue.types import UserError, first_line
 
 SCHEMA_VERSION = 1
@@ -43,7 +43,7 @@ class DamagedCheckpoint(UserError):
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run stands, beside its tensors.
+    """The state of a run, beside its tensors.
 
     Attributes:
         examples_seen: over all ranks.
@@ -51,7 +51,7 @@ class RunState:
         seconds: of training so far, over all sessions of this run.
         loader: position of the loader.
         controller: state of the stage controller.
-        faults: what the run remembers of its bad steps (training/guards.py).
+        faults: record of faulty steps (training/guards.py).
     """
 
     examples_seen: int
@@ -65,15 +65,15 @@ class RunState:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a checkpoint keeps of a run, beside its counters.
+    """The objects whose state a checkpoint keeps.
 
     Attributes:
-        model: not wrapped.
-        ema: its averaged weights.
-        optimizer: of the model.
-        heads: that train beside it.
-        stage: the method's state.
-        loader: the data's position.
+        model: the model, not wrapped.
+        ema: the model with averaged weights.
+        optimizer: the model's optimiser.
+        heads: the networks that train beside the model.
+        stage: the method.
+        loader: the training data.
     """
 
     model: DiT
@@ -85,33 +85,46 @@ class Parts:
 
 
 class Keeper:
-    """Saves a run and puts it back."""
+    """Saves and restores a run."""
 
     def __init__(
         self, run_dir: Path, config: RunConfig, cache: LatentCache, accelerator, space: LatentSpace, parts: Parts
     ) -> None:
         """
         Args:
-            space: that the model works in.
-            parts: what is kept.
+            space: the latent space of the model.
+            parts: the objects whose state is kept.
         """
-        self._run_dir, self._config, self._cache = run_dir, config, cache
-        self._accelerator, self._space, self._parts = accelerator, space, parts
+        self._run_dir = run_dir
+        self._config = config
+        self._cache = cache
+        self._accelerator = accelerator
+        self._space = space
+        self._parts = parts
         self._restored_at: int | None = None
 
-    def restore(self, saved: Saved) -> None:
-        """Fill the parts, in place; `saved` gives its tensors up.
+    def restore(self, saved: Saved | None) -> FaultState:
+        """Load a checkpoint into the parts, in place, and release its tensors; None: the run starts, nothing changes.
+
+        Returns:
+            The record of faulty steps that goes on.
 
         Raises:
-            UserError: from other settings or data.
+            UserError: the checkpoint is from other settings or data.
         """
-        tensors, kept, parts = saved.tensors, saved.kept, self._parts
+        if saved is None:
+            return FaultState()
+        tensors = saved.tensors
+        kept = saved.kept
+        parts = self._parts
         try:
             weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
             held = parts.model.state_dict()
-            parts.model.load_state_dict({k: like(v, held[k]) if k in held else v for k, v in weights.items()})
+            parts.model.load_state_dict(
+                {k: distribute_like(v, held[k]) if k in held else v for k, v in weights.items()}
+            )
             for name, value in parts.ema.state_dict().items():
-                local(value).copy_(local(like(tensors[f"ema.{name}"], value)))
+                to_local(value).copy_(to_local(distribute_like(tensors[f"ema.{name}"], value)))
             _restore_optimizer(parts.optimizer, {k: v for k, v in kept.items() if not k.startswith("head.")})
             parts.heads.load(kept)
         except (KeyError, IndexError, ValueError, RuntimeError) as error:
@@ -126,12 +139,13 @@ class Keeper:
         parts.stage.load_state_dict({"controller": controller, "steps": saved.state.steps})
         parts.loader.load_state_dict(saved.state.loader)
         self._restored_at = parts.stage.examples_seen
+        return FaultState.from_json(saved.state.faults)
 
     def save(self, guard: Guard, seconds: float) -> None:
-        """Save this moment, unless it is one that must not be saved. Every rank must ask: they wait for each other.
+        """Save the present state, unless it must not be saved. All ranks must call this: they wait for each other.
 
         Args:
-            guard: what the run remembers of its bad steps.
+            guard: says whether the state may be saved, and has the record of faulty steps.
             seconds: of training so far.
 
         Raises:
@@ -139,10 +153,11 @@ class Keeper:
         """
         parts = self._parts
         seen = parts.stage.examples_seen
-        # What was just restored is on disk already, and what came of a bad step is no state to go on from.
-        if guard.calm and seen != self._restored_at:
+        # What was just restored is on disk already; and after a faulty step there is no good state to save.
+        if guard.healthy and seen != self._restored_at:
             controller = parts.stage.state_dict()["controller"]
-            loader, faults = parts.loader.state_dict(), asdict(guard.state)
+            loader = parts.loader.state_dict()
+            faults = asdict(guard.state)
             state = RunState(seen, parts.stage.steps, seconds, loader, controller, faults)
             card = model_card(self._config, self._cache, parts.ema, seen)
             write_checkpoint(
@@ -157,11 +172,11 @@ def write_checkpoint(
 ) -> None:
     """Write a checkpoint folder atomically, then delete all but the last `keep_last`.
 
-    Every rank must ask: sharded tensors are gathered, and the files are those of one process. Whatever
-    lies ahead of this moment is deleted too: the run went on from here because it could not be read.
+    All ranks must call this: sharded tensors are gathered, and one rank writes the files. Later checkpoints are deleted
+    too: the run went on from an earlier one because they could not be read.
 
     Args:
-        writes: whether this rank is the one that does.
+        writes: whether this rank writes the files.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; older checkpoints are untouched.
@@ -169,9 +184,9 @@ def write_checkpoint(
     folder = run_dir / "checkpoints"
     target = folder / f"examples-{state.examples_seen:010d}"
     temporary = folder / f".{target.name}.{os.getpid()}"
-    weights = whole_tensors(parts.model.state_dict(), writes)
-    averaged = whole_tensors(parts.ema.state_dict(), writes)
-    moments = whole_tensors(_optimizer_tensors(parts.optimizer), writes)
+    weights = full_tensors(parts.model.state_dict(), writes)
+    averaged = full_tensors(parts.ema.state_dict(), writes)
+    moments = full_tensors(_optimizer_tensors(parts.optimizer), writes)
     if not writes:
         return
     try:
@@ -183,7 +198,7 @@ def write_checkpoint(
             sync(file)
         write_text(temporary / "state.json", json.dumps(asdict(state), indent=1))
         sync(temporary)
-        if target.exists():  # the same moment reached again: this one could not be read
+        if target.exists():  # reached a second time, after the first checkpoint of this state could not be read
             shutil.rmtree(target)
         os.replace(temporary, target)
         sync(folder)
@@ -219,10 +234,10 @@ class Saved:
     """A checkpoint, read into memory.
 
     Attributes:
-        folder: where from.
-        state: the run's counters and states.
-        tensors: of the model file.
-        kept: of the optimiser and the heads.
+        folder: of the checkpoint.
+        state: counters and states.
+        tensors: tensors of the model file.
+        kept: tensors of the optimiser and the heads.
     """
 
     folder: Path
@@ -242,12 +257,12 @@ def read_newest(run_dir: Path, accelerator, cache_meta: dict) -> Saved | None:
     Every damaged checkpoint that is passed over is named on standard error.
 
     Args:
-        accelerator: of the run; its first rank speaks.
-        cache_meta: meta of the cache that the run goes on with; it must have been made as the run's own was.
+        accelerator: of the run; its first rank prints.
+        cache_meta: metadata of the cache that the run goes on with; it must have been made as the run's own was.
 
     Raises:
         DamagedCheckpoint: none of them can be read.
-        UserError: the newest one that can is of another version, or from another cache.
+        UserError: the newest readable one is of another version, or from another cache.
     """
     if not list_checkpoints(run_dir):
         return None
@@ -261,7 +276,7 @@ def read_newest(run_dir: Path, accelerator, cache_meta: dict) -> Saved | None:
 
 
 def read_checkpoint(folder: Path, cache_meta: dict) -> Saved:
-    """One checkpoint, all of it read before anything is restored.
+    """Read one checkpoint into memory.
 
     Raises:
         DamagedCheckpoint: a file of it is missing, truncated, or not what it should be.
@@ -277,7 +292,7 @@ def read_checkpoint(folder: Path, cache_meta: dict) -> Saved:
 
 
 def _read(folder: Path) -> tuple[RunState, dict, dict[str, Tensor], dict[str, Tensor]]:
-    """State, card, tensors of the model file and of the optimiser's; all read before anything is restored."""
+    """State, card, tensors of the model file, tensors of the optimiser's file."""
     try:
         data = json.loads((folder / "state.json").read_text())
         version = data["schema_version"]
@@ -294,7 +309,7 @@ def _read(folder: Path) -> tuple[RunState, dict, dict[str, Tensor], dict[str, Te
 
 
 def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read into memory: a mapped file that somebody truncates would take the running process with it (SIGBUS)."""
+    """Read a file into memory: if a mapped file is truncated meanwhile, the process is killed (SIGBUS)."""
     try:
         tensors, metadata = read_tensors(path)
         return {name: value.clone() for name, value in tensors.items()}, metadata
@@ -302,7 +317,7 @@ def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise DamagedCheckpoint(f"{path}: damaged ({first_line(error.__cause__ or error)})") from error
 
 
-# What a schedule-free optimiser keeps of its past in its groups; their other numbers come from the config.
+# The state that a schedule-free optimiser keeps in its parameter groups; their other numbers come from the config.
 _OF_GROUPS = ("k", "weight_sum", "lr_max")
 
 
@@ -325,7 +340,7 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
             group = data["param_groups"][int(index)]
             group[name] = type(group[name])(value.item())
         else:
-            data["state"].setdefault(int(index), {})[name] = like(value, parameters[int(index)])
+            data["state"].setdefault(int(index), {})[name] = distribute_like(value, parameters[int(index)])
     if data["state"] and len(data["state"]) != len(parameters):
         raise RuntimeError("the optimiser has another number of parameters")
     optimizer.load_state_dict(data)

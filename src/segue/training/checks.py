@@ -1,4 +1,4 @@
-"""Loud checks before the first step: what would otherwise show as noise after a day of training."""
+"""Checks before the first step, of errors that would otherwise show only as noise after a day of training."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ import os
 import torch
 
 from segue.data.cache import LatentCache
-from segue.memory import spoken
+from segue.memory import format_bytes
 from segue.models.presets import parameters_of
 from segue.tasks.super_resolution import tells_bands
 from segue.training.build import cached_space, dit_config, make_task
 from segue.training.config import RunConfig
 from segue.training.features import teacher_statistics
-from segue.training.memory import run_need, stated_bytes
+from segue.training.run_memory import run_need, stated_bytes
 from segue.types import UserError
 
 
 def check_before_training(config: RunConfig, cache: LatentCache) -> list[str]:
-    """What the run will be and need, in lines to print.
+    """Lines to print on what the run will be and need.
 
     Raises:
         UserError: the cache cannot train this recipe; the line says why and what to do.
     """
-    train, valid = cache.rows("train"), cache.rows("valid")
+    train = cache.rows("train")
+    valid = cache.rows("valid")
     if len(train) < config.train.batch_size:
         raise UserError(
             f"{cache.path}: {len(train)} training clips are fewer than a batch of {config.train.batch_size}; "
@@ -33,33 +34,34 @@ def check_before_training(config: RunConfig, cache: LatentCache) -> list[str]:
         raise UserError(
             f"{cache.path}: no clip has split 'valid'; give some in the manifest, or encode a larger folder"
         )
-    given = [_check_text(cache, train)] if config.train.task == "generation" else _check_degradation(config, cache)
-    lines = [_check_latents(cache, train), *given, *_check_model(config, cache)]
+    conditions = [_check_text(cache, train)] if config.train.task == "generation" else _check_degradation(config, cache)
+    lines = [_check_latents(cache, train), *conditions, *_check_model(config, cache)]
     return lines + ([_check_teacher(cache)] if config.policy.needs_teacher else [])
 
 
 def _check_degradation(config: RunConfig, cache: LatentCache) -> list[str]:
-    """What is taken away; and a teacher that does not see what was taken aligns nothing to it."""
+    """What the degradation removes; a teacher that does not cover the removed band cannot be aligned with there."""
     task = make_task(config, cache)
     codec = task.space.codec
-    drawn, rate_hz = config.degradation, codec.sample_rate_hz
+    drawn = config.degradation
+    rate_hz = codec.sample_rate_hz
     lines = [
         f"degradation: {drawn.families} filters of order {drawn.order_min} to {drawn.order_max}, cutoffs "
         f"{drawn.cutoff_min_hz:g} to {drawn.cutoff_max_hz:g} Hz; generated up to {rate_hz // 2:,} Hz"
     ]
     if not tells_bands(codec):
         lines.append(
-            f"warning: the codec {codec.name} does not hold the low band apart, so that all of it is generated "
-            "anew; segue encode --codec gain-shape gives the better model (docs/super-resolution.md)"
+            f"warning: the codec {codec.name} does not keep the low band apart, so that all of it is generated; "
+            "segue encode --codec gain-shape gives the better model (docs/super-resolution.md)"
         )
-    teacher = cache.meta["teacher"] if config.policy.needs_teacher else None
-    covered_hz = (teacher or {}).get("sample_rate_hz", rate_hz) / 2
+    teacher = (cache.meta["teacher"] if config.policy.needs_teacher else None) or {}
+    covered_hz = teacher.get("sample_rate_hz", rate_hz) / 2
     from_hz = drawn.held_out.cutoff_hz
     if covered_hz < rate_hz / 2:
         covered = "nothing" if covered_hz <= from_hz else f"{from_hz:g} to {covered_hz:g} Hz"
         lines.append(
             f"warning: of the new band, {from_hz:g} to {rate_hz / 2:g} Hz, teacher {teacher['name']} covers {covered}: "
-            f"alignment and regime are blind to the rest; segue teacher train --rate {rate_hz} makes one that is not"
+            f"alignment and regime ignore the rest; segue teacher train --rate {rate_hz} makes one that covers it"
         )
     return lines
 
@@ -99,7 +101,8 @@ def _check_text(cache: LatentCache, rows: list[int]) -> str:
 def _check_teacher(cache: LatentCache) -> str:
     """A recipe that aligns with a teacher or measures by one needs its features in the cache, and that they move."""
     _, std = teacher_statistics(cache)
-    source, rate_hz = cache.meta["teacher_source"], cache.meta["teacher_frame_rate_hz"]
+    source = cache.meta["teacher_source"]
+    rate_hz = cache.meta["teacher_frame_rate_hz"]
     alive = int((std > 1e-3 * std.max()).sum())
     return f"teacher: {source['name']}, {len(std)} features ({alive} of them move) at {rate_hz:g} frames a second"
 
@@ -111,8 +114,8 @@ def _check_model(config: RunConfig, cache: LatentCache) -> list[str]:
     lines = [
         f"model: {config.model.preset}, {parameters_of(dit) / 1e6:.2f} M parameters, "
         f"{-(-cache.frames // dit.patch_frames)} tokens a clip, predicts {dit.predicts}; peak memory about "
-        f"{spoken(stated_bytes(need, device))} ({spoken(need.weights)} weights and optimiser, "
-        f"{spoken(need.activations)} activations)"
+        f"{format_bytes(stated_bytes(need, device))} ({format_bytes(need.weights)} weights and optimiser, "
+        f"{format_bytes(need.activations)} activations)"
     ]
     token = dit.channels * dit.patch_frames
     if token > dit.width and config.model.predicts == "velocity":

@@ -19,7 +19,7 @@ from torch import Tensor
 from segue.codecs import load_codec
 from segue.codecs.latent_space import LatentSpace
 from segue.data.cache import LatentCache
-from segue.memory import give_back
+from segue.memory import malloc_trim
 from segue.models.dit import DiTConfig
 from segue.process.noise import keyed_generator
 from segue.ssl import load_teacher
@@ -29,7 +29,9 @@ from segue.types import UserError
 
 Extract = Callable[[Tensor], Tensor]
 
-FIT_CLIPS, CONTEXT_FRAMES, HIDDEN = 512, 7, 512
+FIT_CLIPS = 512
+CONTEXT_FRAMES = 7
+HIDDEN = 512
 FIT_AT_ONCE = 32  # clips: the fit of all at once would be the peak of a small run's memory
 RIDGE = 1e-2  # of the mean square of a hidden unit
 
@@ -43,8 +45,8 @@ def teacher_statistics(cache: LatentCache) -> tuple[Tensor, Tensor]:
     statistics = cache.meta.get("teacher_statistics")
     if statistics is None:
         raise UserError(
-            f"{cache.path}: holds no teacher features, and this recipe follows a teacher; encode into a new folder "
-            "with --teacher compact (or another one), or take a recipe without one, such as static-uniform"
+            f"{cache.path}: holds no teacher features, which this recipe needs; hint: encode into a new folder with "
+            "--teacher compact (or another one), or choose a recipe without a teacher, such as static-uniform"
         )
     return torch.tensor(statistics["mean"]), torch.tensor(statistics["std"])
 
@@ -63,7 +65,7 @@ def alignment_targets(policy: Policy, cache: LatentCache, device: torch.device |
 
 @dataclass(frozen=True)
 class FrameGrid:
-    """Where a model's tokens and a teacher's frames stand in time.
+    """The rates at which a model's tokens and a teacher's frames follow each other.
 
     Attributes:
         tokens_per_sec: of the model.
@@ -82,11 +84,11 @@ class FrameGrid:
         return cls(latent_rate_hz / dit.patch_frames, cache.meta["teacher_frame_rate_hz"], dit.patch_frames)
 
     def tokens(self, latent_frames: int) -> int:
-        """N of L."""
+        """N, the number of tokens of L latent frames."""
         return ceil(latent_frames / self.patch_frames)
 
     def span(self, frames: int, latent_frames: int) -> float:
-        """Time that teacher frames cover over the time that the tokens cover."""
+        """Time that S teacher frames cover, over the time that the tokens of L latent frames cover."""
         return (frames / self.frames_per_sec) / (self.tokens(latent_frames) / self.tokens_per_sec)
 
     def tokens_mask(self, mask: Tensor | None) -> Tensor | None:
@@ -105,7 +107,7 @@ def make_extract(
     device: torch.device | str,
     trust_remote_code: bool = False,
 ) -> Extract | None:
-    """What this policy turns latents into features with, or None where it needs none.
+    """The function from latents to teacher features that this policy needs, or None.
 
     Raises:
         UserError: no teacher in the cache, or one that does not fit the codec.
@@ -126,7 +128,8 @@ def waveform_extract(
         UserError: no teacher in the cache, another one under its name now, or one whose rate the codec cannot meet.
     """
     mean, std = (x.to(device) for x in teacher_statistics(cache))
-    source, rate_hz = cache.meta["teacher_source"], cache.meta["sample_rate_hz"]
+    source = cache.meta["teacher_source"]
+    rate_hz = cache.meta["sample_rate_hz"]
     teacher = load_teacher(source["name"], source["layer"], trust_remote_code).to(device)
     if teacher.sample_rate_hz > rate_hz:
         raise UserError(
@@ -153,19 +156,19 @@ def latent_extract(cache: LatentCache, space: LatentSpace, device: torch.device 
     """Standardised latents [B, C, L] -> standardised teacher features [B, S, F], by a regression (our definition).
 
     Random features of each frame and its neighbours (rectified, as extreme learning machines have them) and the frames
-    themselves, then ridge regression onto the cached features, in closed form: half a second, no training run, the
-    same on every machine up to rounding. It finds what latents say of the teacher's space, and needs neither codec nor
-    teacher; how much that is, `explained` says.
+    themselves, then ridge regression onto the cached features, in closed form: it takes half a second, and is the same
+    on every machine up to rounding. It needs neither codec nor teacher, and finds only a part of the features;
+    `explained` says how large a part.
     """
     mean, std = teacher_statistics(cache)
     rows = cache.rows("train")
     rows = rows[:: max(1, len(rows) // FIT_CLIPS)][:FIT_CLIPS]
-    frames = cache.teacher(rows[:1])[0].shape[1]
-    generator = keyed_generator(0, "latent ears")
+    frames = _teacher_of(cache, rows[:1])[0].shape[1]
+    generator = keyed_generator(0, "latent ears")  # the name of the stream decides the draws, so it stays
     inputs = cache.channels * CONTEXT_FRAMES
     weight = torch.randn(inputs, HIDDEN, generator=generator) / inputs**0.5
     bias = torch.randn(HIDDEN, generator=generator) * 0.5
-    # A teacher frame is read off the latent frame under its middle.
+    # The features of a teacher frame are predicted from the latent frame at its middle.
     span = (frames / cache.meta["teacher_frame_rate_hz"]) / cache.meta["seconds"]
     under = ((torch.arange(frames) + 0.5) * (span * cache.frames / frames)).long().clamp(max=cache.frames - 1)
 
@@ -176,19 +179,21 @@ def latent_extract(cache: LatentCache, space: LatentSpace, device: torch.device 
         ones = torch.ones_like(flat[..., :1])
         return torch.cat([torch.relu(flat @ weight + bias), flat, ones], dim=-1)
 
-    gram, cross = 0.0, 0.0
+    size = HIDDEN + inputs + 1
+    gram = torch.zeros(size, size, dtype=torch.float64)
+    cross = torch.zeros(size, len(mean), dtype=torch.float64)
     for first in range(0, len(rows), FIT_AT_ONCE):
         part = rows[first : first + FIT_AT_ONCE]
         latents, mask = cache.latents(part)
-        features, real = cache.teacher(part)
+        features, real = _teacher_of(cache, part)
         design = hidden(space.standardise(latents, mask), weight, bias, under)[real].double()
-        gram = gram + design.T @ design
-        cross = cross + design.T @ standardise(features, mean, std)[real].double()
+        gram += design.T @ design
+        cross += design.T @ standardise(features, mean, std)[real].double()
     gram.diagonal().add_(RIDGE * gram.diagonal().mean())
     solution = torch.linalg.solve(gram, cross).float().to(device)
     weight, bias, under = weight.to(device), bias.to(device), under.to(device)
     del gram, cross, design
-    give_back()
+    malloc_trim()
 
     def extract(x_0: Tensor) -> Tensor:
         return hidden(x_0, weight, bias, under) @ solution
@@ -197,7 +202,7 @@ def latent_extract(cache: LatentCache, space: LatentSpace, device: torch.device 
 
 
 def fit_bytes(cache: LatentCache) -> int:
-    """What the fit of `latent_extract` takes at its largest moment."""
+    """Peak memory of the fit of `latent_extract`, in bytes."""
     inputs = cache.channels * CONTEXT_FRAMES
     features = HIDDEN + inputs + 1
     frames = FIT_AT_ONCE * ceil(cache.meta["seconds"] * cache.meta["teacher_frame_rate_hz"])
@@ -208,9 +213,9 @@ def fit_bytes(cache: LatentCache) -> int:
 
 @torch.no_grad()
 def explained(extract: Extract, cache: LatentCache, space: LatentSpace, rows: list[int]) -> float:
-    """Share of the teacher's variance that `extract` finds in clean latents of these rows (R^2 over all features)."""
+    """R^2 of the teacher features of these rows, as `extract` predicts them from clean latents; over all features."""
     latents, mask = cache.latents(rows)
-    features, real = cache.teacher(rows)
+    features, real = _teacher_of(cache, rows)
     target = standardise(features, *teacher_statistics(cache))[real]
     found = extract(space.standardise(latents, mask)).cpu()[real]
     return 1 - float((found - target).square().sum() / (target - target.mean(0)).square().sum())
@@ -221,6 +226,13 @@ def teacher_mask(cache: LatentCache, rows: list[int]) -> Tensor:
     rate_hz = cache.meta["teacher_frame_rate_hz"]
     frames = torch.tensor([ceil(cache.row(i)["length_sec"] * rate_hz) for i in rows])
     return torch.arange(ceil(cache.meta["seconds"] * rate_hz)) < frames[:, None]
+
+
+def _teacher_of(cache: LatentCache, rows: list[int]) -> tuple[Tensor, Tensor]:
+    """Teacher features [B, S, F] of a cache that has them, and their mask [B, S]."""
+    found = cache.teacher(rows)
+    assert found is not None  # `teacher_statistics` has refused a cache without a teacher
+    return found
 
 
 def _resample(wave: Tensor, rate_hz: int, wanted_hz: int) -> Tensor:

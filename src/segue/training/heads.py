@@ -21,8 +21,10 @@ class Head:
     """A module, its optimiser, and what a checkpoint keeps of both."""
 
     def __init__(self, name: str, module: nn.Module, optim: OptimConfig, accelerator) -> None:
-        self.name, self.plain = name, module
-        self._accelerator, self._clip = accelerator, optim.grad_clip
+        self.name = name
+        self.plain = module
+        self._accelerator = accelerator
+        self._clip = optim.grad_clip
         optimizer = make_optimizer(module, replace(optim, kind="adamw"))
         self.module, self.optimizer = accelerator.prepare(module, optimizer)
 

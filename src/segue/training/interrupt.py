@@ -1,9 +1,10 @@
-"""Ctrl-C and SIGTERM as a request that the loop honours after the step at hand, within the time that is given."""
+"""Ctrl-C and SIGTERM as requests to stop, which the loop follows after the current step, within a given time."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from typing import Any
 
 from segue.types import UserError
 
@@ -20,8 +21,9 @@ class Interrupt:
         Args:
             grace_sec: 0 = no limit.
         """
-        self.requested, self.grace_sec = False, grace_sec
-        self._before: dict[int, object] = {}
+        self.requested = False
+        self.grace_sec = grace_sec
+        self._before: dict[int, Any] = {}  # the handlers that were in place
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers

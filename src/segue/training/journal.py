@@ -15,11 +15,11 @@ from segue.stage.decision import Decision
 from segue.training.checkpoint import Saved
 from segue.training.config import RunConfig
 from segue.training.interrupt import Interrupt
+from segue.training.loader_share import LoaderShare
 from segue.training.log import RunLog
 from segue.training.losses import means
-from segue.training.memory import peak_bytes
-from segue.training.progress import Share
 from segue.training.ranks import lost_ranks
+from segue.training.run_memory import peak_bytes
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Journal:
         self._ranks = lost_ranks(run_dir, accelerator.num_processes)
         self.log = RunLog(run_dir, examples_seen=examples_seen, tensorboard=config.train.tensorboard, active=main)
         self.meter = Meter(config.recipe, config.train.total_examples, examples_seen, quiet or not main)
-        self.share = Share()
+        self.share = LoaderShare()
         self._first_seen = examples_seen
         self._seconds_before = 0.0 if saved is None else saved.state.seconds
         self._started = time.monotonic()
@@ -98,7 +98,7 @@ class Journal:
         """Of training, over all sessions."""
         return self._seconds_before + time.monotonic() - self._started
 
-    def say(self, line: str | None) -> None:
+    def print_line(self, line: str | None) -> None:
         """A line for people, where there is one."""
         if line:
             self.meter.say(line)

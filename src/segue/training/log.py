@@ -1,4 +1,4 @@
-"""The run's log: one JSON object a line in log.jsonl, and the same for TensorBoard. The only room with trackers."""
+"""The run's log: one JSON object per line of log.jsonl, and the same numbers for TensorBoard."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import json
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import IO, Any
 
 from segue.files import cannot_write, write_text
 from segue.types import first_line
 
 
 class RunLog:
-    """Appends events to log.jsonl. On resume, what the loop will do again is dropped first, so no line stands twice."""
+    """Appends events to log.jsonl. On resume, lines of steps that will be repeated are removed first."""
 
     def __init__(
         self, run_dir: Path, *, examples_seen: int = 0, tensorboard: bool = False, active: bool = True
     ) -> None:
-        """Open the log of a run that stands at `examples_seen`; one that is not `active` (of another rank) is mute."""
+        """Open the log of a run that is at `examples_seen`; where not `active` (another rank), nothing is written."""
         self.path = run_dir / "log.jsonl"
-        self._file = self._board = None
+        self._file: IO[str] | None = None
+        self._board: Any = None
         if not active:
             return
         _keep_until(self.path, examples_seen)
@@ -30,10 +32,10 @@ class RunLog:
         self._board = _open_board(run_dir / "tensorboard", examples_seen) if tensorboard else None
 
     def write(self, event: str, examples_seen: int, **numbers) -> None:
-        """One line; nested numbers reach TensorBoard as event/name/key. A board that cannot be written is left.
+        """Append a line; TensorBoard gets nested numbers as event/name/key. If it cannot be written, it is given up.
 
         Raises:
-            UserError: the line cannot be written: no checkpoint on the same disk could be either.
+            UserError: the line cannot be written (nor could a checkpoint on the same disk).
         """
         if self._file is None:
             return
@@ -49,7 +51,9 @@ class RunLog:
             _without_board(error)
 
     def _show(self, event: str, examples_seen: int, numbers: dict) -> None:
-        for name, value in numbers.items() if self._board is not None else ():
+        if self._board is None:
+            return
+        for name, value in numbers.items():
             for key, number in value.items() if isinstance(value, dict) else [("", value)]:
                 if isinstance(number, (int, float)) and not isinstance(number, bool):
                     self._board.add_scalar("/".join(filter(None, (event, name, key))), number, examples_seen)
@@ -62,7 +66,7 @@ class RunLog:
 
     def close(self) -> None:
         """Flush and close."""
-        with suppress(OSError):  # what it could not write, `write` has said
+        with suppress(OSError):  # `write` has raised this error already
             if self._file is not None:
                 self._file.close()
         try:
@@ -73,7 +77,7 @@ class RunLog:
 
 
 def read_log(path: Path) -> list[dict]:
-    """The whole lines of a log; a line that a kill cut short is left out."""
+    """The complete lines of a log; a line that a kill cut short is left out."""
     entries = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
@@ -84,7 +88,7 @@ def read_log(path: Path) -> list[dict]:
 
 
 def _keep_until(path: Path, examples_seen: int) -> None:
-    """Keep what came before the checkpoint; a step is logged before its checkpoint, a validation after it."""
+    """Keep the lines before the checkpoint; a step is logged before its checkpoint, a validation after it."""
     kept = [e for e in read_log(path) if (e["examples_seen"], e["event"] != "train") <= (examples_seen, False)]
     write_text(path, "".join(json.dumps(e) + "\n" for e in kept if examples_seen))
 

@@ -1,10 +1,10 @@
-"""The training loop: one function, read from top to bottom.
+"""The training loop, as one function.
 
     held-out clips -> discrepancy -> controller -> decision: timesteps, alignment weight, block strength
     cached latents -> task -> (x_0, Condition) -> model at stage.timesteps -> flow loss + stage.alignment -> optimiser
 
-The method enters by one object, `segue.Stage`, called as docs/foreign-loops.md shows it for anybody's loop. With a
-static policy this is plain flow matching, bit for bit.
+The method is one object, `segue.Stage`, which is called here as docs/foreign-loops.md shows it for any other loop. With
+a static policy the loop is plain flow matching, bit for bit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from segue.stage.stage import Stage
 from segue.training import build, checkpoint
 from segue.training.config import RunConfig, crossed, intervals
 from segue.training.features import alignment_targets
-from segue.training.guards import FaultState, Guard
+from segue.training.guards import Guard
 from segue.training.journal import Journal, TrainResult
 from segue.training.losses import StepLosses
 from segue.training.measurements import Measurements, measured_drops
@@ -42,34 +42,35 @@ def train(
     trust_remote_code: bool = False,
     grace_sec: float = 30.0,
 ) -> TrainResult:
-    """Train a model on a latent cache as `config` says.
+    """Train a model on a latent cache.
 
     Args:
         config: model, optimiser, length, and the policy that drives the run.
         cache: latents, text embeddings and teacher features.
-        run_dir: where log and checkpoints go; made if it is not there.
-        resume: go on from the newest checkpoint, if there is one: as an uninterrupted run, bit for bit (CPU).
+        run_dir: folder of log and checkpoints; made if it does not exist.
+        resume: go on from the newest checkpoint, if there is one; on a CPU, bit for bit as an uninterrupted run.
         device: "auto" (accelerate chooses), or "cpu".
-        quiet: no progress.
+        quiet: show no progress.
         trust_remote_code: run the code that comes with the teacher, where the discrepancy needs it.
-        grace_sec: after SIGTERM the run saves and ends within this time; a step that takes longer is left undone.
+        grace_sec: after SIGTERM the run saves and ends within this time; a step that takes longer is given up.
 
     Raises:
-        UserError: settings that do not fit data or machine, too many bad steps in a row, a discrepancy that stands
-            still, no checkpoint that can be read, a full disk, or a rank that is gone.
+        UserError: unfit settings, repeated faults, a frozen discrepancy, damaged checkpoints, a full disk, a lost rank.
     """
-    # --- Where: devices and ranks. Every rank runs this function on its own slice of each batch. ---
+    # --- Devices and ranks. Every rank runs this function, on its own part of each batch. ---
     make_folder(run_dir := Path(run_dir))
     accelerator = build.make_accelerator(config, device)
     rank, world = accelerator.process_index, accelerator.num_processes
-    total, batch_size, seed = config.train.total_examples, config.train.batch_size, config.train.seed
+    total = config.train.total_examples
+    batch_size = config.train.batch_size
+    seed = config.train.seed
 
-    # --- What: the task in its latent space, the model, its running average (ema), and the data. ---
+    # --- The task in its latent space, the model, the running average of its weights (ema), and the data. ---
     saved = checkpoint.read_newest(run_dir, accelerator, cache.meta) if resume else None
     task = build.make_task(config, cache, build.space_of(cache, *saved.statistics) if saved else None)
     model = build.build_model(config, cache, seed)
     if saved is None:
-        task.prime(model, cache)
+        task.initialise(model, cache)
     ema = build.make_average(config, accelerator, model)
     optim = build.optim_config(config, model)
     optimizer = make_optimizer(model, optim)
@@ -77,7 +78,7 @@ def train(
     draw = partial(draw_example, seed=seed, rank=rank, world=world, dropout=config.train.condition_dropout)
     autocast = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.train.precision == "bf16")
 
-    # --- The method: one object around the model's blocks, and what it measures by. ---
+    # --- The method: one object around the model's blocks, and the measurements that it asks for. ---
     measurements = Measurements(config, task, cache, model, ema, accelerator, autocast, trust_remote_code)
     stage = measurements.stage = Stage(
         model.blocks,
@@ -91,19 +92,18 @@ def train(
     )
     losses = StepLosses(config, cache, model.config, stage, optim, accelerator)
 
-    # --- From where: the beginning, or the newest checkpoint. ---
+    # --- The start: at the beginning, or from the newest checkpoint. ---
     parts = checkpoint.Parts(model, ema, optimizer, losses.heads, stage, loader)
     keeper = checkpoint.Keeper(run_dir, config, cache, accelerator, task.space, parts)
-    if saved is not None:
-        keeper.restore(saved)
+    faults = keeper.restore(saved)
     ddp, optimizer = wrap(accelerator, model, optimizer)
-    guard = Guard(config.train, model, loader, accelerator, FaultState.from_json(saved.state.faults if saved else {}))
+    guard = Guard(config.train, model, loader, accelerator, faults)
     every = intervals(config.train)
 
     with Journal(config, run_dir, accelerator, stage.examples_seen, saved, quiet, grace_sec) as journal:
-        journal.say(measurements.describe())
+        journal.print_line(measurements.describe())
         while stage.examples_seen < total and not on_any_rank(accelerator, journal.stop_requested):
-            # The method speaks first: it measures when that is due, and says where to draw times and how to align.
+            # The decision in force. Reading it measures the discrepancy, where that is due.
             seen = stage.examples_seen
             decision = stage.decision
             guard.note_reading(seen, stage.observation.discrepancy)
@@ -112,7 +112,7 @@ def train(
             if validation_due:
                 measurements.validate(journal.log, seen)
 
-            # A batch: every draw is keyed by the position of its example in the run.
+            # A batch. Every random draw is keyed by the position of its example in the run.
             journal.share.start()
             batch = loader.next_batch(with_teacher=stage.alignment_weight > 0)
             first = seen + rank * len(batch.indices)
@@ -121,7 +121,7 @@ def train(
             example = draw(x_0, condition, mask, t, position=seen, teacher=batch.teacher).to(accelerator.device)
             journal.share.loaded()
 
-            # Gradients, in pieces where memory is short; ranks exchange them with the last.
+            # Gradients, in pieces where memory is short; ranks exchange them after the last piece.
             model.train()
             sums = torch.zeros(2, device=accelerator.device)
             flow = []
@@ -134,10 +134,10 @@ def train(
                 flow.append(found[0])
             norm = clip_gradients(model, optim.grad_clip)
 
-            # The step, on all ranks or on none: one that went wrong moves no weight, and its examples count as seen.
-            sums, wrong = guard.judge(seen, sums, norm, example.teacher, flow)
+            # The step, on all ranks or on none. A faulty step moves no weight, and its examples count as seen.
+            sums, fault = guard.check(seen, sums, norm, example.teacher, flow)
             rate = set_rate(optimizer, learning_rate(optim, seen / total))
-            if wrong is None:
+            if fault is None:
                 with measured_drops(stage.due.loss_drops, model, example, accelerator) as drops:
                     optimizer.step()
                 losses.heads.step(rate, aligned=example.teacher is not None)
@@ -146,7 +146,7 @@ def train(
                 journal.note_step(sums)
             else:
                 stage.after_step(batch_size, stepped=False)
-                guard.skip(journal.log, journal.meter, seen, wrong, optim.learning_rate)
+                guard.skip(journal.log, journal.meter, seen, fault, optim.learning_rate)
             optimizer.zero_grad(set_to_none=True)
             losses.heads.zero_grad()
             journal.share.stepped()
@@ -160,7 +160,7 @@ def train(
             if checkpoint_due:
                 keeper.save(guard, journal.seconds)
 
-        # --- The end: measured once more, whatever the intervals say. ---
+        # --- The end: measured once more, whatever the intervals are. ---
         finished = stage.examples_seen >= total
         if finished:
             journal.announce(stage.decision, total, again=False)

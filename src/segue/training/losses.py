@@ -1,6 +1,6 @@
 """The loss of a step: flow matching, alignment with the teacher, learned weights of noise levels.
 
-Parts that a policy does not use are not built: the loss is then the mean flow loss, and the run the plain baseline.
+Parts that a policy does not use are not built. Without any, the loss is the mean flow loss: the plain baseline.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ class Heads:
 
     @property
     def all(self) -> list[Head]:
-        """Those that there are."""
+        """The heads that exist."""
         return [head for head in (self.projector, self.uncertainty) if head is not None]
 
     def step(self, rate: float, aligned: bool) -> None:
-        """The heads' own optimiser steps; the projector keeps still where this step was not aligned."""
+        """The heads' own optimiser steps; the projector takes none where the step was not aligned."""
         for head in self.all:
             if head is not self.projector or aligned:
                 head.step(rate)
 
     def zero_grad(self) -> None:
-        """Forget the gradients of a step that is not taken."""
+        """Clear the gradients of a step that is not taken."""
         for head in self.all:
             head.optimizer.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps of the heads."""
+        """The heads' weights and optimiser states, for a checkpoint."""
         return {name: value for head in self.all for name, value in head.tensors().items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
@@ -69,10 +69,10 @@ def make_heads(config: RunConfig, stage: Stage, optim: OptimConfig, accelerator)
 
 
 class StepLosses:
-    """What a step descends, from its parts.
+    """The loss of a step.
 
     Attributes:
-        heads: that train beside the model.
+        heads: the networks that train beside the model.
     """
 
     def __init__(
@@ -81,15 +81,17 @@ class StepLosses:
         """
         Args:
             dit: shape of the model.
-            stage: weighs noise levels and aligns.
-            optim: of the heads.
+            stage: the method, with importance weights and alignment.
+            optim: settings of the heads' optimisers.
         """
         self.heads = make_heads(config, stage, optim, accelerator)
-        self._stage, self._predicts, self._objective = stage, dit.predicts, config.train.objective
+        self._stage = stage
+        self._predicts = dit.predicts
+        self._objective = config.train.objective
         self._grid = FrameGrid.of(cache, dit)
 
     def __call__(self, model: nn.Module, piece: Example) -> tuple[Tensor, Tensor]:
-        """Of a piece of a batch: [B] losses to descend, and [2, B] to log: flow loss, alignment before its weight.
+        """[B] losses of a piece of a batch to descend, and [2, B] to log: flow loss, and alignment before its weight.
 
         Args:
             model: as wrapped for several ranks.
@@ -103,18 +105,20 @@ class StepLosses:
         if piece.teacher is not None:
             features, options = alignment_inputs(outcome, piece, self._grid)
             loss = loss + self._stage.alignment(features, piece.t, **options, reduction="none")
-            aligned = self._stage.aligned
+            if self._stage.aligned is not None:
+                aligned = self._stage.aligned
         return loss, torch.stack([outcome.loss.detach(), aligned])
 
 
 def alignment_inputs(outcome: Outcome, piece: Example, grid: FrameGrid) -> tuple[Tensor, dict]:
-    """Teacher features [B, S, F] of a batch, and what `Stage.alignment` takes beside them and the times."""
+    """Teacher features [B, S, F] of an aligned batch, and the options of `Stage.alignment` for it."""
+    assert piece.teacher is not None
     features, real = piece.teacher
     options = {
         "mask": real,
         "tokens_mask": grid.tokens_mask(piece.mask),
         "span": grid.span(features.shape[1], piece.x_0.shape[-1]),
-        "x_0_hat": piece.condition.complete(outcome.x_0_hat),
+        "x_0_hat": piece.condition.fill_known(outcome.x_0_hat),
     }
     return features, options
 

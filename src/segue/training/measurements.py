@@ -1,4 +1,4 @@
-"""What our loop measures for the method: the discrepancy on a cache's held-out clips, other signals, loss drops."""
+"""Measurements of our loop: the discrepancy on a cache's held-out clips, other signals of the regime, loss drops."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from segue.data.cache import LatentCache
-from segue.memory import give_back
+from segue.memory import malloc_trim
 from segue.models.dit import DiT
 from segue.process.noise import keyed_noise
 from segue.process.path import velocity_of
@@ -28,19 +30,19 @@ from segue.training.validation import make_validation_set, record_validation, va
 from segue.types import UserError
 
 COSINE_TIME = 0.7  # noise level at which the gradients of alignment and denoising are compared
-DROP_TIMES = (0.2, 0.5, 0.8)  # where a step's gain is measured; the paper of learned times picks three of its thousand
+DROP_TIMES = (0.2, 0.5, 0.8)  # where loss drops are measured; the paper of learned times picks three of its thousand
 
 
 class Measurements:
-    """Whatever a run's policy reads, measured when the stage asks.
+    """The measurements that a run's policy needs; the stage calls them when they are due.
 
     Attributes:
-        discrepancy: on held-out clips, or None where the policy needs none.
-        fingerprint: of its targets; () where there is none.
-        stage: set once it is made; the gradients' cosine asks it for the alignment.
-        extract: latents -> features, where the policy needs that.
-        validation: loss at each fixed time, as measured last.
-        seconds: that the last measurement took.
+        discrepancy: its evaluator on held-out clips; None where the policy needs none.
+        fingerprint: of the discrepancy's targets; () without one.
+        stage: the method; set after it has been made, for the cosine of gradients.
+        extract: latents -> teacher features; None where the policy needs none.
+        validation: last loss at each fixed time.
+        seconds: duration of the last measurement.
     """
 
     def __init__(
@@ -63,8 +65,10 @@ class Measurements:
         Raises:
             UserError: too few held-out clips, or a signal that needs an alignment which is off.
         """
-        self._config, self._cache = config, cache
-        self._model, self._ema = model, ema
+        self._config = config
+        self._cache = cache
+        self._model = model
+        self._ema = ema
         self._validation_set = make_validation_set(task, cache, config, accelerator.device)
         self.stage: Stage | None = None
         self._measured = ema if config.policy.probe.weights == "averaged" else model
@@ -73,9 +77,10 @@ class Measurements:
         self.discrepancy: Discrepancy | None = None
         self.seconds = 0.0
         if config.policy.probes:
+            assert self.extract is not None  # a policy that probes needs features
             self.discrepancy = _on_cache(config, task, cache, self._measured, self.extract, accelerator, autocast)
         self.fingerprint = () if self.discrepancy is None else self.discrepancy.fingerprint
-        self._cosine_example = None
+        self._cosine_example: Example | None = None
         if config.policy.regime.signal == "gradient-cosine":
             if config.policy.alignment.weight == 0 or config.policy.alignment.space != "hidden":
                 raise UserError(
@@ -85,7 +90,7 @@ class Measurements:
             self._cosine_example = _cosine_example(task, cache, accelerator.device)
 
     def __call__(self) -> dict:
-        """What the policy reads, by the Observation's names; the same on every rank."""
+        """The measurements as fields of an Observation; the same on every rank."""
         started = time.monotonic()
         signal = self._config.policy.regime.signal
         found: dict[str, Any] = {}
@@ -94,7 +99,7 @@ class Measurements:
         if signal == "validation":
             by_time = validate(self._measured, self._validation_set).values()
             found["validation_loss"] = sum(by_time) / len(by_time)
-        if signal == "gradient-cosine":
+        if self._cosine_example is not None and self.stage is not None:
             grid = FrameGrid.of(self._cache, self._model.config)
             found["gradient_cosine"] = gradient_cosine(self._model, self.stage, self._cosine_example, grid)
         self.seconds = time.monotonic() - started
@@ -105,13 +110,14 @@ class Measurements:
         self.validation = record_validation(log, seen, self._ema, self._validation_set)
 
     def describe(self) -> str | None:
-        """What the discrepancy costs, in a line, measured on the untrained model."""
+        """One line on the cost of the discrepancy, measured on the untrained model."""
         if self.discrepancy is None:
             return None
         started = time.monotonic()
         self.discrepancy()
         seconds = time.monotonic() - started
-        probe, total = self._config.policy.probe, self._config.train.total_examples
+        probe = self._config.policy.probe
+        total = self._config.train.total_examples
         count = probes_in(probe, total, self._config.train.batch_size)
         return (
             f"probe: {self.discrepancy.clips} clips at t = {', '.join(f'{t:g}' for t in probe.times)}, as "
@@ -124,11 +130,11 @@ def _on_cache(
     task: Task,
     cache: LatentCache,
     model: DiT,
-    extract: Extract | None,
+    extract: Extract,
     accelerator,
     autocast: AbstractContextManager,
 ) -> Discrepancy:
-    """The evaluator on held-out clips of a cache, under their own captions, or what a task gives of them."""
+    """The discrepancy's evaluator on held-out clips of a cache, under the conditions that the task makes of them."""
     rows = probe_rows(cache, config.policy.probe.clips)
     x_0, condition, mask = task.prepare(cache.batch(rows))
     condition = condition.to(accelerator.device)
@@ -146,24 +152,25 @@ def _on_cache(
         extract,
         mask=teacher_mask(cache, rows),
         latent_mask=mask,
-        complete=lambda latents, rows: condition.rows(rows).complete(latents),
+        fill_known=lambda latents, rows: condition.rows(rows).fill_known(latents),
         times=config.policy.probe.times,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
         reduce=lambda sums: accelerator.reduce(sums, "sum"),
         device=accelerator.device,
     )
-    give_back()
+    malloc_trim()
     return measure
 
 
 def probe_rows(cache: LatentCache, clips: int) -> list[int]:
-    """Rows to measure on: of split "valid", evenly spaced; a small set is filled up from its training clips.
+    """Rows of the probe set: evenly spaced in split "valid", filled up from training clips where that is small.
 
     Raises:
         UserError: fewer clips in all than it needs.
     """
-    valid, train = cache.rows("valid"), cache.rows("train")
+    valid = cache.rows("valid")
+    train = cache.rows("train")
     if len(valid) < SMALLEST_PROBE:
         valid = valid + train[: SMALLEST_PROBE - len(valid)]
     if len(valid) < SMALLEST_PROBE:
@@ -180,11 +187,13 @@ def gradient_cosine(model: DiT, stage: Stage, example: Example, grid: FrameGrid)
 
     On a fixed held-out batch; no gradient is left behind.
     """
-    weights = [p for block in model.blocks[: stage.aligner.tap.index + 1] for p in block.parameters()]
+    aligner = stage.aligner
+    assert aligner is not None and aligner.tap is not None  # `Measurements` has refused other policies
+    weights = [p for block in list(model.blocks)[: aligner.tap.index + 1] for p in block.parameters()]
     with torch.enable_grad():
         outcome = run_model(model, example, model.predicts)
         features, options = alignment_inputs(outcome, example, grid)
-        aligned = stage.aligner.distance(features, example.t, **options).mean()
+        aligned = aligner.distance(features, example.t, **options).mean()
         pairs = [
             torch.autograd.grad(x, weights, retain_graph=True, allow_unused=True)
             for x in (outcome.loss.mean(), aligned)
@@ -216,7 +225,7 @@ def measured_drops(due: bool, model: DiT, example: Example, accelerator) -> Iter
     pairs: list[tuple[float, float]] = []
     before = _losses(model, example) if due else None
     yield pairs
-    if due:
+    if before is not None:
         drops = accelerator.gather(torch.stack([example.t.double(), before - _losses(model, example)], dim=1))
         pairs.extend((float(t), float(drop)) for t, drop in drops)
 
@@ -225,4 +234,4 @@ def measured_drops(due: bool, model: DiT, example: Example, accelerator) -> Iter
 def _losses(model: DiT, example: Example) -> Tensor:
     """Sum over DROP_TIMES of each example's loss, [B] float64, with the noise that it was trained with."""
     at = [replace(example, t=torch.full_like(example.t, t)) for t in DROP_TIMES]
-    return sum(losses(model, e, model.predicts).double() for e in at)
+    return reduce(add, (losses(model, e, model.predicts).double() for e in at))

@@ -1,6 +1,6 @@
-"""Configs of older versions: settings under their old names, and settings that are none any more.
+"""Configs of older versions: former names of settings and recipes, and settings that have been removed.
 
-What a run was trained with stays readable, and a study's cells keep their names: both rest on these tables alone.
+By these tables the config of an older run is read, and a study's runs keep the hashes that name them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ RECIPES = {  # old name -> new name
 SECTIONS = {"guidance": "alignment"}  # old name -> new name
 RENAMED: dict[str, dict[str, str]] = {  # section (by its new name) -> old name -> new name
     "alignment": {"law": "schedule"},
-    "timesteps": {"law": "distribution"},
+    "timesteps": {"law": "distribution", "mu_0": "mu_start", "lean_back": "mu_end_ratio"},
+    "structure": {"readers": "in_proj", "writers": "out_proj"},
 }
-# Section -> name -> the value that it had wherever nobody set it, and that the code has now as a constant.
+# Section -> name of a removed setting -> its former default, which is now a constant of the code.
 DELETED: dict[str, dict[str, Any]] = {
     "regime": {
         "window": 2.0,
@@ -56,10 +57,10 @@ DELETED: dict[str, dict[str, Any]] = {
 
 
 def current_policy(data: dict) -> dict:
-    """A policy's JSON of any version, in today's names.
+    """A policy's JSON of any version, under today's names.
 
     Raises:
-        UserError: a setting that is none any more, at another value than the code has.
+        UserError: a removed setting had another value than its former default.
     """
     policy: dict[str, Any] = {}
     for old, settings in data.items():
@@ -77,19 +78,19 @@ def current_name(name: str) -> str:
     """Today's name of a setting "section.name".
 
     Raises:
-        UserError: it is none any more.
+        UserError: the setting has been removed.
     """
     section, dot, key = name.partition(".")
     section = SECTIONS.get(section, section)
     if key in DELETED.get(section, {}):
-        raise UserError(f"--set {name}: no setting any more; it is {DELETED[section][key]!r} for all")
+        raise UserError(f"--set {name}: this setting was removed; it is always {DELETED[section][key]!r}")
     return f"{section}{dot}{RENAMED.get(section, {}).get(key, key)}"
 
 
 def first_json(config: Mapping) -> dict:
-    """A run's JSON in the names of the first runs: what studies hash, so that finished runs keep theirs.
+    """A run's JSON under the names of the first version, which studies hash, so that finished runs keep their hashes.
 
-    A config that is written so already stays as it is.
+    A config that is written under those names already stays as it is.
     """
     policy: dict[str, Any] = {}
     for new, settings in config.get("policy", {}).items():

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from segue.training.config import OptimConfig
-from segue.training.sharding import local, norm_of
+from segue.training.sharding import norm_of, to_local
 from segue.types import UserError, import_extra
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """What `config.kind` says, with weight decay on matrices only; biases, norms and the null token are left alone.
+    """The optimiser `config.kind`, with weight decay on matrices only, not on biases, norms and the null token.
 
     Raises:
         UserError: a torch without Muon, or schedulefree is not installed.
@@ -37,13 +40,16 @@ class MuonAndAdamW(torch.optim.Optimizer):
         UserError: a torch without Muon.
     """
 
-    def __init__(self, model: nn.Module, matrices: list[Tensor], others: list[Tensor], config: OptimConfig) -> None:
+    def __init__(
+        self, model: nn.Module, matrices: Sequence[Tensor], others: Sequence[Tensor], config: OptimConfig
+    ) -> None:
         if not hasattr(torch.optim, "Muon"):
             raise UserError(f"optim.kind=muon needs torch 2.9 or newer, this is {torch.__version__}")
         blocks = {id(p) for p in getattr(model, "blocks", nn.Module()).parameters()}
         inside = [p for p in matrices if id(p) in blocks]
         outside = [p for p in matrices if id(p) not in blocks]
-        rate, decay = config.learning_rate, config.weight_decay
+        rate = config.learning_rate
+        decay = config.weight_decay
         groups = [{"params": outside, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
         self.parts = (
             torch.optim.Muon(inside, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
@@ -54,14 +60,15 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
     def _share(self) -> None:
         muon, adamw = self.parts
-        muon.param_groups, adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
+        muon.param_groups = self.param_groups[:1]
+        adamw.param_groups = self.param_groups[1:]
         muon.state = adamw.state = self.state
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)  # at the end of load_state_dict: groups and state are new
         self._share()
 
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         """One step of both."""
         for part in self.parts:
             part.step()
@@ -69,7 +76,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
 def _schedule_free(groups: list[dict], rate: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
     optimizer = import_extra("schedulefree", "optimizers").AdamWScheduleFree(groups, lr=rate, betas=betas)
-    optimizer.train()  # and so it stays: `update_average` reads the averaged weights off its state
+    optimizer.train()  # it stays in this mode: `update_average` takes the averaged weights from its state
     return optimizer
 
 
@@ -77,15 +84,15 @@ def _schedule_free(groups: list[dict], rate: float, betas: tuple[float, float]) 
 def clip_gradients(model: nn.Module, limit: float) -> Tensor:
     """Scale the gradients to a global norm of at most `limit` (0 = leave them) and return the norm that they had.
 
-    As torch.nn.utils.clip_grad_norm_, except that gradients which are not finite stay as they are: multiplied by a
-    coefficient that is NaN, they would no longer say in which part of the model the trouble began.
+    As torch.nn.utils.clip_grad_norm_, except that gradients stay as they are where the norm is not finite: times NaN,
+    they would no longer show in which part of the model the fault began.
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = norm_of(gradients)
     if limit:
         scale = (limit / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(
-            [local(g) for g in gradients], torch.where(torch.isfinite(norm), scale, torch.ones_like(scale))
+            [to_local(g) for g in gradients], torch.where(torch.isfinite(norm), scale, torch.ones_like(scale))
         )
     return norm
 
@@ -142,4 +149,4 @@ def update_ema(average: dict[str, Tensor], model: nn.Module, decay: float, steps
     decay = min(decay, (1 + steps) / (10 + steps))
     current = model.state_dict()
     names = list(average)
-    torch._foreach_lerp_([local(average[n]) for n in names], [local(current[n]) for n in names], 1.0 - decay)
+    torch._foreach_lerp_([to_local(average[n]) for n in names], [to_local(current[n]) for n in names], 1.0 - decay)

@@ -1,8 +1,8 @@
 """FSDP2: weights, gradients, Adam's moments and averaged weights, each held by one rank only, split block by block.
 
 `train.sharding=fsdp2`. torch's own `fully_shard`, on CPUs and GPUs alike: accelerate's plugin calls the same, but not
-for CPU processes. The functions here take sharded and ordinary tensors, so that the code around them is written once;
-of ordinary ones they make nothing new. What has to see whole weights (checkpoints, block structure) gathers them.
+for CPU processes. The functions here take sharded and ordinary tensors alike, and return ordinary ones as they are.
+Checkpoints and block structure need whole weights, and gather them.
 """
 
 from __future__ import annotations
@@ -10,16 +10,23 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
+from segue.models.dit import DiT
 from segue.training.config import RunConfig
 from segue.types import ModelOutput, UserError
 
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
 
 def check_sharding(config: RunConfig, accelerator) -> None:
-    """
+    """Refuse a sharding that this run cannot have.
+
     Raises:
         UserError: this run cannot be sharded, or accelerate was told to shard it by itself.
     """
@@ -47,7 +54,7 @@ def check_sharding(config: RunConfig, accelerator) -> None:
         )
 
 
-def share_out(config: RunConfig, accelerator, model: nn.Module, averaged: nn.Module) -> None:
+def shard_models(config: RunConfig, accelerator, model: DiT, averaged: DiT) -> None:
     """Put the averaged model on this rank's device; under fsdp2 split both models over the ranks, in place.
 
     Each rank builds the whole model in its main memory first, so that it begins with the weights that the seed gives.
@@ -63,13 +70,13 @@ def share_out(config: RunConfig, accelerator, model: nn.Module, averaged: nn.Mod
         from torch.distributed.fsdp import fully_shard
     except ImportError as error:
         raise UserError(f"train.sharding=fsdp2 needs torch 2.7 or newer, this is {torch.__version__}") from error
-    # Hooks are put on the tensors of an output, which torch finds in the containers that it knows.
+    # FSDP2 puts hooks on the tensors of an output, and finds them only in containers that are registered.
     if ModelOutput not in torch.utils._pytree.SUPPORTED_NODES:
         torch.export.register_dataclass(ModelOutput)
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view")  # nobody writes to it
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    for whole in (model, averaged):
-        for part in (*whole.blocks, whole):  # the last takes what the blocks leave
+    for network in (model, averaged):
+        for part in (*network.blocks, network):  # the last holds the weights outside the blocks
             fully_shard(part, mesh=mesh, reshard_after_forward=True)
 
 
@@ -81,38 +88,39 @@ def wrap(accelerator, model: nn.Module, optimizer: torch.optim.Optimizer) -> tup
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether `share_out` has split it."""
+    """Whether `shard_models` has split it."""
     return any(_mesh(p) is not None for p in model.parameters())
 
 
-def local(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor; shares its memory."""
-    return tensor if _mesh(tensor) is None else tensor.to_local()
+def to_local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this rank holds; shares its memory."""
+    return tensor if _mesh(tensor) is None else cast("DTensor", tensor).to_local()
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor. Every rank must ask: sharded ones are gathered."""
-    return tensor if _mesh(tensor) is None else tensor.full_tensor()
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The whole tensor. All ranks must call this: sharded tensors are gathered."""
+    return tensor if _mesh(tensor) is None else cast("DTensor", tensor).full_tensor()
 
 
-def like(value: Tensor, target: Tensor) -> Tensor:
-    """A whole tensor as `target` is held; each rank has it and cuts out its own part."""
+def distribute_like(value: Tensor, target: Tensor) -> Tensor:
+    """A whole tensor, split as `target` is; every rank has the whole, and keeps its own part."""
     if _mesh(target) is None or value.shape != target.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(value.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
+    held = cast("DTensor", target)
+    return distribute_tensor(value.to(held.device), held.device_mesh, held.placements, src_data_rank=None)
 
 
-def whole_tensors(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """All of each tensor in main memory, one after the other through the device. Every rank must ask.
+def full_tensors(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """The whole tensors in main memory, gathered one after the other on the device. All ranks must call this.
 
     Args:
-        keep: whether this rank wants them; {} where not.
+        keep: whether this rank needs them; {} where not.
     """
     kept = {}
     for name, tensor in tensors.items():
-        gathered = whole(tensor.detach())
+        gathered = full_tensor(tensor.detach())
         if keep:
             kept[name] = gathered.cpu().contiguous()
     return kept
@@ -120,7 +128,7 @@ def whole_tensors(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
 
 def norm_of(tensors: Sequence[Tensor]) -> Tensor:
     """Euclidean norm of all tensors together; of sharded ones over all ranks, in one exchange."""
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([local(t) for t in tensors])))
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([to_local(t) for t in tensors])))
     mesh = _mesh(tensors[0])
     if mesh is not None:
         square = norm.square()
@@ -130,20 +138,17 @@ def norm_of(tensors: Sequence[Tensor]) -> Tensor:
 
 
 @contextmanager
-def whole_blocks(blocks: Sequence[nn.Module]) -> Iterator[None]:
-    """Blocks that hold whole weights meanwhile, on every rank; what is changed in them is kept.
-
-    Every rank must change them alike.
-    """
-    sharded = [block for block in blocks if is_sharded(block)]
-    held = [list(block.parameters()) for block in sharded]
+def gathered_blocks(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """A context in which every rank holds whole weights of blocks. Changes are kept; all ranks must make the same."""
+    sharded = [cast("FSDPModule", block) for block in blocks if is_sharded(block)]
+    held = [list(cast(nn.Module, block).parameters()) for block in sharded]
     for block in sharded:
         block.unshard()
     yield
     with torch.no_grad():
         for block, parts in zip(sharded, held):
-            for part, changed in zip(parts, block.parameters()):
-                local(part).copy_(local(like(changed.detach(), part)))
+            for part, changed in zip(parts, cast(nn.Module, block).parameters()):
+                to_local(part).copy_(to_local(distribute_like(changed.detach(), part)))
             block.reshard()
 
 

@@ -39,14 +39,14 @@ class SmallRun:
         modules: names of the fields that are networks; their tensors are saved under these names.
         optimizers: (prefix of an optimiser's tensors, its field, the field of the network that it trains) of each.
         numbers: names of the fields that are plain numbers.
-        renamed: (what names of tensors began with in an earlier version's files, what they begin with now).
+        renamed: how names of tensors began in older states -> how they begin now.
         generator: of every draw. step: optimiser steps taken. seconds: spent in them, over all resumes.
     """
 
     modules: ClassVar[tuple[str, ...]] = ()
     optimizers: ClassVar[tuple[tuple[str, str, str], ...]] = ()
     numbers: ClassVar[tuple[str, ...]] = ("step", "seconds")
-    renamed: ClassVar[tuple[tuple[str, str], ...]] = ()
+    renamed: ClassVar[dict[str, str]] = {}
 
     generator: torch.Generator
     step: int = 0
@@ -74,8 +74,8 @@ class SmallRun:
             UserError: there is none, or it was made with other options than its budget.
         """
         state, tensors = _read(folder, asdict(config))
-        for before, now in self.renamed:
-            tensors = {now + k.removeprefix(before) if k.startswith(before) else k: v for k, v in tensors.items()}
+        for old, new in self.renamed.items():
+            tensors = {new + k.removeprefix(old) if k.startswith(old) else k: v for k, v in tensors.items()}
         for name in self.modules:
             getattr(self, name).load_state_dict(_part(tensors, f"{name}."))
         for prefix, optimizer, module in self.optimizers:
@@ -219,7 +219,8 @@ def _read(folder: Path, config: dict) -> tuple[dict, dict[str, Tensor]]:
             tensors = {k: file.get_tensor(k) for k in file.keys()}
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path}: not a readable training state ({error}); hint: another --out") from error
-    now, then = json.loads(json.dumps(config)), state["config"]
+    now = json.loads(json.dumps(config))
+    then = state["config"]
     changed = [k for k in now if k not in _BUDGET and now[k] != then.get(k)]
     if changed:
         raise UserError(

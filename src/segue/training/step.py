@@ -1,4 +1,4 @@
-"""One training step, without a runtime: a batch and a decision in, per-example losses out."""
+"""A training step without devices and optimisers: from a batch to per-example losses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from segue.types import Condition
 
 @dataclass(frozen=True)
 class Example:
-    """A batch as the model meets it, all on one device.
+    """A batch of the model's inputs, on one device.
 
     Attributes:
         x_0: [B, C, L] standardised clean latents.
@@ -36,7 +36,7 @@ class Example:
     def to(self, device: torch.device | str) -> Example:
         """The same batch on another device."""
         mask = None if self.mask is None else self.mask.to(device)
-        teacher = None if self.teacher is None else tuple(x.to(device) for x in self.teacher)
+        teacher = None if self.teacher is None else (self.teacher[0].to(device), self.teacher[1].to(device))
         x_0, eps, t = (x.to(device) for x in (self.x_0, self.eps, self.t))
         return Example(x_0, eps, t, self.condition.to(device), mask, teacher)
 
@@ -48,7 +48,7 @@ class Example:
                 continue
             condition = self.condition.rows(rows)
             mask = None if self.mask is None else self.mask[rows]
-            teacher = None if self.teacher is None else tuple(x[rows] for x in self.teacher)
+            teacher = None if self.teacher is None else (self.teacher[0][rows], self.teacher[1][rows])
             pieces.append(Example(self.x_0[rows], self.eps[rows], self.t[rows], condition, mask, teacher))
         return pieces
 
@@ -68,7 +68,7 @@ def draw_example(
 ) -> Example:
     """Draw noise and dropped captions for one rank's part of a global batch.
 
-    Every draw is keyed by position, so ranks agree without talking.
+    Every draw is keyed by position, so that ranks agree without communication.
 
     Args:
         x_0: [B, C, L] this rank's standardised latents; they are examples position + rank * B onwards.
@@ -90,7 +90,7 @@ def draw_example(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a forward pass gives.
+    """The result of a forward pass.
 
     Attributes:
         loss: [B] flow losses.
@@ -109,8 +109,8 @@ def losses(model: nn.Module, example: Example, predicts: str, objective: str = "
 def run_model(model: nn.Module, example: Example, predicts: str, objective: str = "auto") -> Outcome:
     """The model on a drawn batch.
 
-    A clean-sample error e is a velocity error of e / t, so in velocity a model that predicts clean samples would learn
-    little but the lowest noise levels; "auto" measures it in what it predicts.
+    A clean-sample error e is a velocity error of e / t. Measured in velocity, a model that predicts clean samples would
+    learn little but the lowest noise levels, so "auto" measures the error in what the model predicts.
 
     Args:
         model: called as model(x_t, t, condition, mask).

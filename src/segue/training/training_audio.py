@@ -104,7 +104,7 @@ def kind_of(clip: Clip) -> str:
 
 
 def decode(clips: Sequence[Clip], sample_rate_hz: int) -> Decoded:
-    """Read clips whole, mixed down and resampled, each file once. They are judged as `segue data check` judges them."""
+    """Read clips whole, mixed down and resampled, each file once. A clip is bad where `segue data check` says so."""
     waves, kept, bad = [], [], []
     resampled: dict[int, int] = {}
     with _Reader(sample_rate_hz) as reader:

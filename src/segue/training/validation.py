@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from segue.data.cache import LatentCache
-from segue.memory import give_back
+from segue.memory import malloc_trim
 from segue.models.dit import DiT
 from segue.process.noise import keyed_noise
 from segue.tasks.base import Task
@@ -21,7 +21,7 @@ def make_validation_set(task: Task, cache: LatentCache, config: RunConfig, devic
     rows = cache.rows("valid")[: config.train.validation_clips]
     x_0, condition, mask = task.prepare(cache.batch(rows))
     eps = keyed_noise(x_0.shape[1:], 0, "validation", range(len(rows)))
-    give_back()  # a task may decode and encode all of these clips at once
+    malloc_trim()  # a task may decode and encode all of these clips at once
     return [Example(x_0, eps, torch.full((len(rows),), t), condition, mask).to(device) for t in VALIDATION_TIMES]
 
 

@@ -1,4 +1,4 @@
-"""Groups of transformer blocks in parameter space: similarity, clustering, and the nulls to judge them by.
+"""Groups of transformer blocks in parameter space: similarity, clustering, and the null distributions of contrast.
 
 docs/method.md, section 5. That block weights form groups is reported in arXiv 2501.16650 and 2605.04971; every
 formula here is our definition unless a docstring cites its source.
@@ -17,7 +17,7 @@ from segue.types import import_extra
 
 
 def similarity(signed: Tensor) -> np.ndarray:
-    """[L, L] float64: the mean of the readers' and of the writers' cosine; 1 on the diagonal.
+    """[L, L] float64: mean of the cosines of the input and of the output projections; 1 on the diagonal.
 
     Rounded to 1e-6, so that the last bits of a matrix product do not decide a tie. Non-finite entries count as 0.
     """
@@ -71,10 +71,10 @@ def _cut(merges: np.ndarray, size: int, count: int) -> tuple[int, ...]:
 def find_groups(table: np.ndarray) -> tuple[int, ...] | None:
     """Labels of L blocks from their similarity [L, L]; the first and last are excluded (-1). None where L < 6.
 
-    K runs over 2..L/3. So a stack of 6 to 8 blocks has room for one split in two and nothing finer: with L = 8, six
-    inner blocks into K = 2. All that it can show is "these inner blocks against those": not three groups, and not
-    the absence of groups, since some best split always exists; only the null and the checks say whether it means
-    anything. Of the 31 splits of six blocks few are far from contiguous halves or from one outlier.
+    K runs over 2..L/3, so a stack of 6 to 8 blocks can only be split in two: with L = 8, six inner blocks into K = 2.
+    It can show neither three groups nor the absence of groups, since some best split always exists; only the nulls and
+    the checks tell whether the split means anything. Of the 31 splits of six blocks, few are far from contiguous halves
+    or from one outlier.
     """
     depth = len(table)
     if depth < 6:
@@ -102,9 +102,10 @@ def adjusted_rand(first: Sequence[int], second: Sequence[int]) -> float:
 def contrast_of(table: np.ndarray, labels: Sequence[int]) -> float:
     """Mean similarity within groups less that between groups; blocks labelled -1 are left out."""
     kept = np.asarray(labels) >= 0
-    table, labels = table[np.ix_(kept, kept)], np.asarray(labels)[kept]
-    pairs = np.triu_indices(len(labels), 1)
-    same = np.equal.outer(labels, labels)[pairs]
+    table = table[np.ix_(kept, kept)]
+    names = np.asarray(labels)[kept]
+    pairs = np.triu_indices(len(names), 1)
+    same = np.equal.outer(names, names)[pairs]
     if same.all() or not same.any():
         return 0.0
     return float(table[pairs][same].mean() - table[pairs][~same].mean())
@@ -113,8 +114,8 @@ def contrast_of(table: np.ndarray, labels: Sequence[int]) -> float:
 def null_contrast(signed: Tensor, max_groups: int, draws: int, generator: torch.Generator) -> np.ndarray:
     """Contrasts [draws] of the groups found when every block's residual basis is turned by itself, at random.
 
-    Every draw gives each of the M blocks an independent signed permutation of the basis (one for readers and writers
-    together), and clusters anew: groups picked from the data must be judged against groups picked from noise.
+    Every draw gives each of the M blocks an independent signed permutation of the basis (one for in_proj and
+    out_proj together), and clusters anew: groups found in data must be compared with groups found in noise.
 
     Why not any rotation: those also erase the privileged basis that Adam and adaLN's scales give each block by itself.
     Blocks of independent random weights and random adaLN scales (std 0.1) then look grouped. Signed permutations are
@@ -142,9 +143,9 @@ def null_contrast(signed: Tensor, max_groups: int, draws: int, generator: torch.
 def drift_contrast(table: np.ndarray, max_groups: int, draws: int, generator: torch.Generator) -> np.ndarray:
     """Contrasts [draws] of the groups found when similarity depends on nothing but the distance in depth.
 
-    Similarities of pairs at equal distance are exchanged at random, and the blocks clustered anew: a stack that
+    Similarities of pairs at equal distance are exchanged at random, and the blocks are clustered anew. A stack that
     drifts smoothly with depth, where any cut is arbitrary, keeps its contrast; one with boundaries loses it. The null
-    of turned bases cannot tell the two apart: any stack that shares a residual stream beats it. Our definition.
+    of turned bases cannot tell the two apart: any stack on one residual stream exceeds it. Our definition.
 
     Args:
         table: [M, M] similarity of the blocks that are clustered.

@@ -1,4 +1,4 @@
-"""The block term beside an optimiser: how far it just moved the grouped blocks, and a small step of a share of that."""
+"""The block term beside an optimiser: a small step on grouped blocks, as a share of the optimiser's own step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 class BlockStep:
-    """Measures a stack of blocks, and moves those that form groups after the optimiser has.
+    """Measures a stack of blocks, and moves those that form groups after each step of the optimiser.
 
     Args:
         config: of the term; it acts on every `config.every`-th step.
@@ -40,28 +40,30 @@ class BlockStep:
         whole: Callable[[Sequence[nn.Module]], AbstractContextManager] = nullcontext,
         norm: Callable[[Sequence[Tensor]], Tensor] = total_norm,
     ) -> None:
-        self._config, self._blocks = config, blocks
-        self._whole, self._norm = whole, norm
+        self._config = config
+        self._blocks = blocks
+        self._whole = whole
+        self._norm = norm
         self._before: list[Tensor] = []
 
     def measure(self, state: StructureState) -> StructureMeasure:
-        """What a check reads from the weights."""
+        """The measurement that a check decides by."""
         with self._whole(self._blocks):
             return measure_structure(self._config, state, self._blocks)
 
     def keep(self, state: StructureState, strength: float, step: int) -> None:
-        """Before an optimiser's step: the weights that the term will move, to see how far the optimiser moves them.
+        """Before the optimiser's step: copy the weights that the term will move, to measure the optimiser's move.
 
         Args:
-            state: groups in force.
-            strength: of the term; 0 = it is off.
-            step: optimiser steps done.
+            state: with the groups in force.
+            strength: of the term; 0 = off.
+            step: optimiser steps taken so far.
         """
         if strength > 0 and step % self._config.every == 0 and not self._before:
             self._before = [p.detach().clone() for p in self._grouped(state)]
 
     def follow(self, state: StructureState, strength: float) -> None:
-        """After the optimiser's step: the term's own, where weights were kept before."""
+        """After the optimiser's step: take the term's own, where weights were kept before."""
         if not self._before:
             return
         config = self._config
@@ -69,10 +71,10 @@ class BlockStep:
         self.forget()
         norm = strength * config.every * float(moved)
         with self._whole(self._blocks):
-            structure_step(self._blocks, state, norm, config.control, config.readers, config.writers)
+            structure_step(self._blocks, state, norm, config.control, config.in_proj, config.out_proj)
 
     def forget(self) -> None:
-        """After a step that was not taken."""
+        """Drop the copies, where the optimiser's step was not taken."""
         self._before = []
 
     def _grouped(self, state: StructureState) -> list[nn.Parameter]:

@@ -8,12 +8,12 @@
     if strength and step % config.every == 0:                                             # after the optimiser's step
         structure_step(model.blocks, state, strength * config.every * update_norm, config.control)
 
-A measure is plain numbers: one rank may take it and hand it to the others, and all then decide alike.
+A measure is plain numbers: one rank may take it and pass it to the others, and all then decide the same.
 
-What to expect: on demo models of 8 blocks the similarity of blocks fell smoothly with their distance in depth. Such a
-stack beats the null of turned bases with z of 24 to 28, because blocks on one residual stream share directions, yet
-its groups are an arbitrary cut of a gradient: the drift null (`drift_p` of each check; `max_drift_p` asks for it) says
-so with p of 0.8 to 1. No public result shows that the term improves quality.
+What to expect: in demo models of 8 blocks the similarity of blocks fell smoothly with their distance in depth. Such a
+stack exceeds the null of turned bases with z of 24 to 28, because blocks on one residual stream share directions, yet
+its groups are an arbitrary cut of a gradient: against the drift null (`drift_p` of each check, required by
+`max_drift_p`) p is 0.8 to 1. No public result shows that the term improves quality.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,8 @@ __all__ = [
 
 STABLE_CHECKS = 3  # in a row that must pass
 MIN_ARI = 0.9  # least adjusted Rand index against the check before
-MIN_Z, MAX_P = 3.0, 0.02  # contrast against the null of turned bases, clustered anew
+MIN_Z = 3.0  # least contrast, in deviations of the null of turned bases, clustered anew
+MAX_P = 0.02  # largest share of draws of the same null that reach the contrast
 DRAWS = 50  # of each null; p cannot be less than 1 / (DRAWS + 1)
 MIN_MOVED = 0.01  # least relative movement of the weights since the check before; else stability says nothing
 MIN_GROUPS = 2  # of two or more blocks that there must be: one group beside single outliers is none
@@ -79,15 +81,15 @@ class StructureConfig:
     """When block structure counts as found, and what is done then.
 
     Attributes:
-        enabled: whether blocks are looked at at all.
+        enabled: whether block weights are measured at all.
         strength: norm of the term's step over the norm of the optimiser's update; 0 measures only.
         control: `groups`; or a control with the same step norm: `random` (groups of equal sizes), `contiguous`
             (thirds), `decay` (shrink the same weights instead), `opposite` (push the groups apart).
         every: steps of the optimiser to one step of the term, whose norm the loop multiplies by the same number.
         first_check: share of N before the first check.
         spacing: ratio of n between checks.
-        max_drift_p: largest p against the drift null; 1 does not ask. Six inner blocks can hardly reach 0.02.
-        readers, writers: module names inside a block, separated by commas, where shape and name do not tell.
+        max_drift_p: largest p against the drift null; 1 = no limit. Six inner blocks can hardly reach 0.02.
+        in_proj, out_proj: module names inside a block, separated by commas, where shape and name do not tell.
     """
 
     enabled: bool = False
@@ -97,8 +99,8 @@ class StructureConfig:
     first_check: float = 0.02
     spacing: float = 1.25
     max_drift_p: float = 1.0
-    readers: str = ""
-    writers: str = ""
+    in_proj: str = ""
+    out_proj: str = ""
 
     def __post_init__(self) -> None:
         if self.control not in CONTROLS:
@@ -117,14 +119,14 @@ def _check(name: str, value: float, holds: bool, hint: str) -> None:
 
 @dataclass(frozen=True)
 class StructureState:
-    """All that is remembered between checks: plain numbers, exact through JSON.
+    """Everything that is kept between checks: numbers, exact through JSON.
 
     Attributes:
-        checks: how many there were.
-        last_check: n of the last.
-        passed: how many in a row have passed.
-        previous: groups found at the last, -1 = excluded; empty before the first.
-        sketch: 64 random projections of the weights at the last.
+        checks: number of checks so far.
+        last_check: n of the last check.
+        passed: number of checks that passed in a row.
+        previous: groups found at the last check, -1 = excluded; empty before the first.
+        sketch: 64 random projections of the weights at the last check.
         active_at: n of activation; None while the term is off.
         labels: groups in force, frozen at activation; those of the control, where it has its own.
         margin: m, frozen at activation.
@@ -146,21 +148,23 @@ class StructureState:
     @classmethod
     def from_json(cls, data: dict) -> StructureState:
         """The inverse of `to_json`."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)
 
 
 @dataclass(frozen=True)
 class StructureMeasure:
-    """What a check reads from the weights of L blocks.
+    """What a check measures on the weights of L blocks.
 
     Attributes:
-        similarity: [L][L] mean cosine of readers and writers.
+        similarity: [L][L] mean cosine of the input and of the output projections.
         groups: label of each block, -1 = excluded; None where there are fewer than 6 blocks.
-        contrast: mean similarity within less between groups.
+        contrast: mean similarity within groups less that between groups.
         z, p: of the contrast against the null of turned bases; None where it was not drawn (once active).
         drift_p: of the contrast against similarities that depend on the distance in depth alone.
         sketch: random projections of the weights.
-        labels, margin: what would be frozen now: the control's labels and the median squared distance to their means.
+        labels, margin: what activation would freeze now: the control's labels, and the median squared distance of
+            members to the means of their groups.
     """
 
     similarity: tuple[tuple[float, ...], ...]
@@ -204,21 +208,21 @@ def start_structure() -> StructureState:
 
 
 def check_due(config: StructureConfig, state: StructureState, examples_seen: int, total_examples: int) -> bool:
-    """Whether n has reached the first check, or `spacing` times the last. Checks go on once active, for the log."""
+    """Whether n has reached the first check, or `spacing` times the last. Once active, checks go on for the log."""
     due = config.spacing * state.last_check if state.checks else config.first_check * total_examples
     return examples_seen > state.last_check and examples_seen >= due
 
 
 def measure_structure(config: StructureConfig, state: StructureState, blocks: Sequence[nn.Module]) -> StructureMeasure:
-    """Read the blocks' weights: similarity, groups, nulls, sketch, and what activation would freeze.
+    """Measure the blocks' weights: similarity, groups, nulls, sketch, and what activation would freeze.
 
     A pure function of weights, config and the number of checks so far. Blocks compute in float32 or wider, wherever
     their weights lie; the nulls are drawn only while the term is off.
 
     Raises:
-        UserError: a block without readers or writers, or blocks of several widths (see `block_weights`).
+        UserError: a block whose projections are not found, or blocks of several widths (see `block_weights`).
     """
-    weights = _weights_of(blocks, config.readers, config.writers)
+    weights = _weights_of(blocks, config.in_proj, config.out_proj)
     signed = signatures(weights)
     table = similarity(signed)
     groups = find_groups(table)
@@ -226,17 +230,15 @@ def measure_structure(config: StructureConfig, state: StructureState, blocks: Se
     sketch = _sketch(weights, SEED)
     if groups is None:
         return StructureMeasure(rows, None, sketch=sketch)
-    contrast, nulls = contrast_of(table, groups), {}
+    contrast = contrast_of(table, groups)
+    nulls: dict[str, float] = {}
     if state.active_at is None:
-        drawn, drift = (
-            null(of, len(blocks) // 3, DRAWS, keyed_generator(SEED, f"structure/{name}", state.checks))
-            for null, of, name in (
-                (null_contrast, signed[1:-1], "turned"),
-                (drift_contrast, table[1:-1, 1:-1], "drift"),
-            )
-        )
-        z = (contrast - drawn.mean()) / max(drawn.std(ddof=1), 1e-12)
-        nulls = {"z": float(z), "p": _share(drawn, contrast), "drift_p": _share(drift, contrast)}
+        # Groups can be found in anything: how large is the contrast of those found in two kinds of noise?
+        most = len(blocks) // 3
+        turned = null_contrast(signed[1:-1], most, DRAWS, keyed_generator(SEED, "structure/turned", state.checks))
+        drift = drift_contrast(table[1:-1, 1:-1], most, DRAWS, keyed_generator(SEED, "structure/drift", state.checks))
+        z = (contrast - turned.mean()) / max(turned.std(ddof=1), 1e-12)
+        nulls = {"z": float(z), "p": _share(turned, contrast), "drift_p": _share(drift, contrast)}
     labels = controlled(groups, config.control, SEED)
     spread = [float(d) for d in distances(signed, labels).values()]
     margin = float(np.median(spread)) if spread else 0.0
@@ -244,7 +246,7 @@ def measure_structure(config: StructureConfig, state: StructureState, blocks: Se
 
 
 def _share(drawn: np.ndarray, value: float) -> float:
-    """One-sided p of `value` among draws, itself counted (Phipson & Smyth 2010); ties to rounding count against it."""
+    """One-sided p of `value` among draws and itself (Phipson & Smyth 2010); ties within rounding count against it."""
     return float((1 + (drawn >= value - 1e-9).sum()) / (1 + len(drawn)))
 
 
@@ -259,20 +261,28 @@ def update_structure(
 ) -> tuple[StructureState, StructureReading]:
     """The next state and the decision, from numbers alone. Activation latches.
 
-    Stability, both nulls and movement must hold at STABLE_CHECKS checks in a row; r_m and n / N are asked once, when
-    those are complete: three checks spaced by 1.25 span nearly a doubling of n, and waiting for r_m first would leave
-    no run long enough.
+    Stability, both nulls and movement must hold at STABLE_CHECKS checks in a row. r_m and n / N are tested only after
+    that: three checks spaced by 1.25 span nearly a doubling of n, and no run would be long enough if they were counted
+    from the moment that r_m is high enough.
     """
-    compared = bool(state.previous) and measure.groups is not None
-    ari = adjusted_rand(state.previous, measure.groups) if compared else None
+    # Does this check pass, and if so, is it time to act?
+    ari = None
+    if state.previous and measure.groups is not None:
+        ari = adjusted_rand(state.previous, measure.groups)
     moved = _moved(state.sketch, measure.sketch) if state.sketch else None
     fault = _fault(config, measure, ari, moved)
     passed = 0 if fault else state.passed + 1
     if fault is None:
         fault = _not_now(config, passed, examples_seen / total_examples, regime_monotone)
-    active_at, labels, margin = state.active_at, state.labels, state.margin
+
+    # Activation freezes groups and margin, and is never taken back.
+    active_at = state.active_at
+    labels = state.labels
+    margin = state.margin
     if active_at is None and fault is None:
-        active_at, labels, margin = examples_seen, measure.labels, measure.margin
+        active_at = examples_seen
+        labels = measure.labels
+        margin = measure.margin
     state = replace(
         state, checks=state.checks + 1, last_check=examples_seen, passed=passed, previous=measure.groups or (),
         sketch=measure.sketch, active_at=active_at, labels=labels, margin=margin,
@@ -295,7 +305,7 @@ def update_structure(
 
 
 def _fault(config: StructureConfig, measure: StructureMeasure, ari: float | None, moved: float | None) -> str | None:
-    """Why this check does not pass; None if it does."""
+    """The reason why this check does not pass; None if it does."""
     if measure.groups is None:
         return f"{len(measure.similarity)} blocks are too few to form groups (6 needed)"
     if ari is None or moved is None:
@@ -314,6 +324,7 @@ def _fault(config: StructureConfig, measure: StructureMeasure, ari: float | None
 
 
 def _not_now(config: StructureConfig, passed: int, share: float, regime: float) -> str | None:
+    """The reason not to activate after checks that passed; None where there is none."""
     if passed < STABLE_CHECKS:
         return f"{passed} of {STABLE_CHECKS} checks passed in a row"
     if share > LAST_ACTIVATION:
@@ -330,8 +341,8 @@ def structure_strength(
     if state.active_at is None:
         return 0.0
     ramp = RAMP * total_examples
-    grown = 1.0 if ramp == 0 else (examples_seen - state.active_at) / ramp
-    return config.strength * min(1.0, max(0.0, grown))
+    share = 1.0 if ramp == 0 else (examples_seen - state.active_at) / ramp
+    return config.strength * min(1.0, max(0.0, share))
 
 
 def structure_step(
@@ -339,18 +350,18 @@ def structure_step(
     state: StructureState,
     step_norm: float,
     control: str = "groups",
-    readers: str = "",
-    writers: str = "",
+    in_proj: str = "",
+    out_proj: str = "",
 ) -> dict[str, float]:
     """Move the grouped blocks' weights down the gradient of R, in place, by a step of norm `step_norm` (`block_term`).
 
-    Touches nothing but readers and writers of blocks in a group of two or more. The labels in `state` already are those
-    of the control, so `random` and `contiguous` need no more than that state.
+    Changes only the projections from and to the residual stream, of blocks in a group of two or more. The labels in
+    `state` are those of the control already, so `random` and `contiguous` need nothing else.
 
     Args:
         step_norm: norm over all weights moved together; 1-2 % of the optimiser's update, ramped (`structure_strength`).
             In bfloat16 weights so small a step is lost in rounding: keep float32 master weights.
-        readers, writers: as in the config.
+        in_proj, out_proj: as in the config.
 
     Returns:
         structure_loss (R before the step), structure_outside (share of members beyond the margin), structure_step (the
@@ -360,12 +371,12 @@ def structure_step(
         UserError: unknown control.
     """
     members = [i for i, label in enumerate(state.labels) if label >= 0 and state.labels.count(label) > 1]
-    weights = _weights_of([blocks[i] for i in members], readers, writers)
+    weights = _weights_of([blocks[i] for i in members], in_proj, out_proj)
     return term_step(weights, [state.labels[i] for i in members], state.margin, step_norm, control)
 
 
-def _weights_of(blocks: Sequence[nn.Module], readers: str, writers: str) -> list[BlockWeights]:
-    named = [[part.strip() for part in names.split(",") if part.strip()] for names in (readers, writers)]
+def _weights_of(blocks: Sequence[nn.Module], in_proj: str, out_proj: str) -> list[BlockWeights]:
+    named = [[part.strip() for part in names.split(",") if part.strip()] for names in (in_proj, out_proj)]
     return [block_weights(block, *named) for block in blocks]
 
 

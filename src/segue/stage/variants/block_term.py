@@ -1,7 +1,7 @@
 """The term that draws the blocks of a group together, and its controls (docs/method.md, section 5).
 
-Our definition throughout. Signatures are normalised, so R is scale-free and its gradient is orthogonal to every
-block's overall scale: the term turns weights, and leaves their norms to weight decay.
+All of it is our definition. Signatures are normalised, so R has no scale and its gradient is orthogonal to the overall
+scale of every block: the term rotates weights, and weight decay alone changes their norms.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _descent(
 ) -> list[tuple[Tensor, Tensor]]:
     """Weights and dR/dW of the blocks beyond the margin; `outside` holds their excess ||G - mean||^2 - m by index."""
     means = _means(signed, labels)
-    moves = []
+    moves: list[tuple[Tensor, Tensor]] = []
     for index, excess in outside.items():
         towards = 4.0 * excess * (signed[index] - means[labels[index]])
         moves += zip(weights[index].all, _gradients(weights[index], *parts[index], towards))
@@ -91,18 +91,18 @@ def _descent(
 
 
 def _gradients(weights: BlockWeights, signature: Tensor, norms: Tensor, towards: Tensor) -> list[Tensor]:
-    """Gradients of readers and writers from `towards` = dR/dG [2, D, D] (symmetric, traceless), adaLN scales constant.
+    """dR/dW of all projections from `towards` = dR/dG [2, D, D] (symmetric, traceless); adaLN scales are constant.
 
     G = A / (sqrt2 |A|), A the centred Gram: dR/dA is `towards` less its part along G, over sqrt2 |A|. Then
-    A = (Ws)'(Ws) gives 2 W s dA s for a reader W with scales s, and A = BB' gives 2 dA B for a writer.
+    A = (Ws)'(Ws) gives 2 W s dA s for a layer W with scales s, and A = BB' gives 2 dA B for an output projection.
     """
     unit = signature * 2**0.5
     along = (towards * unit).sum((1, 2), keepdim=True)
     reading, writing = (towards - along * unit) / (norms * 2**0.5)
-    readers, writers = folded(weights)
-    scaled = [2.0 * r @ reading for r in readers]
+    in_proj, out_proj = folded(weights)
+    scaled = [2.0 * r @ reading for r in in_proj]
     scaled = [g if s is None else g * s.to(g.dtype) for g, s in zip(scaled, weights.scales)]
-    return scaled + [2.0 * writing @ b for b in writers]
+    return scaled + [2.0 * writing @ b for b in out_proj]
 
 
 def _means(signed: Tensor, labels: Sequence[int]) -> dict[int, Tensor]:

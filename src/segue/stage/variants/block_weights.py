@@ -1,7 +1,7 @@
-"""What a transformer block reads from the residual stream and writes to it: its weights, and their signature.
+"""A block's projections from the residual stream (in_proj) and to it (out_proj), and the signature of their weights.
 
-docs/method.md, section 5. That readers are to be compared in the input space and writers in the output space is
-reported in arXiv 2501.16650; every formula here is our definition.
+docs/method.md, section 5. That input projections should be compared in their input space and output projections in
+their output space is reported in arXiv 2501.16650; every formula here is our definition.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -27,25 +28,25 @@ _READS = re.compile(r"(^|_)(q|k|v|kv|qk|qkv|wq|wk|wv|query|key|value|in|up|gate|
 
 @dataclass(frozen=True)
 class BlockWeights:
-    """Where a block meets the residual stream. Tensors share memory with the block's parameters, without autograd.
+    """A block's projections from and to the residual stream. They share memory with its parameters, without autograd.
 
     Attributes:
-        readers: [rows, D] each: query, key, value of self-attention, query of cross-attention, first MLP layer.
-        writers: [D, columns] each: attention outputs, last MLP layer.
-        scales: one for each reader: [D] factor of what it reads (adaLN's 1 + scale, a norm's weight), or None for 1.
+        in_proj: [rows, D] each: query, key, value of self-attention, query of cross-attention, first MLP layer.
+        out_proj: [D, columns] each: attention outputs, last MLP layer.
+        scales: of each of in_proj: [D] factor of its input (adaLN's 1 + scale, a norm's weight), or None for 1.
     """
 
-    readers: tuple[Tensor, ...]
-    writers: tuple[Tensor, ...]
+    in_proj: tuple[Tensor, ...]
+    out_proj: tuple[Tensor, ...]
     scales: tuple[Tensor | None, ...]
 
     @property
     def all(self) -> tuple[Tensor, ...]:
-        """Readers, then writers."""
-        return self.readers + self.writers
+        """in_proj, then out_proj."""
+        return self.in_proj + self.out_proj
 
 
-def block_weights(block: nn.Module, readers: Sequence[str] = (), writers: Sequence[str] = ()) -> BlockWeights:
+def block_weights(block: nn.Module, in_proj: Sequence[str] = (), out_proj: Sequence[str] = ()) -> BlockWeights:
     """Find the weights of `block` that read and that write the residual stream, by shape and name.
 
     The residual width D is the commonest side of the block's linear layers. A layer D -> other reads, other -> D
@@ -54,24 +55,24 @@ def block_weights(block: nn.Module, readers: Sequence[str] = (), writers: Sequen
     ff.net.0.proj, ff.net.2), stable-audio-tools' (to_qkv, ff.ff.0.proj) and torch.nn's MultiheadAttention.
 
     Args:
-        readers, writers: module names inside the block that settle the matter instead, both or neither.
+        in_proj, out_proj: module names inside the block that settle the matter instead, both or neither.
 
     Raises:
         UserError: a named module is missing or has no weight matrix; a square layer's name tells nothing; the block
-            has no reader or no writer.
+            has no projection from the stream, or none to it.
     """
     kind = type(block).__name__
-    if bool(readers) != bool(writers):
-        raise UserError("structure.readers and structure.writers go together: name both or neither")
-    if readers:
-        found = ([(n, _named(block, n)) for n in readers], [(n, _named(block, n)) for n in writers])
+    if bool(in_proj) != bool(out_proj):
+        raise UserError("structure.in_proj and structure.out_proj go together: name both or neither")
+    if in_proj:
+        found = ([(n, _named(block, n)) for n in in_proj], [(n, _named(block, n)) for n in out_proj])
     else:
         found = _by_shape(block, kind)
     for role, part in zip(("reads", "writes"), found):
         if not part:
             raise UserError(
-                f"block {kind}: no linear layer {role} the residual stream; name them in structure.readers and "
-                "structure.writers (module names inside a block, separated by commas)"
+                f"block {kind}: no linear layer {role} the residual stream; name them in structure.in_proj and "
+                "structure.out_proj (module names inside a block, separated by commas)"
             )
     return BlockWeights(
         tuple(w for _, w in found[0]), tuple(w for _, w in found[1]), tuple(_scale(block, n) for n, _ in found[0])
@@ -85,7 +86,7 @@ def _named(block: nn.Module, name: str) -> Tensor:
         weight = None
     if not isinstance(weight, Tensor) or weight.ndim != 2:
         raise UserError(
-            f"structure.readers / structure.writers: '{name}' is no linear layer of {type(block).__name__}; "
+            f"structure.in_proj / structure.out_proj: '{name}' is no linear layer of {type(block).__name__}; "
             f"it has {', '.join(n for n, m in block.named_modules() if isinstance(m, nn.Linear))}"
         )
     return weight.detach()
@@ -106,7 +107,8 @@ def _by_shape(block: nn.Module, kind: str) -> tuple[list, list]:
             linear.append((name, module.weight.detach()))
     sides = Counter(side for _, weight in linear for side in weight.shape)
     width = min(sides, key=lambda side: (-sides[side], side)) if sides else 0
-    readers, writers = [], []
+    in_proj: list[tuple[str, Tensor]] = []
+    out_proj: list[tuple[str, Tensor]] = []
     for name, weight in linear:
         rows, columns = weight.shape
         if rows == columns == width:
@@ -114,14 +116,14 @@ def _by_shape(block: nn.Module, kind: str) -> tuple[list, list]:
             if not (_WRITES.search(word) or _READS.search(word)):
                 raise UserError(
                     f"block {kind}: cannot tell whether the square layer '{name}' reads or writes the residual stream; "
-                    "name them in structure.readers and structure.writers"
+                    "name them in structure.in_proj and structure.out_proj"
                 )
-            (writers if _WRITES.search(word) else readers).append((name, weight))
+            (out_proj if _WRITES.search(word) else in_proj).append((name, weight))
         elif columns == width:
-            readers.append((name, weight))
+            in_proj.append((name, weight))
         elif rows == width:
-            writers.append((name, weight))
-    return readers, writers
+            out_proj.append((name, weight))
+    return in_proj, out_proj
 
 
 def _is_cross(block: nn.Module, path: list[str]) -> bool:
@@ -130,24 +132,25 @@ def _is_cross(block: nn.Module, path: list[str]) -> bool:
     return bool(_CROSS.search(path[-1])) if declared is None else bool(declared)
 
 
-def _scale(block: nn.Module, reader: str) -> Tensor | None:
-    """[D] factor that our own Block applies before `reader`: the bias part of its adaLN scale, or its norm's weight.
+def _scale(block: nn.Module, layer: str) -> Tensor | None:
+    """[D] factor that our own Block applies before `layer`: the bias part of its adaLN scale, or its norm's weight.
 
     What adaLN adds by condition, and the bias that all blocks share, are not of one block's weights and are left out.
     """
-    up, norm_cross = getattr(block, "adaln_up", None), getattr(block, "norm_cross", None)
+    up = getattr(block, "adaln_up", None)
+    norm_cross = getattr(block, "norm_cross", None)
     if not isinstance(up, nn.Linear) or norm_cross is None:
         return None
-    if reader.startswith("cross."):
+    if layer.startswith("cross."):
         return norm_cross.weight.detach()
     _, scale_attention, _, _, scale_mlp, _ = up.bias.detach().chunk(6)
-    return 1 + (scale_mlp if reader.startswith("mlp_in") else scale_attention)
+    return 1 + (scale_mlp if layer.startswith("mlp_in") else scale_attention)
 
 
 def folded(weights: BlockWeights) -> tuple[list[Tensor], list[Tensor]]:
-    """Readers with their scales multiplied in, and writers, in float32 or wider."""
-    readers = [_wide(w) if s is None else _wide(w) * _wide(s) for w, s in zip(weights.readers, weights.scales)]
-    return readers, [_wide(w) for w in weights.writers]
+    """in_proj with their scales multiplied in, and out_proj, in float32 or wider."""
+    in_proj = [_wide(w) if s is None else _wide(w) * _wide(s) for w, s in zip(weights.in_proj, weights.scales)]
+    return in_proj, [_wide(w) for w in weights.out_proj]
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -155,9 +158,11 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def centred_grams(weights: BlockWeights) -> Tensor:
-    """[2, D, D]: R'R summed over readers and BB' over writers, each less its trace's share of the identity."""
-    readers, writers = folded(weights)
-    grams = torch.stack([sum(r.mT @ r for r in readers), sum(b @ b.mT for b in writers)])
+    """[2, D, D]: R'R summed over in_proj and BB' over out_proj, each less its trace's share of the identity."""
+    in_proj, out_proj = folded(weights)
+    read = [w.mT @ w for w in in_proj]
+    written = [w @ w.mT for w in out_proj]
+    grams = torch.stack([reduce(torch.add, read), reduce(torch.add, written)])
     grams.diagonal(dim1=1, dim2=2).sub_(grams.diagonal(dim1=1, dim2=2).mean(-1, keepdim=True))
     return grams
 
@@ -169,16 +174,16 @@ def normalised(grams: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def signatures(weights: Sequence[BlockWeights]) -> Tensor:
-    """Signatures [L, 2, D, D] of L blocks: trace-centred, normalised Gram matrices of readers and of writers.
+    """Signatures [L, 2, D, D] of L blocks: trace-centred, normalised Gram matrices of in_proj and of out_proj.
 
-    Each lives in the basis of the residual stream, so it is unchanged when hidden units or heads are permuted, and when
-    the rows of a reader (or columns of a writer) turn by any orthogonal matrix, as inside a head. It is changed by what
-    directions of the stream a block reads and writes, and how strongly. Our definition.
+    Each lies in the basis of the residual stream. So it does not change when hidden units or heads are permuted, nor
+    when the rows of an input projection (or columns of an output projection) turn by any orthogonal matrix; it depends
+    on the directions of the stream that a block reads and writes, and how strongly. Our definition.
 
     Raises:
         UserError: the blocks differ in width.
     """
-    widths = {w.readers[0].shape[1] for w in weights}
+    widths = {w.in_proj[0].shape[1] for w in weights}
     if len(widths) != 1:
         raise UserError(f"block signatures need blocks of one residual width; got {sorted(widths)}")
     return torch.stack([normalised(centred_grams(w))[0] for w in weights])

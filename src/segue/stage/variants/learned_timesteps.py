@@ -15,7 +15,9 @@ from dataclasses import asdict, dataclass
 
 from segue.process.timesteps import Kumaraswamy
 
-RATE, PULL, BOUND = 0.05, 0.02, 1.5
+RATE = 0.05  # size of a move, in log a and log b
+PULL = 0.02  # share of log a and log b by which each move draws them back to uniform times
+BOUND = 1.5  # largest |log a| and |log b|
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Other readings of the regime: by the slope of a curve, by its slope over the steepest, by the gradients' cosine.
+"""Other estimates of the regime: the slope of a curve, its slope over the steepest so far, the cosine of gradients.
 
-They stand beside the level of the discrepancy, which the `stage` recipe reads, as what it is compared with
-(docs/method.md, docs/results.md). Our definitions, except where a docstring cites its source.
+The `stage` recipe uses the level of the discrepancy; these are compared with it (docs/method.md, docs/results.md). All
+are our definitions, except where a docstring cites a source.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import replace
 from statistics import fmean
 
 from segue.stage import regime
-from segue.stage.regime import RegimeConfig, percent, signal_name
-from segue.stage.regime_state import RegimeState
+from segue.stage.regime import RegimeConfig
+from segue.stage.regime_state import RegimeState, percent, signal_name
 from segue.stage.slope import Slope, log_slope
 
 CONFIDENCE = 1.64  # standard errors added to the slope, so that noise reads as "still learning"
-ONSET = 2.3  # residual standard deviations by which the improvement must stand out before r may leave 0
+ONSET = 2.3  # residual standard deviations that the improvement must exceed before r may leave 0
 ONSET_PROBES = 3  # on how many consecutive probes
 RISE = 2.0  # residual standard deviations above its running minimum at which r is held: a rise is never convergence
 _ROUNDING = 1e-12  # relative: a change smaller than this is float64 noise, on curves without any noise of their own
@@ -28,21 +28,23 @@ def scale_free(config: RegimeConfig, state: RegimeState, line: Slope, n: int) ->
 
     At kappa 4, r = 0.5 when an eighth of the improvement so far is still to be expected.
     """
-    name = signal_name(config)
-    # Means, not single probes: the minimum of many noisy probes lies sigmas below the curve, and r would always be
-    # held. Not the line's end either: on a convex curve it undershoots, and what follows would look like a rise.
+    name = signal_name(config.signal)
+    reference = _reference(state)
+    # The mean of some probes, not one: the minimum of many noisy probes lies sigmas below the curve, and r would always
+    # be held. Nor the end of the line: on a convex curve it undershoots, and later points would look like a rise.
     level = fmean(point[1] for point in state.history[-max(3, line.points // 4) :])
-    state = replace(state, low=level if state.low is None else min(state.low, level))
+    low = level if state.low is None else min(state.low, level)
+    state = replace(state, low=low)
     if state.onset_at is None:
-        state = replace(state, promising=state.promising + 1 if _stands_out(state.reference, line) else 0)
+        state = replace(state, promising=state.promising + 1 if _stands_out(reference, line) else 0)
         if state.promising < ONSET_PROBES:
             return state, 0.0, f"the {name} shows no gain above its noise yet"
         state = replace(state, onset_at=n)
-    rise = level - state.low
+    rise = level - low
     if rise > max(RISE * line.residual_sd, _ROUNDING * abs(level)):
         sigmas = f"by {rise / line.residual_sd:.1f} sigma" if line.residual_sd > 0 else "above its minimum"
         return state, None, f"holding: the {name} rose {sigmas}"
-    gain = state.reference - line.fitted
+    gain = reference - line.fitted
     if gain <= 0:
         return state, None, f"holding: the {name} is back at its reference"
     expected = _expected(config, line, gain)
@@ -63,10 +65,11 @@ def gradient_cosine(config: RegimeConfig, state: RegimeState, line: Slope, n: in
 
     After HASTE, arXiv 2505.16792.
     """
-    if state.reference <= 0:
+    reference = _reference(state)
+    if reference <= 0:
         return state, 0.0, "the gradients of alignment and denoising never agreed"
     state = replace(state, onset_at=n if state.onset_at is None else state.onset_at)
-    share = min(1.0, max(0.0, line.fitted / state.reference))
+    share = min(1.0, max(0.0, line.fitted / reference))
     words = f"the gradient cosine is {line.fitted:.3f}, {percent(share)} of its early value"
     return state, 1.0 - share, words
 
@@ -82,11 +85,12 @@ ESTIMATES = {
 def remaining_by_time(
     config: RegimeConfig, state: RegimeState, times: Sequence[float]
 ) -> tuple[tuple[float, float], ...]:
-    """What each probe time has still to improve: (t, remaining in [0, 1]), from the time's own curve. Our definition.
+    """How far each probe time still has to improve: (t, remaining in [0, 1]), from the curve of that time alone.
 
-    remaining = min(1, kappa g+ ln 2 / G), 1 - r* of that curve. A time whose improvement does not stand out of the
-    noise has either not begun or was done before the reference was taken (low noise); its level tells which: remaining
-    is the level over the largest reference of any time. Everything remains before progress is detected at all.
+    remaining = min(1, kappa g+ ln 2 / G), which is 1 - r* of that curve (our definition). A time whose improvement does
+    not exceed the noise either has not begun to improve, or had finished before the reference was taken (low noise).
+    Its level tells which: remaining is then the level over the largest reference of any time. Before progress is
+    detected at all, remaining is 1.
 
     Raises:
         ValueError: the number of times differs from what the state holds.
@@ -109,6 +113,12 @@ def remaining_by_time(
             remaining = line.fitted / largest if largest > 0 else 1.0
         out.append((float(t), min(1.0, max(0.0, remaining))))
     return tuple(out)
+
+
+def _reference(state: RegimeState) -> float:
+    """Where improvement is counted from; it is set before any line has points enough."""
+    assert state.reference is not None
+    return state.reference
 
 
 def _stands_out(reference: float, line: Slope) -> bool:

@@ -37,7 +37,7 @@ class Predictor(nn.Module):
 
 
 class EncoderWithHeads(nn.Module):
-    """An encoder and the heads of the clip loss (for equal and for different speeds): both have an averaged copy."""
+    """An encoder and the two heads of the clip loss, for equal and for different speeds; the target is a copy of it."""
 
     def __init__(self, config: CompactConfig) -> None:
         super().__init__()
@@ -49,13 +49,13 @@ class EncoderWithHeads(nn.Module):
         )
 
     def names(self, outputs: list[Tensor]) -> list[Tensor]:
-        """Names [B/2, F] of the crops of every second sound, then of the others: what tells them from other crops."""
+        """Vectors [B/2, F] that identify the crops of every second sound, and then those of the others."""
         pairs = outputs[-1].mean(1).unflatten(0, (2, -1))
         return [head(pairs[:, k::2].flatten(0, 1)) for k, head in enumerate(self.heads)]
 
 
 class Student(nn.Module):
-    """All networks that gradients train: the encoder with its heads, and the predictors of the three losses."""
+    """Everything that is trained: the encoder with its heads, and the predictors of the three losses."""
 
     def __init__(self, config: CompactConfig, predictor_width: int, predictor_depth: int) -> None:
         super().__init__()
@@ -105,6 +105,6 @@ def clip_loss(names: Tensor, wanted: Tensor, temperature: float) -> tuple[Tensor
 
 
 def pitch_loss(readings: Tensor, semitones: Tensor, width: float) -> Tensor:
-    """Huber distance of what readings [B] of two crops differ by from what their speeds do, in units of `width`."""
+    """Huber distance of the difference of two crops' readings [B] from that of their speeds, in units of `width`."""
     difference, wanted = (x[: len(x) // 2] - x[len(x) // 2 :] for x in (readings, semitones / width))
     return F.huber_loss(difference, wanted, delta=0.25)

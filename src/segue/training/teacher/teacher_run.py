@@ -1,23 +1,23 @@
 """Training the compact teacher on a folder of sounds, without labels: one visible loop, seeded and resumable.
 
-Two crops of each sound are played at other speeds and levels. An averaged copy of the encoder (the target) encodes them
-whole; the encoder itself gets two fifths of their frames. It learns from three losses:
+Two crops of each sound are played at other speeds and levels. The target, an averaged copy of the encoder, gets all of
+their frames; the encoder itself gets two fifths of them. It learns from three losses:
 
-    masked: a small predictor guesses the target's features in the frames that were masked. The encoder sees visible
-        frames only (M2D, Niizumi et al. 2210.14648); targets are means of normalised upper layers (data2vec, Baevski et
-        al. 2202.03555), whitened over the batch: a constant is the worst guess, and no few directions (loudness)
-        outweigh the rest.
+    masked: a small predictor predicts the target's features in the masked frames. The encoder gets visible frames
+        only (M2D, Niizumi et al. 2210.14648); targets are means of normalised upper layers (data2vec, Baevski et
+        al. 2202.03555), whitened over the batch: a constant is the worst prediction, and no few directions (such as
+        loudness) outweigh the rest.
     clip: the time mean of one crop names the other crop of its sound among those of the batch (InfoNCE with an averaged
         copy, He et al. 1911.05722; crops of one sound as positives, COLA, Saeed et al. 2010.10915). One head compares
         crops of equal speed, another crops of different speeds: sample-based instruments play a recording faster for a
-        higher note, so the first may go by the pitch and the second must look past it, to the instrument.
-    pitch: a linear reading of the time mean rises by as many semitones as one crop is played faster than the other
-        (SPICE, Gfeller et al. 1910.11664), meant to keep the pitch that the second head lets go.
+        higher note, so the first can use the pitch and the second has to use the instrument.
+    pitch: a linear function of the time mean rises by as many semitones as one crop is played faster than the other
+        (SPICE, Gfeller et al. 1910.11664), meant to keep the pitch, which the second head discards.
 
-Trials on the demo set showed: without the clip loss, accuracy on the instrument family stays at the level of log-mel
-statistics; with it, family accuracy doubles and pitch accuracy falls below them. The pitch loss hardly fell and did not
-change that. Guessing whitened log-mel beside the masked features helped in part (pitch .82 after 800 steps, where this
-recipe had .75 after 1,900; family .70 and .71, by the same probe), but that run was stopped early.
+Our trials on the demo set: without the clip loss, a linear probe's family accuracy stays at the level of log-mel
+statistics; with it, family accuracy doubles and pitch accuracy falls below that level. The pitch loss hardly fell and
+did not help. To predict whitened log-mel as well as the masked features helped in part (pitch .82 after 800 steps,
+where this recipe had .75 after 1,900; family .70 and .71), but that run was stopped early.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -61,8 +62,8 @@ class TeacherRun(SmallRun):
     """A teacher's training between two steps. `online` learns, `target` is its averaged copy."""
 
     modules = ("online", "target")
+    renamed: ClassVar = {"online.listener.": "online.network.", "adam.listener.": "adam.network."}
     optimizers = (("adam.", "optimizer", "online"),)
-    renamed = (("online.listener.", "online.network."), ("adam.listener.", "adam.network."))
 
     online: Student
     target: EncoderWithHeads

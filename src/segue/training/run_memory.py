@@ -1,4 +1,4 @@
-"""The memory of a run, counted before the first step: what stays, and what its largest moment takes beside that."""
+"""The memory of a run, counted before the first step: what it keeps throughout, and the most that it adds to that."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ADAM = 4  # copies of a weight: itself, its gradient, two moments
 
 @dataclass(frozen=True)
 class RunNeed:
-    """Bytes that a run takes beside what its process holds when it begins.
+    """Bytes that a run needs in addition to what its process holds at its start.
 
     Attributes:
         weights: of model, averaged model and heads, with gradients and optimiser.
@@ -40,16 +40,18 @@ class RunNeed:
 
     @property
     def total(self) -> int:
-        """At the largest moment: the fit is over when the first step begins."""
+        """The peak; the fit is over when the first step begins."""
         return self.weights + self.batch + max(round((1 + GAPS) * self.activations), self.fit)
 
 
 def run_need(config: RunConfig, cache: LatentCache, dit: DiTConfig) -> RunNeed:
     """Count it for one process. A cache's rows are read, not mapped: they count where they are used, as batches."""
-    train, alignment = config.train, config.policy.alignment
+    train = config.train
+    alignment = config.policy.alignment
     piece = ceil(train.batch_size / train.accumulation)
     model = memory_need(dit, piece, cache.frames, cache.text_tokens, config.model.gradient_checkpointing)
-    weights, activations = model.weights, model.activations
+    weights = model.weights
+    activations = model.activations
     latent = FLOAT * cache.channels * cache.frames
     frames = ceil(cache.meta["seconds"] * (cache.meta["teacher_frame_rate_hz"] or 0))
     taught = FLOAT * frames * (cache.meta["teacher_dim"] or 0)
@@ -61,20 +63,16 @@ def run_need(config: RunConfig, cache: LatentCache, dit: DiTConfig) -> RunNeed:
         batch += train.batch_size * taught
         if alignment.space == "hidden":
             with torch.device("meta"):
-                projector = nn.ModuleList(_layers(dit, cache))
+                projector = Projector(dit.width, cache.meta["teacher_dim"] or 1)
             weights += ADAM * FLOAT * sum(p.numel() for p in projector.parameters())
             tokens = ceil(cache.frames / dit.patch_frames)
-            widths = sum(layer.weight.shape[0] for layer in projector)
+            widths = sum(layer.out_features for layer in projector.modules() if isinstance(layer, nn.Linear))
             activations += piece * (FLOAT * tokens * 2 * widths + 5 * taught)
     fit = 0
     if config.policy.probes:
         batch += config.policy.probe.clips * (4 * latent + text + 4 * taught)
         fit = features.fit_bytes(cache) if config.policy.probe.space == "latent" else 0
     return RunNeed(weights, activations, batch, fit)
-
-
-def _layers(dit: DiTConfig, cache: LatentCache) -> list[nn.Module]:
-    return list(Projector(dit.width, cache.meta["teacher_dim"] or 1).layers)
 
 
 def stated_bytes(need: RunNeed, device: torch.device) -> int:

@@ -1,4 +1,4 @@
-"""Measurements under their names; decisions for people and logs."""
+"""What a stage reports: measurements as an Observation's fields, decisions as sentences and as lines of the log."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 from segue.stage.decision import Decision, Observation
 from segue.stage.discrepancy import Reading
 from segue.stage.policy import Policy
-from segue.stage.regime import stage_name
+from segue.stage.regime_state import stage_name
 from segue.types import UserError
 
-# What a measurement gives: a reading, the number of the policy's own signal, or several by the Observation's names.
+# What `measure()` may return: a reading, the value of the policy's signal, or several by the Observation's fields.
 Measured = Reading | float | dict[str, Any]
 
 
-def by_name(found: Measured, policy: Policy, same: Callable[[list[float]], list[float]]) -> dict[str, Any]:
-    """What was measured, by the Observation's names.
+def named_measurements(found: Measured, policy: Policy, same: Callable[[list[float]], list[float]]) -> dict[str, Any]:
+    """A measurement as fields of an Observation.
 
     Args:
-        found: by whatever measures.
-        policy: whose signal it is.
-        same: makes numbers the same on every rank; those of a dictionary are already.
+        found: what `measure()` returned.
+        policy: says which signal a single number is.
+        same: makes numbers the same on every rank; those of a dictionary already are.
 
     Raises:
         UserError: a reading at other times than the policy draws from.
@@ -41,8 +41,8 @@ def by_name(found: Measured, policy: Policy, same: Callable[[list[float]], list[
     return {"discrepancy": Reading(value, tuple(zip(times, parts)))}
 
 
-def in_words(policy: Policy, decision: Decision) -> tuple[str, str]:
-    """A decision's headline and its whole line: "semantic stage (r 0.12), alignment 0.41, next probe at 12,800"."""
+def decision_text(policy: Policy, decision: Decision) -> tuple[str, str]:
+    """A decision's headline, and the whole of it: "semantic stage (r 0.12), alignment 0.41, next probe at 12,800"."""
     brief, whole = [], []
     if policy.reads_regime:
         r = decision.regime.regime_slow
@@ -65,8 +65,11 @@ def in_words(policy: Policy, decision: Decision) -> tuple[str, str]:
 
 
 def log_line(observation: Observation, decision: Decision) -> dict:
-    """What was observed and decided, as plain JSON: the keys of a "stage" line of log.jsonl."""
-    probe, reading, structure, check = observation.discrepancy, decision.regime, decision.structure, decision.check
+    """An observation and its decision as plain JSON: a "stage" line of log.jsonl."""
+    probe = observation.discrepancy
+    reading = decision.regime
+    structure = decision.structure
+    check = decision.check
     line: dict[str, Any] = {
         "examples_seen": observation.examples_seen,
         "discrepancy": None if probe is None else _number(probe.value),
@@ -93,18 +96,18 @@ def log_line(observation: Observation, decision: Decision) -> dict:
 
 
 def _number(value: float) -> float | None:
-    """JSON knows no NaN."""
+    """A number for JSON, which has no NaN."""
     return value if math.isfinite(value) else None
 
 
 class Printer:
-    """Log lines on the terminal: the first, and one for each tenth that r moves or whenever the headline changes."""
+    """Prints log lines: the first, and then one whenever r has moved by a tenth or the headline has changed."""
 
     def __init__(self) -> None:
-        self._said: tuple | None = None
+        self._printed: tuple | None = None
 
     def __call__(self, line: dict) -> None:
-        said = (line["headline"], round(line["regime"], 1))
-        if said != self._said:
+        printed = (line["headline"], round(line["regime"], 1))
+        if printed != self._printed:
             print(f"{line['examples_seen']:,} examples: {line['reason']}")
-        self._said = said
+        self._printed = printed

@@ -1,4 +1,4 @@
-"""Timestep distributions that `stage` is compared with: by what each time has still to improve, and a curriculum."""
+"""Two timestep distributions that `stage` is compared with: per probe time, and a curriculum."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from segue.process.timesteps import Mixture, Piecewise, TimestepDistribution, Tr
 
 CLUSTERS = 10  # of the curriculum: levels of noise that open one after the other
 OPEN_AT = 0.5  # of the curriculum: share of the run at which all are open
-# The per-time distribution leans on differences between times; below this all have next to nothing to improve and it
-# fades to uniform, instead of following the noise of what is left.
+# The per-time distribution follows differences between times. Where no time has more than this still to improve, it
+# fades to uniform, instead of following noise.
 _LEAST_REMAINING = 0.1
 
 
 @lru_cache(maxsize=16)
 def per_time_distribution(remaining_by_time: tuple[tuple[float, float], ...], floor: float = 0.5) -> Mixture:
-    """f U(0, 1) + (1 - f) p(t), p proportional to what each probe time has still to improve. Our definition.
+    """f U(0, 1) + (1 - f) p(t), p proportional to how far each probe time still has to improve. Our definition.
 
     p is linear between the probe times and constant beyond them. Uniform before anything is known, and again when
     nothing remains.

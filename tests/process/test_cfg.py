@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from segue.process.guidance import combine, guided, rescale_clean
+from segue.process.cfg import combine, guided, rescale_clean
 from segue.process.path import clean_of
 from segue.types import Condition
 
