@@ -63,6 +63,7 @@ def frechet_measure(
         "dimension": x.shape[1],
         "interval": bootstrap_words(draws, level, seed, _INTERVAL),
     }
+    # An interval about the value can reach below zero, where no distance is.
     interval = (max(interval[0], 0.0), interval[1])
     return make_measure(
         "Frechet distance", value, interval, len(x), better="lower", parameters=about, embedding=embedding

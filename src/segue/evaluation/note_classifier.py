@@ -145,6 +145,7 @@ class NoteClassifier:
                     f"{file} is missing; hint: reinstall segue-audio, or train one with `segue-lab classifier train`"
                 )
         try:
+            # The card holds the hash of the weights: figures must be of these.
             content = weights.read_bytes()
             card = json.loads(card_file.read_text(encoding="utf-8"))
             if hashlib.sha256(content).hexdigest() != card["sha256"]:

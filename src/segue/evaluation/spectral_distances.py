@@ -179,6 +179,7 @@ def multi_resolution_stft(estimate: Tensor, reference: Tensor, *, floor: float =
             ).abs()
             for x in (estimate, reference)
         )
+        # Spectral convergence and log-magnitude L1, summed over resolutions.
         convergence = (r - e).square().sum(dim=(1, 2)).sqrt() / r.square().sum(dim=(1, 2)).sqrt()
         total += convergence + (r.clamp(min=floor).log() - e.clamp(min=floor).log()).abs().mean(dim=(1, 2))
     return total / len(MULTI_RESOLUTION)

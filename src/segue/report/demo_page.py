@@ -113,6 +113,7 @@ def write_demo_report(
     wide = _is_wide(summary)
     if columns is None:
         columns = {name: variant.clips for name, variant in variants.items()} | {"real clip": real}
+    # Measures and sounds first.
     body = [
         heading("segue demo", _lead(summary), _chips(summary)),
         f"<p>{super_resolution_table.ABOUT if wide else _ABOUT}</p>",
@@ -123,6 +124,7 @@ def write_demo_report(
         "<h2>Listen</h2>",
         *_listening(columns, linear=wide),
     ]
+    # How training went, then how the page was made.
     logs = {name: read_events(Path(variant.run_dir)) for name, variant in variants.items()}
     curves = curve_figures(logs)
     if curves:

@@ -108,6 +108,7 @@ def run_curves(folder: Path, start: float = 0.0) -> dict[str, Curve]:
     curves = {}
     lines = read_events(folder, EVALUATIONS)
     arrays = [_arrays(folder, line["examples_seen"]) for line in lines]
+    # Evaluations, with their replicates where all of a measure's are stored.
     for measure in MEASURES:
         having = [k for k, line in enumerate(lines) if isinstance(line.get(measure), (int, float))]
         if having:
@@ -118,6 +119,7 @@ def run_curves(folder: Path, start: float = 0.0) -> dict[str, Curve]:
                 np.array([lines[k][measure] for k in having], float),
                 np.stack([arrays[k][key] for k in having], axis=1).astype(float) if stored else None,
             )
+    # Validation losses: their mean, and each fixed t.
     losses = [e for e in read_events(folder)
               if e.get("event") == "validation" and e["examples_seen"] >= max(start, 1)]  # fmt: skip
     if losses:
@@ -170,8 +172,10 @@ def clock_of(log: Sequence[Mapping]) -> np.ndarray:
         seen = float(line["examples_seen"])
         if seen <= points[-1][0]:
             continue
+        # Seconds from the rate, which the log gives as a mean since the start of a process.
         now = base_sec + (seen - base_seen) / rate
         if now < points[-1][1]:
+            # A lower time means that a new process has begun: count on from the last point.
             base_seen, base_sec = points[-1]
             now = base_sec + (seen - base_seen) / rate
         points.append((seen, now))

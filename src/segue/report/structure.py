@@ -90,6 +90,7 @@ def groups_png(
     drawing, axes = _figure(width_px, height_px, titled=True)
     colours = import_extra("matplotlib.colors", "train")
     count = max(1, int(followed.max()) + 1)
+    # One colour a group, followed from check to check.
     cycle = colours.ListedColormap([COLOURS[i % len(COLOURS)] for i in range(count)])
     axes.imshow(
         np.ma.masked_less(followed, 0), cmap=cycle, vmin=-0.5, vmax=count - 0.5, aspect="auto", interpolation="nearest",

@@ -98,6 +98,7 @@ class Enhancer:
         made = torch.zeros_like(along)
         if not audible:
             return made
+        # Whole hops for the codec, at the level that the model was trained at.
         samples = low.shape[1]
         hop = self.resolver.hop_samples
         length = max(-(-samples // hop), _SHORTEST_HOPS) * hop
@@ -108,6 +109,7 @@ class Enhancer:
         full = self.resolver.resolve(
             given, cutoffs, noise[None].expand(len(audible), -1, -1).contiguous(), steps=self.steps
         )
+        # The model's output holds the input's band, too: only the difference is added.
         made[audible] = (full.cpu().float() - given)[:, :samples] / gain
         return self.axes.T @ made
 

@@ -81,6 +81,7 @@ def _of_folder(source: Path, out: Path, follow_links: bool) -> list[Job]:
             f"{out}: the output lies inside the input folder {source}, so that the next run would take it for input; "
             "hint: name a folder outside it"
         )
+    # A link that cannot be followed becomes a job that fails, so that it is reported.
     found = walk(source, follow_links)
     problems = {path: f"a link that leads out of {source}; hint: --follow-links" for path in found.outside}
     problems |= {path: "a link that leads nowhere" for path in found.dangling if path.suffix.lower() in SOUNDS}

@@ -56,6 +56,7 @@ def load_embedding(name: str, layer: int | None, crop_sec: float | None, trust_r
         UserError: it cannot be loaded, or has no layer or crop to choose.
     """
     name = NOTES if name == "judge" else name  # its earlier name
+    # The kinds of embeddings, from the lightest to load to the heaviest.
     kind, _, file = name.partition(":")
     if layer is not None and kind in (NOTES, "log-mel", *_FROM_FILE):
         raise UserError(f"--layer: {kind} has one embedding only; hint: leave --layer away")

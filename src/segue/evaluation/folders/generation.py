@@ -189,6 +189,7 @@ def _classified(
     ref = embedded["REF"]
     rows = np.stack([clip["instrument"] for clip in gen.values()])
     found.attempt("inception score", inception_score, rows, draws=draws, **about)
+    # KL needs a reference clip for each generated one.
     if pairs:
         x, y = (np.stack([side[i]["instrument"] for i in pairs]) for side in (gen, ref))
         for direction in DIRECTIONS:
@@ -204,6 +205,7 @@ def _classified(
             "classified_instrument": classifier.instruments[int(clip["instrument"].argmax())],
             "classified_pitch": classifier.pitches[int(clip["pitch"].argmax())],
         }
+    # Prompt accuracy, for whatever the captions ask for.
     for kind in ("pitch", "family", "instrument"):
         asked = _asked(labels, kind)
         if asked:

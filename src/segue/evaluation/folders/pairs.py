@@ -209,6 +209,7 @@ def _measure_pairs(
 ) -> None:
     """Every measure of every pair; `about` goes into each card."""
     numbers: dict[str, list[float]] = {m.name: [] for m in measures}
+    # Every measure of every pair.
     for name, waves in track(pairs.waves.items(), len(pairs.waves), "measuring", "pairs"):
         estimate, reference = (torch.from_numpy(np.ascontiguousarray(w))[None] for w in waves)
         row = found.by_file.setdefault(name, {})

@@ -87,6 +87,7 @@ def find_sounds(source: Path) -> dict[str, Clip]:
         raise UserError(f"{source}: one clip only, which has no interval; hint: name a folder with at least 2 sounds")
     else:
         clips = listed_clips(source, "filename")
+    # One order for all, by id, and no id twice.
     found = {clip.id: clip for clip in sorted(clips, key=lambda clip: clip.id)}
     if len(found) < len(clips):
         twice = sorted({c.id for c in clips if sum(d.id == c.id for d in clips) > 1})
@@ -113,6 +114,7 @@ def usable_of(sets: dict[str, dict[str, Clip]], paired: bool) -> tuple[dict[str,
                 examine(clip.path)
             except BadAudio as error:
                 bad[name][i] = error.reason
+    # Of a pair both go, so that the sets stay paired.
     anywhere = {i for found in bad.values() for i in found}
     left = {
         name: {i: c for i, c in clips.items() if i not in (anywhere if paired else bad[name])}

@@ -191,6 +191,7 @@ def start(codec: AutoencoderCodec, config: RefineConfig, device: torch.device | 
     for copy in (network, ema):
         copy.load_state_dict(codec.network.state_dict())
         copy.to(device).requires_grad_(False)
+    # Only the decoder learns: latents stay what they are.
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name.startswith(DECODER))
     with torch.random.fork_rng(devices=[]):

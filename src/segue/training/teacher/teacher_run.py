@@ -103,12 +103,14 @@ def train_step(run: TeacherRun, views: Views, config: TeacherTrainConfig) -> dic
 def total_loss(run: TeacherRun, views: Views, config: TeacherTrainConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """The training loss, and its parts: `found` and `found_faster` say how often each head names the other crop."""
     network = run.online.network
+    # The target encodes all frames, the learning encoder the visible ones.
     with torch.no_grad():
         patches = run.target.encoder.mel.patches(run.target.encoder.mel(views.wave))
     frames = patches.shape[1]
     visible = draw_visible(len(patches), frames, config, run.generator).to(patches.device)
     wanted, wanted_names = make_targets(run.target, patches, config.target_layers)
     outputs = network.encoder(patches, visible)
+    # What each loss compares.
     predicted = run.online.predictor(outputs[-1], visible, frames)
     names = [predict(x) for predict, x in zip(run.online.names, network.names(outputs), strict=True)]
     clips = [clip_loss(x, y, config.temperature) for x, y in zip(names, wanted_names, strict=True)]
