@@ -35,8 +35,9 @@ tables: setup
 	for s in $(STUDIES) $(KINDS); do $(BIN)/segue-lab study studies/$$s.json --out runs/$$s --report-only --markdown docs/tables/$$s.md || exit; done
 	for m in family_accuracy frechet_distance validation_loss; do cp runs/long-tuned/pictures/$$m-examples.png docs/pictures/$$m.png || exit; done
 
+# One process a core and one thread a process: two processes of two threads on two cores get in each other's way.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 torture: setup
 	$(BIN)/python tests/torture

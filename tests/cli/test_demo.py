@@ -79,7 +79,7 @@ def test_super_resolution_has_its_table_its_players_and_its_pictures(widened):
     assert {variant["examples_seen"] for variant in summary["variants"].values()} == {320}
     count = len(summary["prompts"])
     assert count >= 4 and page.count("data:audio/wav;base64") == count * (2 + len(models))
-    for words in ("before", "original", *rows, "regime r (0 semantic", "guidance weight", "SSL-space discrepancy",
+    for words in ("before", "original", *rows, "regime r (0 semantic", "alignment weight", "SSL-space discrepancy",
                   f"{rows['sr-demo']['lsd high']:.3f}", "Audio super-resolution, trained"):  # fmt: skip
         assert words in page, words
     assert (widened / "runs" / "sr-demo" / "samples" / "000.wav").exists()

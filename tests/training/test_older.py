@@ -98,3 +98,20 @@ def test_an_old_model_file_is_read(nano):
 
 def test_strangers_get_the_recipe():
     assert stage_policy() == load_recipe("stage").policy
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("timesteps.mu_0=0.9", "timesteps.mu_start=0.9"),
+        ("timesteps.lean_back=0.25", "timesteps.mu_end_ratio=0.25"),
+        ("structure.readers=a", "structure.in_proj=a"),
+        ("structure.writers=b", "structure.out_proj=b"),
+    ],
+)
+def test_settings_renamed_since_are_set_and_hashed_by_their_former_names(old, new):
+    config = override(load_recipe("stage"), [old])
+    assert config == override(load_recipe("stage"), [new])
+    section, name = old.partition("=")[0].split(".")
+    first = first_json(json.loads(json.dumps(to_json(config))))
+    assert name in first["policy"][section] and from_json(first) == config
