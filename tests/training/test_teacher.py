@@ -268,24 +268,3 @@ def test_the_command_line_names_the_hint(arguments, words, tones, tmp_path, caps
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and words in said and said.count("\n") == 1
     assert not Path(out).exists()
-
-
-def test_a_state_under_former_names_of_networks_is_resumed(tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    from segue.training.small_run import STATE, read_meta
-    from segue.training.teacher.train import start
-
-    run = start(CONFIG, "cpu")
-    for parameter in run.online.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    run.optimizer.step()
-    run.save(tmp_path, CONFIG)
-    meta = read_meta(tmp_path)
-    former = {k.replace(".network.", ".listener."): v for k, v in load_file(tmp_path / STATE).items()}
-    former = {k.replace("adam.network.", "adam.listener."): v for k, v in former.items()}
-    save_file(former, tmp_path / STATE, {"state": json.dumps(meta)})
-    other = start(CONFIG, "cpu")
-    other.load(tmp_path, CONFIG)
-    assert all(torch.equal(a, b) for a, b in zip(other.online.parameters(), run.online.parameters()))
-    assert len(other.optimizer.state) == len(run.optimizer.state)
