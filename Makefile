@@ -1,7 +1,7 @@
 # Everything a clean clone needs: Python 3.10+ and make.
 #   make demo    train, generate and report on real audio (about 12 minutes on 2 cores after installation)
 #   make test    the tests
-#   make check   style and formatting; make types: the type checker
+#   make check   style, formatting and types; make types: the type checker alone
 #   make torture what is promised under faults, at full size: 100 kills, 10,000 steps (docs/promises.md)
 PYTHON ?= python3
 VENV := .venv
@@ -45,6 +45,7 @@ torture: setup
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 types: setup
 	$(BIN)/mypy

@@ -23,6 +23,7 @@ import torch
 from segue.cli.demo import SETTINGS
 from segue.data.cache import LatentCache
 from segue.data.loader import LatentLoader
+from segue.data.open_cache import open_cache
 from segue.provenance import commit, machine
 from segue.recipes import load_recipe
 from segue.stage.controller import StageController
@@ -168,7 +169,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--whole", type=int, default=0)
     given = parser.parse_args()
-    opened = LatentCache.open(given.cache)
+    opened = open_cache(given.cache)
     report = {"commit": commit(), "machine": machine(), "threads": torch.get_num_threads()}
     report["parts"] = parts(opened, given.examples, given.rounds, given.steps)
     if given.whole:

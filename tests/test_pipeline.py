@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from segue.codecs import load_codec
-from segue.evaluation.spectral import lsd
+from segue.evaluation.spectral_distances import lsd
 from segue.models.dit import DiT, DiTConfig
 from segue.models.files import ModelCard, SavedModel
 from segue.pipeline import Pipeline, SuperResolver

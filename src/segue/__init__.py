@@ -7,7 +7,7 @@ Public names, imported when they are first used, so that `import segue` takes no
     StageController, Policy, Observation, Decision
     load_codec, load_conditioner           waveform <-> latent; captions -> embeddings
     load_teacher                           waveform -> frozen self-supervised features
-    load_manifest, build_cache, LatentCache, LatentLoader
+    load_manifest, build_cache, open_cache, LatentCache, LatentLoader
     RunConfig, load_recipe, train          a run and its loop
     Stage, Discrepancy, stage_policy       the method around anybody's model
     attach                                 tap and signatures of anybody's stack of blocks
@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors; a test keeps
     from segue.data.encoding import build_cache as build_cache
     from segue.data.loader import LatentLoader as LatentLoader
     from segue.data.manifest import load_manifest as load_manifest
+    from segue.data.open_cache import open_cache as open_cache
     from segue.models.dit import DiT as DiT
     from segue.models.dit import DiTConfig as DiTConfig
     from segue.models.presets import preset as preset
@@ -71,6 +72,7 @@ _HOMES = {
     "build_cache": "segue.data.encoding",
     "LatentCache": "segue.data.cache",
     "LatentLoader": "segue.data.loader",
+    "open_cache": "segue.data.open_cache",
     "RunConfig": "segue.training.config",
     "load_recipe": "segue.recipes",
     "train": "segue.training.loop",

@@ -1,4 +1,4 @@
-"""What a person sees while long work goes on: a bar on a terminal, a plain line now and then elsewhere."""
+"""The progress of long work: a bar on a terminal, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 

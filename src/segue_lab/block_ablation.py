@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from segue.data.cache import LatentCache
+from segue.data.open_cache import open_cache
 from segue.models.files import load_model, model_file
 from segue.process.noise import keyed_noise
 from segue.process.path import sample_path, velocity_of
@@ -23,10 +23,12 @@ def block_scores(run: Path, data: Path, clips: int, t: float) -> list[float]:
     Raises:
         UserError: no model or cache there, or a cache without held-out clips.
     """
-    saved, cache = load_model(model_file(run)), LatentCache.open(data)
+    saved = load_model(model_file(run))
+    cache = open_cache(data)
     space = space_of(cache, saved.mean, saved.std)
     degradation = DegradationConfig.from_json(saved.card.degradation)
-    model, task = saved.model.eval(), named_task(saved.card.task, degradation, cache, space=space)
+    model = saved.model.eval()
+    task = named_task(saved.card.task, degradation, cache, space=space)
     rows = cache.rows("valid")[:clips]
     if not rows:
         raise UserError(f"{data}: no clip has split 'valid'")

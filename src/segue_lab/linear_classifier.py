@@ -43,7 +43,8 @@ def fit_linear_classifier(embedding: np.ndarray, names: Sequence[str]) -> Linear
     if len(classes) < 2:
         raise UserError(f"a linear classifier needs two classes at least, found {', '.join(classes) or 'none'}")
     linear = import_extra("sklearn.linear_model", "lab")
-    mean, deviation = embedding.mean(axis=0), np.maximum(embedding.std(axis=0), 1e-6)
+    mean = embedding.mean(axis=0)
+    deviation = np.maximum(embedding.std(axis=0), 1e-6)
     model = linear.LogisticRegression(C=0.1, max_iter=1000)
     model.fit((embedding - mean) / deviation, [classes.index(name) for name in names])
     weight, bias = model.coef_, model.intercept_

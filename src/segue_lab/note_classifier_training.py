@@ -99,6 +99,7 @@ def load_notes(
         if missing or not _known_pitch(clip.fields.get("kind"), clip.fields.get("pitch")):
             wrong = ", ".join(missing) or f"a pitch between {PITCH_LOWEST} and {PITCH_HIGHEST}"
             raise UserError(f"{source}: clip {clip.id} needs {wrong}")
+    # Class names, drums last, unless the caller has them already.
     named = sorted({(c.fields["family"] == "drum", c.fields["family"], c.fields["instrument"]) for c in clips})
     families = tuple(families or dict.fromkeys(family for _, family, _ in named))
     instruments = tuple(instruments or dict.fromkeys(instrument for _, _, instrument in named))
@@ -107,6 +108,7 @@ def load_notes(
             raise UserError(
                 f"{source}: clip {clip.id} is {clip.fields['instrument']!r}, which this classifier was never trained on"
             )
+    # Drums have no pitch: a class of its own, the last one.
     pitches = [clip.fields.get("pitch") for clip in clips]
     none = PITCH_HIGHEST - PITCH_LOWEST + 1
     return LabelledNotes(
@@ -135,8 +137,10 @@ def train_classifier(notes: LabelledNotes, config: NoteTraining | None = None) -
     meter = Meter("classifier", len(notes) * config.epochs)
     seen = 0
     for epoch in range(config.epochs):
-        loss_sum, right = 0.0, torch.zeros(3)
+        loss_sum = 0.0
+        right = torch.zeros(3)
         for rows in torch.randperm(len(notes), generator=generator).split(config.batch_size):
+            # Damaged as generated sounds are, so that the classifier does not go by recording quality.
             waves = damaged_at_random(notes.waves[rows].float() / 32768.0, config.damaged_share, generator)
             picture = masked_at_random(front_end(waves), generator).contiguous(memory_format=torch.channels_last)
             labels = (notes.family[rows], notes.instrument[rows], notes.pitch[rows])
@@ -147,6 +151,7 @@ def train_classifier(notes: LabelledNotes, config: NoteTraining | None = None) -
             nn.utils.clip_grad_norm_(net.parameters(), 5.0)
             optimizer.step()
             schedule.step()
+            # What the log says of the epoch.
             seen += len(rows)
             loss_sum += loss.item() * len(rows)
             right += torch.stack([(g.argmax(1) == label).float().sum() for g, label in zip(logits, labels)])
@@ -175,7 +180,8 @@ def damaged_at_random(waves: Tensor, share: float, generator: torch.Generator) -
     if spectral.any():
         count = int(spectral.sum())
         n_fft = 512 << int(torch.randint(3, (), generator=generator))
-        phase_rad, magnitude_db = _uniform(count, 0.0, 3.2, generator), _uniform(count, 0.0, 8.0, generator)
+        phase_rad = _uniform(count, 0.0, 3.2, generator)
+        magnitude_db = _uniform(count, 0.0, 8.0, generator)
         some[spectral] = spectrally_blurred(some[spectral], phase_rad, magnitude_db, generator, n_fft=n_fft)
     cutoff_hz = torch.where(_uniform(n, 0, 1, generator) < 0.4, _uniform(n, 1500.0, 8000.0, generator), 8000.0)
     some = equalised(some, _uniform(n, 0.0, 6.0, generator), cutoff_hz, generator)
@@ -271,11 +277,13 @@ def measure_classifier(classifier: NoteClassifier, notes: LabelledNotes, seed: i
             classifier.predict(damage(part.float() / 32768.0, generator), NOTE_RATE_HZ)
             for part in notes.waves.split(64)
         ]
-        said = {head: np.concatenate([getattr(p, head) for p in parts]) for head in ("family", "instrument", "pitch")}
+        predicted = {
+            head: np.concatenate([getattr(p, head) for p in parts]) for head in ("family", "instrument", "pitch")
+        }
         figures[name] = {
-            "family": _figure(said["family"], notes.family.numpy(), len(notes.families)),
-            "instrument": _figure(said["instrument"], notes.instrument.numpy(), len(notes.instruments)),
-            "pitch": _figure(said["pitch"][melodic], notes.pitch.numpy()[melodic], len(classifier.pitches)),
+            "family": _figure(predicted["family"], notes.family.numpy(), len(notes.families)),
+            "instrument": _figure(predicted["instrument"], notes.instrument.numpy(), len(notes.instruments)),
+            "pitch": _figure(predicted["pitch"][melodic], notes.pitch.numpy()[melodic], len(classifier.pitches)),
         }
     return figures
 

@@ -16,8 +16,8 @@ from segue.data.clip import Clip
 from segue.evaluation.mel import mel_magnitude
 from segue.ssl.base import Teacher
 from segue.ssl.compact import CompactEncoder, CompactTeacher, normalise
+from segue.training.teacher.collapse import POOLED_SEC, measure_teacher
 from segue.training.teacher.statistics import fit_mel, fit_statistics, some_waves
-from segue.training.teacher_figures import POOLED_SEC, measure_teacher
 from segue.training.training_audio import Sounds, read_clips
 from segue.types import import_extra
 
@@ -71,9 +71,9 @@ def probe_teacher(
         features |= _pooled_layers(sounds, teacher)
     for probe in probes:
         figures = {name: round(accuracy(table, probe), 4) for name, table in features.items()}
-        told = {"chance": round(_commonest(probe), 4), "test_split": probe.split}
+        about = {"chance": round(_commonest(probe), 4), "test_split": probe.split}
         sizes = {"train_clips": len(probe.train), "test_clips": len(probe.test)}
-        report["probes"][probe.name] = {**figures, **told, **sizes}
+        report["probes"][probe.name] = {**figures, **about, **sizes}
     return report
 
 
@@ -149,7 +149,8 @@ def accuracy(features: np.ndarray, probe: Probe) -> float:
     linear = import_extra("sklearn.linear_model", "lab")
     scaling = import_extra("sklearn.preprocessing", "lab")
     labels = np.array(probe.labels)
-    train, test = np.array(probe.train), np.array(probe.test)
+    train = np.array(probe.train)
+    test = np.array(probe.test)
     scaler = scaling.StandardScaler().fit(features[train])
     classifier = linear.LogisticRegression(C=0.1, max_iter=400, tol=1e-3)
     with warnings.catch_warnings():

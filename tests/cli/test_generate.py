@@ -208,8 +208,8 @@ def test_numbers_that_nothing_can_be_computed_with(segue, recordings, tmp_path, 
 
 
 def test_samples_of_a_run_are_scaled_where_they_are_too_loud(trained, cache, tmp_path, monkeypatch):
-    from segue.cli import train
-    from segue.data.cache import LatentCache
+    from segue.data.open_cache import open_cache
+    from segue.workflows import run_samples
 
     class Loud:
         codec = type("Codec", (), {"sample_rate_hz": 8000})
@@ -221,8 +221,8 @@ def test_samples_of_a_run_are_scaled_where_they_are_too_loud(trained, cache, tmp
         def generate(self, captions):
             return torch.sin(torch.arange(4000) / 5)[None].repeat(len(captions), 1) * 2
 
-    monkeypatch.setattr(train, "Pipeline", Loud)
-    train.write_samples(tmp_path, LatentCache.open(cache), 2)
+    monkeypatch.setattr(run_samples, "Pipeline", Loud)
+    run_samples.generate_samples(tmp_path, open_cache(cache), 2)
     waves = [soundfile.read(path)[0] for path in sorted((tmp_path / "samples").glob("*.wav"))]
     assert len(waves) == 2
     for wave in waves:

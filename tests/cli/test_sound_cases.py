@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from segue.audio import decoders
-from segue.data.cache import LatentCache
+from segue.data.open_cache import open_cache
 
 CASES = Path(__file__).parents[1] / "cases"
 SPECTRAL = ("--codec", "spectral", "--sample-rate-hz", 8000, "--seconds", 1, "--teacher", "none")
@@ -64,7 +64,7 @@ def test_encode_gives_the_lengths_that_can_be_decoded(segue, sounds, tmp_path):
     ran = segue("encode", sounds, "--out", tmp_path / "c", *SPECTRAL)
     assert ran.code == 2 and named(ran.line) == BAD.keys()
     assert segue("encode", sounds, "--out", tmp_path / "c", *SPECTRAL, "--skip-bad").code == 0
-    cache = LatentCache.open(tmp_path / "c")
+    cache = open_cache(tmp_path / "c")
     assert {entry["id"] for entry in cache.meta["skipped"]} == BAD.keys()
     rows = [cache.row(index) for index in range(cache.meta["counts"]["rows"])]
     seconds = {}

@@ -396,8 +396,8 @@ def test_variants_are_the_recording_later_and_softer(build, fakes, small_set):
         wave = read_wave(clips[row["id"]].path, 8000)[round(row["start_sec"] * 8000) :][
             : round(row["length_sec"] * 8000)
         ]
-        heard = np.pad(wave * 10 ** (variant["gain_db"] / 20), (round(variant["delay_sec"] * 8000), samples))[:samples]
-        expected = codec.encode(torch.from_numpy(heard.astype(np.float32))[None])[0, :, : row["frames"]]
+        played = np.pad(wave * 10 ** (variant["gain_db"] / 20), (round(variant["delay_sec"] * 8000), samples))[:samples]
+        expected = codec.encode(torch.from_numpy(played.astype(np.float32))[None])[0, :, : row["frames"]]
         torch.testing.assert_close(cache.latents([i])[0][0][:, : row["frames"]], expected, atol=1e-5, rtol=1e-5)
     assert varied >= 2 * len({cache.row(i)["id"] for i in cache.rows("train")}) > 0
     starts = {

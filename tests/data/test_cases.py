@@ -145,7 +145,7 @@ def test_entries_without_a_clip_are_refused_or_left_out_by_encode(tmp_path, caps
     words = ["encode", tmp_path / "set" / "m.csv", "--out", tmp_path / "cache", "--codec", "spectral"]
     words += ["--sample-rate-hz", 8000, "--seconds", 0.5, "--teacher", "none"]
     code, _, err = segue(capsys, *words)
-    assert code == 2 and "line 3: an empty caption" in err and "--skip-bad goes on without" in err
+    assert code == 2 and "line 3: an empty caption" in err and "--skip-bad leaves such entries out" in err
     code, out, err = segue(capsys, *words, "--skip-bad")
     assert code == 0 and "2 rows" in out
     assert re.findall(r"^left out .*?(line \d|gone)", err, re.MULTILINE) == ["line 3", "line 6", "gone"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from segue.data.demo import DemoSettings, plan_demo_set, render_demo_set
+from segue.data.demo_set import DemoSettings, plan_demo_set, render_demo_set
 from segue.data.manifest import load_manifest
 from segue.data.vocabulary import (
     CHORDS,
@@ -71,8 +71,8 @@ def test_notes_sound_at_their_pitch(demo_set):
         if row["kind"] == "note":
             wave, rate_hz = soundfile.read(demo_set / row["path"])
             seconds = row["events"][0]["duration_sec"]
-            heard = pitch_of(wave[int(0.1 * rate_hz) : int(max(0.24, min(0.5, seconds)) * rate_hz)], rate_hz)
-            assert abs(heard - row["pitch"]) < 0.8, row["caption"]
+            played = pitch_of(wave[int(0.1 * rate_hz) : int(max(0.24, min(0.5, seconds)) * rate_hz)], rate_hz)
+            assert abs(played - row["pitch"]) < 0.8, row["caption"]
 
 
 def test_louder_words_are_louder_sounds(demo_set):

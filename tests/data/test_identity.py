@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
-from segue.data.cache import LatentCache
 from segue.data.encoding import build_cache
 from segue.data.identity import identity, refuse_other_contents
 from segue.data.manifest import load_manifest
+from segue.data.open_cache import open_cache
 from segue.types import UserError
 
 
@@ -25,11 +25,11 @@ def test_a_moved_or_packed_cache_is_the_same_data(build, tmp_path):
     cache = build("cache")
     then = json.loads(json.dumps(identity(cache)))
     shutil.move(tmp_path / "cache", tmp_path / "moved")
-    refuse_other_contents("run", then, LatentCache.open(tmp_path / "moved"))
+    refuse_other_contents("run", then, open_cache(tmp_path / "moved"))
     pytest.importorskip("webdataset")
     from segue.data.packing import pack_cache
 
-    packed = pack_cache(LatentCache.open(tmp_path / "moved"), tmp_path / "packed")
+    packed = pack_cache(open_cache(tmp_path / "moved"), tmp_path / "packed")
     assert identity(packed) == then
 
 

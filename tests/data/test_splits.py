@@ -82,8 +82,8 @@ def test_a_list_that_parts_one_content_is_told_so_and_can_be_mended(tmp_path, fa
     report = check_clips(read_listing(tmp_path / "m.csv", Reading()).clips)
     assert any("a in train, copy in valid" in note for note in report.notes)
     clips = read_listing(tmp_path / "m.csv", Reading()).clips
-    mended = held_out_first(clips, [content_hash(clip.path) for clip in clips])
-    assert [clip.split for clip in mended] == ["valid", "valid", "train"]
+    divided = held_out_first(clips, [content_hash(clip.path) for clip in clips])
+    assert [clip.split for clip in divided] == ["valid", "valid", "train"]
 
 
 def test_one_long_recording_is_split_in_time_with_a_gap(tmp_path, fakes, capsys):

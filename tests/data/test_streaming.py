@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from segue.data import packing
-from segue.data.cache import LatentCache
 from segue.data.encoding import build_cache
 from segue.data.loader import LatentLoader
 from segue.data.manifest import load_manifest
+from segue.data.open_cache import open_cache
 from segue.data.packing import pack_cache
 from segue.data.streaming import StreamedCache
 from segue.types import UserError
@@ -47,7 +47,7 @@ def same(first, second):
 
 
 def test_every_row_is_what_it_was(cache, packed):
-    assert isinstance(LatentCache.open(packed.path), StreamedCache) and len(packed) == len(cache)
+    assert isinstance(open_cache(packed.path), StreamedCache) and len(packed) == len(cache)
     place = {(row["id"], row["start_sec"]): i for i, row in enumerate(map(cache.row, range(len(cache))))}
     for split in ("train", "valid", "test"):
         rows = packed.rows(split)
@@ -130,11 +130,11 @@ def test_an_address_is_streamed_as_a_folder_is(packed):
     fsspec = pytest.importorskip("fsspec")
     for file in packed.path.iterdir():
         fsspec.filesystem("memory").pipe(f"/packed/{file.name}", file.read_bytes())
-    far = LatentCache.open("memory://packed")
+    far = open_cache("memory://packed")
     assert isinstance(far, StreamedCache) and str(far.path) == "memory://packed"
     assert all(same(a, b) for a, b in zip(batches(packed, 4), batches(far, 4)))
     with pytest.raises(UserError, match="memory://nowhere"):
-        LatentCache.open("memory://nowhere")
+        open_cache("memory://nowhere")
 
 
 def test_a_killed_packing_goes_on(cache, tmp_path, monkeypatch):
@@ -152,7 +152,7 @@ def test_a_killed_packing_goes_on(cache, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         pack_cache(cache, tmp_path / "killed", rows_per_shard=4)
     with pytest.raises(UserError, match="unfinished"):
-        LatentCache.open(tmp_path / "killed")
+        open_cache(tmp_path / "killed")
     with pytest.raises(UserError, match="with other settings"):
         pack_cache(cache, tmp_path / "killed", rows_per_shard=5)
     kept = [path.stat().st_mtime_ns for path in written]
@@ -192,7 +192,7 @@ def lie(packed, change):
 
 
 def read_all(path):
-    opened = LatentCache.open(path)
+    opened = open_cache(path)
     rows = list(range(len(opened)))
     return opened.latents(rows), opened.text(rows), opened.teacher(rows)
 
@@ -201,13 +201,13 @@ def test_a_truncated_shard_is_refused(packed):
     shard = packed.path / "train-000001.tar"
     shard.write_bytes(shard.read_bytes()[:-3000])
     with pytest.raises(UserError, match=r"train-000001\.tar: missing, cut short or replaced"):
-        LatentCache.open(packed.path)
+        open_cache(packed.path)
     rows = packed.rows("train")  # opened before it was cut
     with pytest.raises(UserError, match=r"train-000001\.tar: ends before byte"):
         packed.teacher(rows)
     shard.unlink()
     with pytest.raises(UserError, match="missing"):
-        LatentCache.open(packed.path)
+        open_cache(packed.path)
 
 
 @pytest.mark.parametrize("name", ["000000001.json", "000000001.latents.safetensors", "000000001.teacher.safetensors"])

@@ -39,7 +39,7 @@ def clip(rate_hz, seconds=2.3):
 
 
 def random_weights(network, seed):
-    """name -> tensor for the network that a class makes: He's uniform law in half precision; means that fit a log-mel.
+    """name -> tensor for the network that a class makes: uniform (He) in half precision; means that fit a log-mel.
 
     Large tensors repeat a shorter draw: 150 million numbers would take longer than all else.
     """
@@ -112,20 +112,20 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ears(files):
+def embeddings(files):
     made = [PannsEmbedding(files[form.sample_rate_hz]) for form in FRONT_ENDS]
     made += [VggishEmbedding(files["vggish"], postprocess=p) for p in (False, True)]
     return {e.name: e for e in made}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_agrees_with_the_published_code(name, ears):
-    embedding = ears[name].embed(clip(ears[name].sample_rate_hz))["embedding"]
+def test_agrees_with_the_published_code(name, embeddings):
+    embedding = embeddings[name].embed(clip(embeddings[name].sample_rate_hz))["embedding"]
     mean, deviation, first = PUBLISHED[name]
-    assert embedding.shape == (ears[name].dim,) == ((2048,) if "panns" in name else (128,))
+    assert embedding.shape == (embeddings[name].dim,) == ((2048,) if "panns" in name else (128,))
     assert (embedding.mean(), embedding.std()) == (pytest.approx(mean, rel=1e-4), pytest.approx(deviation, rel=1e-4))
     assert embedding[:4] == pytest.approx(first, rel=1e-3, abs=1e-4)
-    assert ears[name].sample_rate_hz == (32_000 if name.endswith("32k") else 16_000)
+    assert embeddings[name].sample_rate_hz == (32_000 if name.endswith("32k") else 16_000)
 
 
 @pytest.mark.parametrize("form", FRONT_ENDS, ids=lambda form: f"{form.sample_rate_hz}")
@@ -155,14 +155,14 @@ def test_vggish_hears_a_tone_in_the_band_whose_centre_it_is():
     assert log_mel(torch.zeros(400)).flatten() == pytest.approx(np.full(64, np.log(0.01)))
 
 
-def test_repeats_ignores_what_lies_behind_the_crop_and_hears_short_clips(ears, tmp_path):
-    for e in ears.values():
+def test_repeats_ignores_what_lies_behind_the_crop_and_takes_short_clips(embeddings, tmp_path):
+    for e in embeddings.values():
         wave = clip(e.sample_rate_hz)
         first = e.embed(wave)["embedding"]
         np.testing.assert_array_equal(e.embed(wave)["embedding"], first)
         short = e.embed(wave[:100])["embedding"]
         assert np.isfinite(short).all() and np.abs(short - first).max() > 0
-    vggish = ears["vggish"]
+    vggish = embeddings["vggish"]
     two = np.concatenate([clip(16_000)[:15_360], np.zeros(15_360), clip(16_000)[:PATCH_SAMPLES]]).astype(np.float32)
     third = vggish.embed(two[30_720:])["embedding"]
     assert not np.allclose(vggish.embed(two)["embedding"], third, atol=1e-2)
@@ -172,9 +172,9 @@ def test_repeats_ignores_what_lies_behind_the_crop_and_hears_short_clips(ears, t
         np.testing.assert_array_equal(cut, vggish.embed(two[:16_000])["embedding"])
     finally:
         vggish.crop_sec = 10.0
-    assert len({key_of(e) for e in ears.values()}) == 4
+    assert len({key_of(e) for e in embeddings.values()}) == 4
     assert cached(tmp_path, "one", vggish, lambda: two)["embedding"].shape == (128,)
-    assert all(e.card()["weights"] and e.card()["dim"] == e.dim for e in ears.values())
+    assert all(e.card()["weights"] and e.card()["dim"] == e.dim for e in embeddings.values())
 
 
 def broken(tensors, **changes):
@@ -194,7 +194,7 @@ def test_other_tensors_get_one_line(files, tmp_path, monkeypatch):
         (PannsEmbedding, broken(panns, **{"fc1.bias": torch.full((2048,), torch.nan)}), "fc1.bias holds values that are not finite"),
         (PannsEmbedding, vggish, "lacks logmel_extractor.melW"),
         (VggishEmbedding, panns, "lacks 18 of 18 weights (features.0.weight"),
-        (partial(VggishEmbedding, postprocess=True), broken(vggish, pca_means=None), "lacks pca_eigen_vectors or pca_means; convert them with it"),
+        (partial(VggishEmbedding, postprocess=True), broken(vggish, pca_means=None), "lacks pca_eigen_vectors or pca_means; hint: convert them with it"),
         (partial(VggishEmbedding, postprocess=True), broken(vggish, pca_means=torch.zeros(64)), "pca_means is [64], not [128]"),
     ]  # fmt: skip
     for make, tensors, words in cases:
@@ -213,7 +213,7 @@ def test_files_that_are_no_weights_get_one_line(tmp_path):
     pickle, torn = tmp_path / "Cnn14_16k_mAP=0.438.pth", tmp_path / "torn.safetensors"
     pickle.write_bytes(b"PK"), torn.write_bytes(b"torn")
     for make in (PannsEmbedding, VggishEmbedding):
-        with pytest.raises(UserError, match=r"no .safetensors file .pickles are not read.; convert it once"):
+        with pytest.raises(UserError, match=r"no .safetensors file .pickles are not read.; hint: convert it once"):
             make(pickle)
         with pytest.raises(UserError, match="damaged"):
             make(torn)

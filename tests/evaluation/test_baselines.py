@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from segue.evaluation.baselines import band_replication, sinc
-from segue.evaluation.spectral import lsd
+from segue.evaluation.spectral_distances import lsd
 from segue.types import UserError
 
 

@@ -60,8 +60,10 @@ def test_a_damaged_cache_and_broken_vectors_get_one_line(tmp_path):
 def test_the_note_classifier_gives_its_layer_and_its_classes():
     embedding: Embedding = NoteEmbedding(NoteClassifier.load())
     wave = np.sin(2 * np.pi * 440 * np.arange(16000) / 16000).astype(np.float32)
-    heard = embedding.embed(wave)
-    assert heard["embedding"].shape == (embedding.dim,) and heard["instrument"].sum() == pytest.approx(1, abs=1e-5)
+    embedded = embedding.embed(wave)
+    assert embedded["embedding"].shape == (embedding.dim,) and embedded["instrument"].sum() == pytest.approx(
+        1, abs=1e-5
+    )
     card = embedding.card()
     assert (
         card["weights"] == embedding.classifier.sha256

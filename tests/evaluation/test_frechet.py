@@ -96,7 +96,7 @@ def test_agrees_with_sqrtm_of_fitted_covariances():
 
 
 def test_infinity_takes_out_most_of_what_few_clips_add():
-    """Of one law the distance is zero; of N clips it is not."""
+    """Of one distribution the distance is zero; of N clips it is not."""
     rng = np.random.default_rng(6)
     x, y = rng.standard_normal((300, 8)), rng.standard_normal((20000, 8))
     plain, found = frechet_distance(x, y), fad_infinity(x, y, draws=5)

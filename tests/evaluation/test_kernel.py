@@ -1,4 +1,4 @@
-"""KAD: unbiased on one law, the formula written out, the reference's own width."""
+"""KAD: unbiased on one distribution, the formula written out, the reference's own width."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_agrees_with_the_sums_written_out():
 
 
 def test_gaussians_match_the_closed_form():
-    """E k(x, y) of two normal laws in one dimension is sigma / s exp(-d^2 / (2 s^2)), s^2 = sigma^2 + 2."""
+    """E k(x, y) of two normal distributions in one dimension is sigma / s exp(-d^2 / (2 s^2)), s^2 = sigma^2 + 2."""
     rng = np.random.default_rng(2)
     shift, sigma = 1.5, 1.0
     found = [

@@ -1,4 +1,4 @@
-"""Precision, recall, density, coverage: loops written out, and laws that are known."""
+"""Precision, recall, density, coverage: loops written out, and identities that are known."""
 
 import numpy as np
 import pytest

@@ -88,7 +88,7 @@ def test_card_describes_the_weights(classifier):
 
 
 def test_card_knows_the_demo_vocabulary(classifier):
-    from segue.data.demo import demo_vocabulary
+    from segue.data.demo_set import demo_vocabulary
 
     vocabulary = demo_vocabulary()
     assert set(classifier.families) == set(vocabulary.families)

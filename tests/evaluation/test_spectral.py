@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from segue.evaluation.mel import mel_edges_hz, mel_magnitude, stft_magnitude, triangular_bands
-from segue.evaluation.spectral import (
+from segue.evaluation.spectral_distances import (
     LSD_PRESETS,
     log_mel_l1,
     log_spectral_distance,

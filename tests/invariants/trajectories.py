@@ -70,7 +70,7 @@ def run_all(caches: dict[str, Path], out: Path, *, resume: bool = False) -> None
     """Every recipe into out/RECIPE, in this process or as one of the ranks of its launcher."""
     from running import run
 
-    from segue.data.cache import LatentCache
+    from segue.data.open_cache import open_cache
     from segue.recipes import load_recipe
     from segue.training.config import override
 
@@ -78,7 +78,7 @@ def run_all(caches: dict[str, Path], out: Path, *, resume: bool = False) -> None
     for name in RECIPES:
         config = load_recipe(name)
         config = override(config, [*CHANGES, *BY_TASK[config.train.task]])
-        run(config, LatentCache.open(caches[config.train.task]), out / name, resume=resume)
+        run(config, open_cache(caches[config.train.task]), out / name, resume=resume)
 
 
 def cut(out: Path, keep: int = 1) -> None:

@@ -38,7 +38,7 @@ def test_a_variant_that_learns_twice_as_fast_needs_half_the_examples(higher):
     base, fast = sign * X / 16000, sign * np.minimum(2 * X / 16000, 2.0)
     found = compare(runs([fast] * 3, 150.0), runs([base] * 3), "m", higher=higher)
     assert found.to_target.value == pytest.approx(0.5) and found.to_target.interval == pytest.approx((0.5, 0.5))
-    assert found.to_target.sure and not found.at_first_moment
+    assert found.to_target.sure and not found.at_first_evaluation
     assert found.to_target_by_seed == pytest.approx((0.5,) * 3)
     assert found.seconds_to_target == pytest.approx(0.75)
     assert found.final_difference.value == pytest.approx(sign) and found.final_difference.sure
@@ -57,7 +57,7 @@ def test_not_reached_stays_so():
 
 def test_a_variant_there_from_the_start_is_marked():
     found = compare(runs([np.full(7, 2.0)] * 2), runs([X / 16000] * 2), "m", higher=True)
-    assert found.at_first_moment and found.to_target.value == pytest.approx(0.25)
+    assert found.at_first_evaluation and found.to_target.value == pytest.approx(0.25)
 
 
 def test_a_variant_against_itself_is_not_told_apart():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from segue.types import UserError
-from segue_lab.study.config import (
+from segue_lab.study.study_config import (
     EvaluationSettings,
     read_study,
     run_key,

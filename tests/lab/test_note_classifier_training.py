@@ -8,7 +8,7 @@ import soundfile
 import torch
 
 from segue.evaluation.note_classifier import NO_PITCH, NOTE_SAMPLES, NoteFrontEnd, NoteNet
-from segue.evaluation.spectral import snr_db
+from segue.evaluation.spectral_distances import snr_db
 from segue.types import UserError
 from segue_lab.note_classifier_training import (
     DAMAGES,

@@ -14,11 +14,11 @@ from segue.data.manifest import load_manifest
 from segue.files import sha256_of
 from segue.training.log import read_log
 from segue.types import UserError
-from segue_lab.study.config import run_key, runs_of, study_from_json
 from segue_lab.study.eval_linear_probe import make_probe_eval_set
 from segue_lab.study.eval_note_classifier import make_note_eval_set
 from segue_lab.study.eval_set import LOG_MEL, load_eval_set
 from segue_lab.study.runs import DONE, FAILED, planned_runs, prepare, status_of, train_runs, write_run
+from segue_lab.study.study_config import run_key, runs_of, study_from_json
 from segue_lab.study.tables import write_study_report
 from segue_lab.study.worker import COMMAND, work
 

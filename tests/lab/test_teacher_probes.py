@@ -10,7 +10,7 @@ import torch
 
 from segue.ssl import load_teacher
 from segue.ssl.compact import CompactConfig
-from segue.training.teacher import train as training
+from segue.training.teacher import teacher_run as training
 from segue.types import UserError
 from segue_lab.release.teacher import release_teacher
 from segue_lab.teacher_probes import Probe, accuracy, probe_teacher

@@ -2,7 +2,7 @@
 
 import re
 
-from segue.report.codec import RoundTrip, write_codec_report
+from segue.report.codec_page import RoundTrip, write_codec_report
 
 
 def report(log_mel_l1):

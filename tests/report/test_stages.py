@@ -3,7 +3,7 @@
 import json
 
 from segue.report.pictures import Line, curve_png
-from segue.report.run import write_run_report
+from segue.report.run_page import write_run_report
 from segue.report.stages import stage_figures
 
 

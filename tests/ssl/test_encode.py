@@ -8,7 +8,7 @@ import soundfile
 import torch
 import transformers as tf
 
-from segue.data.cache import LatentCache
+from segue.data.open_cache import open_cache
 from segue.ssl import load_teacher
 
 
@@ -50,7 +50,7 @@ def test_features_are_cached_beside_latents(sounds, teacher_folder, tmp_path, ca
     said = capsys.readouterr().err
     assert "layer 3 of 4" in said and "hears up to 2,000 Hz, the codec carries up to 4,000 Hz" in said
     assert re.search(r"encoding about [\d.,]+ clips/s: 3 clips", said)
-    cache, teacher = LatentCache.open(out), load_teacher(str(teacher_folder), 3)
+    cache, teacher = open_cache(out), load_teacher(str(teacher_folder), 3)
     assert cache.meta["teacher"] == teacher.fingerprint()
     # Latents and features of a second, each in four bytes.
     per_sec = 4 * (cache.channels * cache.frames + 50 * 16)

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from segue.cli.resume import write_config
 from segue.training.checkpoint import list_checkpoints
 from segue.training.log import read_log
 from segue.training.loop import train
+from segue.workflows.run_config import write_config
 
 
 def run(config, cache, folder, **options):
@@ -38,7 +38,7 @@ def timeless(log: Path) -> list[dict]:
 SCRIPT = """
 import sys
 from pathlib import Path
-from segue.data.cache import LatentCache
+from segue.data.open_cache import open_cache
 from segue.training.config import from_json
 from segue.training.loop import train
 import json, os, torch
@@ -47,7 +47,7 @@ run_dir = Path(sys.argv[1])
 stored = json.loads((run_dir / "config.json").read_text())
 config = from_json(stored["run"])
 resume = any((run_dir / "checkpoints").glob("examples-*/state.json"))
-result = train(config, LatentCache.open(stored["cache"]), run_dir, resume=resume, device="cpu")
+result = train(config, open_cache(stored["cache"]), run_dir, resume=resume, device="cpu")
 # In one write: two ranks share the pipe, and print() writes its parts one by one.
 os.write(1, f"{'finished' if result.finished else 'stopped'} {result.examples_seen}\\n".encode())
 """

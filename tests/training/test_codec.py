@@ -15,9 +15,9 @@ from segue.codecs.autoencoder import AutoencoderConfig
 from segue.codecs.spectral import SpectralCodec
 from segue.data.manifest import load_manifest
 from segue.training import small_run, training_audio
+from segue.training.codec import codec_losses as losses
+from segue.training.codec import codec_run as training
 from segue.training.codec import figures as codec_figures
-from segue.training.codec import losses
-from segue.training.codec import train as training
 from segue.types import UserError
 from segue_lab.release.codec import release_codec
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from segue.codecs.autoencoder import DECODER, Analysis, AutoencoderConfig, load_autoencoder, save_codec
 from segue.training import training_audio
 from segue.training.codec import adversary as refining
-from segue.training.codec import train as training
-from segue.training.codec.losses import ReconstructionLoss
+from segue.training.codec import codec_run as training
+from segue.training.codec.codec_losses import ReconstructionLoss
 from segue.types import UserError
 from segue_lab.release.codec import release_codec
 

@@ -8,7 +8,7 @@ import pytest
 from running import assert_same, run, start, timeless, two_ranks
 from safetensors.torch import load_file
 
-from segue.data.cache import LatentCache
+from segue.data.open_cache import open_cache
 from segue.data.packing import pack_cache
 from segue.training.checkpoint import list_checkpoints
 from segue.training.config import override
@@ -72,7 +72,7 @@ def test_a_streamed_run_goes_on_bit_for_bit_and_two_ranks_give_what_one_gives(ta
     run(config, packed, tmp_path / "cut")
     for later in list_checkpoints(tmp_path / "cut")[1:]:
         (later / "state.json").unlink()
-    _, resumed = run(config, LatentCache.open(packed.path), tmp_path / "cut", resume=True)
+    _, resumed = run(config, open_cache(packed.path), tmp_path / "cut", resume=True)
     assert_same(whole, resumed)
     assert timeless(tmp_path / "cut" / "log.jsonl") == timeless(tmp_path / "whole" / "log.jsonl")
     for later in list_checkpoints(tmp_path / "cut")[1:]:

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from segue.ssl import load_teacher
 from segue.ssl.compact import CompactConfig
-from segue.training import teacher_figures as figures
-from segue.training.teacher import losses, statistics, views
-from segue.training.teacher import train as training
+from segue.training.teacher import collapse as figures
+from segue.training.teacher import statistics, views
+from segue.training.teacher import teacher_losses as losses
+from segue.training.teacher import teacher_run as training
 from segue.training.training_audio import Sounds, TrainingAudio, clips_of, read_sounds, read_training_audio
 from segue.types import UserError
 
@@ -67,6 +69,28 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tones, tmp_path, monkeypatch)
         whole, parts = (load_file(tmp_path / run / name) for run in ("whole", "parts"))
         assert whole.keys() == parts.keys()
         assert all(torch.equal(whole[k], parts[k]) for k in whole), name
+
+
+def test_a_state_of_an_earlier_version_is_read_under_its_own_names(tmp_path):
+    """The encoder with its heads was called `listener`; its weights and Adam's moments have that name in old files."""
+    before = training.start(CONFIG, "cpu")
+    for parameter in before.online.parameters():
+        before.optimizer.state[parameter] = {"step": torch.tensor(1.0), "exp_avg": torch.ones_like(parameter)}
+    before.save(tmp_path, CONFIG)
+    file = tmp_path / "state.safetensors"
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    old = {
+        k.replace("online.network.", "online.listener.").replace("adam.network.", "adam.listener."): v
+        for k, v in load_file(file).items()
+    }
+    assert any(k.startswith("adam.listener.") for k in old)
+    save_file(old, file, metadata)
+    after = training.start(replace(CONFIG, seed=9), "cpu")
+    after.load(tmp_path, CONFIG)
+    pairs = zip(before.online.parameters(), after.online.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert len(after.optimizer.state) == len(before.optimizer.state)
 
 
 def test_training_lowers_the_loss_and_leaves_a_teacher(trained, tones):
@@ -244,24 +268,3 @@ def test_the_command_line_names_the_hint(arguments, words, tones, tmp_path, caps
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and words in said and said.count("\n") == 1
     assert not Path(out).exists()
-
-
-def test_a_state_under_former_names_of_networks_is_resumed(tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    from segue.training.small_run import STATE, read_meta
-    from segue.training.teacher.train import start
-
-    run = start(CONFIG, "cpu")
-    for parameter in run.online.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    run.optimizer.step()
-    run.save(tmp_path, CONFIG)
-    meta = read_meta(tmp_path)
-    former = {k.replace(".network.", ".listener."): v for k, v in load_file(tmp_path / STATE).items()}
-    former = {k.replace("adam.network.", "adam.listener."): v for k, v in former.items()}
-    save_file(former, tmp_path / STATE, {"state": json.dumps(meta)})
-    other = start(CONFIG, "cpu")
-    other.load(tmp_path, CONFIG)
-    assert all(torch.equal(a, b) for a, b in zip(other.online.parameters(), run.online.parameters()))
-    assert len(other.optimizer.state) == len(run.optimizer.state)

@@ -70,7 +70,7 @@ def test_bad_files_are_left_out_before_the_split(tmp_path, capsys):
 
 def test_a_teacher_is_validated_on_a_single_held_out_sound(tmp_path):
     from segue.ssl.compact import CompactConfig
-    from segue.training.teacher.train import TeacherTrainConfig, start, validate
+    from segue.training.teacher.teacher_run import TeacherTrainConfig, start, validate
 
     for n in range(6):
         noise(tmp_path / f"s{n}.wav", 20, n)

@@ -56,7 +56,10 @@ def analyse(path: Path, header: Header) -> Analysis:
     n_fft = frame_samples(rate_hz)
     step = max(n_fft // 2, header.frames // _FRAMES)
     piece = max(1, round(rate_hz * _BLOCK_SEC))
-    peak, clipped, following = 0.0, 0, 0
+    # What is gathered: levels, sums and products of pieces, and spectra spread over the whole file.
+    peak = 0.0
+    clipped = 0
+    following = 0
     spectra: list[np.ndarray] = []
     sums_of: list[np.ndarray] = []
     moments_of: list[np.ndarray] = []
@@ -80,6 +83,7 @@ def analyse(path: Path, header: Header) -> Analysis:
             step *= 2
     if not spectra:  # shorter than a frame
         spectra.append(_power(block, n_fft))
+    # Products about the mean of the whole file, which is known only now: E[xy] is corrected, not read again.
     sums = np.array(sums_of)
     moments = np.array(moments_of)
     counts = np.array(counts_of)

@@ -13,7 +13,7 @@ _LOUD_SHARE = 0.99  # quantile over frames: what sounds for 1 % of the time coun
 _EDGE_DB = 15.0  # natural spectra fall by 4 to 8 dB over the same distance, if nothing is left above ...
 _STEEP_DB = 28.0  # ... and between the partials of a note by up to 25 dB, if something is
 _FLANK_DB = 12.0
-_BELOW = 2 ** (-1 / 4)  # an edge is judged against a quarter octave below it ...
+_BELOW = 2 ** (-1 / 4)  # an edge is compared with a quarter octave below it ...
 _ABOVE = (2 ** (1 / 12), 2 ** (5 / 12))  # ... and a third of an octave above, past the filter's flank
 _EMPTY_DB = -120.0  # a bin of nothing, where samples are too fine to say
 _NEARLY_EMPTY_DB = 6.0
@@ -79,14 +79,16 @@ def _empty_db(bins: int, bits: int | None) -> float:
 
 def _edge(levels_db: np.ndarray, bins_hz: np.ndarray, empty_db: float) -> Bandwidth | None:
     """The steepest fall that can only be a filter's, or None."""
-    best_db, found = 0.0, None
+    best_db = 0.0
+    found = None
     octaves = np.log2(0.97 * bins_hz[-1] / _ABOVE[0] / MIN_CUTOFF_HZ)
     for at_hz in MIN_CUTOFF_HZ * 2.0 ** np.arange(0.0, octaves, 1 / 48):
         below = levels_db[(bins_hz >= at_hz * _BELOW) & (bins_hz <= at_hz)]
         above = levels_db[(bins_hz >= at_hz * _ABOVE[0]) & (bins_hz <= at_hz * _ABOVE[1])]
         if len(below) < 4 or len(above) < 4:
             continue
-        level_db, above_db = np.median(below), np.quantile(above, 0.9)
+        level_db = np.median(below)
+        above_db = np.quantile(above, 0.9)
         beyond = levels_db[bins_hz > at_hz * _ABOVE[1]]
         # Single bins beyond are pilots and whistles; a band that comes back is a hole's far side.
         returns = len(beyond) > 8 and np.quantile(beyond, 0.9) > above_db + _EDGE_DB

@@ -67,7 +67,8 @@ def windows(plan: Plan) -> Iterator[Window]:
 def cut(blocks: Iterable[np.ndarray], plan: Plan) -> Iterator[tuple[Window, np.ndarray]]:
     """Each window with its samples. Holds no more than one window and one block."""
     blocks = iter(blocks)
-    held, start = None, 0
+    held = None
+    start = 0
     for window in windows(plan):
         while held is None or start + len(held) < window.stop:
             block = next(blocks)

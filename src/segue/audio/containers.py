@@ -142,7 +142,8 @@ def _iff(path: SoundPath, file: IO[bytes], size: int, kind: str, start: bytes) -
     sound = by_name.get(b"data" if kind == "wav" else b"SSND")
     if sound is None:
         return Container(kind)
-    length, is_open = sound.length, sound.length >= _STREAMED
+    length = sound.length
+    is_open = sound.length >= _STREAMED
     if is_open and (long := by_name.get(b"ds64")):  # of RF64: 64-bit sizes of the whole and of the sound
         file.seek(long.start + 8)
         length = int.from_bytes(file.read(8), "little")
@@ -246,7 +247,8 @@ def _segment_end(start: bytes) -> int:
 
 def _fact(file: IO[bytes], by_name: dict[bytes, _Chunk]) -> int | None:
     """Samples of a compressed wav by its fact chunk: its last block is filled up with what is no sound."""
-    layout, fact = by_name.get(b"fmt "), by_name.get(b"fact")
+    layout = by_name.get(b"fmt ")
+    fact = by_name.get(b"fact")
     if layout is None or fact is None or fact.length < 4:
         return None
     file.seek(layout.start)

@@ -122,7 +122,7 @@ def _decoded(path: SoundPath, container: Container, stack: ExitStack) -> Source:
 
 
 class _NotOpened(Exception):
-    """libsndfile's words about a file that it does not open."""
+    """libsndfile's message about a file that it does not open."""
 
 
 def _sndfile(path: SoundPath, container: Container, stack: ExitStack) -> Source:
@@ -321,6 +321,7 @@ class _Ffmpeg(Source):
         assert self._process.stdout is not None
         self._output = self._process.stdout
         stack.callback(self._stop)
+        # The head of the AU stream: where samples begin, the rate in Hz, the number of channels.
         head = self._output.read(24)
         if len(head) < 24 or head[:4] != b".snd":
             raise BadAudio(self._path, f"unreadable: {self._complaint()}")

@@ -87,6 +87,7 @@ def walk(root: Path, follow_links: bool = False) -> Found:
             found.repeated.append(folder)
             continue
         seen.add(os.path.realpath(folder))
+        # Sounds and other files are sorted in; folders wait for their turn.
         for entry in _entries(found, folder):
             path = folder / entry.name
             if not _is_folder(entry):
@@ -95,6 +96,7 @@ def walk(root: Path, follow_links: bool = False) -> Found:
                 folders.append(path)
             else:
                 (links if follow_links else found.linked_folders).append(path)
+    # The order of a directory depends on the disk; that of a data set must not.
     groups = (found.sounds, found.outside, found.others, found.dangling)
     for group in (*groups, found.linked_folders, found.repeated, found.unreadable):
         group.sort()

@@ -89,7 +89,8 @@ def parse(head: bytes) -> Frame | None:
         return None
     version = {3: 1, 2: 2, 0: 3}.get(head[1] >> 3 & 3)
     layer = 4 - (head[1] >> 1 & 3)
-    bitrate, rate = head[2] >> 4, head[2] >> 2 & 3
+    bitrate = head[2] >> 4
+    rate = head[2] >> 2 & 3
     if version is None or layer == 4 or bitrate in (0, 15) or rate == 3:
         return None
     rate_hz = _RATES_HZ[rate] >> (version - 1)
@@ -117,11 +118,15 @@ def scan(file: IO[bytes], size: int, is_sure: bool = True) -> Layout | None:
     start = _first_frame(reader, 0, is_sure)
     if start is None:
         return None
+    # The first frame may hold no sound but a table about the file (Xing, Info, VBRI).
     first = frame_at(reader.at(start, 4))
     info_at, info_size, claimed = _information(reader, start, first)
-    frames, is_cut, at = 0, False, start + info_size
+    frames = 0
+    is_cut = False
+    at = start + info_size
     if info_size and (behind := parse(reader.at(at, 4))):
         first = behind
+    # Count frame by frame: the file's own claim may be false.
     while at + 4 <= size:
         frame = parse(reader.at(at, 4))
         if frame is None or frame.layer != first.layer:

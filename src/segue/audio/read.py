@@ -1,7 +1,7 @@
 """Reading sound files of any kind: headers, whole files, stretches of them, and what can be wrong with them.
 
 All waves are float32; mono ones are the mean of the channels. What a header claims is never believed beyond what can be
-decoded: samples are counted as they come, block by block, and judged alike (`sound.refuse_levels`) by every reader.
+decoded: samples are counted as they come, block by block, and checked alike (`sound.refuse_levels`) by every reader.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def read_header(path: Path) -> Header:
 
 
 def examine(path: Path) -> tuple[Header, Levels]:
-    """Decode a whole file in pieces and judge it.
+    """Decode a whole file in pieces and check it.
 
     Raises:
         BadAudio: what `read_header` raises; damaged, non-finite, beyond any level, too short, silent.
@@ -174,6 +174,7 @@ class Stretches:
 
     def _samples(self, first: int, last: int) -> np.ndarray:
         """Samples [first, last) of the file, mono."""
+        # Begin anew where the wanted stretch lies behind us, or far ahead in a file that can be sought in.
         end = self._start + len(self._held)
         if self._opened is None or first < self._start:
             self._open(first)
@@ -192,6 +193,7 @@ class Stretches:
                 pieces = []
                 continue
             pieces.append(piece)
+        # Keep what the next stretch may share with this one.
         held = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
         dropped = min(max(0, first - self._start), len(held))
         self._held = held[dropped:]
@@ -206,7 +208,7 @@ class Stretches:
         source = self._opened.enter_context(opened(self._path))
         self._can_seek = source.can_seek
         self._start = first if source.can_seek else 0
-        # A second at a time: many a stretch is no longer, and the next one goes on from there.
+        # A second at a time: many a stretch is no longer, and the next one continues from there.
         block_frames = min(block_frames_of(source.header.channels), source.header.sample_rate_hz)
         self._blocks = source.blocks(block_frames, self._start)
 
@@ -253,7 +255,7 @@ class Readers:
 
 
 def _judged(path: Path, source: Source, block_frames: int | None = None) -> Iterator[np.ndarray]:
-    """All blocks of a file, judged as they come; at the end it is said if the file was cut."""
+    """All blocks of a file, checked as they come; at the end a cut file is reported."""
     decoded = 0
     claimed = source.header.frames if source.is_exact else 0
     for block in source.blocks(block_frames or block_frames_of(source.header.channels)):
@@ -273,6 +275,7 @@ def _refuse_short(path: Path, header: Header) -> None:
 
 def _cut(mono: np.ndarray, rate_hz: int, offset_sec: float, length_sec: float, wanted_hz: int) -> np.ndarray:
     made = resample(mono, rate_hz, wanted_hz)
-    start, samples = round(offset_sec * wanted_hz), round(length_sec * wanted_hz)
+    start = round(offset_sec * wanted_hz)
+    samples = round(length_sec * wanted_hz)
     piece = made[start : start + samples]
     return np.pad(piece, (0, samples - len(piece)))

@@ -20,7 +20,7 @@ CLIPPED_PEAK = 0.9999
 # than what a damaged float file decodes to.
 LOUDEST_PEAK = 16.0
 TOO_SHORT_SEC = 0.01
-SAMPLE_RATES_HZ = (500, 1_000_000)  # beyond them a header lies, and a few bytes would become hours of sound
+SAMPLE_RATES_HZ = (500, 1_000_000)  # a header beyond them is false, and a few bytes would become hours of sound
 MOST_CHANNELS = 64  # ambisonics of the seventh order
 BLOCK_SAMPLES = 1 << 18  # of all channels together
 
@@ -91,7 +91,7 @@ def refuse_header(path: SoundPath, header: Header) -> None:
 
 
 def refuse_levels(path: SoundPath, block: np.ndarray) -> None:
-    """Judge samples [n, channels] of a file; every reader does, so that all commands leave out the same files.
+    """Check samples [n, channels] of a file; every reader does, so that all commands leave out the same files.
 
     Raises:
         BadAudio: samples that are not finite, or beyond what any recording has.

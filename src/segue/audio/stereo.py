@@ -20,7 +20,7 @@ def axes(covariance: np.ndarray, mode: str) -> np.ndarray:
 
     "left-right": the channels, the right one turned over where it is mostly the left one's opposite.
     "mid-side": the axes along which the pair varies most and least over the file (our definition): mid and side for a
-    mix about the middle, other axes where it leans.
+    mix about the middle, other axes where the mix is off centre.
 
     Either way a single source at any place reaches the model as one signal at two loudnesses, or on one axis alone,
     and comes out in its place exactly.
@@ -32,5 +32,6 @@ def axes(covariance: np.ndarray, mode: str) -> np.ndarray:
     if mode == "left-right":
         return np.diag([1.0, -1.0 if agree and cross < 0 else 1.0])
     angle_rad = 0.5 * math.atan2(2.0 * cross, left - right) if agree else 0.0
-    cosine, sine = math.cos(angle_rad), math.sin(angle_rad)
+    cosine = math.cos(angle_rad)
+    sine = math.sin(angle_rad)
     return np.array([[cosine, sine], [-sine, cosine]])

@@ -87,6 +87,7 @@ def write_sound(
     Raises:
         UserError: samples that are not finite, a full disk, or a place that cannot be written.
     """
+    # A wav of more than 4 GB needs the 64-bit form of the container.
     size = samples * form.channels * _BYTES_OF.get(form.subtype, 4)
     kind = "RF64" if form.container == "wav" and size > _WAV_BYTES else form.container.upper()
     settings = {"samplerate": form.rate_hz, "channels": form.channels, "subtype": form.subtype, "format": kind}

@@ -8,32 +8,39 @@ from typing import Annotated
 
 import typer
 
-from segue.cli.reading import Column, Encoding, FollowLinks, Root, Source, source_of
+from segue.cli.data_options import Column, Encoding, FollowLinks, Root, Source, source_of
 from segue.data.reading import DataSource
 
 
 def train(
     source: Source,
     out: Annotated[Path, typer.Option(help="Folder for the codec, its training state and its log.")],
-    minutes: Annotated[float, typer.Option(help="Minutes of training, over all resumes.")] = 60.0,
+    minutes: Annotated[float, typer.Option(help="Length of training in minutes, over all resumes.")] = 60.0,
     steps: Annotated[
-        int | None, typer.Option(help="Steps instead of minutes: then a run is reproducible bit for bit.")
+        int | None,
+        typer.Option(help="Length of training in steps, instead of --minutes; such a run is reproducible bit for bit."),
     ] = None,
-    rate: Annotated[int, typer.Option(help="Sample rate in Hz; sounds are resampled to it.")] = 16000,
-    channels: Annotated[int, typer.Option(help="Latent channels.")] = 32,
-    kl_weight: Annotated[float, typer.Option(help="Weight of the KL term: higher gives smoother latents.")] = 0.005,
-    extra: Annotated[list[Path] | None, typer.Option(help="Further folder of sounds, mixed in; repeatable.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    rate: Annotated[int, typer.Option(help="Sample rate in Hz that sounds are resampled to.")] = 16000,
+    channels: Annotated[int, typer.Option(help="Number of latent channels.")] = 32,
+    kl_weight: Annotated[
+        float, typer.Option(help="Weight of the KL loss; a higher weight gives smoother latents.")
+    ] = 0.005,
+    extra: Annotated[
+        list[Path] | None, typer.Option(help="Folder of further sounds that are mixed in. May be repeated.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of weights and draws.")] = 0,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves PyTorch's choice.")] = 0,
+    threads: Annotated[int, typer.Option(help="Number of CPU threads; 0 leaves the choice to PyTorch.")] = 0,
     root: Root = None,
     follow_links: FollowLinks = False,
     column: Column = None,
     encoding: Encoding = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable files out, and name them.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out files that cannot be used, and name them.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="Device that computes: cpu, cuda, cuda:1, mps or auto.")] = "auto",
 ) -> None:
-    """Train a codec on your own sounds; the folder is then a codec by name: --codec DIR."""
+    """Train a codec on your own sounds. Other commands then take its folder: --codec DIR."""
     from segue.cli.options import device_of, finite, use_threads
     from segue.codecs.autoencoder import AutoencoderConfig
     from segue.training.codec import CodecTrainConfig, train_codec
@@ -56,28 +63,36 @@ def train(
 
 
 def refine(
-    codec: Annotated[str, typer.Argument(help="Folder that `segue codec train` left, or a codec's name.")],
+    codec: Annotated[str, typer.Argument(help="Folder that `segue codec train` wrote, or name of a codec.")],
     source: Source,
     out: Annotated[Path, typer.Option(help="Folder for the refined codec, its training state and its log.")],
-    minutes: Annotated[float, typer.Option(help="Minutes of training, over all resumes.")] = 30.0,
+    minutes: Annotated[float, typer.Option(help="Length of training in minutes, over all resumes.")] = 30.0,
     steps: Annotated[
-        int | None, typer.Option(help="Steps instead of minutes: then a run is reproducible bit for bit.")
+        int | None,
+        typer.Option(help="Length of training in steps, instead of --minutes; such a run is reproducible bit for bit."),
     ] = None,
     adversarial_share: Annotated[
-        float, typer.Option(help="Pull of the adversary, as a share of the reconstruction's; 0 leaves it out.")
+        float,
+        typer.Option(
+            help="Gradient norm of the adversarial loss, as a share of the reconstruction's (0 to 1); 0 leaves it out."
+        ),
     ] = 0.2,
-    extra: Annotated[list[Path] | None, typer.Option(help="Further folder of sounds, mixed in; repeatable.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    extra: Annotated[
+        list[Path] | None, typer.Option(help="Folder of further sounds that are mixed in. May be repeated.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of discriminators and draws.")] = 0,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves PyTorch's choice.")] = 0,
+    threads: Annotated[int, typer.Option(help="Number of CPU threads; 0 leaves the choice to PyTorch.")] = 0,
     root: Root = None,
     follow_links: FollowLinks = False,
     column: Column = None,
     encoding: Encoding = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable files out, and name them.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out files that cannot be used, and name them.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="Device that computes: cpu, cuda, cuda:1, mps or auto.")] = "auto",
 ) -> None:
-    """Train a codec's decoder on, with an adversary; its latents, and all that was made of them, stay valid."""
+    """Continue training a codec's decoder with an adversarial loss. Latents and caches of the codec stay valid."""
     from segue.cli.options import device_of, finite, use_threads
     from segue.codecs import load_codec
     from segue.codecs.autoencoder import AutoencoderCodec
@@ -90,9 +105,10 @@ def refine(
     place = device_of(device)
     before = load_codec(codec)
     if not isinstance(before, AutoencoderCodec):
-        raise UserError(f"{codec}: not an autoencoder of ours; hint: give a folder that segue codec train left")
+        raise UserError(f"{codec}: not an autoencoder codec of segue; hint: give a folder that segue codec train wrote")
     config = RefineConfig(minutes=minutes, steps=steps, adversarial_share=adversarial_share, seed=seed)
     data = source_of(source, root, follow_links, column, encoding)
+    # Only the decoder changes, so the report shows both codecs on the same latents.
     after = refine_codec(
         before,
         data,
@@ -109,17 +125,19 @@ def refine(
 
 
 def measure(
-    codec: Annotated[str, typer.Argument(help="Codec name, or the folder of a trained one.")],
+    codec: Annotated[str, typer.Argument(help="Name of a codec, or folder of a trained one.")],
     source: Source,
-    clips: Annotated[int, typer.Option(help="Clips of each kind at most.")] = 200,
-    report: Annotated[Path | None, typer.Option(help="Write a page with spectrograms and players here, too.")] = None,
+    clips: Annotated[int, typer.Option(help="Number of clips of each kind, at most.")] = 200,
+    report: Annotated[Path | None, typer.Option(help="HTML file to write, with spectrograms and players.")] = None,
     root: Root = None,
     follow_links: FollowLinks = False,
     column: Column = None,
     encoding: Encoding = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable files out, and name them.")] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out files that cannot be used, and name them.")
+    ] = False,
 ) -> None:
-    """Reconstruction on held-out sounds by kind, robustness to latent noise, and decoding speed, as JSON."""
+    """Measure a codec on held-out sounds: reconstruction, robustness to latent noise, decoding speed; as JSON."""
     from segue.cli.options import finite
     from segue.codecs import load_codec
 
@@ -132,7 +150,7 @@ def _report(
     page: Path | None, title: str, codecs: dict, source: DataSource, clips: int = 200, skip_bad: bool = False
 ) -> None:
     """Print figures on held-out sounds of the last of the codecs as JSON; write a page on all of them, where asked."""
-    from segue.report.codec import RoundTrip, write_codec_report
+    from segue.report.codec_page import RoundTrip, write_codec_report
     from segue.training.codec.figures import measure_codec, round_trips
 
     figures = {label: measure_codec(codec, source, clips=clips, skip_bad=skip_bad) for label, codec in codecs.items()}

@@ -14,17 +14,22 @@ from rich.table import Table as TerminalTable
 
 from segue.files import sha256_of, write_bytes, write_text
 from segue.provenance import command, commit, machine
-from segue.report.compare import Table, write_comparison_page
+from segue.report.comparison_page import Table, write_comparison_page
 from segue.report.pictures import Line, curve_png
 from segue.report.run_curves import RunCurves, first_reach, read_run
 from segue.types import UserError
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders; the first is the measure.")],
-    out: Annotated[Path | None, typer.Option(help="Write compare.json, report.html and pictures/ there.")] = None,
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders; the others are compared with the first.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for compare.json, report.html and pictures/; default: nothing is written."),
+    ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Compare runs of different caches, though their losses do not compare.")
+        bool, typer.Option("--force", help="Accept runs of different caches, whose losses are not comparable.")
     ] = False,
 ) -> None:
     """Compare runs: final values, and the examples and seconds that each needs to reach the first run's final value."""
@@ -35,6 +40,7 @@ def compare(
     read = [read_run(path) for path in runs]
     _refuse_other_data(runs, read, force)
     named = dict(zip(_names(runs), read))
+    # What the first run has in common with any other.
     measures = [m for m in read[0].curves if any(m in run.curves for run in read[1:])]
     if not measures:
         raise UserError(f"{runs[0]}: shares no measure with the other runs (no validation or evaluation is logged yet)")
@@ -46,6 +52,7 @@ def compare(
     }
     table = _table(named, results)
     _print(table)
+    # The same table, with curves, as files.
     if out is not None:
         write_text(out / "compare.json", json.dumps(results, indent=1, allow_nan=False))
         pictures = _pictures(named, measures, out / "pictures")
@@ -168,7 +175,7 @@ def _refuse_other_data(runs: list[Path], read: list[RunCurves], force: bool) -> 
         if mark != marks[0]:
             raise UserError(
                 f"{path}: trained on another cache ({run.cache}) than {runs[0]} ({read[0].cache}): their losses do not "
-                "compare; add --force to see them side by side all the same"
+                "compare; hint: add --force to print them side by side"
             )
 
 

@@ -9,15 +9,15 @@ from typing import Annotated
 
 import typer
 
-from segue.cli.reading import Column, Encoding, FollowLinks, Root, Source, reading_of
+from segue.cli.data_options import Column, Encoding, FollowLinks, Root, Source, reading_of
 from segue.conditioners import load_token_counter
 from segue.conditioners.tokens import count_tokens
-from segue.data.cache import LatentCache
 from segue.data.check import check_listing, report_json, report_lines, stated_bytes
 from segue.data.clip import Clip
-from segue.data.demo import render_demo_set
+from segue.data.demo_set import render_demo_set
 from segue.data.fix import write_clean_list
 from segue.data.manifest import read_listing
+from segue.data.open_cache import open_cache
 from segue.data.packing import pack_cache
 from segue.data.splits import held_out_first
 from segue.memory import format_bytes
@@ -25,12 +25,14 @@ from segue.types import UserError, printable
 
 
 def render_demo(
-    out: Annotated[Path, typer.Argument(help="New or empty folder for the set.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the set, new or empty.")],
     clips: Annotated[int, typer.Option(help="Number of clips.")] = 6000,
-    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
-    sample_rate_hz: Annotated[int, typer.Option(help="Sample rate of the clips.")] = 16000,
-    seconds: Annotated[float, typer.Option(help="Length of a clip.")] = 2.048,
-    processes: Annotated[int, typer.Option(help="Processes that render; the result does not depend on it.")] = 2,
+    seed: Annotated[int, typer.Option(help="Seed of the notes; the same seed gives the same bytes.")] = 0,
+    sample_rate_hz: Annotated[int, typer.Option(help="Sample rate of the clips in Hz.")] = 16000,
+    seconds: Annotated[float, typer.Option(help="Length of a clip in seconds.")] = 2.048,
+    processes: Annotated[
+        int, typer.Option(help="Number of processes that render; the result does not depend on it.")
+    ] = 2,
 ) -> None:
     """Render the captioned demo set from a General-MIDI sound font: FLAC files and manifest.jsonl."""
     manifest = render_demo_set(
@@ -44,31 +46,35 @@ def check(
     captions: Annotated[
         str,
         typer.Option(
-            help="'manifest': captions come with the data; 'filename': made from file names; 'none': no need."
+            help="Source of the captions: 'manifest' (they come with the data), 'filename' (made from file "
+            "names), 'none'."
         ),
     ] = "manifest",
     root: Root = None,
     follow_links: FollowLinks = False,
     column: Column = None,
     encoding: Encoding = None,
-    text: Annotated[str, typer.Option(help="Text encoder whose tokens are counted; none: no counting.")] = "minilm",
+    text: Annotated[
+        str, typer.Option(help="Text encoder whose tokens are counted; none: they are not counted.")
+    ] = "minilm",
     max_tokens: Annotated[
-        int | None, typer.Option(help="Where captions are cut; default: the encoder's positions.")
+        int | None, typer.Option(help="Number of tokens at which captions are cut; default: the encoder's limit.")
     ] = None,
     fix: Annotated[
-        Path | None, typer.Option(help="Write a .jsonl list of what can be used, with splits; exit 0 then.")
+        Path | None,
+        typer.Option(help="File to write: a .jsonl list of what can be used, with splits; the exit code is then 0."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-    workers: Annotated[int, typer.Option(help="Threads that decode.")] = 4,
+    workers: Annotated[int, typer.Option(help="Number of threads that decode.")] = 4,
 ) -> int:
-    """Decode every file; print counts, hours, rates, and each file that cannot be used. Exit 2 where there is one."""
+    """Decode every file; print counts, hours, rates, and each file that cannot be used. Exit code 2 if there is one."""
     listing = read_listing(source, reading_of(captions, root, follow_links, column, encoding))
     print(f"peak memory about {format_bytes(stated_bytes(len(listing.clips), workers))}", file=sys.stderr)
     report, usable = check_listing(listing, workers)
     tokens, notes = _tokens(text, listing.clips, max_tokens)
     if as_json:
-        said = report_json(report)
-        print(json.dumps(said | {"notes": said["notes"] + notes, "tokens": tokens}, indent=1, ensure_ascii=True))
+        printed = report_json(report)
+        print(json.dumps(printed | {"notes": printed["notes"] + notes, "tokens": tokens}, indent=1, ensure_ascii=True))
     else:
         lines = report_lines(report) + [f"note: {note}" for note in notes]
         print("\n".join(printable(line) for line in lines))
@@ -84,7 +90,7 @@ def check(
 
 
 def _tokens(text: str, clips: list[Clip], max_tokens: int | None) -> tuple[dict | None, list[str]]:
-    """What a text encoder makes of the captions, for the report, and in words; None and why where it cannot be told."""
+    """Tokens of the captions for the report, and notes on them; None and the reason where they cannot be counted."""
     captions = list(dict.fromkeys(caption for clip in clips for caption in clip.captions))
     if text == "none" or not captions:
         return None, []
@@ -99,11 +105,11 @@ def _tokens(text: str, clips: list[Clip], max_tokens: int | None) -> tuple[dict 
 
 
 def pack(
-    cache: Annotated[Path, typer.Argument(help="A finished latent cache of `segue encode`.")],
-    out: Annotated[Path, typer.Option(help="Folder of the shards; a killed packing goes on there.")],
-    rows_per_shard: Annotated[int, typer.Option(help="Rows of a shard.")] = 512,
-    window: Annotated[int, typer.Option(help="Shards that training shuffles together.")] = 8,
+    cache: Annotated[Path, typer.Argument(help="Finished latent cache of `segue encode`.")],
+    out: Annotated[Path, typer.Option(help="Folder of the shards. The same command continues it after a kill.")],
+    rows_per_shard: Annotated[int, typer.Option(help="Number of rows in a shard.")] = 512,
+    window: Annotated[int, typer.Option(help="Number of shards that training shuffles together.")] = 8,
 ) -> None:
     """Pack a latent cache into WebDataset tar shards, which `segue train --data OUT` streams."""
-    packed = pack_cache(LatentCache.open(cache), out, rows_per_shard=rows_per_shard, window=window)
+    packed = pack_cache(open_cache(cache), out, rows_per_shard=rows_per_shard, window=window)
     print(f"{out}: {len(packed):,} rows in {len(list(out.glob('*.tar'))):,} shards; train with --data {out}")

@@ -18,7 +18,7 @@ from segue.cli.demo_training import Variant, train_variants
 from segue.codecs import default_codec, load_codec
 from segue.conditioners import load_conditioner
 from segue.data.cache import LatentCache
-from segue.data.demo import render_demo_set
+from segue.data.demo_set import render_demo_set
 from segue.data.encoding import build_cache
 from segue.data.manifest import load_manifest
 from segue.files import write_text
@@ -79,28 +79,31 @@ KINDS = {
 
 
 def demo(
-    task: Annotated[str, typer.Option(help="generation (of sound from text) or super-resolution (8 to 16 kHz).")]
+    task: Annotated[str, typer.Option(help="Task: generation (sound from text) or super-resolution (8 to 16 kHz).")]
     = "generation",
     out: Annotated[
-        Path | None, typer.Option(help="Folder of data, cache, runs, page; runs/demo or runs/demo-super-resolution.")
+        Path | None, typer.Option(help="Folder of data, cache, runs and page; default: runs/demo, or "
+                                       "runs/demo-super-resolution.")
     ] = None,
     minutes: Annotated[
-        float, typer.Option(help="Time for everything on this machine; training gets what is left of it.")
+        float, typer.Option(help="Time in minutes for everything; training gets what the other steps leave.")
     ] = 12.0,
-    clips: Annotated[int | None, typer.Option(help="Clips of the rendered set; 6000, or 2000 to widen.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of both variants.")] = 0,
+    clips: Annotated[int | None, typer.Option(help="Number of clips to render; default: 6000, or 2000 for "
+                                                   "super-resolution.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of both runs.")] = 0,
     codec: Annotated[
-        str | None, typer.Option(help="Codec to train on; default: the shipped one, or gain-shape to widen.")
+        str | None, typer.Option(help="Codec to train on; default: the shipped one, or gain-shape for "
+                                      "super-resolution.")
     ] = None,
     measured: Annotated[
         int | None,
         typer.Option(
             "--measured", "--judged",
-            help="Notes to classify (192), or to measure super-resolution on (32), of each variant.",
+            help="Number of notes to measure each run on; default: 192, or 32 for super-resolution.",
         ),
     ] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Forget the runs of an earlier demo in this folder; data stays.")
+        bool, typer.Option("--fresh", help="Delete the runs of an earlier demo in this folder; data and cache stay.")
     ] = False,
 ) -> int:  # fmt: skip
     """Render data, train two recipes, measure what they make, and write OUT/report.html and OUT/summary.json."""
@@ -120,7 +123,8 @@ def demo(
     everything = load_manifest(manifest)
 
     say("2/5 encoding latents, captions and the teacher's features")
-    text, teacher = load_conditioner("minilm"), load_teacher("compact")
+    text = load_conditioner("minilm")
+    teacher = load_teacher("compact")
     cache = build_cache(everything, chosen_codec, text, teacher, out=out / "cache", seconds=kind.seconds)
 
     say("3/5 fitting the budget to this machine")
@@ -135,7 +139,7 @@ def demo(
     say(f"4/5 training {' and '.join(kind.recipes)}: {plan.examples:,} examples each")
     results = train_variants(variants)
     if results is None:
-        say(f"stopped and saved; the same command goes on: {command()}")
+        say(f"stopped and saved; the same command continues: {command()}")
         return 130
 
     say("5/5 generating, measuring, writing the page")
@@ -152,24 +156,27 @@ def _plan(out: Path, cache: LatentCache, kind: Kind, minutes_left: float, wanted
     if fresh:
         path.unlink(missing_ok=True)
         shutil.rmtree(_runs(out), ignore_errors=True)
+    # A folder keeps its plan, so that a second call continues with the same length.
     if path.exists():
         stored = {"task": "generation"} | json.loads(path.read_text())
         stored = {"measured" if key == "judged" else key: value for key, value in stored.items()}  # its earlier name
         changed = [f"{k} was {stored.get(k)}, is {v}" for k, v in wanted.items() if stored.get(k) != v]
         if changed:
             raise UserError(
-                f"{out} holds a demo of other settings ({'; '.join(changed)}); choose another --out, or add --fresh"
+                f"{out} holds a demo of other settings ({'; '.join(changed)}); hint: use another --out, or --fresh"
             )
         return Plan(**stored)
+    # Time a few steps here, and leave room for the measurement and the page.
     config = kind.config(kind.recipes[0])
     runs = slots_here(2)
     with threads_of(runs):
         rate = measure_rate(config, cache) * (PARALLEL_RATE * runs if runs > 1 else 1)
     beside = kind.report_cost(wanted["measured"]) + config.train.validation_clips * 5 * 11 / 3
     batch = config.train.batch_size
+    # Both runs share the time that is left; the one with the method takes STAGE_COST more.
     examples = int(((minutes_left * 60 - REPORT_SEC) * rate / (2 + 2 * STAGE_COST) - beside) // batch) * batch
     if examples < 20 * batch:
-        say(f"the time left is short for {rate:.0f} examples/s; training 20 steps all the same")
+        say(f"the time left is too short at {rate:.0f} examples/s; training 20 steps nevertheless")
         examples = 20 * batch
     plan = Plan(examples=examples, **wanted)
     write_text(path, json.dumps(asdict(plan), indent=1))

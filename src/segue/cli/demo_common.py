@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
 import time
@@ -16,26 +15,25 @@ from torch import Tensor
 
 from segue._version import __version__
 from segue.audio.read import read_wave
-from segue.audio.write import write_wav
 from segue.codecs.base import Codec
 from segue.data.cache import LatentCache
 from segue.data.clip import Clip
 from segue.data.vocabulary import held_out_pairs
 from segue.evaluation.notes import note_order, spread
-from segue.files import write_text
 from segue.models.presets import parameters_of
 from segue.provenance import command, commit, machine
 from segue.training.build import dit_config
 from segue.training.config import RunConfig
 from segue.training.journal import TrainResult
 from segue.training.log import read_log
+from segue.workflows.run_samples import Sample, write_samples
 
 SECONDS = 2.048  # of a rendered clip
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a demo folder was made for; a second call with the same plan goes on, another plan is refused."""
+    """What a demo folder was made for; a second call with the same plan continues it, another plan is refused."""
 
     clips: int
     minutes: float
@@ -137,12 +135,10 @@ def wave_of(clip: Clip, sample_rate_hz: int) -> Tensor:
     return torch.from_numpy(np.pad(wave[:samples], (0, max(0, samples - len(wave)))))
 
 
-def write_samples(run_dir: Path, prompts: Sequence[Clip], waves: Tensor, sample_rate_hz: int) -> None:
-    """What a variant made, as files beside its checkpoints."""
-    folder = run_dir / "samples"
-    folder.mkdir(exist_ok=True)
-    listed = []
-    for index, (clip, wave) in enumerate(zip(prompts, waves)):
-        write_wav(folder / f"{index:03d}.wav", wave, sample_rate_hz, clip.captions[0], f"{run_dir} seed 0")
-        listed.append({"file": f"{index:03d}.wav", "prompt": clip.captions[0], "held_out": clip.split == "test"})
-    write_text(folder / "samples.json", json.dumps(listed, indent=1))
+def keep_sounds(run_dir: Path, prompts: Sequence[Clip], waves: Tensor, sample_rate_hz: int) -> None:
+    """Write what a variant made of these prompts into samples/ of its run, beside its checkpoints."""
+    samples = [
+        Sample(f"{index:03d}.wav", wave, clip.captions[0], clip.split == "test")
+        for index, (clip, wave) in enumerate(zip(prompts, waves))
+    ]
+    write_samples(run_dir, samples, sample_rate_hz, f"{run_dir} seed 0")

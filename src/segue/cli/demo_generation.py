@@ -8,7 +8,7 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from segue.cli.demo_common import Trained, page_prompts, say, spread_notes, training_figures, wave_of, write_samples
+from segue.cli.demo_common import Trained, keep_sounds, page_prompts, say, spread_notes, training_figures, wave_of
 from segue.data.clip import Clip
 from segue.evaluation.note_classifier import NoteClassifier
 from segue.evaluation.notes import NoteLabel, describe, measure_notes
@@ -30,7 +30,8 @@ def write_report(demo: Trained) -> list[str]:
     classifier = NoteClassifier.load()
     asked = measured_notes(demo.everything, demo.plan.measured)
     labels = [NoteLabel(c.fields["family"], c.fields["pitch"], c.split == "test") for c in asked]
-    codec, rate = demo.codec, demo.codec.sample_rate_hz
+    codec = demo.codec
+    rate = demo.codec.sample_rate_hz
     real = torch.stack([wave_of(c, rate) for c in asked])
     # Other clips of the same kind, so that real notes have a Frechet distance of their own to compare with.
     others = [c for c in demo.everything if c.fields["kind"] == "note" and c.id not in {a.id for a in asked}]
@@ -56,7 +57,7 @@ def write_report(demo: Trained) -> list[str]:
         pages[name] = VariantPage(
             result.run_dir, [_prompt_clip(classifier, c, w, rate) for c, w in zip(prompts, waves)]
         )
-        write_samples(result.run_dir, prompts, waves, rate)
+        keep_sounds(result.run_dir, prompts, waves, rate)
 
     summary = demo.summary(
         asdict(sampling),

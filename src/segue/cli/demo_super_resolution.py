@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from segue.cli.demo_common import Trained, page_prompts, say, spread_notes, training_figures, wave_of, write_samples
-from segue.cli.super_resolution import PRESET, by_model, rows_of
+from segue.cli.demo_common import Trained, keep_sounds, page_prompts, say, spread_notes, training_figures, wave_of
 from segue.pipeline import SHIPPED_SUPER_RESOLUTION, SuperResolver
 from segue.report import PromptClip, VariantPage, write_demo_report, write_summary
 from segue.tasks.degradation import degrade
 from segue.training.log import read_log
 from segue.types import UserError
+from segue.workflows.measure_super_resolution import PRESET, by_model, rows_of
 
 SHIPPED = "shipped model"
 # What the page plays is chosen of: kind -> how many clips of trained and of held-out pairs.
@@ -30,7 +30,8 @@ def write_report(demo: Trained) -> list[str]:
     Raises:
         UserError: fewer than two clips of held-out pairs that sound.
     """
-    rate_hz, filter_ = demo.codec.sample_rate_hz, demo.config.degradation.held_out
+    rate_hz = demo.codec.sample_rate_hz
+    filter_ = demo.config.degradation.held_out
     models = {name: SuperResolver.load(result.run_dir) for name, result in demo.results.items()}
     if SHIPPED_SUPER_RESOLUTION.is_file():
         shipped = SuperResolver.load(None)
@@ -40,7 +41,7 @@ def write_report(demo: Trained) -> list[str]:
     waves = [wave_of(clip, rate_hz) for clip in spread_notes(unseen, demo.plan.measured)]
     waves = [wave for wave in waves if bool(wave.any())]
     if len(waves) < 2:
-        raise UserError(f"--clips {demo.plan.clips}: too few notes of held-out pairs to measure; give more")
+        raise UserError(f"--clips {demo.plan.clips}: too few notes of held-out pairs to measure; hint: give more")
     ways = {name: by_model(model, filter_.cutoff_hz, model.steps) for name, model in models.items()}
     rows = rows_of(ways, demo.codec, waves, filter_.cutoff_hz)
 
@@ -49,7 +50,9 @@ def write_report(demo: Trained) -> list[str]:
     true = torch.stack([wave_of(c, rate_hz) for c in prompts])
     low = degrade(true, rate_hz, [filter_] * len(prompts))
     chosen = (true - low).square().sum(1).argsort(descending=True)[:PLAYED].sort().values
-    prompts, true, low = [prompts[i] for i in chosen], true[chosen], low[chosen]
+    prompts = [prompts[i] for i in chosen]
+    true = true[chosen]
+    low = low[chosen]
 
     def clips(waves: Tensor) -> list[PromptClip]:
         return [PromptClip(c.captions[0], c.split == "test", w.numpy(), rate_hz, "") for c, w in zip(prompts, waves)]
@@ -57,7 +60,7 @@ def write_report(demo: Trained) -> list[str]:
     made = {name: _widened(model, low, filter_.cutoff_hz) for name, model in models.items()}
     columns = {"before": clips(low), **{name: clips(w) for name, w in made.items()}, "original": clips(true)}
     for name, result in demo.results.items():
-        write_samples(result.run_dir, prompts, made[name], rate_hz)
+        keep_sounds(result.run_dir, prompts, made[name], rate_hz)
     test = {"protocol": "nuwave2", "cutoff_hz": filter_.cutoff_hz, "lsd": PRESET, "clips": len(waves)}
     summary = demo.summary(
         {"steps": SuperResolver.steps, "solver": "euler"},

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from segue.cli.train import continue_training
 from segue.files import write_text
 from segue.training.checkpoint import latest_checkpoint
 from segue.training.config import RunConfig, from_json, to_json
@@ -24,6 +23,7 @@ from segue.training.parallel_runs import (
     threads_each,
 )
 from segue.types import UserError
+from segue.workflows.train_run import continue_training
 
 WORKER = (sys.executable, "-m", "segue.cli.demo_training")
 VARIANT = "variant.json"
@@ -44,7 +44,7 @@ class Variant:
 
 
 def train_variants(variants: Sequence[Variant]) -> dict[str, TrainResult] | None:
-    """Train the variants, go on with them, or take them as they stand when they are finished.
+    """Train the variants, continue them, or take them as they stand when they are finished.
 
     Returns:
         recipe -> how its run ended; None where somebody asked to stop. What was done is saved.

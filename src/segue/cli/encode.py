@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from segue.cli.options import device_of
-from segue.cli.reading import (
+from segue.cli.data_options import (
     Captions,
     Column,
     Encoding,
@@ -17,17 +16,18 @@ from segue.cli.reading import (
     Root,
     Source,
     leave_out_rows,
+    print_notes,
     reading_of,
-    say_notes,
 )
+from segue.cli.options import device_of
 from segue.codecs import Codec, default_codec, load_codec
 from segue.conditioners import load_conditioner
 from segue.conditioners.base import TextConditioner
 from segue.conditioners.tokens import DEFAULT_TOKENS, fit_tokens
+from segue.data.cache_layout import earlier_tokens
 from segue.data.clip import Clip
 from segue.data.encoding import build_cache
 from segue.data.manifest import read_listing
-from segue.data.plan import earlier_tokens
 from segue.ssl import Teacher, load_teacher
 from segue.types import UserError
 
@@ -35,36 +35,48 @@ from segue.types import UserError
 def encode(
     source: Source,
     out: Annotated[
-        Path, typer.Option(help="Folder of the cache; a killed run goes on there, and so does one with more files.")
+        Path, typer.Option(help="Folder of the cache. The same command continues it after a kill, or with more files.")
     ],
     codec: Annotated[
         str | None,
-        typer.Option(help="Default: the shipped autoencoder. Or spectral, a trained one's folder, or a hub name."),
+        typer.Option(help="Codec: spectral, folder of a trained one, or hub name; default: the shipped autoencoder."),
     ] = None,
-    sample_rate_hz: Annotated[int | None, typer.Option(help="Rate of the codec; default: its own.")] = None,
-    seconds: Annotated[float, typer.Option(help="Length of a row; longer files are cut, shorter ones padded.")] = 2.048,
-    text: Annotated[str, typer.Option(help="A text encoder's name or local path.")] = "minilm",
+    sample_rate_hz: Annotated[
+        int | None, typer.Option(help="Sample rate of the codec in Hz; default: its own.")
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(help="Length of a row in seconds; longer files are cut, shorter ones padded.")
+    ] = 2.048,
+    text: Annotated[str, typer.Option(help="Text encoder: a name or a local path.")] = "minilm",
     teacher: Annotated[
         str,
         typer.Option(
-            help="Whose features are cached beside the latents: compact (shipped), a trained one's folder, a hub name "
-            "(WavLM, MERT...), or none: recipes such as static-uniform need none."
+            help="Teacher, a frozen audio encoder whose features are cached: compact (shipped), folder of a "
+            "trained one, "
+            "hub name (WavLM, MERT...), or none, which is enough for recipes such as static-uniform."
         ),
     ] = "compact",
-    teacher_layer: Annotated[int | None, typer.Option(help="Which hidden layer; default: the middle one.")] = None,
+    teacher_layer: Annotated[
+        int | None, typer.Option(help="Hidden layer of the teacher; default: the middle one.")
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that comes with the teacher; MERT needs it.")
     ] = False,
     max_tokens: Annotated[
         int | None,
-        typer.Option(help="Cut captions here; default: what the longest needs, up to the encoder's positions."),
+        typer.Option(
+            help="Number of tokens at which captions are cut; default: what the longest needs, up to the "
+            "encoder's limit."
+        ),
     ] = None,
     captions: Captions = "manifest",
     root: Root = None,
     follow_links: FollowLinks = False,
     column: Column = None,
     encoding: Encoding = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable files out, and list them.")] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out files that cannot be used, and list them.")
+    ] = False,
     variants: Annotated[
         int,
         typer.Option(
@@ -72,27 +84,29 @@ def encode(
             "(long files: cut elsewhere). For small sets."
         ),
     ] = 1,
-    dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
-    batch_size: Annotated[int, typer.Option(help="Clips encoded together.")] = 32,
-    workers: Annotated[int, typer.Option(help="Threads that decode.")] = 2,
-    device: Annotated[str, typer.Option(help="Where codec and teacher run: cpu, cuda or mps.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="Number format of the cache: float16 or float32.")] = "float16",
+    batch_size: Annotated[int, typer.Option(help="Number of clips that are encoded together.")] = 32,
+    workers: Annotated[int, typer.Option(help="Number of threads that decode.")] = 2,
+    device: Annotated[str, typer.Option(help="Device that computes: cpu, cuda, cuda:1, mps or auto.")] = "cpu",
 ) -> None:
-    """Encode latents, captions and a teacher's features once, into OUT: what `segue train` reads."""
+    """Encode sounds, captions and the features of a teacher once, into the cache that `segue train` reads."""
     if teacher == "none" and teacher_layer is not None:
         raise UserError("--teacher-layer needs a --teacher")
     device = device_of(device)
+    # What there is to encode.
     listing = read_listing(source, reading_of(captions, root, follow_links, column, encoding))
-    say_notes(source, listing.notes)
+    print_notes(source, listing.notes)
     leave_out_rows(source, listing, skip_bad)
-    voice = load_codec(codec or default_codec(), sample_rate_hz)
-    ears = None if teacher == "none" else load_teacher(teacher, teacher_layer, trust_remote_code).to(device)
-    _describe(voice, ears)
+    # What encodes it.
+    encoder = load_codec(codec or default_codec(), sample_rate_hz)
+    frozen = None if teacher == "none" else load_teacher(teacher, teacher_layer, trust_remote_code).to(device)
+    _describe(encoder, frozen)
     conditioner = _fitting(load_conditioner(text), listing.clips, max_tokens, out)
     cache = build_cache(
         listing.clips,
-        voice,
+        encoder,
         conditioner,
-        ears,
+        frozen,
         out=out,
         seconds=seconds,
         dtype=dtype,
@@ -117,13 +131,13 @@ def _fitting(conditioner: TextConditioner, clips: list[Clip], max_tokens: int | 
 
 
 def _describe(codec: Codec, teacher: Teacher | None) -> None:
-    """Say on stderr how codec and teacher take sound in, and what of it the teacher cannot hear."""
+    """Print how codec and teacher take sound in, and the band that the teacher carries nothing of, on stderr."""
     for part, what in ((codec, "codec"), (teacher, "teacher")):
         if part is not None and hasattr(part, "describe"):
             print(f"{what}: {part.describe()}", file=sys.stderr)
     if teacher is not None and teacher.sample_rate_hz < codec.sample_rate_hz:
         print(
-            f"note: the teacher hears up to {teacher.sample_rate_hz // 2:,} Hz, the codec carries up to "
-            f"{codec.sample_rate_hz // 2:,} Hz; what lies above, the teacher cannot guide",
+            f"note: the teacher carries nothing above {teacher.sample_rate_hz // 2:,} Hz, the codec nothing above "
+            f"{codec.sample_rate_hz // 2:,} Hz; alignment cannot act on the band between them",
             file=sys.stderr,
         )

@@ -14,17 +14,19 @@ from rich.table import Table
 
 from segue.evaluation.folders.generation import measure_generation
 from segue.evaluation.folders.pairs import measure_files, measure_super_resolution
-from segue.evaluation.folders.sets import Findings
+from segue.evaluation.folders.sound_sets import Findings
 from segue.files import write_bytes, write_text
 from segue.provenance import command, commit, machine
-from segue.report.evaluate import worst_and_best_png
+from segue.report.worst_and_best import worst_and_best_png
 
 Out = Annotated[Path, typer.Option(help="Folder for evaluation.json, files.csv, worst-and-best.png and the cache.")]
-Seed = Annotated[int, typer.Option(help="Seed of the bootstrap and of FAD-infinity's subsets.")]
-Draws = Annotated[int, typer.Option(help="Bootstrap draws; Frechet takes at most 100, FAD-infinity 50.", min=20)]
-Visqol = Annotated[bool, typer.Option("--visqol", help="Measure ViSQOL's MOS, too (needs visqol-python; slow).")]
+Seed = Annotated[int, typer.Option(help="Seed of the bootstrap and of the subsets of FAD-infinity.")]
+Draws = Annotated[
+    int, typer.Option(help="Number of bootstrap draws; Frechet distance takes at most 100, FAD-infinity 50.", min=20)
+]
+Visqol = Annotated[bool, typer.Option("--visqol", help="Measure the MOS of ViSQOL, too (needs visqol-python; slow).")]
 SkipBad = Annotated[
-    bool, typer.Option("--skip-bad", help="Leave out sounds that cannot be used, of pairs both, and list them.")
+    bool, typer.Option("--skip-bad", help="Leave out sounds that cannot be used (both of a pair), and list them.")
 ]
 Trim = Annotated[bool, typer.Option("--trim", help="Cut pairs of different lengths to the shorter one.")]
 
@@ -34,32 +36,37 @@ def generation(
     ref: Annotated[Path, typer.Argument(metavar="REF", help="Folder or manifest of real sounds.")],
     captions: Annotated[
         str | None,
-        typer.Option(help="What GEN was asked for: a manifest or folder with .txt files, by id; or 'title', as "
-                     "`segue generate` wrote it into its files."),
+        typer.Option(help="Prompts of GEN: a manifest, or a folder with .txt files, by id; or 'title', as "
+                          "`segue generate` "
+                     "writes it into its files."),
     ] = None,
     embedding: Annotated[
         str,
-        typer.Option(help="note-classifier, log-mel, compact, a trained teacher's folder, a hub name (WavLM, CLAP, "
-                     "AST...), or weights of your own: panns:FILE, vggish:FILE, vggish-pca:FILE."),
+        typer.Option(help="Embedding: note-classifier, log-mel, compact, folder of a trained teacher, hub name (WavLM, "
+                     "CLAP, AST...), or your own weights: panns:FILE, vggish:FILE, vggish-pca:FILE."),
     ] = "note-classifier",
     layer: Annotated[
         int | None,
-        typer.Option(help="Hidden layer of it; default: its middle. Not for note-classifier, log-mel, PANNs, VGGish."),
+        typer.Option(help="Hidden layer of the embedding; default: the middle one. Not for note-classifier, "
+                          "log-mel, PANNs, VGGish."),
     ] = None,
     crop_seconds: Annotated[
-        float | None, typer.Option(help="Seconds of a clip that it takes; default: 10. Not for note-classifier.")
+        float | None, typer.Option(help="Length in seconds of a clip that is embedded; default: 10. Not for "
+                                        "note-classifier.")
     ] = None,
     text_embedding: Annotated[
-        str | None, typer.Option(help="CLAP for --captions: a hub name (laion/clap-htsat-unfused) or local folder.")
+        str | None, typer.Option(help="CLAP model for --captions: a hub name (laion/clap-htsat-unfused) or a "
+                                      "local folder.")
     ] = None,
     run: Annotated[
-        Path | None, typer.Option(help="The run that GEN comes from: its teacher may not measure it.")
+        Path | None, typer.Option(help="Run that GEN comes from; its teacher is refused as --embedding.")
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Measure by the teacher of the run all the same; the table will say so.")
+        bool, typer.Option("--force", help="Accept the teacher of the run as --embedding; the table says so.")
     ] = False,
     unpaired: Annotated[bool, typer.Option("--unpaired", help="Ignore that some ids are in both sets.")] = False,
-    k: Annotated[int, typer.Option(help="Neighbours, for precision, recall, density and coverage.", min=1)] = 5,
+    k: Annotated[int, typer.Option(help="Number of neighbours, for precision, recall, density and "
+                                        "coverage.", min=1)] = 5,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that comes with the embedding; MERT needs it.")
     ] = False,
@@ -82,17 +89,26 @@ def generation(
 
 def super_resolution(
     est: Annotated[Path, typer.Argument(metavar="EST", help="Folder or manifest of estimates.")],
-    ref: Annotated[Path, typer.Argument(metavar="REF", help="The true sounds, of the same ids.")],
+    ref: Annotated[
+        Path, typer.Argument(metavar="REF", help="Folder or manifest of the true sounds, with the same ids.")
+    ],
     cutoff_hz: Annotated[
         float | None,
-        typer.Option(help="Where the input's band ends: splits low from high band, and shows the rows beside."),
+        typer.Option(
+            help="Frequency in Hz where the input's band ends: it splits low from high band, and adds the baselines."
+        ),
     ] = None,
     low: Annotated[
         Path | None,
-        typer.Option("--input", help="What EST was made of, for the rows; default: made from REF by --protocol."),
+        typer.Option(
+            "--input",
+            help="Folder or manifest of the inputs of EST, for the baselines; default: made from REF by --protocol.",
+        ),
     ] = None,
-    protocol: Annotated[str, typer.Option(help="nuwave2, nuwave2-poly or fft: how REF loses its top.")] = "nuwave2",
-    codec: Annotated[str, typer.Option(help="Codec of the round trip's row: a name or folder.")] = "spectral",
+    protocol: Annotated[
+        str, typer.Option(help="Protocol by which REF loses its high band: nuwave2, nuwave2-poly or fft.")
+    ] = "nuwave2",
+    codec: Annotated[str, typer.Option(help="Codec of the round-trip baseline: a name or a folder.")] = "spectral",
     visqol: Visqol = False,
     trim: Trim = False,
     skip_bad: SkipBad = False,
@@ -100,9 +116,9 @@ def super_resolution(
     seed: Seed = 0,
     out: Out = Path("evaluation"),
 ) -> None:
-    """Pairs by id: LSD by every published preset, in full, low and high band, loudness-matched too; SI-SDR and more.
+    """Compare pairs by id: LSD by every published preset (full, low, high band, loudness-matched), SI-SDR and more.
 
-    With --cutoff-hz beside each: the unprocessed input, sinc, band replication, and the reference through a codec.
+    --cutoff-hz adds the baselines: unprocessed input, sinc, band replication, and the reference through a codec.
     """
     found = measure_super_resolution(
         est, ref, cutoff_hz=cutoff_hz, low=low, protocol=protocol, codec=codec, visqol=visqol, trim=trim,
@@ -113,7 +129,10 @@ def super_resolution(
 
 def files(
     a: Annotated[Path, typer.Argument(metavar="A", help="Folder or manifest of sounds.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="The sounds that they are measured against, of the same ids.")],
+    b: Annotated[
+        Path,
+        typer.Argument(metavar="B", help="Folder or manifest of the sounds to measure against, with the same ids."),
+    ],
     visqol: Visqol = False,
     trim: Trim = False,
     skip_bad: SkipBad = False,
@@ -121,7 +140,7 @@ def files(
     seed: Seed = 0,
     out: Out = Path("evaluation"),
 ) -> None:
-    """Pairs by id, for codecs and the like: LSD, log-mel L1, multi-resolution STFT, SI-SDR and SNR of A against B."""
+    """Compare pairs by id, such as a codec's: LSD, log-mel L1, multi-resolution STFT, SI-SDR and SNR of A against B."""
     _write(measure_files(a, b, visqol=visqol, trim=trim, draws=draws, seed=seed, skip_bad=skip_bad), out)
 
 

@@ -24,12 +24,14 @@ MOST_SLUG = 60  # characters of the prompt in a file's name
 def generate(
     run: Annotated[Path, typer.Argument(help="Run folder, checkpoint folder, or model.safetensors.")],
     prompts: Annotated[
-        list[str] | None, typer.Argument(help="What to generate; several prompts make several files.")
+        list[str] | None, typer.Argument(help="Texts to generate sounds from; each makes one file.")
     ] = None,
-    prompts_file: Annotated[Path | None, typer.Option(help="A UTF-8 text file with one prompt a line.")] = None,
+    prompts_file: Annotated[Path | None, typer.Option(help="Text file in UTF-8 with one prompt a line.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the wav files.")] = Path("generated"),
-    seconds: Annotated[float | None, typer.Option(help="Length; default: that of the training clips.")] = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    seconds: Annotated[
+        float | None, typer.Option(help="Length of each sound in seconds; default: that of the training clips.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the noise; the same seed gives the same bytes.")] = 0,
     take: Annotated[
         int,
         typer.Option(
@@ -37,14 +39,16 @@ def generate(
             min=0,
         ),
     ] = 0,
-    steps: Annotated[int, typer.Option(help="Solver steps.")] = 24,
-    solver: Annotated[str, typer.Option(help="euler, heun or multistep.")] = "multistep",
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 = none.")] = Sampling.guidance_scale,
-    rescale: Annotated[float, typer.Option(help="Guidance rescaling, 0 to 1.")] = 0.0,
-    batch_size: Annotated[int, typer.Option(help="Prompts computed together.", min=1)] = 16,
+    steps: Annotated[int, typer.Option(help="Number of solver steps.")] = 24,
+    solver: Annotated[str, typer.Option(help="Solver of the sampling ODE: euler, heun or multistep.")] = "multistep",
+    guidance: Annotated[
+        float, typer.Option(help="Scale of classifier-free guidance; 1: none.")
+    ] = Sampling.guidance_scale,
+    rescale: Annotated[float, typer.Option(help="Share of guidance rescaling, 0 to 1.")] = 0.0,
+    batch_size: Annotated[int, typer.Option(help="Number of prompts that are computed together.", min=1)] = 16,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
-    weights: Annotated[str, typer.Option(help="ema (averaged) or model (as trained).")] = "ema",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "cpu",
+    weights: Annotated[str, typer.Option(help="Weights to use: ema (averaged) or model (as trained).")] = "ema",
+    device: Annotated[str, typer.Option(help="Device that computes: cpu, cuda, cuda:1, mps or auto.")] = "cpu",
 ) -> None:
     """Generate sounds from prompts.
 
@@ -129,7 +133,7 @@ def _read_prompts(path: Path) -> list[str]:
         reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
         raise UserError(f"--prompts-file {path}: {reason}; hint: name a text file with one prompt a line") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"--prompts-file {path}: not UTF-8; save it as UTF-8") from error
+        raise UserError(f"--prompts-file {path}: not UTF-8; hint: save it as UTF-8") from error
 
 
 def _slug(caption: str) -> str:

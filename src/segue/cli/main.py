@@ -11,7 +11,7 @@ from segue.cli.verbs import Group, Verb, make_command, run_command
 VERBS: dict[str, Verb | Group] = {
     "demo": Verb("segue.cli.demo:demo", "Render sounds, train two recipes on them, compare them."),
     "encode": Verb("segue.cli.encode:encode", "Encode a folder of sounds into a cache to train on."),
-    "train": Verb("segue.cli.train:train", "Train a model on a cache, or go on with a run."),
+    "train": Verb("segue.cli.train:train", "Train a model on a cache, or continue a run."),
     "generate": Verb("segue.cli.generate:generate", "Generate sounds from prompts."),
     "upsample": Verb("segue.cli.upsample:upsample", "Add the missing upper band to sound files."),
     "recipes": Verb("segue.cli.recipes:recipes", "List the recipes that `segue train` takes."),

@@ -85,3 +85,15 @@ def use_threads(threads: int) -> None:
 
     if threads:
         torch.set_num_threads(threads)
+
+
+def step_counts(steps: str) -> tuple[int, ...]:
+    """The numbers of --steps.
+
+    Raises:
+        UserError: they are no whole numbers above 0.
+    """
+    words = steps.split(",")
+    if not all(word.strip().isdecimal() and int(word) for word in words):
+        raise UserError(f"--steps {steps}: give whole numbers with commas, such as 4,50")
+    return tuple(int(word) for word in words)

@@ -31,12 +31,12 @@ def recipes(
         table = Table(
             "preset", "parameters", "width x depth", "weights + optimiser", "activations", box=None, pad_edge=False
         )
-        for name, config in PRESETS.items():
-            need = memory_need(config, batch=32, frames=64)
+        for name, size in PRESETS.items():
+            need = memory_need(size, batch=32, frames=64)
             table.add_row(
                 name,
-                f"{parameters_of(config) / 1e6:,.1f} M",
-                f"{config.width} x {config.depth}",
+                f"{parameters_of(size) / 1e6:,.1f} M",
+                f"{size.width} x {size.depth}",
                 f"{need.weights / 2**30:.2f} GiB",
                 f"{need.activations / 2**30:.2f} GiB",
             )
@@ -45,7 +45,9 @@ def recipes(
 
 def in_brief(policy: Policy) -> tuple[str, str, str]:
     """Where the regime comes from, how times are drawn, how the teacher is followed."""
-    regime, timesteps, alignment = policy.regime, policy.timesteps, policy.alignment
+    regime = policy.regime
+    timesteps = policy.timesteps
+    alignment = policy.alignment
     read = f"r = {regime.constant:g}" if regime.signal == "constant" else regime.signal
     driven = timesteps.distribution != "static" or (alignment.weight > 0 and alignment.schedule == "decay")
     times = str(policy.static_timesteps) if timesteps.distribution == "static" else timesteps.distribution

@@ -3,48 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from segue.cli.options import finite
-from segue.codecs.base import Codec
-from segue.evaluation.bootstrap import bootstrap_interval
-from segue.evaluation.folders.baseline_rows import ways_beside
-from segue.evaluation.spectral import lsd, si_sdr_db
+from segue.cli.options import finite, step_counts
 from segue.files import write_text
 from segue.pipeline import SuperResolver
-from segue.progress import track
-from segue.tasks.degradation import degrade, protocol
-from segue.training.training_audio import clips_of, read_sounds
-from segue.types import UserError
-
-PRESET = "nuwave2"
-Model = Callable[[Tensor, int], Tensor]
+from segue.workflows.measure_super_resolution import measure_super_resolution
 
 
 def measure(
-    run: Annotated[str, typer.Argument(help="Run folder or checkpoint; 'default': the shipped model.")],
-    source: Annotated[Path, typer.Argument(help="Folder of full-band sounds; their split 'test' where they have one.")],
-    cutoff_hz: Annotated[float, typer.Option(help="What the test leaves of them.")] = 4000.0,
+    run: Annotated[str, typer.Argument(help="Folder of a run, or a checkpoint; 'default': the shipped model.")],
+    source: Annotated[
+        Path, typer.Argument(help="Folder of full-band sounds; of their split 'test' where they have one.")
+    ],
+    cutoff_hz: Annotated[
+        float, typer.Option(help="Frequency in Hz above which the test takes everything away.")
+    ] = 4000.0,
     test: Annotated[str, typer.Option(help="Test protocol: nuwave2, nuwave2-poly or ssr-eval.")] = "nuwave2",
-    steps: Annotated[str, typer.Option(help="Solver steps, with commas.")] = "4,50",
-    clips: Annotated[int, typer.Option(help="Sounds at most, evenly taken.")] = 64,
-    seconds: Annotated[float, typer.Option(help="Of each sound at most, from its start.")] = 4.0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures there, too.")] = None,
+    steps: Annotated[str, typer.Option(help="Numbers of solver steps to measure, separated by commas.")] = "4,50",
+    clips: Annotated[int, typer.Option(help="Number of sounds at most, evenly spaced in the set.")] = 64,
+    seconds: Annotated[
+        float, typer.Option(help="Length in seconds that is taken of each sound, from its start.")
+    ] = 4.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File to write all figures to, as JSON.")] = None,
 ) -> None:
-    """LSD (full, low and high band) and SI-SDR of a model and of every baseline, with 95 % intervals."""
+    """Measure a model and every baseline: LSD (full, low and high band) and SI-SDR, with 95 % intervals."""
     counts = step_counts(steps)
     finite("--clips", clips, 1)
     resolver = SuperResolver.load(None if run == "default" else run)
-    figures = measured(resolver, source, cutoff_hz, test, counts, clips, seconds)
+    figures = measure_super_resolution(resolver, source, cutoff_hz, test, counts, clips, seconds)
     if json_file is not None:
         write_text(json_file, json.dumps(figures, indent=2) + "\n")
     _print(figures)
@@ -63,102 +55,3 @@ def _print(figures: dict) -> None:
     console = Console()
     console = console if console.is_terminal else Console(width=160)  # into a file or a pipe: no cut columns
     console.print(table)
-
-
-def step_counts(steps: str) -> tuple[int, ...]:
-    """The numbers of --steps.
-
-    Raises:
-        UserError: they are no whole numbers above 0.
-    """
-    words = steps.split(",")
-    if not all(word.strip().isdecimal() and int(word) for word in words):
-        raise UserError(f"--steps {steps}: give whole numbers with commas, such as 4,50")
-    return tuple(int(word) for word in words)
-
-
-def measured(
-    resolver: SuperResolver,
-    source: Path,
-    cutoff_hz: float,
-    test: str,
-    steps: tuple[int, ...],
-    clips: int,
-    seconds: float,
-) -> dict:
-    """Rows by name: mean and 95 % bootstrap interval over clips of each measure; and what they were measured on.
-
-    Raises:
-        UserError: fewer than two sounds, or a cutoff that the model's rate does not hold.
-    """
-    rate_hz = resolver.sample_rate_hz
-    waves = _waves(source, rate_hz, clips, round(seconds * rate_hz))
-    models = {f"model, {count} steps": by_model(resolver, cutoff_hz, count) for count in steps}
-    rows = rows_of(models, resolver.codec, waves, cutoff_hz, test)
-    number = len(waves) * len(protocol(test, cutoff_hz))
-    about = {"source": source.name, "test": test, "cutoff_hz": cutoff_hz, "lsd": PRESET, "clips": number}
-    return about | {"seconds_at_most": seconds, "rows": rows}
-
-
-def rows_of(
-    models: Mapping[str, Model], codec: Codec, waves: Sequence[Tensor], cutoff_hz: float, test: str = "nuwave2"
-) -> dict[str, dict]:
-    """The baselines' rows and the models', name -> measure -> mean and 95 % bootstrap interval over clips.
-
-    Args:
-        models: name -> (low [1, T], number of the clip) -> estimate [1, T].
-        codec: whose round trip is a row.
-        waves: [T] each, full-band.
-        cutoff_hz, test: what they lose.
-    """
-    rate_hz = codec.sample_rate_hz
-    pairs = [
-        (wave[None], degrade(wave[None], rate_hz, [filter_])) for filter_ in protocol(test, cutoff_hz) for wave in waves
-    ]
-    ways = {
-        name: lambda low, wave, _, make=make: make(low, wave)
-        for name, (make, _) in ways_beside(codec, cutoff_hz).items()
-    }
-    ways |= {name: lambda low, _, number, make=make: make(low, number) for name, make in models.items()}
-    values: dict[str, dict[str, list[float]]] = {}
-    for number, (wave, low) in enumerate(track(pairs, len(pairs), "measuring", "clips")):
-        for name, way in ways.items():
-            for measure_name, value in _figures(way(low, wave, number), wave, rate_hz, cutoff_hz).items():
-                values.setdefault(name, {}).setdefault(measure_name, []).append(value)
-    return {name: {m: _with_interval(v) for m, v in row.items()} for name, row in values.items()}
-
-
-def by_model(resolver: SuperResolver, cutoff_hz: float, steps: int) -> Model:
-    """What a row of `rows_of` is made by; the number of the clip is the seed."""
-
-    def way(low: Tensor, number: int) -> Tensor:
-        noise = resolver.noise(resolver.frames(low.shape[1]), number)[None]
-        return resolver.resolve(low, torch.tensor([cutoff_hz]), noise, steps=steps)
-
-    return way
-
-
-def _figures(made: Tensor, wave: Tensor, rate_hz: int, cutoff_hz: float) -> dict[str, float]:
-    bands = {
-        f"lsd {band}": float(lsd(made, wave, rate_hz, PRESET, band=band, cutoff_hz=cutoff_hz))
-        for band in ("full", "low", "high")
-    }
-    bands["lsd full, loudness matched"] = float(lsd(made, wave, rate_hz, PRESET, loudness_matched=True))
-    return bands | {"si-sdr db": min(float(si_sdr_db(made, wave)), 200.0)}  # equal signals: infinite
-
-
-def _waves(source: Path, rate_hz: int, clips: int, samples: int) -> list[Tensor]:
-    members = clips_of(source)
-    members = [clip for clip in members if clip.split == "test"] or members
-    read = read_sounds(members[:: max(1, -(-len(members) // clips))], rate_hz)
-    waves = [read.wave(index)[:samples] for index in range(len(read))]
-    waves = [wave for wave in waves if len(wave) >= 2048 and bool(wave.any())]  # LSD's window; silence has no figures
-    if len(waves) < 2:
-        raise UserError(f"{source}: fewer than 2 sounds of 2,048 samples that are not silent; name another folder")
-    return waves
-
-
-def _with_interval(values: list[float]) -> dict:
-    array = np.array(values)
-    low, high = bootstrap_interval(lambda rows: float(array[rows].mean()), len(array))
-    return {"mean": round(float(array.mean()), 4), "interval": [round(low, 4), round(high, 4)]}

@@ -8,33 +8,38 @@ from typing import Annotated
 
 import typer
 
-from segue.cli.reading import Column, Encoding, FollowLinks, Root, Source, source_of
+from segue.cli.data_options import Column, Encoding, FollowLinks, Root, Source, source_of
 
 
 def train(
     source: Source,
     out: Annotated[Path, typer.Option(help="Folder for the teacher, its training state and its log.")],
-    minutes: Annotated[float, typer.Option(help="Minutes of training, over all resumes.")] = 60.0,
+    minutes: Annotated[float, typer.Option(help="Length of training in minutes, over all resumes.")] = 60.0,
     steps: Annotated[
-        int | None, typer.Option(help="Steps instead of minutes: then a run is reproducible bit for bit.")
+        int | None,
+        typer.Option(help="Length of training in steps, instead of --minutes; such a run is reproducible bit for bit."),
     ] = None,
-    rate: Annotated[int, typer.Option(help="Sample rate in Hz; sounds are resampled to it.")] = 16000,
-    extra: Annotated[list[Path] | None, typer.Option(help="Further folder of sounds, mixed in; repeatable.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    rate: Annotated[int, typer.Option(help="Sample rate in Hz that sounds are resampled to.")] = 16000,
+    extra: Annotated[
+        list[Path] | None, typer.Option(help="Folder of further sounds that are mixed in. May be repeated.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of weights and draws.")] = 0,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves PyTorch's choice.")] = 0,
+    threads: Annotated[int, typer.Option(help="Number of CPU threads; 0 leaves the choice to PyTorch.")] = 0,
     root: Root = None,
     follow_links: FollowLinks = False,
     column: Column = None,
     encoding: Encoding = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable files out, and name them.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out files that cannot be used, and name them.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="Device that computes: cpu, cuda, cuda:1, mps or auto.")] = "auto",
 ) -> None:
-    """Train a teacher on your own sounds, without labels; the folder is then a teacher by name: --teacher DIR."""
+    """Train a teacher (a self-supervised encoder) on your own sounds; other commands take its folder: --teacher DIR."""
     from segue.cli.options import device_of, finite, use_threads
     from segue.ssl.compact import CompactConfig
     from segue.training.teacher import TeacherTrainConfig, train_teacher
-    from segue.training.teacher_figures import measure_teacher
+    from segue.training.teacher.collapse import measure_teacher
     from segue.types import UserError
 
     finite("--steps", steps, 1)
@@ -50,19 +55,21 @@ def train(
 
 
 def measure(
-    teacher: Annotated[str, typer.Argument(help="Teacher name, or the folder of a trained one.")],
+    teacher: Annotated[str, typer.Argument(help="Name of a teacher, or folder of a trained one.")],
     source: Source,
     root: Root = None,
     follow_links: FollowLinks = False,
     column: Column = None,
     encoding: Encoding = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable files out, and name them.")] = False,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves PyTorch's choice.")] = 0,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out files that cannot be used, and name them.")
+    ] = False,
+    threads: Annotated[int, typer.Option(help="Number of CPU threads; 0 leaves the choice to PyTorch.")] = 0,
 ) -> None:
-    """Collapse figures of a teacher's space on held-out sounds, as JSON."""
+    """Measure whether a teacher's features have collapsed, on held-out sounds; as JSON."""
     from segue.cli.options import use_threads
     from segue.ssl import load_teacher
-    from segue.training.teacher_figures import measure_teacher
+    from segue.training.teacher.collapse import measure_teacher
 
     use_threads(threads)
     data = source_of(source, root, follow_links, column, encoding)

@@ -20,9 +20,9 @@ from segue.cli.options import device_of, finite
 from segue.memory import peak_bytes
 from segue.progress import Meter
 from segue.types import UserError, first_line, printable
+from segue.upsampling.chunk_length import parse_memory
 from segue.upsampling.enhance import Resolver
 from segue.upsampling.io_paths import Job, find_jobs
-from segue.upsampling.memory import parse_memory
 from segue.upsampling.prepare import Settings, prepare
 from segue.upsampling.upsample import carry_out, describe
 
@@ -44,30 +44,42 @@ def upsample(
     cutoff: Annotated[
         float | None, typer.Option(help="Frequency in Hz where the inputs' band ends; default: detected in each file.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Solver steps; default: the model's.", min=1)] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of solver steps; default: the model's own.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise; the same seed gives the same bytes.")] = 0,
-    max_memory: Annotated[str | None, typer.Option(help="Memory of the whole process, such as 1.5GB.")] = None,
-    chunk_seconds: Annotated[
-        float | None, typer.Option(help="Length that is computed at once; 0: each file in one piece.")
+    max_memory: Annotated[
+        str | None, typer.Option(help="Memory that the whole process may take, such as 1.5GB; default: no limit.")
     ] = None,
-    stereo: Annotated[str, typer.Option(help="How a pair is given to the model: left-right or mid-side.")] = MODES[0],
-    container: Annotated[str | None, typer.Option("--format", help="wav or flac; default: as the input.")] = None,
-    subtype: Annotated[str | None, typer.Option(help="Sample encoding, such as PCM_24; default: as the input.")] = None,
+    chunk_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Length in seconds that is computed at once; 0: each file in one piece; default: 10, or less by "
+            "--max-memory."
+        ),
+    ] = None,
+    stereo: Annotated[
+        str, typer.Option(help="Form in which the model takes two channels: left-right or mid-side.")
+    ] = MODES[0],
+    container: Annotated[
+        str | None, typer.Option("--format", help="Format of the output: wav or flac; default: as the input.")
+    ] = None,
+    subtype: Annotated[
+        str | None, typer.Option(help="Encoding of the output's samples, such as PCM_24; default: as the input.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
-    skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave outputs that exist.")] = False,
+    skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Skip inputs whose output exists.")] = False,
     follow_links: Annotated[
         bool, typer.Option("--follow-links", help="Take files that links lead to outside of the folder, too.")
     ] = False,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Do not count files that cannot be used as failures.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Detect and report; write nothing.")] = False,
-    weights: Annotated[str, typer.Option(help="ema (averaged) or model (as trained).")] = "ema",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "cpu",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done; write nothing.")] = False,
+    weights: Annotated[str, typer.Option(help="Weights to use: ema (averaged) or model (as trained).")] = "ema",
+    device: Annotated[str, typer.Option(help="Device that computes: cpu, cuda, cuda:1, mps or auto.")] = "cpu",
 ) -> int:
-    """Add the missing upper band. Keeps loudness, length, channels and tags.
+    """Add the missing upper band to sound files. Loudness, length, channels and tags stay.
 
-    One line of JSON a file on standard output; the exit code counts the files that failed.
+    Standard output gets one line of JSON a file; the exit code is the number of files that failed.
     """
     if len(places) not in (2, 3):
         raise UserError("give IN and OUT, or RUN, IN and OUT; for example: segue upsample default old new")
@@ -75,6 +87,7 @@ def upsample(
     jobs = find_jobs(Path(source), Path(out), follow_links)
     settings = _settings(rate, cutoff, steps, seed, max_memory, chunk_seconds, stereo, container, subtype, overwrite,
                          skip_existing)  # fmt: skip
+    # The model is loaded once; settings that it cannot meet are refused before the first file.
     resolver = load_resolver(run, weights, device_of(device))
     settings = _fitted(settings, resolver)
     failures = 0
@@ -134,7 +147,8 @@ def _fitted(settings: Settings, resolver: Resolver) -> Settings:
     Raises:
         UserError: it cannot make the rate that is asked for.
     """
-    model_hz, rate_hz = resolver.sample_rate_hz, settings.rate_hz or resolver.sample_rate_hz
+    model_hz = resolver.sample_rate_hz
+    rate_hz = settings.rate_hz or resolver.sample_rate_hz
     if rate_hz > model_hz:
         raise UserError(
             f"--rate {rate_hz}: this model makes {model_hz} Hz, and more would hold nothing more; hint: --rate "
@@ -154,7 +168,7 @@ def _one(
     taken: set[Path],
     advance: Callable[[float], None],
 ) -> dict:
-    """A file's line of JSON; what is wrong with it is said on standard error, too. Adds its output to `taken`."""
+    """A file's line of JSON; what is wrong with it goes to standard error, too. Adds its output to `taken`."""
     status = "failed"
     try:
         work = prepare(job, resolver, settings, taken)

@@ -29,11 +29,11 @@ class Verb:
 
     Attributes:
         home: its function, "package.module:function".
-        words: what it does, as the list of commands says it: the first sentence of the function's docstring.
+        summary: what it does, one line in the list of commands.
     """
 
     home: str
-    words: str
+    summary: str
 
     def function(self):
         """The function, imported now."""
@@ -46,12 +46,12 @@ class Group:
     """Commands that share a first word.
 
     Attributes:
-        words: what they are for.
+        summary: what they are for.
         verbs: their second words.
-        former: what they were called, which is still accepted and no longer listed.
+        former: their earlier first word, which is accepted and not listed.
     """
 
-    words: str
+    summary: str
     verbs: Mapping[str, Verb]
     former: str = ""
 
@@ -72,7 +72,7 @@ class _Deferred(TyperCommand):
     """A verb in the list of commands, before it is imported."""
 
     def __init__(self, name: str, verb: Verb) -> None:
-        super().__init__(name, help=verb.words, rich_markup_mode=None)
+        super().__init__(name, help=verb.summary, rich_markup_mode=None)
         self.verb = verb
 
     def loaded(self):
@@ -102,16 +102,16 @@ class _Verbs(TyperGroup):
                 self.add_command(_Deferred(name, verb), name)
                 continue
             for called in filter(None, (name, verb.former)):
-                group = _Verbs(name=called, help=verb.words, rich_markup_mode=None, hidden=called != name)
+                group = _Verbs(name=called, help=verb.summary, rich_markup_mode=None, hidden=called != name)
                 group.add_verbs(verb.verbs)
                 self.add_command(group, called)
 
 
-def make_command(words: str, version: str, verbs: Mapping[str, Verb | Group]):
+def make_command(summary: str, version: str, verbs: Mapping[str, Verb | Group]):
     """A whole command line.
 
     Args:
-        words: what it is for.
+        summary: what it is for.
         version: what `--version` prints.
         verbs: name -> verb or group, in the order that the help lists them.
     """
@@ -128,7 +128,7 @@ def make_command(words: str, version: str, verbs: Mapping[str, Verb | Group]):
     ) -> None:
         pass
 
-    app = typer.Typer(cls=_Verbs, help=words, rich_markup_mode=None)
+    app = typer.Typer(cls=_Verbs, help=summary, rich_markup_mode=None)
     app.callback()(root)
     command = typer.main.get_command(app)
     assert isinstance(command, _Verbs)

@@ -52,7 +52,7 @@ class Batch:
 
 
 class LatentCache:
-    """A finished cache. Rows are read where they lie, so that a process's memory does not grow with the cache.
+    """A finished cache. Rows are read in place, so that a process's memory does not grow with the cache.
 
     Attributes:
         path: its folder; the address, where it is streamed from one.
@@ -69,8 +69,10 @@ class LatentCache:
         self.meta = meta
         self._index = index
         self._shards_folder = Path(path) / "shards"  # of an address, never looked at
-        self.channels, self.frames = meta["channels"], meta["frames"]
-        self.text_dim, self.text_tokens = meta["text_dim"], meta["text_tokens"]
+        self.channels = meta["channels"]
+        self.frames = meta["frames"]
+        self.text_dim = meta["text_dim"]
+        self.text_tokens = meta["text_tokens"]
         self._opened: dict[str, _ShardFile] = {}
         self._text_ends = list(accumulate(shard["rows"] for shard in meta["text_shards"]))
 
@@ -78,7 +80,7 @@ class LatentCache:
     def open(
         cls, path: Path | str, codec_fingerprint: dict | None = None, text_fingerprint: dict | None = None
     ) -> LatentCache:
-        """Open a finished cache, or what `segue data pack` made of one, in a folder or at an address.
+        """Open a finished cache that is not packed; `open_cache` opens either.
 
         Args:
             codec_fingerprint, text_fingerprint: where given, what the cache must have been made with.
@@ -86,15 +88,14 @@ class LatentCache:
         Raises:
             UserError: no cache, an unfinished or damaged one, another version, or other fingerprints.
         """
-        if is_address(path) or (Path(path) / "shards.json").exists():
-            from segue.data.streaming import StreamedCache  # which is one of these itself
-
-            return StreamedCache.open(path, codec_fingerprint, text_fingerprint)
+        if is_packed(path):
+            raise UserError(f"{path}: a packed cache; hint: segue.open_cache opens these, too")
         path = Path(path)
         if not (path / "meta.json").exists():
             if (path / "building.json").exists():
-                raise UserError(f"{path}: an unfinished cache; hint: run its segue encode again, it goes on")
+                raise UserError(f"{path}: an unfinished cache; hint: run its segue encode again, which continues it")
             raise UserError(f"{path}: no latent cache; hint: make one with segue encode SOURCE --out {path}")
+        # The two JSON files first: they are checked before anything follows what they say.
         meta = read_json(path / "meta.json")
         if not isinstance(meta, dict):
             raise UserError(_malformed(path, "no JSON object"))
@@ -106,6 +107,7 @@ class LatentCache:
         refuse_other_parts(path, meta, codec_fingerprint, text_fingerprint)
         index = read_index(path)
         _check_form(path, meta, index)
+        # Then the shards, by their sizes alone: reading all of them would take minutes.
         for shard in (*meta["shards"], *meta["text_shards"]):
             file = path / "shards" / shard["file"]
             if not file.exists() or file.stat().st_size != shard["bytes"]:
@@ -199,7 +201,8 @@ class LatentCache:
         """A shard whose tensors have the shapes that meta.json gives them."""
         rows = {s["file"]: s["rows"] for s in (*self.meta["shards"], *self.meta["text_shards"])}[name]
         if name.startswith("text-"):
-            tokens, mask = shard.shape("tokens"), shard.shape("mask")
+            tokens = shard.shape("tokens")
+            mask = shard.shape("mask")
             fits = len(tokens) == 3 and tokens[::2] == (rows, self.text_dim) and tokens[:2] == mask
             fits = fits and tokens[1] <= self.text_tokens
         else:
@@ -219,7 +222,8 @@ class _ShardFile:
 
     def __init__(self, path: Path) -> None:
         read_tensors(path, names=())  # safetensors' own checks of the head: sizes, offsets, overlaps
-        self._path, self._file = path, path.open("rb", buffering=0)
+        self._path = path
+        self._file = path.open("rb", buffering=0)
         size = int.from_bytes(self._file.read(8), "little")
         head = json.loads(self._file.read(size))
         self._entries = {k: v for k, v in head.items() if k != "__metadata__" and v["dtype"] in _DTYPES}
@@ -236,12 +240,18 @@ class _ShardFile:
             UserError: the file ends before it.
         """
         entry = self._entries[name]
-        dtype, shape = _DTYPES[entry["dtype"]], entry["shape"][1:]
+        dtype = _DTYPES[entry["dtype"]]
+        shape = entry["shape"][1:]
         size = dtype.itemsize * int(np.prod(shape))
         data = bytearray(_read_at(self._file, size, self._first + entry["data_offsets"][0] + row * size))
         if len(data) < size:
             raise UserError(f"{self._path}: ends too early; hint: delete it and meta.json, run segue encode again")
         return np.frombuffer(data, dtype).reshape(shape)
+
+
+def is_packed(path: Path | str) -> bool:
+    """Whether these are tar shards of `segue data pack`: an address always is one of them."""
+    return is_address(path) or (Path(path) / "shards.json").exists()
 
 
 def _read_at(file, size: int, offset: int) -> bytes:
@@ -302,7 +312,8 @@ def check_meta(meta: dict) -> None:
     for part in ("codec", "text", "teacher", "teacher_source", "teacher_frame_rate_hz", "counts", "dtype"):
         meta[part]
     counts = [meta[n] for n in ("channels", "frames", "text_dim", "text_tokens", "sample_rate_hz", "hop_samples")]
-    mean, std = torch.tensor(meta["statistics"]["mean"]), torch.tensor(meta["statistics"]["std"])
+    mean = torch.tensor(meta["statistics"]["mean"])
+    std = torch.tensor(meta["statistics"]["std"])
     sane = (
         all(type(n) is int and 0 < n < 1 << 31 for n in counts)
         and mean.shape == std.shape == (meta["channels"],)

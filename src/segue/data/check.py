@@ -123,10 +123,12 @@ def check_listing(listing: Listing, workers: int = 4) -> tuple[CheckReport, Usab
     clips = listing.clips
     inspections = inspect_clips(clips, workers)
     good = [(clip, i) for clip, i in zip(clips, inspections) if i.problem is None]
+    # What is counted over the usable clips.
     headers = [inspection.header for _, inspection in good if inspection.header is not None]
     contents = [inspection.sha256 for _, inspection in good]
     split = split_clips([clip for clip, _ in good], contents, lambda index: good[index][1].seconds)
     missing = missing_split_note(split.clips)
+    # What is counted over captions, and over files: several clips may share one.
     captions = [caption for clip in clips for caption in clip.captions]
     words = [len(caption.split()) for caption in captions]
     paths = {clip.path: inspection for clip, inspection in good}

@@ -22,7 +22,7 @@ class Clip:
 
     Attributes:
         id: unique in its set; by default the path inside the set without suffix.
-        path: the sound file; inside a tar or a table, the member that stands in for it (data/tars.py, data/sets.py).
+        path: the sound file; inside a tar or a table, the member that stands in for it (tars.py, hf_datasets.py).
         captions: what it sounds like, one wording each; empty where captions are not asked for.
         split: "train", "valid" or "test"; "" where the list names none and none has been assigned yet (data/splits.py).
         fields: whatever else the manifest says of it.

@@ -132,11 +132,13 @@ def _roles_of(names: tuple[str, ...], chosen: tuple[tuple[str, str], ...]) -> Ro
     def first_of(role: str, habits: Iterable[str]) -> str | None:
         return next(iter(all_of(role, habits)), None)
 
+    # Columns that were named must exist.
     for role, asked in wanted.items():
         lacking = [name for name in asked if plain(name) not in by_plain]
         if lacking:
             found = ", ".join(names)[:200] or "none"
             raise UserError(f"no column {lacking[0]!r}, which --column {role}= names (columns: {found})")
+    # The others by their usual names; "offset" is a start or an end, whichever its neighbours leave.
     path = first_of("path", _PATH)
     start = first_of("start", _START)
     ends = [*_END, "offset"] if start is not None and plain(start) == "onset" else _END

@@ -49,6 +49,6 @@ def rows_digest(rows: Iterable[dict]) -> str:
     """A hash of what a cache holds, whatever its shards: ids, contents, stretches, splits and captions, in order."""
     digest = sha256()
     for row in rows:
-        said = [row["id"], row["sha256"], row["start_sec"], row["length_sec"], row["split"], row["captions"]]
-        digest.update(json.dumps([*said, row.get("variant")], sort_keys=True).encode() + b"\n")
+        described = [row["id"], row["sha256"], row["start_sec"], row["length_sec"], row["split"], row["captions"]]
+        digest.update(json.dumps([*described, row.get("variant")], sort_keys=True).encode() + b"\n")
     return digest.hexdigest()[:32]

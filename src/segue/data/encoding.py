@@ -2,8 +2,8 @@
 
 A folder of safetensors shards, each named by a hash of the contents, codec and settings that it was made from, with
 index.jsonl (one row a segment) and meta.json, which is written last. A killed build is continued: shards appear whole
-or not at all, and those that exist are kept. `data/plan.py` says what goes where, `data/finish.py` writes what comes
-last, `data/cache.py` reads it.
+or not at all, and those that exist are kept. `data/cache_layout.py` says what goes where, `data/cache_completion.py`
+writes what comes last, `data/cache.py` reads it.
 """
 
 from __future__ import annotations
@@ -32,10 +32,8 @@ from segue.codecs.base import Codec
 from segue.conditioners.base import TextConditioner
 from segue.conditioners.tokens import count_tokens
 from segue.data.cache import LatentCache, read_index, read_json
-from segue.data.check import Inspection, inspect_clips
-from segue.data.clip import Clip
-from segue.data.finish import finish_cache
-from segue.data.plan import (
+from segue.data.cache_completion import finish_cache
+from segue.data.cache_layout import (
     DTYPES,
     Parts,
     Segment,
@@ -50,6 +48,8 @@ from segue.data.plan import (
     segments_of,
     shards_of,
 )
+from segue.data.check import Inspection, inspect_clips
+from segue.data.clip import Clip
 from segue.data.round_trip import check_round_trip
 from segue.data.splits import missing_split_note, split_clips
 from segue.files import make_folder, write_bytes
@@ -71,8 +71,11 @@ class _Unread(UserError):
     """
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}; it was fine at first; hint: replace it, or --skip-bad to go on without it")
-        self.path, self.reason = path, reason
+        super().__init__(
+            f"{path}: {reason}; it could be read at first; hint: replace it, or --skip-bad to leave it out"
+        )
+        self.path = path
+        self.reason = reason
 
 
 def build_cache(
@@ -90,7 +93,7 @@ def build_cache(
     workers: int = 2,
     device: str = "cpu",
 ) -> LatentCache:
-    """Encode a data set into `out`, or go on where a killed build stopped; a finished one is opened at once.
+    """Encode a data set into `out`, or continue where a killed build stopped; a finished one is opened at once.
 
     A finished one of the same settings that was made from fewer files, or with other captions, is brought up to date:
     shards whose rows stay are kept, and the result is, bit for bit, that of encoding anew. Clips without a split get
@@ -150,10 +153,12 @@ def _build(
         raise UserError(f"no usable sound among {len(clips)} files; hint: see segue data check")
     captions = list(dict.fromkeys(caption for s in segments for caption in s.clip.captions))
 
+    # The layout of the cache: which rows and captions stand in which shard, by hashes of what they depend on.
     of_sound = {name: value for name, value in settings.items() if name != "text"}
     latent_shards = shards_of(segments, ROWS_PER_SHARD, of_sound, lambda s: s.key, "latents")
     text_shards = shards_of(captions, CAPTIONS_PER_SHARD, [settings["text"], parts.dtype], lambda c: c, "text")
     index = index_of(latent_shards, captions)
+    # A finished cache of the same set is opened as it is.
     if (out / "meta.json").exists():
         found = read_index(out)
         if is_same_set(found, index) and read_json(out / "meta.json")["text"] == settings["text"]:
@@ -162,6 +167,7 @@ def _build(
 
     make_folder(out / "shards")
     write_bytes(out / "building.json", json.dumps(settings).encode())
+    # Encode what is not there yet.
     missing = [shard for shard in latent_shards if not _is_whole(out, shard)]
     missing_text = [shard for shard in text_shards if not _is_whole(out, shard)]
     _announce(out, parts, latent_shards, missing, captions)
@@ -174,7 +180,7 @@ def _build(
 
 
 def _split(clips: Sequence[Clip], inspections: Sequence[Inspection]) -> list[tuple[Clip, Inspection]]:
-    """The clips that can be used, each with its split; what is to be known of these is said."""
+    """The clips that can be used, each with its split; notes on them are printed."""
     usable = [(clip, inspection) for clip, inspection in zip(clips, inspections) if inspection.problem is None]
     split = split_clips(
         [clip for clip, _ in usable],
@@ -193,7 +199,7 @@ def _announce_changes(out: Path, found: list[dict], index: list[dict]) -> None:
         changed = changes(found, index)
     except UserError as error:
         raise UserError(f"{out}: {error}; hint: --out another folder, or delete this one") from error
-    print(f"{out}: going on from the cache that is there: {changed}", file=sys.stderr)
+    print(f"{out}: continuing from the cache that is there: {changed}", file=sys.stderr)
 
 
 def _announce(out: Path, parts: Parts, shards: list[Shard], missing: list[Shard], captions: list[str]) -> None:
@@ -233,6 +239,7 @@ def _announce_rate(parts: Parts, missing: list[Shard], missing_text: list[Shard]
     """
     peak = 0.0
     joined = 3
+    # A batch is encoded for its time and size, and again when its turn comes.
     if missing:
         segments = missing[0].items[:batch_size]
 
@@ -249,6 +256,7 @@ def _announce_rate(parts: Parts, missing: list[Shard], missing_text: list[Shard]
         print(f"encoding about {rate:,.1f} clips/s: {todo:,} clips in about {todo / rate:,.0f} s", file=sys.stderr)
         per_row = sum(x.nbytes for x in rows.values()) / len(segments)
         peak = peak_bytes() + joined * per_row * max(len(shard.items) for shard in missing)
+    # The longest captions take most.
     if missing_text:
         items = max((shard.items for shard in missing_text), key=len)
         longest = _caption_batches(items, CAPTIONS_AT_ONCE)[-1]
@@ -324,7 +332,8 @@ def _read(
 
 def _placed(piece: np.ndarray, variant: Variant, rate_hz: int, seconds: float) -> np.ndarray:
     """A piece as its row has it: delayed, softened, filled up with zeros."""
-    whole, before = round(seconds * rate_hz), round(variant.delay_sec * rate_hz)
+    whole = round(seconds * rate_hz)
+    before = round(variant.delay_sec * rate_hz)
     if variant.gain_db:
         piece = piece * np.float32(10.0 ** (variant.gain_db / 20.0))
     return np.pad(piece, (before, max(0, whole - before - len(piece))))[:whole]  # two roundings may add a sample
@@ -349,8 +358,8 @@ def _stored(values: Tensor, parts: Parts, segments: Sequence[Segment], what: str
     fine = stored.flatten(1).isfinite().all(dim=1)
     if not bool(fine.all()):
         path = segments[int((~fine).nonzero()[0])].clip.path
-        mend = "--dtype float32" if bool(values.isfinite().all()) else f"try another {what}"
-        raise UserError(f"{path}: the {what} gives values that {parts.dtype} cannot hold; hint: {mend}")
+        hint = "--dtype float32" if bool(values.isfinite().all()) else f"try another {what}"
+        raise UserError(f"{path}: the {what} gives values that {parts.dtype} cannot hold; hint: {hint}")
     return stored.contiguous()
 
 
@@ -368,7 +377,8 @@ def _encode_captions(out: Path, parts: Parts, shards: list[Shard]) -> None:
             for i in sorted(rows):
                 t, m = rows.pop(i)
                 kept = min(longest, len(m))
-                tokens[i, :kept], mask[i, :kept] = t[:kept], m[:kept]
+                tokens[i, :kept] = t[:kept]
+                mask[i, :kept] = m[:kept]
             write_bytes(out / "shards" / shard.file, save({"tokens": tokens, "mask": mask}))
 
 

@@ -16,7 +16,7 @@ def identity(cache: LatentCache) -> dict:
 
 
 def refuse_other_contents(run: object, then: dict | None, cache: LatentCache) -> None:
-    """Refuse to go on with other data than a run began with.
+    """Refuse to continue a run with other data than it began with.
 
     Args:
         run: its folder, for the message.

@@ -28,8 +28,12 @@ class LatentLoader:
         """
         if batch_size < 1 or not 0 <= rank < world:
             raise ValueError(f"batch_size {batch_size}, rank {rank} of {world}")
-        self.cache, self.split, self.batch_size, self.seed = cache, split, batch_size, seed
-        self.rank, self.world = rank, world
+        self.cache = cache
+        self.split = split
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world = world
         self.position = 0
         self._rows = np.asarray(cache.rows(split))
         if len(self._rows) == 0:

@@ -11,12 +11,12 @@ from segue.audio.sound import BadAudio
 from segue.data.check import inspect_clips
 from segue.data.clip import Clip
 from segue.data.content import content_hashes
-from segue.data.folders import clips_of_folder, no_sounds
+from segue.data.hf_datasets import clips_of_set, is_set
+from segue.data.list_rows import SUFFIXES as LIST_SUFFIXES
 from segue.data.reading import DataSource, Listing, Reading
 from segue.data.rows import clips_of_list, refuse_duplicate_ids
-from segue.data.sets import clips_of_set, is_set
+from segue.data.sound_folder import clips_of_folder, no_sounds
 from segue.data.splits import split_clips
-from segue.data.tables import SUFFIXES as LIST_SUFFIXES
 from segue.data.tar_manifest import clips_of_tars
 from segue.types import UserError, printable
 
@@ -29,7 +29,7 @@ def load_manifest(
     reading: Reading | None = None,
     skip_bad: bool = False,
 ) -> list[Clip]:
-    """Read a data set in a fixed order, every clip with a split (data/splits.py). What is left out is said on stderr.
+    """Read a data set in a fixed order, every clip with a split (data/splits.py). Names what is left out on stderr.
 
     Args:
         source: see `read_listing`.
@@ -61,7 +61,7 @@ def load_manifest(
 
 
 def _usable(listing: Listing) -> tuple[list[Clip], list[str], list[float]]:
-    """The clips whose files can be used, the hashes of these and their lengths; what is left out is said."""
+    """The clips whose files can be used, the hashes of these and their lengths; what is left out is printed."""
     clips = listing.without_faults()
     inspections = inspect_clips(clips)
     for clip, inspection in zip(clips, inspections):

@@ -18,7 +18,7 @@ import numpy as np
 from safetensors.torch import save
 
 from segue.data.cache import LatentCache
-from segue.data.plan import DTYPES
+from segue.data.cache_layout import DTYPES
 from segue.data.streaming import INDEX, SCHEMA_VERSION, Shard, StreamedCache, key_of
 from segue.data.tars import tar_members
 from segue.files import make_folder, replacing, write_text
@@ -30,7 +30,7 @@ LATENTS, TEACHER = "latents.safetensors", "teacher.safetensors"
 
 
 def pack_cache(cache: LatentCache, out: Path | str, *, rows_per_shard: int = 512, window: int = 8) -> StreamedCache:
-    """Write a cache's rows into tars in `out`, or go on where a killed packing stopped.
+    """Write a cache's rows into tars in `out`, or continue where a killed packing stopped.
 
     Training rows are packed in a random order, so that a few shards are a sample of the whole set; others in their own,
     so that probe and validation meet the clips that they would meet in the cache.
@@ -48,13 +48,16 @@ def pack_cache(cache: LatentCache, out: Path | str, *, rows_per_shard: int = 512
             raise UserError(f"{name} must be at least 1, not {value}")
     if isinstance(cache, StreamedCache):
         raise UserError(f"{cache.path}: packed already; hint: name the cache that it was packed from")
+    # What the shards depend on: another packing in this folder is refused, the same one is continued.
     source = {"rows_per_shard": rows_per_shard, "schema_version": SCHEMA_VERSION, "cache": _digest(cache)}
     _refuse_others(out, source)
     _check_room(cache, out)
     make_folder(out)
     write_text(out / BUILDING, json.dumps(source))
     plan = list(_plan(cache, rows_per_shard))
-    shards, first = [], 0
+    shards = []
+    first = 0
+    # Shard by shard; those that are whole already are kept.
     for name, split, rows in track(plan, len(plan), "packing", "shards"):
         members = _whole_members(out / name, cache, first, len(rows))
         if members is None:
@@ -63,6 +66,7 @@ def pack_cache(cache: LatentCache, out: Path | str, *, rows_per_shard: int = 512
         size = (out / name).stat().st_size
         shards.append(Shard(name, split, size, tuple(offset for pair in members for offset in pair)))
         first += len(rows)
+    # The index comes last: with it the packing is finished.
     meta = {k: v for k, v in cache.meta.items() if k not in ("shards", "text_shards")}
     index = {
         "schema_version": SCHEMA_VERSION,

@@ -98,7 +98,7 @@ class Listing:
     root: Path | None = None
 
     def without_faults(self) -> list[Clip]:
-        """The clips whose files are there; what is left out is said on stderr."""
+        """The clips whose files are there; what is left out is printed on stderr."""
         for complaint in [words for _, words in self.bad_rows] + self.missing:
             print(printable(f"left out {complaint}"), file=sys.stderr)
         return [clip for clip in self.clips if not isinstance(clip.path, Path) or is_file(clip.path)]
@@ -111,7 +111,7 @@ class Listing:
         Raises:
             UserError: an entry gives no clip, or a file is not there; the first of them, and how many more.
         """
-        faults = [complaint for _, complaint in self.bad_rows] + self.missing
-        if faults:
-            more = f" ({len(faults) - 1:,} more entries have faults)" if len(faults) > 1 else ""
-            raise UserError(faults[0] + more + hint)
+        complaints = [complaint for _, complaint in self.bad_rows] + self.missing
+        if complaints:
+            more = f" ({len(complaints) - 1:,} more entries have faults)" if len(complaints) > 1 else ""
+            raise UserError(complaints[0] + more + hint)

@@ -16,9 +16,9 @@ from segue.audio.read import read_header
 from segue.audio.sound import SUFFIXES, BadAudio
 from segue.data.clip import Clip
 from segue.data.columns import Row, parse_row
+from segue.data.list_rows import rows_of
 from segue.data.reading import Listing, Reading
 from segue.data.sidecars import caption_file, name_captions, read_captions
-from segue.data.tables import rows_of
 from segue.types import UserError, printable
 
 _EXCERPT_SLACK_SEC = 0.5  # what downloaders cut of a video is this exact at best
@@ -154,34 +154,34 @@ def _clip(where: str, row: dict | UserError, places: Places, reading: Reading, l
     """The clip of a row; its id is "" where the row gives none."""
     if isinstance(row, UserError):
         raise row
-    said = parse_row(where, row, reading.columns, captions=reading.captions != "none")
-    if said.path is not None:
-        path = places.find(where, said.path)
-    elif said.stems:
-        path = places.find_stem(where, _stems(said))
+    parsed = parse_row(where, row, reading.columns, captions=reading.captions != "none")
+    if parsed.path is not None:
+        path = places.find(where, parsed.path)
+    elif parsed.stems:
+        path = places.find_stem(where, _stems(parsed))
     else:
         raise UserError(f"{where}: no path; hint: give the sound file's path relative to the list")
     is_there = is_file(path)
-    captions = _captions(where, said, path, places, reading) if reading.captions != "none" else ()
-    start_sec, length_sec = said.start_sec, said.length_sec
-    if said.of_video and is_there and _is_excerpt(path, length_sec):
+    captions = _captions(where, parsed, path, places, reading) if reading.captions != "none" else ()
+    start_sec, length_sec = parsed.start_sec, parsed.length_sec
+    if parsed.of_video and is_there and _is_excerpt(path, length_sec):
         start_sec, length_sec = 0.0, None
     if not is_there:
         listing.missing.append(
-            f"{where}: {said.path or said.stems[0]} does not exist; hint: paths are relative to "
+            f"{where}: {parsed.path or parsed.stems[0]} does not exist; hint: paths are relative to "
             f"{'--root' if reading.root else 'the list, or to --root DIR'}"
         )
-    return Clip(said.id, path, captions, said.split, said.fields, start_sec, length_sec)
+    return Clip(parsed.id, path, captions, parsed.split, parsed.fields, start_sec, length_sec)
 
 
-def _stems(said: Row) -> list[str]:
+def _stems(parsed: Row) -> list[str]:
     """The names that a clip of a video may have been saved under."""
-    names = list(said.stems)
-    if not said.of_video:
+    names = list(parsed.stems)
+    if not parsed.of_video:
         return names
-    start = said.start_sec
-    end = start + (said.length_sec or 0.0)
-    for stem in said.stems:
+    start = parsed.start_sec
+    end = start + (parsed.length_sec or 0.0)
+    for stem in parsed.stems:
         names += [f"Y{stem}", f"[{stem}]-[{start:g}-{end:g}]"]
         names += [f"{stem}_{start:g}", f"{stem}_{start:g}_{end:g}", f"{stem}_{start:.3f}_{end:.3f}"]
         names += [f"{stem}_{1000 * start:.0f}", f"{stem}_{1000 * start:.0f}_{1000 * end:.0f}"]
@@ -196,9 +196,9 @@ def _is_excerpt(path: Path, length_sec: float | None) -> bool:
         return False
 
 
-def _captions(where: str, said: Row, path: Path, places: Places, reading: Reading) -> tuple[str, ...]:
-    if said.captions:
-        return said.captions
+def _captions(where: str, parsed: Row, path: Path, places: Places, reading: Reading) -> tuple[str, ...]:
+    if parsed.captions:
+        return parsed.captions
     if reading.captions == "filename":
         return name_captions(path, places.relative(path))
     file = caption_file(path, places.beside(path))

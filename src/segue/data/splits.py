@@ -102,7 +102,8 @@ def _parted_note(clips: Sequence[Clip], contents: Sequence[str], parted: set[str
 
 def held_out_first(clips: Sequence[Clip], contents: Sequence[str]) -> list[Clip]:
     """The clips with each content that a list puts into several splits in the most held-out of them alone."""
-    parted, named = parted_contents(clips, contents), _named_splits(clips, contents)
+    parted = parted_contents(clips, contents)
+    named = _named_splits(clips, contents)
     return [replace(c, split=named[content]) if content in parted else c for c, content in zip(clips, contents)]
 
 
@@ -137,11 +138,13 @@ def _split_in_time(clips: Sequence[Clip], contents: Sequence[str], seconds_of: C
     everything = Split([replace(clip, split="train") for clip in clips], list(range(len(clips))), [])
     if total_sec < LONG_SEC or not (whole or len(clips) >= LEAST_ROWS):
         return everything
+    # The end of the recording is held out, behind a gap, since neighbouring seconds are alike.
     from_sec = total_sec - max(VALID_SHARE * total_sec, min(LEAST_VALID_SEC, total_sec / 4))
     gap_sec = min(MOST_GAP_SEC, VALID_SHARE * total_sec)
     until_sec = from_sec - gap_sec
     split: list[Clip] = []
     origins: list[int] = []
+    # A whole file becomes two clips; excerpts go to the side that they lie on.
     for index, clip in enumerate(clips):
         if clip.is_whole:
             split.append(replace(clip, split="train", length_sec=until_sec))

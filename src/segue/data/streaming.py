@@ -1,8 +1,8 @@
-"""Latents from WebDataset tar shards (data/packing.py makes them): a latent cache whose rows are read where they lie.
+"""Latents from WebDataset tar shards (data/packing.py makes them): a latent cache whose rows are read in place.
 
 Nothing is held but the rows at hand, from a disk or from an address that the user named. The order of training is a
 permutation of the shards, and in each window of some shards one of their rows: reading stays near, and the order is a
-function of seed and position alone, so a run goes on exactly, on any number of ranks. webdataset's own readers cannot
+function of seed and position alone, so a run continues exactly, on any number of ranks. webdataset's own readers cannot
 promise that: they split shards among workers, shuffle through a buffer, and skip to a position by reading up to it.
 """
 
@@ -31,9 +31,9 @@ from segue.types import UserError, first_line
 INDEX = "shards.json"
 SCHEMA_VERSION = 1
 HELD_BYTES = 1 << 24  # of rows that are kept, beside the batch at hand
-MOST_ROW_BYTES = 1 << 28  # a row of two hours of latents; beyond it an index lies
+MOST_ROW_BYTES = 1 << 28  # a row of two hours of latents; an index with longer ones is false
 _NAME = re.compile(r"[a-z]+-\d{6}\.tar")
-# What lies lead to; RuntimeError holds RecursionError, and what torch says of shapes.
+# What false entries raise; RuntimeError holds RecursionError, and what torch says of shapes.
 _WRONG = (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
 _PARTS = ("json", "latents.safetensors", "teacher.safetensors")
 
@@ -80,13 +80,14 @@ class StreamedCache(LatentCache):
 
     Attributes:
         path: its folder, or the address of it.
-        windows: in words, what decides its order beside the seed.
+        windows: a text that names what decides its order beside the seed.
     """
 
     def __init__(self, path: Path | str, meta: dict, shards: list[Shard], window: int, rows_per_shard: int) -> None:
         super().__init__(cast(Path, path), meta | {"shards": [], "text_shards": []}, [])
         self.windows = f"{window} shards of {rows_per_shard} rows"
-        self._shards, self._window = shards, window
+        self._shards = shards
+        self._window = window
         self._first = np.cumsum([0, *(shard.rows for shard in shards)])
         self._held: dict[int, _Row] = {}
         self._ahead: tuple[list[int], Future] | None = None
@@ -120,6 +121,7 @@ class StreamedCache(LatentCache):
                 "hint: pack again"
             ) from error
         refuse_other_parts(path, index["meta"], codec_fingerprint, text_fingerprint)
+        # Sizes can be compared on a disk only.
         if isinstance(path, Path):
             for shard in shards:
                 file = path / shard.file
@@ -201,7 +203,8 @@ class StreamedCache(LatentCache):
         spans = []
         for i in indices:
             number = int(np.searchsorted(self._first, i, side="right")) - 1
-            shard, at = self._shards[number], 2 * (i - int(self._first[number]))
+            shard = self._shards[number]
+            at = 2 * (i - int(self._first[number]))
             stop = shard.offsets[at + 2] if teacher else shard.offsets[at + 1]
             spans.append((str(_inside(self.path, shard.file)), shard.offsets[at], stop))
         return [self._parsed(i, span, data) for i, span, data in zip(indices, spans, read_spans(spans))]
@@ -227,7 +230,8 @@ class StreamedCache(LatentCache):
         return row
 
     def _check_shapes(self, row: _Row) -> None:
-        captions, longest = len(row.entry["captions"]), row.mask.shape[-1]
+        captions = len(row.entry["captions"])
+        longest = row.mask.shape[-1]
         fits = row.latents.shape == (self.channels, self.frames) and row.latents.is_floating_point()
         fits = fits and row.tokens.shape == (captions, longest, self.text_dim) and longest <= self.text_tokens
         fits = fits and row.mask.shape == (captions, longest) and row.mask.dtype == torch.bool
@@ -243,7 +247,8 @@ def _members(data: bytes, key: str) -> dict[str, bytes]:
     Raises:
         ValueError, tarfile.TarError: other members than a sample has, in another order, or cut.
     """
-    parts, at = {}, 0
+    parts = {}
+    at = 0
     for name in _PARTS:
         if at == len(data) and name == _PARTS[2]:
             break

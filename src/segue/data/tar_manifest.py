@@ -1,8 +1,8 @@
 """A data set in WebDataset tars: members of one key are one sample, such as dog.flac with dog.txt or dog.json.
 
 Sounds are read in place, at their offset in the tar. webdataset's own reader hands samples out one after the other, and
-could go on after a kill only by reading all that came before; offsets make a tar as good as a folder, and a killed
-`segue encode` goes on as there.
+could continue after a kill only by reading all that came before; offsets make a tar as good as a folder, and a killed
+`segue encode` continues as there.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def clips_of_tars(pattern: str, reading: Reading) -> Listing:
 
 def _read_tar(archive: str, reading: Reading, listing: Listing, others: Counter[str]) -> None:
     samples: dict[str, dict[str, TarMember]] = {}
+    # Members that share a key are one sample, as WebDataset has it.
     for member in tar_members(archive):
         refuse_control(printable(archive), "a member's name", member.name)
         if not (parts := _KEY.fullmatch(member.name)):
@@ -66,6 +67,7 @@ def _read_tar(archive: str, reading: Reading, listing: Listing, others: Counter[
             )
         else:
             samples[key][role] = member
+    # Captions and fields, read in the order in which they stand in the tar.
     texts = _texts(archive, [m for s in samples.values() if "sound" in s for r, m in s.items() if r != "sound"])
     for key, sample in samples.items():
         if "sound" not in sample:
@@ -85,12 +87,15 @@ def _texts(archive: str, members: list[TarMember]) -> dict[TarMember, bytes]:
 
 
 def _clip(key: str, sample: dict[str, TarMember], texts: dict[TarMember, bytes], reading: Reading) -> Clip:
-    sound, said = sample["sound"], _NOTHING
+    sound = sample["sound"]
+    parsed = _NOTHING
     if "json" in sample:
-        said = _row(sample["json"], texts[sample["json"]], reading)
-    captions = () if reading.captions == "none" else said.captions or _captions(key, sample, texts, reading)
-    refuse_control(str(sound), "the id", said.id or key)
-    return Clip(said.id or key, cast(Path, sound), captions, said.split, said.fields, said.start_sec, said.length_sec)
+        parsed = _row(sample["json"], texts[sample["json"]], reading)
+    captions = () if reading.captions == "none" else parsed.captions or _captions(key, sample, texts, reading)
+    refuse_control(str(sound), "the id", parsed.id or key)
+    return Clip(
+        parsed.id or key, cast(Path, sound), captions, parsed.split, parsed.fields, parsed.start_sec, parsed.length_sec
+    )
 
 
 def _captions(key: str, sample: dict[str, TarMember], texts: dict[TarMember, bytes], reading: Reading) -> tuple:

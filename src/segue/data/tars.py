@@ -187,7 +187,10 @@ class _Window(io.RawIOBase):
     """Bytes [offset, offset + size) of a file, as a file."""
 
     def __init__(self, archive: str, offset: int, size: int) -> None:
-        self._file, self._offset, self._size, self._position = _opened(archive), offset, size, 0
+        self._file = _opened(archive)
+        self._offset = offset
+        self._size = size
+        self._position = 0
 
     def readable(self) -> bool:
         return True

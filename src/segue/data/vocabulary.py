@@ -199,7 +199,8 @@ def caption_of(events: Mapping | Sequence[Mapping], phrasing: int = 0) -> str:
     if len(events) == 1:
         templates = {"note": _NOTE, "drum": _DRUM, "chord": _CHORD}[events[0]["kind"]]
         return _fill(templates[phrasing % len(templates)], events[0])
-    join, inner = _JOIN[phrasing % len(_JOIN)], phrasing // len(_JOIN)
+    join = _JOIN[phrasing % len(_JOIN)]
+    inner = phrasing // len(_JOIN)
     parts = []
     for event in events:
         templates = _EVENT_IN_SEQUENCE[event["kind"]]

@@ -36,7 +36,8 @@ def shuffled_chance(predicted: Sequence[int], labels: Sequence[int]) -> float:
     Exact (each clip meets each label with probability 1/n), so no permutation is drawn. Unlike one over the number of
     classes it credits nothing to a generator that always makes the commonest class.
     """
-    got, asked = np.asarray(predicted), np.asarray(labels)
+    got = np.asarray(predicted)
+    asked = np.asarray(labels)
     matches = sum(int((got == c).sum()) * int((asked == c).sum()) for c in np.union1d(got, asked))
     return matches / len(labels) ** 2
 
@@ -58,7 +59,8 @@ def accuracy(
     Raises:
         UserError: lengths differ, or fewer than two clips.
     """
-    got, asked = np.asarray(predicted), np.asarray(labels)
+    got = np.asarray(predicted)
+    asked = np.asarray(labels)
     if got.ndim != 1 or got.shape != asked.shape or len(asked) < 2:
         raise UserError(f"accuracy needs two equal lists of >= 2 clips; got {got.shape} and {asked.shape}")
     right = np.equal(got, asked).astype(np.float64)

@@ -25,7 +25,8 @@ def sinc(wave: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
         return wave
     next_fast_len = import_extra("scipy.fft", "evaluate").next_fast_len
     resample = import_extra("scipy.signal", "evaluate").resample
-    common, samples = gcd(from_hz, to_hz), round(len(wave) * to_hz / from_hz)
+    common = gcd(from_hz, to_hz)
+    samples = round(len(wave) * to_hz / from_hz)
     up, down = to_hz // common, from_hz // common
     side = -(-_SIDE // down) * down
     size = next_fast_len(-(-(len(wave) + 2 * side) // down)) * down
@@ -57,7 +58,8 @@ def band_replication(low: Tensor, sample_rate_hz: int, cutoff_hz: float) -> Tens
 
 def _replicated(spectrum: Tensor, cutoff_bin: float) -> Tensor:
     """Fill [..., bins, frames] above the cutoff."""
-    bins, first = spectrum.shape[-2], int(cutoff_bin) + 1
+    bins = spectrum.shape[-2]
+    first = int(cutoff_bin) + 1
     top = int(cutoff_bin * _EDGE)
     # A shift by a multiple of 4 bins keeps phases running from frame to frame at a quarter hop.
     patch = (top - int(cutoff_bin / 2)) // 4 * 4

@@ -28,7 +28,7 @@ def kl_by_pair(p: np.ndarray, q: np.ndarray, *, floor: float = 0.0) -> np.ndarra
     if p.shape != q.shape:
         raise UserError(f"KL compares pairs over the same classes; got {list(p.shape)} and {list(q.shape)}")
     if ((q == 0.0) & (p > 0.0)).any():
-        raise UserError("KL is infinite: a class has probability 0 in one clip of a pair only; give a floor")
+        raise UserError("KL is infinite: a class has probability 0 in one clip of a pair only; hint: give a floor")
     with np.errstate(divide="ignore", invalid="ignore"):
         terms = np.where(p > 0.0, p * (np.log(p) - np.log(q)), 0.0)
     return terms.sum(axis=1)

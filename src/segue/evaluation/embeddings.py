@@ -111,8 +111,11 @@ class EncoderEmbedding(Embedding):
         """Raises:
         UserError: crop_sec is not positive.
         """
-        self.encoder, self.crop_sec = encoder, check_crop(crop_sec)
-        self.name, self.sample_rate_hz, self.dim = encoder.name, encoder.sample_rate_hz, encoder.dim
+        self.encoder = encoder
+        self.crop_sec = check_crop(crop_sec)
+        self.name = encoder.name
+        self.sample_rate_hz = encoder.sample_rate_hz
+        self.dim = encoder.dim
 
     def card(self) -> dict:
         """See `Embedding.card`."""
@@ -141,8 +144,13 @@ class ClapEmbedding(Embedding):
     """
 
     def __init__(self, name: str, model, extractor, tokenizer, sha256: str) -> None:
-        self.name, self.model, self.extractor, self.tokenizer, self._sha256 = name, model, extractor, tokenizer, sha256
-        self.sample_rate_hz, self.dim = extractor.sampling_rate, model.config.projection_dim
+        self.name = name
+        self.model = model
+        self.extractor = extractor
+        self.tokenizer = tokenizer
+        self._sha256 = sha256
+        self.sample_rate_hz = extractor.sampling_rate
+        self.dim = model.config.projection_dim
 
     def card(self) -> dict:
         """See `Embedding.card`."""
@@ -190,9 +198,12 @@ def load_clap(name: str) -> ClapEmbedding:
     folder = model_folder(option, name, patterns)
     config, weights = folder / "config.json", folder / "model.safetensors"
     extractor_file = folder / "preprocessor_config.json"
+    # Refuse before transformers is imported, which takes seconds.
     for file in (config, extractor_file, weights):
         if not file.is_file():
-            raise UserError(f"{option} {name}: no {file.name} there; give a CLAP model saved with save_pretrained")
+            raise UserError(
+                f"{option} {name}: no {file.name} there; hint: give a CLAP model saved with save_pretrained"
+            )
     from safetensors import SafetensorError
     from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
 
@@ -207,10 +218,12 @@ def load_clap(name: str) -> ClapEmbedding:
         extractor = ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{option} {name}: cannot load it ({first_line(error)}); fetch it anew") from error
+        raise UserError(f"{option} {name}: cannot load it ({first_line(error)}); hint: fetch it anew") from error
     model, info = loaded
-    if info["missing_keys"]:  # transformers fills them with random numbers and goes on
-        raise UserError(f"{option} {name}: its files lack {len(info['missing_keys'])} weights; use a complete model")
+    if info["missing_keys"]:  # transformers fills them with random numbers without an error
+        raise UserError(
+            f"{option} {name}: its files lack {len(info['missing_keys'])} weights; hint: use a complete model"
+        )
     sha256 = sha256_of([config, extractor_file, weights])
     return ClapEmbedding(name, model.eval(), extractor, tokenizer, sha256)
 

@@ -26,7 +26,8 @@ def frechet_distance(generated: np.ndarray, reference: np.ndarray, *, allow_few:
     Raises:
         UserError: N < 2, N < E without `allow_few`, dimensions that differ, values that are not finite.
     """
-    first, second = _checked(generated, "generated", allow_few), _checked(reference, "reference", allow_few)
+    first = _checked(generated, "generated", allow_few)
+    second = _checked(reference, "reference", allow_few)
     if first.shape[1] != second.shape[1]:
         raise UserError(f"embeddings differ in dimension: generated {first.shape[1]}, reference {second.shape[1]}")
     return frechet_between_gaussians(*gaussian_of(first), *gaussian_of(second))
@@ -62,6 +63,7 @@ def frechet_measure(
         "dimension": x.shape[1],
         "interval": bootstrap_words(draws, level, seed, _INTERVAL),
     }
+    # An interval about the value can reach below zero, where no distance is.
     interval = (max(interval[0], 0.0), interval[1])
     return make_measure(
         "Frechet distance", value, interval, len(x), better="lower", parameters=about, embedding=embedding
@@ -97,17 +99,20 @@ def fad_infinity(
         raise UserError(
             f"FAD-infinity needs at least 3 x {x.shape[1]} generated clips and 3 steps; got {len(x)} and {steps}"
         )
+    # Sizes that are evenly spaced in 1/n, the axis of the fitted line.
     smallest = max(2 * x.shape[1], len(x) // 5)
     sizes = np.unique(np.round(1.0 / np.linspace(1.0 / smallest, 1.0 / len(x), steps)).astype(int))
 
     def fit(some: np.ndarray, real: np.ndarray) -> tuple[float, float, float]:
-        generator, gaussian = np.random.default_rng(seed), gaussian_of(real)
+        generator = np.random.default_rng(seed)
+        gaussian = gaussian_of(real)
         distances = [
             frechet_between_gaussians(*gaussian_of(some[generator.permutation(len(some))[:n]]), *gaussian)
             for n in sizes
         ]
         return line_fit(1.0 / sizes, np.array(distances))
 
+    # The intercept at 1/n = 0 is the distance of an infinite set.
     value, slope, r2 = fit(x, y)
     interval = two_sample_interval(
         lambda i, j: fit(x[i], y[j])[0], len(x), len(y), draws=draws, level=level, seed=seed, about=value
@@ -133,7 +138,7 @@ def line_fit(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
         UserError: fewer than three different x, or y is constant.
     """
     if len(np.unique(x)) < 3 or np.ptp(y) == 0.0:
-        raise UserError("a line needs three different places and values that vary; give more clips")
+        raise UserError("a line needs three different places and values that vary; hint: give more clips")
     b, a = np.polyfit(x, y, 1)
     return float(a), float(b), float(1.0 - np.square(y - a - b * x).sum() / np.square(y - y.mean()).sum())
 
@@ -175,5 +180,5 @@ def _checked(embeddings: np.ndarray, name: str, allow_few: bool) -> np.ndarray:
             f"hint: give at least {dimension}, or read KAD instead"
         )
     if not np.isfinite(embeddings).all():
-        raise UserError(f"the {name} embeddings hold values that are not finite; look for NaN in those clips")
+        raise UserError(f"the {name} embeddings hold values that are not finite; hint: look for NaN in those clips")
     return embeddings

@@ -25,7 +25,9 @@ def median_distance(embeddings: np.ndarray) -> float:
     rows = torch.from_numpy(_checked(embeddings, "reference"))
     sigma = float(np.median(torch.nn.functional.pdist(rows).numpy()))
     if sigma <= 0.0:
-        raise UserError("the median distance between reference clips is 0: most of them are equal; give other clips")
+        raise UserError(
+            "the median distance between reference clips is 0: most of them are equal; hint: give other clips"
+        )
     return sigma
 
 
@@ -71,6 +73,7 @@ def kernel_audio_distance(
     x, y = in_fixed_order(_checked(generated, "generated")), in_fixed_order(_checked(reference, "reference"))
     _same_dimension(x, y)
     width = _width(y, sigma)
+    # Kernels are computed once; a bootstrap draw only weighs their rows and columns.
     kernels = _kernels(x, y, width)
 
     def again(i: np.ndarray, j: np.ndarray) -> float:
@@ -93,7 +96,8 @@ def kernel_audio_distance(
 
 
 def _kernels(x: np.ndarray, y: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    first, second = torch.from_numpy(x), torch.from_numpy(y)
+    first = torch.from_numpy(x)
+    second = torch.from_numpy(y)
 
     def kernel(a: Tensor, b: Tensor) -> np.ndarray:
         return torch.exp(-torch.cdist(a, b).square() / (2.0 * sigma**2)).numpy()
@@ -103,7 +107,8 @@ def _kernels(x: np.ndarray, y: np.ndarray, sigma: float) -> tuple[np.ndarray, np
 
 def _unbiased(kxx: np.ndarray, kyy: np.ndarray, kxy: np.ndarray, w: np.ndarray, v: np.ndarray) -> float:
     """MMD^2 where clip i counts w_i (v_j) times; pairs of a clip with itself are left out."""
-    w, v = w.astype(np.float64), v.astype(np.float64)
+    w = w.astype(np.float64)
+    v = v.astype(np.float64)
     return _within(kxx, w) + _within(kyy, v) - 2.0 * float(w @ kxy @ v) / (w.sum() * v.sum())
 
 

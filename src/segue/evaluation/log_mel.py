@@ -14,7 +14,9 @@ from torch import Tensor
 from segue.evaluation.embeddings import Embedding, check_crop
 from segue.evaluation.mel import mel_magnitude
 
-BANDS, N_FFT, HOP_SAMPLES = 32, 1024, 256
+BANDS = 32
+N_FFT = 1024
+HOP_SAMPLES = 256
 FLOOR_DB = -20.0  # 68 below a full-scale sine: what lies lower is the tail's quantisation, not the sound
 RATE_HZ = 16_000
 DIM = 2 * BANDS
@@ -45,7 +47,10 @@ class LogMelEmbedding(Embedding):
         """Raises:
         UserError: crop_sec is not positive.
         """
-        self.name, self.sample_rate_hz, self.dim, self.crop_sec = "log-mel", RATE_HZ, DIM, check_crop(crop_sec)
+        self.name = "log-mel"
+        self.sample_rate_hz = RATE_HZ
+        self.dim = DIM
+        self.crop_sec = check_crop(crop_sec)
 
     def card(self) -> dict:
         """See `Embedding.card`."""

@@ -85,7 +85,8 @@ def _radii(rows: np.ndarray, k: int) -> np.ndarray:
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     # Without the matrix product, whose rounding would tell a clip from its copy.
-    first, second = torch.from_numpy(np.ascontiguousarray(a)), torch.from_numpy(np.ascontiguousarray(b))
+    first = torch.from_numpy(np.ascontiguousarray(a))
+    second = torch.from_numpy(np.ascontiguousarray(b))
     return torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist").numpy()
 
 

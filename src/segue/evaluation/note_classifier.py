@@ -28,7 +28,11 @@ NO_PITCH = PITCH_HIGHEST - PITCH_LOWEST + 1  # the class index of "none"
 WEIGHTS, CARD = "note-classifier.safetensors", "card.json"
 SHIPPED = Path(__file__).parent.parent / "weights" / "note-classifier"
 
-_N_FFT, _HOP_SAMPLES, _BANDS, _LOWEST_BAND_HZ, _BANDS_PER_OCTAVE = 2048, 512, 168, 55.0, 24
+_N_FFT = 2048
+_HOP_SAMPLES = 512
+_BANDS = 168
+_LOWEST_BAND_HZ = 55.0
+_BANDS_PER_OCTAVE = 24
 _RANGE_DB = 80.0
 
 
@@ -117,7 +121,8 @@ class NoteClassifier:
     """
 
     def __init__(self, net: NoteNet, card: dict) -> None:
-        self.net, self.card = net.eval().requires_grad_(False), card
+        self.net = net.eval().requires_grad_(False)
+        self.card = card
         self.front_end = NoteFrontEnd()
         self.families: tuple[str, ...] = tuple(card["families"])
         self.instruments: tuple[str, ...] = tuple(card["instruments"])
@@ -140,7 +145,9 @@ class NoteClassifier:
                     f"{file} is missing; hint: reinstall segue-audio, or train one with `segue-lab classifier train`"
                 )
         try:
-            content, card = weights.read_bytes(), json.loads(card_file.read_text(encoding="utf-8"))
+            # The card holds the hash of the weights: figures must be of these.
+            content = weights.read_bytes()
+            card = json.loads(card_file.read_text(encoding="utf-8"))
             if hashlib.sha256(content).hexdigest() != card["sha256"]:
                 raise UserError(
                     f"{weights} does not match the sha256 in {card_file}; hint: restore both from one training"
@@ -183,7 +190,7 @@ class NoteClassifier:
         if not torch.isfinite(waves).all():
             broken = (~torch.isfinite(waves)).any(dim=1).nonzero().flatten().tolist()
             raise UserError(
-                f"clips {broken[:8]} hold samples that are not finite; leave them out and count them as failed"
+                f"clips {broken[:8]} hold samples that are not finite; hint: leave them out and count them as failed"
             )
         parts = [self._predict_batch(fit(batch, sample_rate_hz)) for batch in waves.split(batch_size)]
         family, instrument, pitch, embedding = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
@@ -213,5 +220,5 @@ def _index(names: tuple, name: object, kind: str) -> int:
         return names.index(name)
     except ValueError:
         raise UserError(
-            f"the note classifier knows no {kind} {name!r}; it knows {', '.join(map(str, names))}"
+            f"the note classifier knows no {kind} {name!r}; hint: it knows {', '.join(map(str, names))}"
         ) from None

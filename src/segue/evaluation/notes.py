@@ -74,6 +74,7 @@ def measure_notes(
                 numbers[f"{name}_chance"] = measured.chance
         return numbers
 
+    # All notes, then those of trained and of held-out (instrument, pitch) pairs.
     everything = accuracies(np.ones(len(labels), dtype=bool))
     return everything | {
         "trained": accuracies(~held_out),

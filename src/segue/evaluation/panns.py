@@ -16,8 +16,10 @@ from segue.evaluation.weights import check_shape, fill, read_weights
 from segue.files import sha256_of
 from segue.types import UserError
 
-_MEL, _WINDOW = "logmel_extractor.melW", "spectrogram_extractor.stft.conv_real.weight"
-_BANDS, _WIDTHS = 64, (1, 64, 128, 256, 512, 1024, 2048)
+_MEL = "logmel_extractor.melW"
+_WINDOW = "spectrogram_extractor.stft.conv_real.weight"
+_BANDS = 64
+_WIDTHS = (1, 64, 128, 256, 512, 1024, 2048)
 _LEAST_FRAMES = 32  # five poolings by two
 
 
@@ -102,7 +104,8 @@ class PannsEmbedding(Embedding):
         self.front_end = _front_end(option, tensors)
         with torch.device("meta"):
             network = Cnn14()
-        self.network, self._sha256 = fill(option, network, tensors), sha256_of([path])
+        self.network = fill(option, network, tensors)
+        self._sha256 = sha256_of([path])
         self.sample_rate_hz = self.front_end.sample_rate_hz
         self.name = f"panns-cnn14-{self.sample_rate_hz // 1000}k"
 
@@ -137,7 +140,7 @@ def _front_end(option: str, tensors: dict[str, Tensor]) -> PannsFrontEnd:
         UserError: they are missing, or those of no variant that is known here.
     """
     if _MEL not in tensors or _WINDOW not in tensors:
-        raise UserError(f"{option}: the file lacks {_MEL} or {_WINDOW}; convert the whole published checkpoint")
+        raise UserError(f"{option}: the file lacks {_MEL} or {_WINDOW}; hint: convert the whole published checkpoint")
     for form in FRONT_ENDS:
         if tensors[_MEL].shape == (form.n_fft // 2 + 1, _BANDS):
             check_shape(option, _WINDOW, tensors[_WINDOW], (form.n_fft // 2 + 1, 1, form.n_fft))
@@ -145,4 +148,4 @@ def _front_end(option: str, tensors: dict[str, Tensor]) -> PannsFrontEnd:
             same = torch.allclose(tensors[_WINDOW][0, 0].float(), window, atol=1e-5)
             if same and torch.allclose(tensors[_MEL].float(), form.filters(), atol=1e-6):
                 return form
-    raise UserError(f"{option}: its front end is not Cnn14's at 32 kHz nor Cnn14_16k's; take one of these two")
+    raise UserError(f"{option}: its front end is not Cnn14's at 32 kHz nor Cnn14_16k's; hint: take one of these two")

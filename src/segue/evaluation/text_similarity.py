@@ -16,7 +16,8 @@ def similarity_by_clip(sounds: np.ndarray, texts: np.ndarray) -> np.ndarray:
     Raises:
         UserError: shapes that differ, values that are not finite, or a row of zeros.
     """
-    sounds, texts = np.asarray(sounds, dtype=np.float64), np.asarray(texts, dtype=np.float64)
+    sounds = np.asarray(sounds, dtype=np.float64)
+    texts = np.asarray(texts, dtype=np.float64)
     if sounds.ndim != 2 or sounds.shape != texts.shape:
         raise UserError(f"expected a caption a clip, both [N, E]; got {list(sounds.shape)} and {list(texts.shape)}")
     return (_unit(sounds, "clip") * _unit(texts, "caption")).sum(axis=1)
@@ -40,7 +41,8 @@ def text_audio_similarity(
         UserError: fewer than two clips, or as `similarity_by_clip`.
     """
     own = similarity_by_clip(sounds, texts)
-    first, second = _unit(np.asarray(sounds, np.float64), "clip"), _unit(np.asarray(texts, np.float64), "caption")
+    first = _unit(np.asarray(sounds, np.float64), "clip")
+    second = _unit(np.asarray(texts, np.float64), "caption")
     n = len(own)
     if n < 2:
         raise UserError(f"text-audio similarity needs at least 2 clips; got {n}")

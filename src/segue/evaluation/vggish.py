@@ -14,8 +14,14 @@ from segue.evaluation.weights import check_shape, fill, read_weights
 from segue.files import sha256_of
 from segue.types import UserError
 
-RATE_HZ, PATCH_FRAMES, BANDS, DIM = 16_000, 96, 64, 128
-_WINDOW, _HOP, _N_FFT, _OFFSET = 400, 160, 512, 0.01
+RATE_HZ = 16_000
+PATCH_FRAMES = 96
+BANDS = 64
+DIM = 128
+_WINDOW = 400
+_HOP = 160
+_N_FFT = 512
+_OFFSET = 0.01
 PATCH_SAMPLES = (PATCH_FRAMES - 1) * _HOP + _WINDOW
 _BATCH = 64
 _MATRIX, _MEANS = "pca_eigen_vectors", "pca_means"
@@ -63,7 +69,8 @@ class Vggish(nn.Module):
 class VggishEmbedding(Embedding):
     """The mean over a clip's patches of 0.96 s, of its first `crop_sec` seconds."""
 
-    sample_rate_hz, dim = RATE_HZ, DIM
+    sample_rate_hz = RATE_HZ
+    dim = DIM
 
     def __init__(self, path: Path, *, postprocess: bool = False, crop_sec: float = 10.0) -> None:
         """
@@ -81,7 +88,8 @@ class VggishEmbedding(Embedding):
         tensors = read_weights(option, path)
         with torch.device("meta"):
             network = Vggish()
-        self.network, self._sha256 = fill(option, network, tensors), sha256_of([path])
+        self.network = fill(option, network, tensors)
+        self._sha256 = sha256_of([path])
         self.whitening = _whitening(option, tensors) if postprocess else None
 
     def card(self) -> dict:
@@ -119,7 +127,7 @@ def _whitening(option: str, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]
     """
     if _MATRIX not in tensors or _MEANS not in tensors:
         raise UserError(
-            f"{option}: the file lacks {_MATRIX} or {_MEANS}; convert them with it, or take vggish: without them"
+            f"{option}: the file lacks {_MATRIX} or {_MEANS}; hint: convert them with it, or take vggish: without them"
         )
     matrix, means = tensors[_MATRIX].float(), tensors[_MEANS].float().flatten()
     check_shape(option, _MATRIX, matrix, (DIM, DIM))

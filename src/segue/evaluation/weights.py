@@ -21,16 +21,18 @@ def read_weights(option: str, path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise UserError(f"{option}: no file {path}; docs/metrics.md says how its weights are had")
+        raise UserError(f"{option}: no file {path}; hint: docs/metrics.md says how its weights are had")
     if path.suffix != ".safetensors":
         raise UserError(
-            f"{option}: {path.name} is no .safetensors file (pickles are not read); convert it once with the "
+            f"{option}: {path.name} is no .safetensors file (pickles are not read); hint: convert it once with the "
             "lines in docs/metrics.md, 'PANNs and VGGish'"
         )
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{option}: {path} is damaged ({first_line(error)}); convert the checkpoint anew") from error
+        raise UserError(
+            f"{option}: {path} is damaged ({first_line(error)}); hint: convert the checkpoint anew"
+        ) from error
 
 
 def fill(option: str, network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -43,8 +45,8 @@ def fill(option: str, network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.M
     lacking = [k for k in wanted if k not in tensors]
     if lacking:
         raise UserError(
-            f"{option}: the file lacks {len(lacking)} of {len(wanted)} weights ({lacking[0]}...); convert the whole "
-            "published checkpoint"
+            f"{option}: the file lacks {len(lacking)} of {len(wanted)} weights ({lacking[0]}...); hint: convert the "
+            "whole published checkpoint"
         )
     for name, value in wanted.items():
         check_shape(option, name, tensors[name], value.shape)
@@ -62,4 +64,4 @@ def check_shape(option: str, name: str, tensor: Tensor, shape: tuple[int, ...] |
             f"{option}: {name} is {list(tensor.shape)}, not {list(shape)}; this is another network than the published"
         )
     if not torch.isfinite(tensor).all():
-        raise UserError(f"{option}: {name} holds values that are not finite; convert the checkpoint anew")
+        raise UserError(f"{option}: {name} holds values that are not finite; hint: convert the checkpoint anew")

@@ -18,7 +18,8 @@ COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#e0559a", "#8b5cf6", "#94a3b8")
 SPECTROGRAM_RANGE_DB = (-95.0, -15.0)
 _GREY = "#858b98"
 _DASHES = ("-", "--", ":", "-.")
-_N_FFT, _BANDS = 1024, 96
+_N_FFT = 1024
+_BANDS = 96
 
 
 def spectrogram_png(
@@ -49,6 +50,7 @@ def spectrogram_png(
         decibels.numpy(), origin="lower", aspect="auto", cmap="magma", vmin=range_db[0], vmax=range_db[1],
         extent=(0.0, wave.size / sample_rate_hz, -0.5, len(decibels) - 0.5), interpolation="nearest",
     )  # fmt: skip
+    # Ticks at round frequencies, at the rows of the picture that stand for them.
     if linear:
         ticks_hz = list(range(0, sample_rate_hz // 2 + 1, 2000 * max(1, sample_rate_hz // 20_000)))
         places = np.array(ticks_hz) * _N_FFT / sample_rate_hz
@@ -99,6 +101,7 @@ def curve_png(
 ) -> bytes:
     """Curves in the colours of all our pictures; beyond six, the same colours dashed. Intervals as pale bands."""
     figure, axes = _figure(width_px, height_px, titled=True)
+    # Colours repeat with another dash, so that every line has a look of its own.
     for index, (name, line) in enumerate(lines.items()):
         colour = COLOURS[index % len(COLOURS)]
         dash = _DASHES[index // len(COLOURS) % len(_DASHES)]

@@ -88,11 +88,11 @@ def read_run(folder: Path) -> RunCurves:
     """
     config = folder / "config.json"
     if not config.is_file():
-        raise UserError(f"{folder}: no run there (no config.json); name a folder that `segue train` wrote")
+        raise UserError(f"{folder}: no run there (no config.json); hint: name a folder that `segue train` wrote")
     try:
         cache = Path(json.loads(config.read_text(encoding="utf-8"))["cache"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{config}: damaged ({error}); start the run anew") from error
+        raise UserError(f"{config}: damaged ({error}); hint: start the run anew") from error
     log = read_events(folder)
     probes = [(e["examples_seen"], e["discrepancy"]) for e in log
               if e.get("event") == "stage" and isinstance(e.get("discrepancy"), (int, float))]  # fmt: skip
@@ -108,6 +108,7 @@ def run_curves(folder: Path, start: float = 0.0) -> dict[str, Curve]:
     curves = {}
     lines = read_events(folder, EVALUATIONS)
     arrays = [_arrays(folder, line["examples_seen"]) for line in lines]
+    # Evaluations, with their replicates where all of a measure's are stored.
     for measure in MEASURES:
         having = [k for k, line in enumerate(lines) if isinstance(line.get(measure), (int, float))]
         if having:
@@ -118,6 +119,7 @@ def run_curves(folder: Path, start: float = 0.0) -> dict[str, Curve]:
                 np.array([lines[k][measure] for k in having], float),
                 np.stack([arrays[k][key] for k in having], axis=1).astype(float) if stored else None,
             )
+    # Validation losses: their mean, and each fixed t.
     losses = [e for e in read_events(folder)
               if e.get("event") == "validation" and e["examples_seen"] >= max(start, 1)]  # fmt: skip
     if losses:
@@ -158,9 +160,11 @@ def clock_of(log: Sequence[Mapping]) -> np.ndarray:
     """[K, 2] examples and seconds, from the rates of "train" lines.
 
     A line's rate is the mean since its session began; a resumed run begins a new one. A rate that puts a line before
-    the one above it shows such a beginning, and the clock goes on from there.
+    the one above it shows such a beginning, and the clock continues from there.
     """
-    points, base_seen, base_sec = [(0.0, 0.0)], 0.0, 0.0
+    points = [(0.0, 0.0)]
+    base_seen = 0.0
+    base_sec = 0.0
     for line in log:
         rate = line.get("examples_per_sec")
         if line.get("event") != "train" or not isinstance(rate, (int, float)) or rate <= 0:
@@ -168,8 +172,10 @@ def clock_of(log: Sequence[Mapping]) -> np.ndarray:
         seen = float(line["examples_seen"])
         if seen <= points[-1][0]:
             continue
+        # Seconds from the rate, which the log gives as a mean since the start of a process.
         now = base_sec + (seen - base_seen) / rate
         if now < points[-1][1]:
+            # A lower time means that a new process has begun: count on from the last point.
             base_seen, base_sec = points[-1]
             now = base_sec + (seen - base_seen) / rate
         points.append((seen, now))

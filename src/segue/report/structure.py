@@ -27,7 +27,8 @@ def structure_figures(events: Sequence[dict]) -> list[str]:
     pictures = [figure(image(similarity_png(tables), "similarity of block weights at several checks"))]
     grouped = [e for e in checks if e.get("groups")]
     if grouped:
-        seen, groups = [e["examples_seen"] for e in grouped], [e["groups"] for e in grouped]
+        seen = [e["examples_seen"] for e in grouped]
+        groups = [e["groups"] for e in grouped]
         active = [e["examples_seen"] for e in events if e.get("event") == "stage" and e.get("structure_active") is True]
         png = groups_png(seen, groups, min(active, default=None))
         pictures.append(figure(image(png, "groups of blocks over training"), _caption(events)))
@@ -89,6 +90,7 @@ def groups_png(
     drawing, axes = _figure(width_px, height_px, titled=True)
     colours = import_extra("matplotlib.colors", "train")
     count = max(1, int(followed.max()) + 1)
+    # One colour a group, followed from check to check.
     cycle = colours.ListedColormap([COLOURS[i % len(COLOURS)] for i in range(count)])
     axes.imshow(
         np.ma.masked_less(followed, 0), cmap=cycle, vmin=-0.5, vmax=count - 0.5, aspect="auto", interpolation="nearest",

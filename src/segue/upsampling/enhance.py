@@ -62,8 +62,11 @@ class Enhancer:
     def __init__(
         self, resolver: Resolver, analysis: Analysis, cutoff_hz: float, *, steps: int, seed: int, stereo: str
     ) -> None:
-        self.resolver, self.analysis, self.cutoff_hz = resolver, analysis, cutoff_hz
-        self.steps, self.seed = steps, seed
+        self.resolver = resolver
+        self.analysis = analysis
+        self.cutoff_hz = cutoff_hz
+        self.steps = steps
+        self.seed = seed
         self.tally = Tally()
         turn = axes(analysis.covariance, stereo)
         self.axes = torch.from_numpy(turn).float()
@@ -95,7 +98,9 @@ class Enhancer:
         made = torch.zeros_like(along)
         if not audible:
             return made
-        samples, hop = low.shape[1], self.resolver.hop_samples
+        # Whole hops for the codec, at the level that the model was trained at.
+        samples = low.shape[1]
+        hop = self.resolver.hop_samples
         length = max(-(-samples // hop), _SHORTEST_HOPS) * hop
         gain = _INPUT_RMS / levels[audible]
         given = F.pad(along[audible] * gain, (0, length - samples))
@@ -104,6 +109,7 @@ class Enhancer:
         full = self.resolver.resolve(
             given, cutoffs, noise[None].expand(len(audible), -1, -1).contiguous(), steps=self.steps
         )
+        # The model's output holds the input's band, too: only the difference is added.
         made[audible] = (full.cpu().float() - given)[:, :samples] / gain
         return self.axes.T @ made
 

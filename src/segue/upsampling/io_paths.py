@@ -74,17 +74,19 @@ def _of_folder(source: Path, out: Path, follow_links: bool) -> list[Job]:
         raise UserError(f"{out}: a folder of sounds needs a folder to go into, and this is a file")
     if out.suffix.lower() in SOUNDS:
         raise UserError(f"{out}: a folder of sounds needs a folder to go into; hint: leave {out.suffix} away")
-    inside, root = out.resolve(), source.resolve()
+    inside = out.resolve()
+    root = source.resolve()
     if inside == root or root in inside.parents:
         raise UserError(
             f"{out}: the output lies inside the input folder {source}, so that the next run would take it for input; "
             "hint: name a folder outside it"
         )
+    # A link that cannot be followed becomes a job that fails, so that it is reported.
     found = walk(source, follow_links)
     problems = {path: f"a link that leads out of {source}; hint: --follow-links" for path in found.outside}
     problems |= {path: "a link that leads nowhere" for path in found.dangling if path.suffix.lower() in SOUNDS}
     if not found.sounds and not problems:
-        raise UserError(f"{source}: holds no sounds; put {', '.join(SOUNDS)} files there, or name another folder")
+        raise UserError(f"{source}: holds no sounds; hint: put {', '.join(SOUNDS)} files there, or name another folder")
     return [
         Job(path, out / path.relative_to(source).parent, path.stem, problem=problems.get(path, ""))
         for path in sorted([*found.sounds, *problems])

@@ -17,9 +17,9 @@ from segue.audio.sound import TOO_SHORT_SEC, BadAudio, Header
 from segue.audio.stereo import MODES
 from segue.audio.write import OutputFormat, container_of, output_format
 from segue.types import UserError
+from segue.upsampling.chunk_length import chunk_samples
 from segue.upsampling.enhance import LOOK_SEC, Resolver
 from segue.upsampling.io_paths import Job
-from segue.upsampling.memory import chunk_samples
 
 FULL_SHARE = 0.85  # of half the output's rate
 FULL_HZ = 19_000.0  # nobody can tell what is missing above
@@ -108,6 +108,7 @@ def prepare(job: Job, resolver: Resolver, settings: Settings, taken: Collection[
     began = time.monotonic()
     if job.problem:
         raise BadAudio(job.source, job.problem)
+    # Where it goes, and whether that is free.
     claim = read_claim(job.source)
     container = job.container or settings.container or container_of(claim)
     output = job.output(container)

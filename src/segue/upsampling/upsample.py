@@ -53,6 +53,7 @@ def describe(work: Work, settings: Settings, resolver: Resolver) -> dict:
         "seconds": round(header.seconds, 3),
         "input_subtype": header.subtype,
     }
+    # Whatever was analysed.
     if isinstance(work, Copying):
         found = work.analysis
         report |= {
@@ -66,6 +67,7 @@ def describe(work: Work, settings: Settings, resolver: Resolver) -> dict:
             "rate_hz": work.format.rate_hz,
             "subtype": work.format.subtype,
         }
+    # Whatever goes through the model.
     if isinstance(work, Upsampling):
         report |= {
             "steps": settings.steps or resolver.steps,
@@ -87,7 +89,8 @@ def _action(work: Work) -> tuple[str, str]:
 
 
 def _copy(work: Copying) -> None:
-    header, form = work.header, work.format
+    header = work.header
+    form = work.format
     same = container_of(header).upper() == header.format.replace("WAVEX", "WAV") == form.container.upper()
     if same and form.subtype == header.subtype and is_plain(work.job.source, header.frames):
         copy(work.job.source, work.output)
@@ -133,9 +136,11 @@ def _upsample(work: Upsampling, resolver: Resolver, settings: Settings, on_progr
             yield window, wide[window.first - window.start : window.last - window.start]
             on_progress((window.last - window.first) / resolver.sample_rate_hz)
 
+    # One stream from file to file: nothing is held but a window of it.
     out = resampled(joined(pieces(), plan), resolver.sample_rate_hz, form.rate_hz, header.channels, work.samples)
     meter = _Meter(form.full_scale)
     write_sound(work.output, meter.watch(out), form, work.samples, read_tags(source))
+    # Figures of what was written.
     tally = enhance.tally
     offset = float(np.square(work.analysis.offset).mean())
     notes = list(work.notes)

@@ -14,10 +14,10 @@ from segue_lab.block_ablation import block_scores
 
 
 def block_ablation(
-    run: Annotated[Path, typer.Argument(help="Run folder; a short run is enough.")],
-    data: Annotated[Path, typer.Option(help="The cache that it was trained on.")],
-    clips: Annotated[int, typer.Option(help="Held-out clips.")] = 32,
-    t: Annotated[float, typer.Option(help="Noise level; high noise is where the caption acts.")] = 0.8,
+    run: Annotated[Path, typer.Argument(help="Folder of a run; a short run is enough.")],
+    data: Annotated[Path, typer.Option(help="Latent cache that the run was trained on.")],
+    clips: Annotated[int, typer.Option(help="Number of held-out clips to measure on.")] = 32,
+    t: Annotated[float, typer.Option(help="Noise level t, between 0 and 1; captions act at high noise.")] = 0.8,
 ) -> None:
     """Ablate the residual branches of each block in turn; print how far the velocity moves (after arXiv 2603.01006)."""
     if not 0 < t < 1:

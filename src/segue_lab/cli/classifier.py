@@ -16,10 +16,8 @@ def train(
         Path, typer.Argument(help="Demo set to train on: a folder or manifest with kind, family, instrument, pitch.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for note-classifier.safetensors and card.json.")],
-    card_on: Annotated[
-        Path | None, typer.Option(help="Another demo set (other seed) that the card is measured on.")
-    ] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the data.", min=1)] = 9,
+    card_on: Annotated[Path | None, typer.Option(help="Demo set of another seed that the card is measured on.")] = None,
+    epochs: Annotated[int, typer.Option(help="Number of passes over the data.", min=1)] = 9,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and damage.")] = 0,
 ) -> None:
     """Train a note classifier and write its card: about 20 minutes for 8,000 notes on one core."""
@@ -32,7 +30,7 @@ def train(
 
 def card(
     folder: Annotated[
-        Path | None, typer.Argument(help="Folder of a note classifier; default: the one of the package.")
+        Path | None, typer.Argument(help="Folder of a note classifier; default: the shipped one.")
     ] = None,
 ) -> None:
     """Show what a note classifier was trained on and how accurate it is, on clean and on damaged clips."""

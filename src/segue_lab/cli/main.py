@@ -39,8 +39,8 @@ VERBS: dict[str, Verb | Group] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit as `segue` does."""
-    words = "Studies, the note classifier, releases: what makes segue's own figures."
-    run_command(make_command(words, f"segue-lab {__version__}", VERBS), "segue-lab", arguments)
+    summary = "Studies, the note classifier, releases: what makes segue's own figures."
+    run_command(make_command(summary, f"segue-lab {__version__}", VERBS), "segue-lab", arguments)
 
 
 if __name__ == "__main__":

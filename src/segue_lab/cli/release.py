@@ -11,21 +11,23 @@ import typer
 from segue_lab.release.card import measured_and_listed
 
 Out = Annotated[Path, typer.Option(help="Folder for the weights (float16) and card.json.")]
-MeasureOn = Annotated[list[str], typer.Option("--measure", help="NAME=FOLDER of sounds to measure on; repeatable.")]
-Sources = Annotated[Path, typer.Option(help="JSON list of what it was trained on, with licences.")]
-Command = Annotated[str, typer.Option(help="The command that trained it.")]
-Commit = Annotated[str, typer.Option(help="The commit that it was trained at.")]
+MeasureOn = Annotated[
+    list[str], typer.Option("--measure", help="Folder of sounds to measure on, as NAME=FOLDER. May be repeated.")
+]
+Sources = Annotated[Path, typer.Option(help="JSON list of the training data, with licences.")]
+Command = Annotated[str, typer.Option(help="Command that trained the weights.")]
+Commit = Annotated[str, typer.Option(help="Commit that the weights were trained at.")]
 
 
 def codec(
-    run: Annotated[Path, typer.Argument(help="Folder that `segue codec train` left.")],
+    run: Annotated[Path, typer.Argument(help="Folder that `segue codec train` wrote.")],
     out: Out,
     measure_on: MeasureOn,
     sources: Sources,
     command: Command,
     commit: Commit,
     classify_on: Annotated[
-        Path | None, typer.Option(help="A demo set: the note classifier's accuracy after the codec.")
+        Path | None, typer.Option(help="Demo set on which the note classifier's accuracy after the codec is measured.")
     ] = None,
 ) -> None:
     """Halve a trained codec's weights, measure it, and write its card."""
@@ -37,14 +39,15 @@ def codec(
 
 
 def teacher(
-    run: Annotated[Path, typer.Argument(help="Folder that `segue teacher train` left.")],
+    run: Annotated[Path, typer.Argument(help="Folder that `segue teacher train` wrote.")],
     out: Out,
     measure_on: MeasureOn,
     sources: Sources,
     command: Command,
     commit: Commit,
     layer: Annotated[
-        list[int] | None, typer.Option("--layer", help="Layer that is given by default; repeatable: their mean.")
+        list[int] | None,
+        typer.Option("--layer", help="Layer whose features are the default; if repeated, the mean of the layers."),
     ] = None,
 ) -> None:
     """Halve a trained teacher's weights, measure it, and write its card."""
@@ -56,17 +59,17 @@ def teacher(
 
 
 def super_resolution(
-    run: Annotated[Path, typer.Argument(help="Folder that `segue train` left.")],
+    run: Annotated[Path, typer.Argument(help="Folder that `segue train` wrote.")],
     out: Out,
     measure_on: MeasureOn,
     sources: Sources,
     command: Command,
     commit: Commit,
-    steps: Annotated[str, typer.Option(help="Solver steps to measure, with commas.")] = "4,50",
-    clips: Annotated[int, typer.Option(help="Sounds to measure at most.")] = 64,
+    steps: Annotated[str, typer.Option(help="Numbers of solver steps to measure, separated by commas.")] = "4,50",
+    clips: Annotated[int, typer.Option(help="Number of sounds to measure, at most.")] = 64,
 ) -> None:
     """Keep a trained model's averaged weights in float16, measure them, and write their card."""
-    from segue.cli.super_resolution import step_counts
+    from segue.cli.options import step_counts
     from segue_lab.release.super_resolution import release_super_resolution
 
     folders, listed = measured_and_listed(measure_on, sources)

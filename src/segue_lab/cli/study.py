@@ -12,28 +12,33 @@ import typer
 from segue.provenance import command, commit, machine
 from segue.types import UserError
 from segue_lab.study import worker
-from segue_lab.study.config import read_study
 from segue_lab.study.runs import planned_runs, prepare, train_runs
+from segue_lab.study.study_config import read_study
 from segue_lab.study.tables import write_study_report
 
 
 def study(
     file: Annotated[
-        Path, typer.Argument(metavar="STUDY.json", help="Variants, seeds, data, length; see docs/studies.md.")
+        Path,
+        typer.Argument(metavar="STUDY.json", help="Study file: variants, seeds, data and length (docs/studies.md)."),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the study: data, runs, tables, pictures.")],
-    slots: Annotated[int, typer.Option(help="Runs at once, each a process.")] = 2,
-    threads: Annotated[int, typer.Option(help="Threads of each run.")] = 1,
-    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    slots: Annotated[int, typer.Option(help="Number of runs at once, each in a process.")] = 2,
+    threads: Annotated[int, typer.Option(help="Number of threads of each run.")] = 1,
+    device: Annotated[str, typer.Option(help="Device that computes: auto or cpu.")] = "auto",
     report_only: Annotated[
-        bool, typer.Option("--report-only", help="Train nothing: remake tables and pictures from finished runs.")
+        bool, typer.Option("--report-only", help="Train nothing; remake tables and pictures from finished runs.")
     ] = False,
-    markdown: Annotated[Path | None, typer.Option(help="Write the tables there, too, ready for the docs.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="File to write the tables to, in Markdown.")] = None,
     baseline: Annotated[
-        str | None, typer.Option(help="With --report-only: compare with this variant instead, in OUT/against-NAME.")
+        str | None,
+        typer.Option(
+            help="Variant to compare with, instead of the study's baseline; needs --report-only, writes "
+            "OUT/against-NAME."
+        ),
     ] = None,
 ) -> int:
-    """Run every variant with every seed, evaluate each at fixed moments, and make tables. The same command goes on."""
+    """Run every variant with every seed, evaluate each at fixed lengths, make tables. The same command continues."""
     if slots < 1 or threads < 1:
         raise UserError(f"--slots {slots}, --threads {threads}: give at least 1")
     plan = read_study(file)
@@ -56,6 +61,6 @@ def study(
     summary = write_study_report(plan, out, runs, origin, markdown, place)
     print(f"{place}/report.html   {place}/report.md   {place}/results.json   ({summary})")
     if not finished:
-        print("stopped and saved; the same command goes on", file=sys.stderr)
+        print("stopped and saved; the same command continues", file=sys.stderr)
         return 130
     return 0

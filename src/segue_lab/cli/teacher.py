@@ -10,14 +10,16 @@ import typer
 
 
 def measure(
-    teacher: Annotated[str, typer.Argument(help="Teacher name, or the folder of a trained one.")],
-    source: Annotated[Path, typer.Argument(help="Folder of sounds; labels of its manifest are probed for.")],
-    layers: Annotated[bool, typer.Option("--layers", help="Probe every layer of one of our own.")] = False,
-    clips: Annotated[int, typer.Option(help="Clips at most that a probe trains on.")] = 4000,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable files out, and name them.")] = False,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves PyTorch's choice.")] = 0,
+    teacher: Annotated[str, typer.Argument(help="Name of a teacher, or folder of a trained one.")],
+    source: Annotated[Path, typer.Argument(help="Folder of sounds whose manifest has labels to probe for.")],
+    layers: Annotated[bool, typer.Option("--layers", help="Probe every layer of a compact teacher.")] = False,
+    clips: Annotated[int, typer.Option(help="Number of clips that a probe trains on, at most.")] = 4000,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out files that cannot be used, and name them.")
+    ] = False,
+    threads: Annotated[int, typer.Option(help="Number of CPU threads; 0 leaves the choice to PyTorch.")] = 0,
 ) -> None:
-    """Linear probes against log-mel statistics (and random weights), and collapse figures, as JSON."""
+    """Compare a teacher with log-mel statistics and random weights by linear probes, as JSON."""
     from segue.cli.options import finite, use_threads
     from segue.ssl import load_teacher
     from segue_lab.teacher_probes import probe_teacher

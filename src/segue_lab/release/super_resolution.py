@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from segue.cli.super_resolution import measured
 from segue.files import make_folder, sha256_of
 from segue.models.files import model_file, read_tensors
 from segue.pipeline import SuperResolver
 from segue.provenance import machine
+from segue.workflows.measure_super_resolution import measure_super_resolution
 from segue_lab.release.card import write_card
 
 
@@ -49,6 +49,7 @@ def release_super_resolution(
     make_folder(out)
     file = out / "model.safetensors"
     save_file({name: value.contiguous() for name, value in kept.items()}, file, metadata)
+    # Measured as released, from the file just written.
     resolver = SuperResolver.load(file)
     about = resolver.saved.card
     cutoff_hz = about.degradation["cutoff_max_hz"]
@@ -73,7 +74,7 @@ def release_super_resolution(
         "steps": resolver.steps,
         "training": training,
         "figures": {
-            name: measured(resolver, folder, cutoff_hz, "nuwave2", steps, clips, 4.0)
+            name: measure_super_resolution(resolver, folder, cutoff_hz, "nuwave2", steps, clips, 4.0)
             for name, folder in measures.items()
         },
     }

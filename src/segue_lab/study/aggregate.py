@@ -73,7 +73,7 @@ class Comparison:
         area, area_difference: mean height of the curve over examples (trapezoid); minus the baseline's.
         to_target: examples at which the variant's mean curve first reaches the baseline's final mean, over those of
             the baseline.
-        at_first_moment: the variant was there already when first evaluated: `to_target` is an upper bound.
+        at_first_evaluation: the variant was there already when first evaluated: `to_target` is an upper bound.
         to_target_by_seed: the same ratio for each pair of runs; infinity = not reached.
         seconds_to_target: `to_target` times the ratio of seconds per example.
     """
@@ -84,7 +84,7 @@ class Comparison:
     area: Figure
     area_difference: Figure
     to_target: Figure
-    at_first_moment: bool
+    at_first_evaluation: bool
     to_target_by_seed: tuple[float, ...]
     seconds_to_target: float
 
@@ -92,7 +92,7 @@ class Comparison:
         """Plain JSON."""
         figures = ("final", "final_difference", "area", "area_difference", "to_target")
         return {"seeds": list(self.seeds)} | {name: getattr(self, name).to_json() for name in figures} | {
-            "at_first_moment": self.at_first_moment,
+            "at_first_evaluation": self.at_first_evaluation,
             "to_target_by_seed": [_plain(x) for x in self.to_target_by_seed],
             "seconds_to_target": _plain(self.seconds_to_target),
         }  # fmt: skip
@@ -100,7 +100,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Band:
-    """A mean curve over seeds with its interval at each moment."""
+    """A mean curve over seeds with its interval at each evaluation."""
 
     examples: np.ndarray
     mean: np.ndarray
@@ -140,8 +140,10 @@ def compare(
     )
     if not seeds:
         return None
+    # Paired by seed: [draw, side, x], where side 0 is the variant and 1 the baseline.
     x, points, clips = _aligned([[side[s].curves[measure] for s in seeds] for side in (variant, baseline)])
-    drawn, mean = _draws(points, clips, draws, seed), points.mean(axis=1)
+    drawn = _draws(points, clips, draws, seed)
+    mean = points.mean(axis=1)
     certain = len(seeds) == 1 and clips is None  # nothing to draw from: no interval
 
     def figure(statistic, null: float | None = None) -> Figure:
@@ -151,6 +153,7 @@ def compare(
     def ratio(curves: np.ndarray) -> np.ndarray:
         return _to_target(x, curves if higher else -curves)
 
+    # Seeds one by one, and the mean ratio of wall clocks.
     ratios = [float(ratio(points[:, [k]].transpose(1, 0, 2))[0]) for k in range(len(seeds))]
     rate = np.mean([variant[s].seconds / baseline[s].seconds for s in seeds if baseline[s].seconds > 0] or [math.nan])
     best = mean if higher else -mean
@@ -162,7 +165,7 @@ def compare(
         area=figure(lambda c: _mean_height(x, c[:, 0])),
         area_difference=figure(lambda c: _mean_height(x, c[:, 0]) - _mean_height(x, c[:, 1]), 0.0),
         to_target=to_target,
-        at_first_moment=bool(best[0, 0] >= best[1, -1]),
+        at_first_evaluation=bool(best[0, 0] >= best[1, -1]),
         to_target_by_seed=tuple(ratios),
         seconds_to_target=to_target.value * float(rate),
     )

@@ -79,6 +79,8 @@ def _recorded(row: Mapping, by_id: Mapping[str, Clip], sample_rate_hz: int, samp
     """The recording of a cache row, [samples], cut or padded."""
     clip = by_id.get(row["id"])
     if clip is None:
-        raise UserError(f"data.manifest has no clip '{row['id']}', which the cache holds; name the cache's manifest")
+        raise UserError(
+            f"data.manifest has no clip '{row['id']}', which the cache holds; hint: name the cache's manifest"
+        )
     wave = read_wave(clip.path, sample_rate_hz)[round(row["start_sec"] * sample_rate_hz) :][:samples]
     return torch.from_numpy(np.pad(wave, (0, samples - len(wave))))

@@ -19,10 +19,10 @@ from segue.data.clip import Clip
 from segue.evaluation.log_mel import DIM, log_mel_statistics
 from segue.types import UserError
 from segue_lab.linear_classifier import LinearClassifier, fit_linear_classifier
-from segue_lab.study.config import EvaluationSettings, fingerprint
 from segue_lab.study.eval_audio import decoded_rows, is_recorded, quick, recorded_rows
 from segue_lab.study.eval_set import LOG_MEL, EvalSet, evaluator_of, load_eval_set, measure_clips, save_eval_set
 from segue_lab.study.evaluation import Evaluator, Measures
+from segue_lab.study.study_config import EvaluationSettings, fingerprint
 
 DISTANCE = "log_mel_distance"
 REFERENCE_CLIPS = 4  # reference clips for every generated one
@@ -91,7 +91,7 @@ def make_probe_eval_set(
 
 
 def probe_evaluator(asked: EvalSet, settings: EvaluationSettings, device: str = "cpu") -> Evaluator:
-    """For `at_each_moment`: log-mel statistics, and classes, of what a checkpoint makes of the prompts."""
+    """For `at_each_interval`: log-mel statistics, and classes, of what a checkpoint makes of the prompts."""
     lengths = [p["length_sec"] for p in asked.prompts]
 
     def measure(waves: Tensor, rate_hz: int, usable: np.ndarray) -> tuple[Measures, dict[str, np.ndarray]]:

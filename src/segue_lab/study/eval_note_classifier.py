@@ -1,4 +1,4 @@
-"""Evaluation by the note classifier: notes of trained and of held-out pairs, as a run makes them at each moment."""
+"""Evaluation by the note classifier: notes of trained and of held-out pairs, as a run makes them at each evaluation."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from segue.data.cache import LatentCache
 from segue.data.clip import Clip
 from segue.evaluation.note_classifier import NoteClassifier, NotePrediction
 from segue.evaluation.notes import note_order, spread
-from segue_lab.study.config import EvaluationSettings, fingerprint
 from segue_lab.study.eval_audio import decoded_rows, is_recorded, quick, recorded_rows
 from segue_lab.study.eval_set import NOTES, EvalSet, evaluator_of, load_eval_set, measure_clips, save_eval_set
 from segue_lab.study.evaluation import Evaluator, Measures
+from segue_lab.study.study_config import EvaluationSettings, fingerprint
 
 REFERENCE_NOTES = 4  # reference notes for every generated one
 
@@ -68,7 +68,7 @@ def make_note_eval_set(cache: LatentCache, clips: Sequence[Clip], count: int, fo
 
 
 def note_evaluator(asked: EvalSet, settings: EvaluationSettings, device: str = "cpu") -> Evaluator:
-    """For `at_each_moment`: what the note classifier says of what a checkpoint makes of the prompts."""
+    """For `at_each_interval`: how the note classifier labels what a checkpoint makes of the prompts."""
     classifier = NoteClassifier.load()
 
     def measure(waves: Tensor, rate_hz: int, usable: np.ndarray) -> tuple[Measures, dict[str, np.ndarray]]:

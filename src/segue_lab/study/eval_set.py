@@ -16,9 +16,9 @@ from segue.evaluation.frechet import frechet_between_gaussians, gaussian_of
 from segue.files import write_bytes, write_text
 from segue.pipeline import Sampling
 from segue_lab.linear_classifier import LinearClassifier
-from segue_lab.study.config import EvaluationSettings
 from segue_lab.study.eval_audio import checkpoint_loader
 from segue_lab.study.evaluation import Evaluator, Measures, resamples, save_arrays
+from segue_lab.study.study_config import EvaluationSettings
 
 NOTES, LOG_MEL = "note classifier", "log-mel"  # the spaces of the Frechet distance
 FILE, FIRST_FILE = "eval-set.json", "listening.json"  # an earlier version's name for it
@@ -92,7 +92,7 @@ def evaluator_of(
     device: str,
     measure: Callable[[Tensor, int, np.ndarray], tuple[Measures, dict[str, np.ndarray]]],
 ) -> Evaluator:
-    """For `at_each_moment`: generate every prompt with a checkpoint and measure the clips.
+    """For `at_each_interval`: generate every prompt with a checkpoint and measure the clips.
 
     Args:
         measure: (finite waveforms [N, T], rate in Hz, usable [N] bool) -> measures and arrays. A clip with a sample

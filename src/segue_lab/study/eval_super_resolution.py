@@ -1,5 +1,5 @@
 """In-training evaluation of super-resolution: LSD on held-out clips of the cache, the same and with the same noise
-for every variant, seed and moment."""
+for every variant, seed and evaluation."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from segue.data.cache import LatentCache
 from segue.evaluation.notes import spread
-from segue.evaluation.spectral import lsd
+from segue.evaluation.spectral_distances import lsd
 from segue.pipeline import SuperResolver
 from segue.tasks.degradation import Degradation, degrade
-from segue_lab.study.config import EvaluationSettings
 from segue_lab.study.evaluation import REPLICATES, Evaluator, Measures
+from segue_lab.study.study_config import EvaluationSettings
 
 PRESET = "nuwave2"
 AT_ONCE = 16  # clips
@@ -24,7 +24,7 @@ AT_ONCE = 16  # clips
 def super_resolution_evaluator(
     cache: LatentCache, filter_: Degradation, settings: EvaluationSettings, device: str = "cpu"
 ) -> Evaluator:
-    """For `at_each_moment`: LSD (full, low and high band, preset nuwave2) of settings.clips clips.
+    """For `at_each_interval`: LSD (full, low and high band, preset nuwave2) of settings.clips clips.
 
     Args:
         cache: whose splits valid and test are measured on.

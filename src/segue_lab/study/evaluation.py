@@ -1,8 +1,8 @@
-"""In-training evaluation: the same prompts and the same noise for every variant, seed and moment.
+"""In-training evaluation: the same prompts and the same noise for every variant, seed and evaluation.
 
 A run leaves checkpoints at fixed shares of its length; they are evaluated once the run is done, then all but the last
-are deleted. What is kept: a line a moment in evaluation.jsonl, and beside it, in evaluation/, the embedding of each
-clip and replicates of every measure over resampled clips. An evaluator measures the clips: the note classifier
+are deleted. What is kept: a line for each evaluation in evaluation.jsonl, and in evaluation/ the embedding of each clip
+and replicates of every measure over resampled clips. An evaluator measures the clips: the note classifier
 (eval_note_classifier.py), a linear probe (eval_linear_probe.py), or distances to the truth (eval_super_resolution.py).
 """
 
@@ -22,14 +22,14 @@ from segue.report.run_curves import EVALUATIONS
 from segue.training.checkpoint import list_checkpoints
 from segue.training.log import read_log
 from segue.types import UserError
-from segue_lab.study.config import MOST_SNAPSHOTS, EvaluationSettings
+from segue_lab.study.study_config import MOST_SNAPSHOTS, EvaluationSettings
 
 REPLICATES = 200
 Measures = dict[str, float]
 Evaluator = Callable[[Path], tuple[Measures, dict[str, np.ndarray]]]  # checkpoint folder -> its figures, and arrays
 
 
-def at_each_moment(
+def at_each_interval(
     run_dir: Path,
     settings: EvaluationSettings,
     measure: Evaluator,
@@ -53,7 +53,9 @@ def at_each_moment(
     for share in (share for share in settings.evaluate_at if share not in done):
         seen = min(checkpoints, key=lambda n: abs(n - share * total), default=None)
         if seen is None or abs(seen - share * total) > batch_size + MOST_SNAPSHOTS:
-            raise UserError(f"{run_dir}: no checkpoint at {share:g} of the run; delete this folder and run it again")
+            raise UserError(
+                f"{run_dir}: no checkpoint at {share:g} of the run; hint: delete this folder and run it again"
+            )
         started = time.monotonic()
         values, arrays = measure(checkpoints[seen])
         write_bytes(run_dir / "evaluation" / f"examples-{seen:010d}.safetensors", save_arrays(arrays))

@@ -12,16 +12,20 @@ from segue.codecs import default_codec, load_codec
 from segue.conditioners import load_conditioner
 from segue.data.cache import LatentCache
 from segue.data.clip import Clip
-from segue.data.demo import render_demo_set
+from segue.data.demo_set import render_demo_set
 from segue.data.encoding import build_cache
 from segue.data.manifest import load_manifest
+from segue.data.open_cache import open_cache
 from segue.files import sha256_of, write_text
 from segue.ssl import load_teacher
 from segue.training.checks import check_before_training
 from segue.training.log import read_log
 from segue.training.parallel_runs import Job, last_words, locked, run_jobs
 from segue.types import UserError
-from segue_lab.study.config import (
+from segue_lab.study.eval_linear_probe import make_probe_eval_set
+from segue_lab.study.eval_note_classifier import make_note_eval_set
+from segue_lab.study.eval_set import EvalSet
+from segue_lab.study.study_config import (
     DataSource,
     EvaluationSettings,
     PlannedRun,
@@ -31,9 +35,6 @@ from segue_lab.study.config import (
     runs_of,
     same_settings,
 )
-from segue_lab.study.eval_linear_probe import make_probe_eval_set
-from segue_lab.study.eval_note_classifier import make_note_eval_set
-from segue_lab.study.eval_set import EvalSet
 
 DEMO_SECONDS = 2.048
 RUN, DONE, FAILED = "run.json", "done.json", "failed.json"
@@ -77,7 +78,7 @@ def prepare(study: Study, out: Path) -> Prepared:
             raise UserError(f"variant {variant.name}: {error}") from error
     tasks = {run_config(study, variant, study.seeds[0]).train.task for variant in study.variants}
     if len(tasks) > 1:
-        raise UserError(f"variants of {' and '.join(sorted(tasks))} do not compare; make a study of each")
+        raise UserError(f"variants of {' and '.join(sorted(tasks))} do not compare; hint: make a study of each")
     eval_set = None
     if tasks == {"generation"}:
         eval_set = _eval_set(study, cache, clips, part_of(out, "eval-set"))
@@ -96,7 +97,7 @@ def planned_runs(out: Path) -> list[PlannedRun]:
     """
     path = out / "plan.json"
     if not path.exists():
-        raise UserError(f"{out}: no study was run here; leave --report-only away")
+        raise UserError(f"{out}: no study was run here; hint: leave --report-only away")
     plan = json.loads(path.read_text())
     return [PlannedRun(**_with_new_names(run)) for run in plan.get("runs") or plan["cells"]]
 
@@ -194,7 +195,7 @@ def _eval_set(study: Study, cache: LatentCache, clips: list[Clip], folder: Path)
 def _data(source: DataSource, out: Path) -> tuple[LatentCache, list[Clip]]:
     if source.cache:
         clips = load_manifest(Path(source.manifest)) if source.manifest else []
-        return LatentCache.open(Path(source.cache)), clips
+        return open_cache(Path(source.cache)), clips
     clips = load_manifest(render_demo_set(out / "data", clips=source.demo_clips, seed=0))
     codec = load_codec(source.codec or default_codec())
     teacher = None if source.teacher == "none" else load_teacher(source.teacher or "compact")

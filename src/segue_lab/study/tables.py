@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from segue.files import write_bytes, write_text
-from segue.report.compare import Table, write_comparison_page
+from segue.report.comparison_page import Table, write_comparison_page
 from segue.report.pictures import Line, curve_png
 from segue.report.run_curves import LOSS_AT, MEASURES, run_curves
 from segue_lab.study.aggregate import Band, StudyCurves, band, compare, wall_clock
-from segue_lab.study.config import PlannedRun, Study
 from segue_lab.study.eval_set import LOG_MEL, read_description
 from segue_lab.study.evaluation import REPLICATES
 from segue_lab.study.runs import DONE, part_of, read_run_file, status_of
+from segue_lab.study.study_config import PlannedRun, Study
 
 UNSURE = "≈"
 READING = (
@@ -28,8 +28,9 @@ READING = (
     "clips with the same prompts and noise in every run. Losses vary over seeds alone."
 )
 TARGET_READING = (
-    "Examples at which the variant's mean curve, linear between its moments, first reaches the baseline's final mean, "
-    "over the examples at which the baseline's own first does. ≤: the variant was there when it was first evaluated."
+    "Examples at which the variant's mean curve, linear between its evaluations, first reaches the baseline's final "
+    "mean, over the examples at which the baseline's own first does. "
+    "≤: the variant had reached it at its first evaluation."
 )
 CEILINGS = {"real": "real clips", "codec_round_trip": "codec round trip"}
 
@@ -95,6 +96,7 @@ def results_of(study: Study, runs: Mapping[str, Mapping[int, StudyCurves]]) -> d
     names = [m for m in MEASURES if m in found] + losses
     baseline = runs.get(study.baseline, {})
     measures = {}
+    # Every variant against the baseline, measure by measure.
     for name in names:
         higher = MEASURES[name][1] if name in MEASURES else False
         row = {}
@@ -132,6 +134,7 @@ def tables_of(study: Study, results: Mapping) -> list[Table]:
     losses = [m for m in measures if m.startswith(LOSS_AT)]
     seeds = {variant: f"{len(results['seconds'].get(variant, {}))} of {planned[variant]}" for variant in variants}
 
+    # A cell of each kind of table.
     def rows(names: Sequence[str], cell) -> list[tuple[str, list[str]]]:
         return [
             (variant, [seeds[variant], *(cell(measures[m].get(variant), m, variant) for m in names)])
@@ -146,13 +149,14 @@ def tables_of(study: Study, results: Mapping) -> list[Table]:
             return "1"
         if not entry or "to_target" not in entry:
             return "–"
-        return ("≤ " if entry["at_first_moment"] else "") + _ratio(entry["to_target"])
+        return ("≤ " if entry["at_first_evaluation"] else "") + _ratio(entry["to_target"])
 
     def area(entry: Mapping | None, measure: str, variant: str) -> str:
         if variant == study.baseline:
             return _value(entry, "area", measure, mark=False)
         return _value(entry, "area_difference", measure, signed=True)
 
+    # Rows above the variants: what no run can surpass.
     ceilings = [
         (title, ["", *(_number(results["ceilings"][name].get(m), m) for m in shown)])
         for name, title in CEILINGS.items()
@@ -164,6 +168,7 @@ def tables_of(study: Study, results: Mapping) -> list[Table]:
         ratio = "1" if variant == study.baseline else _ratio(clocks[variant]) if variant in clocks else "–"
         return [ratio, _seconds(results["seconds"].get(variant, {}))]
 
+    # The tables: final values, time to the baseline's final value, mean height of the curves, losses.
     time_rows = [(variant, [*cells, *clock(variant)]) for variant, cells in rows(shown, target)]
     titles = [_title(m) for m in shown]
     tables = [Table("Final values", ("", "seeds", *titles), [*ceilings, *rows(shown, final)], len(ceilings))]

@@ -6,20 +6,20 @@ import json
 import sys
 from pathlib import Path
 
-from segue.cli.train import continue_training
-from segue.data.cache import LatentCache
+from segue.data.open_cache import open_cache
 from segue.provenance import commit
 from segue.training.checkpoint import latest_checkpoint, list_checkpoints
 from segue.training.config import RunConfig, from_json
 from segue.training.parallel_runs import locked, stop_with_parent
 from segue.types import UserError
-from segue_lab.study.config import settings_from_json
+from segue.workflows.train_run import continue_training
 from segue_lab.study.eval_linear_probe import probe_evaluator
 from segue_lab.study.eval_note_classifier import note_evaluator
 from segue_lab.study.eval_set import NOTES, load_eval_set
 from segue_lab.study.eval_super_resolution import super_resolution_evaluator
-from segue_lab.study.evaluation import Evaluator, at_each_moment
+from segue_lab.study.evaluation import Evaluator, at_each_interval
 from segue_lab.study.runs import finish_run, read_run_file
+from segue_lab.study.study_config import settings_from_json
 
 COMMAND = (sys.executable, "-m", "segue_lab.study.worker")
 
@@ -39,7 +39,7 @@ def work(folder: Path) -> int:
         evaluator = _evaluator(run, config)
         if evaluator is not None:
             settings = settings_from_json(run["evaluation"])
-            at_each_moment(folder, settings, evaluator, total=total, batch_size=config.train.batch_size)
+            at_each_interval(folder, settings, evaluator, total=total, batch_size=config.train.batch_size)
         finish_run(folder, _state(folder)["seconds"], commit())
     return 0
 
@@ -54,7 +54,7 @@ def _evaluator(run: dict, config: RunConfig) -> Evaluator | None:
             raise UserError(f"{run['eval_set']}: the study's prompts are gone; hint: call segue-lab study again")
         return (note_evaluator if asked.space == NOTES else probe_evaluator)(asked, settings, device)
     if config.train.task == "super-resolution" and settings.clips:
-        cache = LatentCache.open(Path(run["cache"]))
+        cache = open_cache(Path(run["cache"]))
         return super_resolution_evaluator(cache, config.degradation.held_out, settings, device)
     return None
 

@@ -13,7 +13,7 @@ from segue.codecs import load_codec
 from segue.codecs.base import Codec
 from segue.data.clip import Clip
 from segue.evaluation.baselines import band_replication, sinc
-from segue.evaluation.folders.sets import header_of, read, some
+from segue.evaluation.folders.sound_sets import header_of, read, some
 from segue.progress import track
 from segue.types import UserError
 
@@ -84,7 +84,8 @@ def rows_beside(
 
 def ways_beside(codec: Codec, cutoff_hz: float) -> dict[str, tuple[Way, str]]:
     """name -> (low [1, T], reference [1, T] -> estimate [1, T]; what the row is), all at the codec's rate."""
-    rate_hz, half_hz = codec.sample_rate_hz, round(2 * cutoff_hz)
+    rate_hz = codec.sample_rate_hz
+    half_hz = round(2 * cutoff_hz)
 
     def by_sinc(low: Tensor, reference: Tensor) -> Tensor:
         there_and_back = sinc(sinc(low[0].double().numpy(), rate_hz, half_hz), half_hz, rate_hz)

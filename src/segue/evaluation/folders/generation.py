@@ -12,8 +12,8 @@ from segue.evaluation.accuracy import accuracy
 from segue.evaluation.card import Measure, bootstrap_words, make_measure
 from segue.evaluation.divergence import DIRECTIONS, inception_score, kl_by_pair, paired_kl
 from segue.evaluation.embeddings import ClapEmbedding, Embedding, NoteEmbedding, load_clap
-from segue.evaluation.folders.embeddings import embed, load_embedding, refuse_training_teachers, tag_of
-from segue.evaluation.folders.sets import (
+from segue.evaluation.folders.embedding_spaces import embed, load_embedding, refuse_training_teachers, tag_of
+from segue.evaluation.folders.sound_sets import (
     ClipPair,
     Findings,
     described,
@@ -62,6 +62,7 @@ def measure_generation(
         UserError: a set is unusable, an option does not fit, or the embedding took part in the run's training.
     """
     # What is asked for, and whether it can be had: before the long work.
+    # The two sets, and what may measure them.
     sounds = {"GEN": find_sounds(gen), "REF": find_sounds(ref)}
     pairs = _pairing(sounds["GEN"], sounds["REF"], unpaired)
     left_out: list[str] = []
@@ -89,7 +90,8 @@ def measure_generation(
 
     # Each generated clip beside its nearest neighbour among the real ones.
     distances, neighbours = nearest(x, y)
-    names, references = list(sounds["GEN"]), list(sounds["REF"])
+    names = list(sounds["GEN"])
+    references = list(sounds["REF"])
     for name, distance, neighbour in zip(names, distances, neighbours):
         found.by_file[name] = {"nearest_reference": references[neighbour], "nearest_distance": float(distance)}
 
@@ -99,6 +101,7 @@ def measure_generation(
     if by_text is not None:
         _compared_with_text(found, by_text, sounds["GEN"], labels, folder, draws, seed)
 
+    # The clips farthest from the real ones and nearest to them, for the picture.
     ranked = [names[i] for i in np.argsort(-distances, kind="stable")]
     found.warnings.append(
         f"clips are ranked by the distance to the nearest reference clip in the space of {by_sound.name}"
@@ -124,8 +127,8 @@ def _pairing(first: dict[str, Clip], second: dict[str, Clip], unpaired: bool) ->
     lacking = sorted(set(first) ^ set(second))
     if lacking:
         raise UserError(
-            f"{len(both)} ids are in both sets, {len(lacking)} in one only ({some(lacking)}); complete the pairs, or "
-            "add --unpaired"
+            f"{len(both)} ids are in both sets, {len(lacking)} in one only ({some(lacking)}); hint: complete the "
+            "pairs, or add --unpaired"
         )
     return both
 
@@ -182,9 +185,11 @@ def _classified(
     about: dict,
 ) -> None:
     """What the note classifier says: inception score, KL between pairs, and prompt accuracy of pitch and instrument."""
-    gen, ref = embedded["GEN"], embedded["REF"]
+    gen = embedded["GEN"]
+    ref = embedded["REF"]
     rows = np.stack([clip["instrument"] for clip in gen.values()])
     found.attempt("inception score", inception_score, rows, draws=draws, **about)
+    # KL needs a reference clip for each generated one.
     if pairs:
         x, y = (np.stack([side[i]["instrument"] for i in pairs]) for side in (gen, ref))
         for direction in DIRECTIONS:
@@ -200,6 +205,7 @@ def _classified(
             "classified_instrument": classifier.instruments[int(clip["instrument"].argmax())],
             "classified_pitch": classifier.pitches[int(clip["pitch"].argmax())],
         }
+    # Prompt accuracy, for whatever the captions ask for.
     for kind in ("pitch", "family", "instrument"):
         asked = _asked(labels, kind)
         if asked:

@@ -12,7 +12,7 @@ import torch
 
 from segue.evaluation.card import mean_over_clips
 from segue.evaluation.folders.baseline_rows import Pairs, lows_by_protocol, lows_of, rows_beside
-from segue.evaluation.folders.sets import (
+from segue.evaluation.folders.sound_sets import (
     ClipPair,
     Findings,
     described,
@@ -23,7 +23,7 @@ from segue.evaluation.folders.sets import (
     some,
     usable_of,
 )
-from segue.evaluation.spectral import (
+from segue.evaluation.spectral_distances import (
     LSD_PRESETS,
     MULTI_RESOLUTION,
     log_mel_l1,
@@ -71,6 +71,7 @@ def measure_super_resolution(
         raise UserError(
             f"--cutoff-hz {cutoff_hz:g}: give one between 0 and {pairs.rate_hz / 2:g}, half the files' rate"
         )
+    # The estimates themselves.
     bands = ("full",) if cutoff_hz is None else ("full", "low", "high")
     measures = _lsd_measures(LSD_PRESETS, bands, cutoff_hz, (False, True)) + _signal_measures(visqol)
     about = {"preprocessing": _preprocessing(trim)}
@@ -78,6 +79,7 @@ def measure_super_resolution(
     if cutoff_hz is None:
         found.warnings.append("no --cutoff-hz: no low and high band, and no rows beside")
     else:
+        # The baselines, measured in the same way on the same clips.
         if inputs is None:
             lows = lows_by_protocol(pairs, cutoff_hz, protocol)
             made_by = f"protocol {protocol}"
@@ -166,22 +168,24 @@ def _read_pairs(sources: dict[str, Path], trim: bool, skip_bad: bool) -> tuple[F
     """
     sets = {name: find_sounds(source) for name, source in sources.items()}
     (a_name, first), (b_name, second) = sets.items()
+    # Every sound needs its partner.
     lacking = [f"{i} only in {a_name if i in first else b_name}" for i in sorted(set(first) ^ set(second))]
     if lacking:
         raise UserError(
             f"{a_name} has {len(first)} sounds, {b_name} {len(second)}, and they do not pair by id: {some(lacking)}; "
-            "give both sets the same file names"
+            "hint: give both sets the same file names"
         )
     left_out: list[str] = []
     if skip_bad:
         sets, left_out = usable_of(sets, paired=True)
         (_, first), (_, second) = sets.items()
+    # One rate for all, and equal lengths unless --trim: distances depend on both.
     headers = {i: (header_of(first[i].path), header_of(second[i].path)) for i in first}
     rate_hz = headers[next(iter(headers))][1].sample_rate_hz
     for i, (a, b) in headers.items():
         if a.sample_rate_hz != b.sample_rate_hz:
             rates = f"{a.sample_rate_hz:,} and {b.sample_rate_hz:,} Hz"
-            raise UserError(f"{first[i].path}: a pair of {rates}; resample one: figures depend on the rate")
+            raise UserError(f"{first[i].path}: a pair of {rates}; hint: resample one: figures depend on the rate")
         if a.sample_rate_hz != rate_hz:
             raise UserError(
                 f"{first[i].path}: {a.sample_rate_hz:,} Hz, others {rate_hz:,} Hz; figures depend on the rate: measure "
@@ -189,8 +193,9 @@ def _read_pairs(sources: dict[str, Path], trim: bool, skip_bad: bool) -> tuple[F
             )
         if a.frames != b.frames and not trim:
             raise UserError(
-                f"{first[i].path}: {a.frames:,} samples, its pair {b.frames:,}; cut them alike, or add --trim"
+                f"{first[i].path}: {a.frames:,} samples, its pair {b.frames:,}; hint: cut them alike, or add --trim"
             )
+    # Only now decode.
     waves = {}
     for i, (a, b) in track(headers.items(), len(headers), "reading", "pairs"):
         samples = min(a.frames, b.frames)
@@ -204,6 +209,7 @@ def _measure_pairs(
 ) -> None:
     """Every measure of every pair; `about` goes into each card."""
     numbers: dict[str, list[float]] = {m.name: [] for m in measures}
+    # Every measure of every pair.
     for name, waves in track(pairs.waves.items(), len(pairs.waves), "measuring", "pairs"):
         estimate, reference = (torch.from_numpy(np.ascontiguousarray(w))[None] for w in waves)
         row = found.by_file.setdefault(name, {})

@@ -25,7 +25,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from segue.codecs import SHIPPED
 from segue.codecs.autoencoder import DECODER, Analysis, Autoencoder, AutoencoderCodec, save_codec
 from segue.data.reading import DataSource
-from segue.training.codec.losses import ReconstructionLoss, validate
+from segue.training.codec.codec_losses import ReconstructionLoss, validate
 from segue.training.small_run import (
     STATE,
     SmallRun,
@@ -92,7 +92,8 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, bins: int | None, pool: tuple[int, int], strides: tuple[int, int, int], width: int = 8) -> None:
         super().__init__()
-        self.bins, self.pool = bins, pool
+        self.bins = bins
+        self.pool = pool
         sizes = (3, width, 2 * width, 2 * width)
         self.layers = nn.ModuleList(
             weight_norm(nn.Conv2d(a, b, (3, 2 * s + 1), stride=(1, s), padding=(1, s)))
@@ -149,7 +150,7 @@ def discriminator_loss(real: list[list[Tensor]], fake: list[list[Tensor]]) -> Te
 
 
 def decoder_loss(real: list[list[Tensor]], fake: list[list[Tensor]]) -> dict[str, Tensor]:
-    """What the decoder is told by the discriminators: to be scored 1, and to give the same features."""
+    """Adversarial losses of the decoder: its sound is to be scored 1, and to give the same features."""
     fooling = add_up((1 - f[-1]).square().mean() for f in fake) / len(fake)
     distances = [
         (a - b).abs().mean() / b.abs().mean().clamp_min(1e-6)
@@ -190,6 +191,7 @@ def start(codec: AutoencoderCodec, config: RefineConfig, device: torch.device | 
     for copy in (network, ema):
         copy.load_state_dict(codec.network.state_dict())
         copy.to(device).requires_grad_(False)
+    # Only the decoder learns: latents stay what they are.
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name.startswith(DECODER))
     with torch.random.fork_rng(devices=[]):
@@ -207,7 +209,7 @@ def start(codec: AutoencoderCodec, config: RefineConfig, device: torch.device | 
 
 
 def refine_step(run: RefineRun, loss: ReconstructionLoss, batch: Tensor, config: RefineConfig) -> dict[str, float]:
-    """One step of the discriminators, then one of the decoder, on [B, T] crops; returns the loss and its terms."""
+    """One step of the discriminators, then one of the decoder, on [B, T] crops; returns the loss and its parts."""
     network = run.network
     run.set_learning_rate(run.optimizer, config)
     with torch.no_grad():
@@ -217,40 +219,43 @@ def refine_step(run: RefineRun, loss: ReconstructionLoss, batch: Tensor, config:
         latents = mean + (0.5 * log_variance).exp() * noise
     prediction = network.predict(latents)
     outputs = (prediction.log_magnitude, prediction.advance)
-    terms = loss(prediction, target)
-    value = add_up(terms.values())
+    losses = loss(prediction, target)
+    value = add_up(losses.values())
     gradients = torch.autograd.grad(value, outputs)
     if run.adversary and config.adversarial_share > 0:
         share = config.adversarial_share * min(1.0, (run.step + 1) / config.adversary_steps)
         fake, real = (picture_of(a)[: config.adversarial_crops] for a in (prediction, target))
-        told = _adversary(run, fake, real, outputs, terms)
-        gradients = tuple(g + balanced(a, g, share) for g, a in zip(gradients, told, strict=True))
+        adversarial = _adversary(run, fake, real, outputs, losses)
+        gradients = tuple(g + balanced(a, g, share) for g, a in zip(gradients, adversarial, strict=True))
+    # Gradients on the decoder's outputs go back through it together.
     run.optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(outputs, gradients)
     norm = descend(run.optimizer, [p for p in network.parameters() if p.requires_grad], 2.0)
     for name in DECODER:
         average(getattr(run.ema, name), getattr(network, name), early_decay(config.ema_decay, run.step))
     run.step += 1
-    return {"loss": value.item(), "grad_norm": norm.item(), **{k: v.item() for k, v in terms.items()}}
+    return {"loss": value.item(), "grad_norm": norm.item(), **{k: v.item() for k, v in losses.items()}}
 
 
-def _adversary(run: RefineRun, fake: Tensor, real: Tensor, outputs: tuple, terms: dict[str, Tensor]):
-    """Train the discriminators on this batch, then ask them: gradients on the prediction; adds to `terms`."""
-    critic, optimizer = run.discriminators, run.discriminator_optimizer
-    terms["discriminator"] = discriminator_loss(critic(real), critic(fake.detach()))
+def _adversary(run: RefineRun, fake: Tensor, real: Tensor, outputs: tuple, losses: dict[str, Tensor]):
+    """Train the discriminators on this batch, then score the prediction: gradients on it; adds to `losses`."""
+    critic = run.discriminators
+    optimizer = run.discriminator_optimizer
+    losses["discriminator"] = discriminator_loss(critic(real), critic(fake.detach()))
     optimizer.zero_grad(set_to_none=True)
-    terms["discriminator"].backward()
+    losses["discriminator"].backward()
     descend(optimizer, critic.parameters(), 10.0)
     with torch.no_grad():
         wanted = critic(real)
-    told = decoder_loss(wanted, critic(fake))
-    terms |= told
-    return torch.autograd.grad(told["fooling"] + 2 * told["feature_matching"], outputs)
+    scores = decoder_loss(wanted, critic(fake))
+    losses |= scores
+    return torch.autograd.grad(scores["fooling"] + 2 * scores["feature_matching"], outputs)
 
 
 def balanced(adversarial: Tensor, reconstruction: Tensor, share: float) -> Tensor:
     """A gradient scaled to `share` of another's norm; zero where either is not finite."""
-    norm, wanted = adversarial.norm(), share * reconstruction.norm()
+    norm = adversarial.norm()
+    wanted = share * reconstruction.norm()
     if not bool(torch.isfinite(norm) & torch.isfinite(wanted)):
         return torch.zeros_like(adversarial)
     return adversarial * (wanted / norm.clamp_min(1e-20))
@@ -298,6 +303,7 @@ def refine_codec(
         raise UserError(f"adversarial share {config.adversarial_share}; hint: give 0 (none) to 1 (as much as the rest)")
     rate_hz = codec.sample_rate_hz
     audio = read_training_audio(source, extra, rate_hz, skip_bad)
+    # The latents' weights are part of the configuration: a run of another codec is not resumed.
     config = replace(config, latents_sha256=codec.weights_sha256(latents_only=True))
     run = start(codec, config, device)
     if resume:

@@ -14,7 +14,7 @@ from segue.codecs.base import Codec
 from segue.data.clip import Clip
 from segue.data.reading import DataSource
 from segue.evaluation.mel import stft_magnitude
-from segue.evaluation.spectral import log_mel_l1, log_spectral_distance, si_sdr_db
+from segue.evaluation.spectral_distances import log_mel_l1, log_spectral_distance, si_sdr_db
 from segue.training.training_audio import clips_of, decode, kind_of, refuse_bad
 from segue.types import UserError
 
@@ -36,7 +36,9 @@ def measure_codec(
     """
     generator = torch.Generator().manual_seed(0)
     report: dict = {"latent_noise": noise, "kinds": {}}
-    latents, decoded_sec, spent_sec = [], 0.0, 0.0
+    latents = []
+    decoded_sec = 0.0
+    spent_sec = 0.0
     for kind, (split, members) in held_out(clips_of(source, skip_bad)).items():
         some = members[:: max(1, len(members) // clips)][:clips]
         read = decode(some, codec.sample_rate_hz)
@@ -44,6 +46,7 @@ def measure_codec(
         waves = read.sounds
         if not len(waves):
             continue
+        # Each sound: decoded as it is (timed), and from latents with noise added.
         rows = []
         for index in range(len(waves)):
             wave = waves.wave(index)[None, : 2 * codec.sample_rate_hz]
@@ -62,6 +65,7 @@ def measure_codec(
         report["kinds"][kind] = {"split": split, "clips": len(rows), **figures}
     if not latents:
         raise UserError(f"{source}: none of its sounds can be used; hint: segue data check says why")
+    # What a diffusion model meets: the scale and the smoothness of the latents.
     frames = torch.cat(latents, dim=1)
     report["latents"] = {
         "mean_abs": round(frames.mean(1).abs().mean().item(), 4),

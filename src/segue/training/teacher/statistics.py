@@ -30,7 +30,8 @@ def fit_mel(encoder: CompactEncoder, waves: list[Tensor]) -> None:
 def fit_statistics(encoder: CompactEncoder, waves: list[Tensor]) -> None:
     """Store mean and deviation of every layer's features, and of the default mixture's, over these sounds."""
     device = encoder.mel.mean.device
-    depth, chosen = encoder.config.depth, [i - 1 for i in encoder.config.layers]
+    depth = encoder.config.depth
+    chosen = [i - 1 for i in encoder.config.layers]
     rows: list[list[Tensor]] = [[] for _ in range(depth + 1)]
     for wave in waves:
         outputs = [normalise(x)[0] for x in encoder(encoder.mel.patches(encoder.mel(wave[None].to(device))))]
@@ -38,7 +39,8 @@ def fit_statistics(encoder: CompactEncoder, waves: list[Tensor]) -> None:
         for row, x in zip(rows[1:], outputs, strict=True):
             row.append(x)
     frames = [torch.cat(row).double() for row in rows]
-    mean, std = torch.stack([x.mean(0) for x in frames]), torch.stack([x.std(0) for x in frames])
+    mean = torch.stack([x.mean(0) for x in frames])
+    std = torch.stack([x.std(0) for x in frames])
     encoder.statistics.copy_(torch.stack([mean, std.clamp_min(1e-3)]))
 
 

@@ -93,7 +93,8 @@ def draw_views(audio: TrainingAudio, config: TeacherTrainConfig, generator: torc
 
 def _views(sounds: Sounds, semitones: Tensor, config: TeacherTrainConfig, generator: torch.Generator) -> Tensor:
     """[2, count, T] for semitones [2, count]; half of the crops straddle the sound's start, where attacks are."""
-    samples, count = round(config.crop_sec * config.model.sample_rate_hz), semitones.shape[1]
+    samples = round(config.crop_sec * config.model.sample_rate_hz)
+    count = semitones.shape[1]
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator)
@@ -104,7 +105,7 @@ def _views(sounds: Sounds, semitones: Tensor, config: TeacherTrainConfig, genera
     speed = 2 ** (semitones / 12)
     room = (length - samples * speed).clamp_min(0)
     at_start = (uniform(count) < 0.5) * torch.ones(2, 1) > 0.5
-    # The second crop lies within half a crop of the first: what is said then is partly the same.
+    # The second crop lies within half a crop of the first: so that their words partly overlap.
     anywhere = (room * uniform(count) + samples / 2 * (uniform(2, count) - 0.5)).clamp_min(0).minimum(room)
     offset = torch.where(at_start, samples * (-0.25 + 0.3125 * uniform(2, count)), anywhere)
     place = offset[..., None] + torch.arange(samples) * speed[..., None]

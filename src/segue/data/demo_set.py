@@ -179,35 +179,36 @@ def _check_settings(settings: DemoSettings) -> None:
 
 
 def _is_complete(out: Path, settings: DemoSettings) -> bool:
-    mark, manifest = out / "demo.json", out / "manifest.jsonl"
+    mark = out / "demo.json"
+    manifest = out / "manifest.jsonl"
     if not mark.exists():
         return False
     found = _settings_in(mark)
     if found != asdict(settings):
         raise UserError(
-            f"{out}: holds a demo set with other settings ({_difference(found, settings)}); mend: another folder"
+            f"{out}: holds a demo set with other settings ({_difference(found, settings)}); hint: another folder"
         )
     expected = json.loads(mark.read_text())["manifest_sha256"]
     intact = manifest.exists() and sha256(manifest.read_bytes()).hexdigest() == expected
     if not intact or sum(1 for _ in (out / "audio").glob("*.flac")) < settings.clips:
-        raise UserError(f"{out}: this demo set was changed after rendering; mend: delete the folder and render again")
+        raise UserError(f"{out}: this demo set was changed after rendering; hint: delete the folder and render again")
     return True
 
 
 def _begin(out: Path, settings: DemoSettings) -> None:
     """Mark the folder as being rendered; refuse a folder that holds anything else."""
     if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; mend: name a new or empty folder")
+        raise UserError(f"{out}: is a file; hint: name a new or empty folder")
     mark = out / "demo.rendering.json"
     if mark.exists():
         found = _settings_in(mark)
         if found != asdict(settings):
             raise UserError(
                 f"{out}: holds an unfinished demo set with other settings ({_difference(found, settings)}); "
-                "mend: another folder"
+                "hint: another folder"
             )
     elif out.exists() and any(out.iterdir()):
-        raise UserError(f"{out}: holds files that are not a demo set; mend: name a new or empty folder")
+        raise UserError(f"{out}: holds files that are not a demo set; hint: name a new or empty folder")
     make_folder(out / "audio")
     write_bytes(mark, json.dumps(asdict(settings)).encode())
 
@@ -216,7 +217,7 @@ def _settings_in(mark: Path) -> dict:
     try:
         found = json.loads(mark.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{mark}: cannot be read; mend: delete its folder and render again") from error
+        raise UserError(f"{mark}: cannot be read; hint: delete its folder and render again") from error
     found.pop("manifest_sha256", None)
     return found
 
@@ -258,7 +259,8 @@ def _render_piece(piece: tuple[Path, DemoSettings, list[dict]]) -> int:
 
 def _render_clips(settings: DemoSettings, clips: list[list[dict]]) -> list[np.ndarray]:
     """Event lists -> float64 mono waveforms of settings.seconds each."""
-    soundfile, soxr = import_extra("soundfile", "demo"), import_extra("soxr", "demo")
+    soundfile = import_extra("soundfile", "demo")
+    soxr = import_extra("soxr", "demo")
     slot_sec = LEAD_SEC + settings.seconds + 0.02
     slot_sec = np.ceil(slot_sec * 20) / 20  # a whole number of samples at every common rate
     midi = _midi(clips, slot_sec)
@@ -278,6 +280,7 @@ def _midi(clips: list[list[dict]], slot_sec: float) -> bytes:
     def put(time_sec: float, message_type: str, **values) -> None:
         timed.append((round(time_sec * _TICKS_PER_SEC), mido.Message(message_type, **values)))
 
+    # Each clip has a slot of its own, which begins with silence and dry channels.
     for i, events in enumerate(clips):
         slot_start_sec = i * slot_sec
         for channel in (0, 1, 9):
@@ -295,6 +298,7 @@ def _midi(clips: list[list[dict]], slot_sec: float) -> bytes:
                 put(start_sec, "note_on", channel=channel, note=key, velocity=event["velocity"])
                 put(start_sec + event["duration_sec"], "note_off", channel=channel, note=key)
     put(len(clips) * slot_sec, "control_change", channel=0, control=120, value=0)
+    # MIDI wants the time since the message before.
     track_ = mido.MidiTrack([mido.MetaMessage("set_tempo", tempo=500_000)])
     now = 0
     for tick, message in sorted(timed, key=lambda x: x[0]):  # stable: order of a slot's start is kept
@@ -319,10 +323,10 @@ def _sound_font() -> Path:
     # Located without importing pretty_midi, which pulls in scipy and takes seconds.
     spec = importlib.util.find_spec("pretty_midi")
     if spec is None or not spec.submodule_search_locations:
-        raise UserError("the demo set needs the SoundFont of pretty_midi; mend: pip install 'segue-audio[demo]'")
+        raise UserError("the demo set needs the SoundFont of pretty_midi; hint: pip install 'segue-audio[demo]'")
     path = Path(next(iter(spec.submodule_search_locations))) / "TimGM6mb.sf2"
     if not path.exists():
-        raise UserError(f"{path}: missing from pretty_midi; mend: pip install 'pretty_midi>=0.2.10'")
+        raise UserError(f"{path}: missing from pretty_midi; hint: pip install 'pretty_midi>=0.2.10'")
     return path
 
 

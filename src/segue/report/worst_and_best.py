@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from segue.evaluation.folders.sets import ClipPair
+from segue.evaluation.folders.sound_sets import ClipPair
 from segue.report.pictures import _GREY, SPECTROGRAM_RANGE_DB, _png, log_mel_db
 from segue.types import UserError, import_extra
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segue.report import super_resolution
+from segue.report import super_resolution_table
 from segue.report.curves import curve_figures, read_events
 from segue.report.page import (
     bar,
@@ -113,16 +113,18 @@ def write_demo_report(
     wide = _is_wide(summary)
     if columns is None:
         columns = {name: variant.clips for name, variant in variants.items()} | {"real clip": real}
+    # Measures and sounds first.
     body = [
         heading("segue demo", _lead(summary), _chips(summary)),
-        f"<p>{super_resolution.ABOUT if wide else _ABOUT}</p>",
+        f"<p>{super_resolution_table.ABOUT if wide else _ABOUT}</p>",
         "<h2>Measures</h2>",
-        super_resolution.measures_table(summary) if wide else _measures(summary),
-        f'<p class="note">{super_resolution.READING if wide else _READING}</p>',
+        super_resolution_table.measures_table(summary) if wide else _measures(summary),
+        f'<p class="note">{super_resolution_table.READING if wide else _READING}</p>',
         _training_table(summary),
         "<h2>Listen</h2>",
         *_listening(columns, linear=wide),
     ]
+    # How training went, then how the page was made.
     logs = {name: read_events(Path(variant.run_dir)) for name, variant in variants.items()}
     curves = curve_figures(logs)
     if curves:
@@ -175,7 +177,8 @@ def _measures(summary: Mapping) -> str:
 def _measure_cells(measured: Mapping) -> list[str]:
     held_out = measured.get("held_out") or {}
     cells = [_accuracy_cell(part, name) for part in (measured, held_out) for name in ("family", "pitch")]
-    distance, n = measured.get("frechet_distance"), measured.get("frechet_distance_n")
+    distance = measured.get("frechet_distance")
+    n = measured.get("frechet_distance_n")
     cells.append("–" if distance is None else f"{number(float(distance))}<small>n {number(n)}</small>")
     return cells
 
@@ -184,7 +187,8 @@ def _accuracy_cell(measured: Mapping, name: str) -> str:
     value = measured.get(f"{name}_accuracy")
     if value is None:
         return "–"
-    interval, chance = measured.get(f"{name}_accuracy_interval"), measured.get(f"{name}_accuracy_chance")
+    interval = measured.get(f"{name}_accuracy_interval")
+    chance = measured.get(f"{name}_accuracy_chance")
     words = [f"{100 * interval[0]:.0f}–{100 * interval[1]:.0f}"] if interval else []
     words += [f"chance {100 * chance:.1f}"] if chance is not None else []
     words += [f"n {measured['clips']}"] if "clips" in measured else []

@@ -20,10 +20,14 @@ Source = Annotated[
     ),
 ]
 Captions = Annotated[
-    str, typer.Option(help="'manifest': captions come with the data; 'filename': made from file names.")
+    str,
+    typer.Option(
+        help="Source of the captions: 'manifest' (they come with the data) or 'filename' (made from file names)."
+    ),
 ]
 Root = Annotated[
-    Path | None, typer.Option(help="Folder that a list's paths start in and may not leave; default: the list's own.")
+    Path | None,
+    typer.Option(help="Folder that the paths of a list start in and may not leave; default: the folder of the list."),
 ]
 FollowLinks = Annotated[
     bool, typer.Option("--follow-links", help="Follow linked folders and links that lead out (git-annex, DVC).")
@@ -31,8 +35,8 @@ FollowLinks = Annotated[
 Column = Annotated[
     list[str] | None,
     typer.Option(
-        help="ROLE=NAME: the column that holds the path, caption, id, split, start, end or duration, where its name "
-        "does not tell; ROLE= for none. May be repeated."
+        help="Column of a list as ROLE=NAME, where its name does not tell its role: path, caption, id, split, start, "
+        "end or duration; ROLE= for none. May be repeated."
     ),
 ]
 Encoding = Annotated[
@@ -62,7 +66,7 @@ def source_of(
     return DataSource(name, reading_of("none", root, follow_links, column, encoding))
 
 
-def say_notes(source: Path | str, notes: Iterable[str]) -> None:
+def print_notes(source: Path | str, notes: Iterable[str]) -> None:
     """What was left out, or is to be known, on stderr."""
     for note in notes:
         print(printable(f"note: {source}: {note}"), file=sys.stderr)
@@ -75,7 +79,7 @@ def leave_out_rows(source: Path | str, listing: Listing, skip_bad: bool) -> None
         UserError: there are some, and they are not to be left out.
     """
     if listing.bad_rows and not skip_bad:
-        faults = Listing(bad_rows=listing.bad_rows)
-        faults.refuse_faults("; --skip-bad goes on without such entries")
+        refused = Listing(bad_rows=listing.bad_rows)
+        refused.refuse_faults("; --skip-bad leaves such entries out")
     for _, complaint in listing.bad_rows:
         print(printable(f"left out {complaint}"), file=sys.stderr)

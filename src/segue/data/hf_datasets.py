@@ -66,7 +66,9 @@ class Table:
     """
 
     def __init__(self, name: str, split: str, schema) -> None:
-        self.name, self.split, self.schema = name, split, schema
+        self.name = name
+        self.split = split
+        self.schema = schema
 
     def rows(self, columns: list[str]) -> Iterator[dict]:
         """These columns of every row, in order."""
@@ -114,7 +116,8 @@ class ParquetTable(Table):
         split = split_named(re.split(r"[-.]", path.name)[0]) or split_named(path.parent.name) or ""
         super().__init__(path.stem, split, schema)
         groups = [self._file.metadata.row_group(i) for i in range(self._file.num_row_groups)]
-        self._ends, total = [], 0
+        self._ends = []
+        total = 0
         for group in groups:
             total += group.num_rows
             self._ends.append(total)
@@ -259,7 +262,7 @@ def _saved_table(folder: Path, name: str) -> Table:
     for file in files:
         with _ArrowErrors(folder / file):
             part = arrow.ipc.open_stream(arrow.memory_map(str(folder / file))).read_all()
-            part.validate(full=True)  # offsets that lie would be followed
+            part.validate(full=True)  # false offsets would be followed
             parts.append(part)
     with _ArrowErrors(folder):
         return ArrowTable(name or folder.name, split_named(name) or "", arrow.concat_tables(parts))
@@ -307,15 +310,15 @@ def _read_table(table: Table, reading: Reading, listing: Listing, places: Places
 
 
 def _clip(where: str, file: Path, path: str, row: dict, table: Table, number: int, reading: Reading) -> Clip:
-    said = parse_row(where, row, {**reading.columns, "path": ""}, captions=reading.captions != "none")
-    captions = said.captions or ()
+    parsed = parse_row(where, row, {**reading.columns, "path": ""}, captions=reading.captions != "none")
+    captions = parsed.captions or ()
     if not captions and reading.captions == "filename" and path:
         captions = tuple(filter(None, [caption_from_name(PurePosixPath(path))]))
     if not captions and reading.captions != "none":
         raise UserError(f"{where}: no caption; hint: --column caption=NAME names the column that has it")
-    identity = said.id or f"{table.name}/{number:06d}"
-    split = said.split or ("" if reading.splits_by_content else table.split)
-    return Clip(identity, file, captions, split, said.fields, said.start_sec, said.length_sec)
+    identity = parsed.id or f"{table.name}/{number:06d}"
+    split = parsed.split or ("" if reading.splits_by_content else table.split)
+    return Clip(identity, file, captions, split, parsed.fields, parsed.start_sec, parsed.length_sec)
 
 
 def _paths(table: Table, sound: str, kind) -> tuple[Iterator[str | None], bool]:

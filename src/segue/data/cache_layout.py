@@ -27,7 +27,8 @@ DTYPES = {"float16": torch.float16, "float32": torch.float32}
 SHORTEST_REST = 0.1  # of a segment: a shorter rest at the end of a long file is left out
 # Of a variant. Small: what the caption says of level and timing shall stay true, and softer never clips.
 MOST_VARIANTS = 100
-MOST_SOFTER_DB, MOST_DELAY_SEC = 3.0, 0.05
+MOST_SOFTER_DB = 3.0
+MOST_DELAY_SEC = 0.05
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,8 @@ def segments_of(clip: Clip, inspection: Inspection, parts: Parts) -> Iterator[Se
     other places, one of a short file begins up to 50 ms later, and both are up to 3 dB softer; what a variant is
     depends on the file's content and its number alone.
     """
-    rate_hz, whole = parts.codec.sample_rate_hz, parts.samples
+    rate_hz = parts.codec.sample_rate_hz
+    whole = parts.samples
     total = max(1, round(clip.seconds(inspection.seconds) * rate_hz))
     for number in range(parts.variants if clip.split == "train" else 1):
         draw = np.random.default_rng([int(inspection.sha256[:15], 16), number])
@@ -240,8 +242,10 @@ def changes(found: list[dict], index: list[dict]) -> str:
     def contents(rows: list[dict]) -> dict[str, str]:
         return {row["id"]: row["sha256"] for row in rows}
 
-    then, now = contents(found), contents(index)
-    new, gone = now.keys() - then.keys(), then.keys() - now.keys()
+    then = contents(found)
+    now = contents(index)
+    new = now.keys() - then.keys()
+    gone = then.keys() - now.keys()
     changed = {i for i in now.keys() & then.keys() if now[i] != then[i]}
     counts = [
         f"{len(ids):,} {word} (e.g. {min(ids)})"
@@ -254,24 +258,24 @@ def changes(found: list[dict], index: list[dict]) -> str:
 
 
 def is_same_set(found: list[dict], index: list[dict]) -> bool:
-    """Whether two indices say the same of the same rows, whatever shards these are in."""
+    """Whether two indices describe the same rows alike, whatever shards these are in."""
     places = ("shard", "row")
 
-    def said(rows: list[dict]) -> list[dict]:
+    def without_places(rows: list[dict]) -> list[dict]:
         return [{name: value for name, value in row.items() if name not in places} for row in rows]
 
-    return len(found) == len(index) and said(found) == said(index)
+    return len(found) == len(index) and without_places(found) == without_places(index)
 
 
 def bad_files(clips: Sequence[Clip], inspections: Sequence[Inspection], skip_bad: bool) -> list[dict]:
-    """What cannot be used, as {id, reason}: refused, or left out and said so."""
+    """What cannot be used, as {id, reason}: refused, or left out and printed."""
     bad = [{"id": c.id, "reason": i.problem} for c, i in zip(clips, inspections) if i.problem is not None]
     if bad and not skip_bad:
         named = [f"{c.path}: {i.problem}" for c, i in zip(clips, inspections) if i.problem is not None]
         more = f"; and {len(bad) - 10} more" if len(bad) > 10 else ""
         raise UserError(
             f"{len(bad)} of {len(clips)} files cannot be used ({'; '.join(named[:10])}{more}); "
-            "hint: repair them, or --skip-bad to go on without them"
+            "hint: repair them, or --skip-bad to leave them out"
         )
     for entry in bad:
         print(printable(f"left out {entry['id']}: {entry['reason']}"), file=sys.stderr)

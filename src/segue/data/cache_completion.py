@@ -13,8 +13,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from segue.data.cache import read_tensors
+from segue.data.cache_layout import Parts, Shard
 from segue.data.content import rows_digest
-from segue.data.plan import Parts, Shard
 from segue.files import write_bytes
 from segue.ssl.base import Teacher
 from segue.types import UserError
@@ -35,6 +35,7 @@ def finish_cache(
     def listed(shards: list[Shard]) -> list[dict]:
         return [{"file": s.file, "rows": len(s.items), "bytes": (folder / s.file).stat().st_size} for s in shards]
 
+    # Every caption has as many token places as the longest one.
     text_shapes = []
     for shard in text_shards:
         with safe_open(folder / shard.file, framework="pt") as file:
@@ -70,6 +71,7 @@ def finish_cache(
         os.replace(out / "meta.json", out / "building.json")
     write_bytes(out / "index.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in index).encode())
     write_bytes(out / "meta.json", (json.dumps(meta, indent=1, ensure_ascii=False) + "\n").encode())
+    # Shards of an earlier set are of no use any more.
     kept = {shard.file for shard in (*latent_shards, *text_shards)}
     for path in (*folder.iterdir(), *out.glob("*.tmp")):
         if path.name not in kept:

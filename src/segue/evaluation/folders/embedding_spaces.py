@@ -12,7 +12,7 @@ import numpy as np
 from segue.audio.tags import read_tags
 from segue.data.clip import Clip
 from segue.evaluation.embeddings import Embedding, EncoderEmbedding, NoteEmbedding, cached, is_teacher
-from segue.evaluation.folders.sets import Findings, header_of, read
+from segue.evaluation.folders.sound_sets import Findings, header_of, read
 from segue.evaluation.log_mel import LogMelEmbedding
 from segue.evaluation.note_classifier import NoteClassifier
 from segue.evaluation.panns import PannsEmbedding
@@ -40,7 +40,7 @@ def _refuse_low_rate(path: Path, embedding: Embedding) -> None:
     if has_hz < embedding.sample_rate_hz:
         raise UserError(
             f"{path}: {has_hz:,} Hz, but {embedding.name} takes {embedding.sample_rate_hz:,} Hz; "
-            "take an embedding of a lower rate"
+            "hint: take an embedding of a lower rate"
         )
 
 
@@ -56,19 +56,24 @@ def load_embedding(name: str, layer: int | None, crop_sec: float | None, trust_r
         UserError: it cannot be loaded, or has no layer or crop to choose.
     """
     name = NOTES if name == "judge" else name  # its earlier name
+    # The kinds of embeddings, from the lightest to load to the heaviest.
     kind, _, file = name.partition(":")
     if layer is not None and kind in (NOTES, "log-mel", *_FROM_FILE):
-        raise UserError(f"--layer: {kind} has one embedding only; leave --layer away")
+        raise UserError(f"--layer: {kind} has one embedding only; hint: leave --layer away")
     if name == NOTES:
         if crop_sec is not None:
-            raise UserError("--crop-seconds: the note classifier takes the first 2.048 s; leave --crop-seconds away")
+            raise UserError(
+                "--crop-seconds: the note classifier takes the first 2.048 s; hint: leave --crop-seconds away"
+            )
         return NoteEmbedding(NoteClassifier.load())
     crop_sec = CROP_SEC if crop_sec is None else crop_sec
     if name == "log-mel":
         return LogMelEmbedding(crop_sec)
     if kind in _FROM_FILE:
         if not file:
-            raise UserError(f"--embedding {name}: needs its weights, {kind}:FILE.safetensors; docs/metrics.md says how")
+            raise UserError(
+                f"--embedding {name}: needs its weights, {kind}:FILE.safetensors; hint: docs/metrics.md says how"
+            )
         return _FROM_FILE[kind](Path(file), crop_sec)
     from segue.ssl import load_teacher
 
@@ -117,7 +122,7 @@ def refuse_training_teachers(
             rule = "an embedding that took part in training may not measure it"
             line = f"{embedding.name} is the teacher of {folder}: {rule}"
             if not force:
-                raise UserError(f"{line}; take another --embedding, or --force")
+                raise UserError(f"{line}; hint: take another --embedding, or --force")
             found.warnings.append(f"FORCED: {line}; these figures flatter it")
 
 
@@ -128,8 +133,8 @@ def _teacher_of(run: Path, asked: bool, found: Findings) -> dict | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         if asked:
             raise UserError(
-                f"--run {run}: no run there, or its cache is gone: its teacher cannot be checked; leave --run away, "
-                "and the table will say so"
+                f"--run {run}: no run there, or its cache is gone: its teacher cannot be checked; hint: leave --run "
+                "away, and the table will say so"
             ) from error
         found.warnings.append(
             f"not checked whether {run} was trained with this embedding: the run or its cache is gone"

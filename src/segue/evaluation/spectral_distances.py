@@ -105,7 +105,8 @@ def lsd(
         UserError: shapes that differ, an unknown preset or band, a band without bins, a silent estimate to be matched.
     """
     _check_pair(estimate, reference)
-    estimate, reference = estimate.double(), reference.double()
+    estimate = estimate.double()
+    reference = reference.double()
     form = lsd_preset(preset, sample_rate_hz)
     bins_hz = torch.arange(form.n_fft // 2 + 1, dtype=torch.float64) * sample_rate_hz / form.n_fft
     inside = _band(band, cutoff_hz, bins_hz)
@@ -138,7 +139,7 @@ def match_loudness(estimate: Tensor, reference: Tensor) -> Tensor:
     """
     levels = [x.square().mean(-1, keepdim=True).sqrt() for x in (estimate, reference)]
     if (levels[0] == 0).any():
-        raise UserError("a silent estimate has no loudness to match; leave it out and count it as failed")
+        raise UserError("a silent estimate has no loudness to match; hint: leave it out and count it as failed")
     return estimate * (levels[1] / levels[0])
 
 
@@ -149,7 +150,9 @@ def _band(band: str, cutoff_hz: float | None, bins_hz: Tensor) -> Tensor:
         raise UserError(f"a band is full, or low or high of a cutoff in Hz; got {band!r} with cutoff {cutoff_hz}")
     inside = bins_hz <= cutoff_hz if band == "low" else bins_hz > cutoff_hz
     if cutoff_hz <= 0 or not inside.any():
-        raise UserError(f"the {band} band of cutoff {cutoff_hz:g} Hz is empty; give one between 0 and half the rate")
+        raise UserError(
+            f"the {band} band of cutoff {cutoff_hz:g} Hz is empty; hint: give one between 0 and half the rate"
+        )
     return inside
 
 
@@ -166,7 +169,7 @@ def multi_resolution_stft(estimate: Tensor, reference: Tensor, *, floor: float =
     """
     _check_pair(estimate, reference)
     if (reference == 0).all(dim=-1).any():
-        raise UserError("a silent reference has no spectral convergence; leave it out and count it")
+        raise UserError("a silent reference has no spectral convergence; hint: leave it out and count it")
     total = torch.zeros(len(reference), dtype=torch.float64)
     for n_fft, hop, window in MULTI_RESOLUTION:
         hann = torch.hann_window(window, dtype=torch.float64)
@@ -176,6 +179,7 @@ def multi_resolution_stft(estimate: Tensor, reference: Tensor, *, floor: float =
             ).abs()
             for x in (estimate, reference)
         )
+        # Spectral convergence and log-magnitude L1, summed over resolutions.
         convergence = (r - e).square().sum(dim=(1, 2)).sqrt() / r.square().sum(dim=(1, 2)).sqrt()
         total += convergence + (r.clamp(min=floor).log() - e.clamp(min=floor).log()).abs().mean(dim=(1, 2))
     return total / len(MULTI_RESOLUTION)
@@ -213,7 +217,8 @@ def visqol_mos(estimate: Tensor, reference: Tensor, sample_rate_hz: int, *, spee
 def snr_db(estimate: Tensor, reference: Tensor) -> Tensor:
     """10 log10(|reference|^2 / |estimate - reference|^2) in dB, computed in float64; infinite where they are equal."""
     _check_pair(estimate, reference)
-    estimate, reference = estimate.double(), reference.double()
+    estimate = estimate.double()
+    reference = reference.double()
     return 10.0 * torch.log10(reference.square().sum(-1) / (estimate - reference).square().sum(-1))
 
 
@@ -223,7 +228,8 @@ def si_sdr_db(estimate: Tensor, reference: Tensor) -> Tensor:
     The reference is scaled by <estimate, reference> / |reference|^2 before the ratio is taken.
     """
     _check_pair(estimate, reference)
-    estimate, reference = estimate.double(), reference.double()
+    estimate = estimate.double()
+    reference = reference.double()
     scale = (estimate * reference).sum(-1, keepdim=True) / reference.square().sum(-1, keepdim=True)
     target = scale * reference
     return 10.0 * torch.log10(target.square().sum(-1) / (estimate - target).square().sum(-1))

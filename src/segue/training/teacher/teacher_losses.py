@@ -1,4 +1,7 @@
-"""The networks that are trained to make a compact teacher, and its three losses (train.py says why)."""
+"""What a compact teacher learns from: its networks during training, and its three losses.
+
+teacher_run.py explains what each loss is for.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ class Predictor(nn.Module):
 
     def __init__(self, width: int, inner: int, depth: int) -> None:
         super().__init__()
-        self.enter, self.leave = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.enter = nn.Linear(width, inner)
+        self.leave = nn.Linear(inner, width)
         self.mask = nn.Parameter(0.02 * torch.randn(inner))
         self.blocks = nn.ModuleList(Block(inner, 4, 2) for _ in range(depth))
         self.norm = nn.LayerNorm(inner)

@@ -9,10 +9,10 @@ from segue.audio.names import identities
 from segue.audio.sound import SUFFIXES
 from segue.data.clip import Clip
 from segue.data.columns import split_named
+from segue.data.list_rows import SUFFIXES as LIST_SUFFIXES
 from segue.data.reading import Listing, Reading
 from segue.data.rows import clips_of_list
 from segue.data.sidecars import caption_file, name_captions, read_captions
-from segue.data.tables import SUFFIXES as LIST_SUFFIXES
 from segue.types import UserError
 
 # Lists that are read without being named: ours, and those of Hugging Face's AudioFolder.
@@ -66,6 +66,7 @@ def _from_captions(root: Path, found: Found, reading: Reading) -> Listing:
     listing.bad_rows += [
         (str(path), f"{path}: a dangling link; hint: git annex get, or dvc pull") for path in found.dangling
     ]
+    # A caption for each sound: from a file beside it, or from its name.
     relatives = [PurePosixPath(path.relative_to(root).as_posix()) for path in found.sounds]
     bare: list[Path] = []
     used: set[Path] = set()
@@ -84,6 +85,7 @@ def _from_captions(root: Path, found: Found, reading: Reading) -> Listing:
             bare.append(path)
         else:
             listing.clips.append(Clip(name, path, captions, ""))
+    # Without any caption at all the folder was not meant so; single ones are named as bad.
     if bare and len(bare) == len(found.sounds):
         raise UserError(_bare_words(root, bare, found))
     listing.bad_rows += [(str(path), _bare_words(root, [path], found)) for path in bare]

@@ -84,17 +84,20 @@ def find_sounds(source: Path) -> dict[str, Clip]:
         names = identities([path.relative_to(source) for path in paths])
         clips = [Clip(name, path, (), "") for name, path in zip(names, paths)]
     elif source.is_file() and source.suffix.lower() in SUFFIXES:
-        raise UserError(f"{source}: one clip only, which has no interval; name a folder with at least 2 sounds")
+        raise UserError(f"{source}: one clip only, which has no interval; hint: name a folder with at least 2 sounds")
     else:
         clips = listed_clips(source, "filename")
+    # One order for all, by id, and no id twice.
     found = {clip.id: clip for clip in sorted(clips, key=lambda clip: clip.id)}
     if len(found) < len(clips):
         twice = sorted({c.id for c in clips if sum(d.id == c.id for d in clips) > 1})
-        raise UserError(f"{source}: {twice[0]} is there twice with different suffixes; keep one")
+        raise UserError(f"{source}: {twice[0]} is there twice with different suffixes; hint: keep one")
     if not found:
-        raise UserError(f"{source}: holds no sounds; put {', '.join(SUFFIXES)} files there, or name another folder")
+        raise UserError(
+            f"{source}: holds no sounds; hint: put {', '.join(SUFFIXES)} files there, or name another folder"
+        )
     if len(found) == 1:
-        raise UserError(f"{source}: one clip only, which has no interval; give at least 2")
+        raise UserError(f"{source}: one clip only, which has no interval; hint: give at least 2")
     return found
 
 
@@ -111,6 +114,7 @@ def usable_of(sets: dict[str, dict[str, Clip]], paired: bool) -> tuple[dict[str,
                 examine(clip.path)
             except BadAudio as error:
                 bad[name][i] = error.reason
+    # Of a pair both go, so that the sets stay paired.
     anywhere = {i for found in bad.values() for i in found}
     left = {
         name: {i: c for i, c in clips.items() if i not in (anywhere if paired else bad[name])}
@@ -118,7 +122,7 @@ def usable_of(sets: dict[str, dict[str, Clip]], paired: bool) -> tuple[dict[str,
     }
     for name, clips in left.items():
         if len(clips) < 2:
-            raise UserError(f"{name}: {len(clips)} of its {len(sets[name])} sounds can be used; give at least 2")
+            raise UserError(f"{name}: {len(clips)} of its {len(sets[name])} sounds can be used; hint: give at least 2")
     return left, [f"left out of {name}: {i}: {reason}" for name, found in bad.items() for i, reason in found.items()]
 
 
@@ -179,4 +183,4 @@ def _usable(reader: Callable, path: Path, *arguments):
     try:
         return reader(path, *arguments)
     except BadAudio as error:
-        raise UserError(f"{path}: {error.reason}; hint: repair the file, or --skip-bad to go on without it") from error
+        raise UserError(f"{path}: {error.reason}; hint: repair the file, or --skip-bad to leave it out") from error

@@ -1,4 +1,4 @@
-"""Going on with a run: with its own data, wherever that lies now, and for longer where that is asked for."""
+"""Continue a run: with its own data, wherever that is now, and for longer where that is asked for."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from segue._version import __version__
 from segue.data.cache import LatentCache
 from segue.data.identity import identity, refuse_other_contents
+from segue.data.open_cache import open_cache
 from segue.data.tars import is_address, located
 from segue.files import write_text
 from segue.training.checkpoint import list_checkpoints
@@ -18,17 +19,17 @@ from segue.types import UserError
 
 
 def write_config(run_dir: Path, config: RunConfig, cache: LatentCache) -> None:
-    """config.json of a run: everything that decides it, where its data lies, and what tells that from other data."""
+    """config.json of a run: everything that decides it, where its data is, and what tells that from other data."""
     stored = {"segue": __version__, "cache": _place(cache), "data": identity(cache), "run": to_json(config)}
     write_text(run_dir / "config.json", json.dumps(stored, indent=1))
 
 
 def resumed(run_dir: Path, data: str | None, examples: int | None) -> tuple[RunConfig, Path | str]:
-    """The config and the cache of a run that goes on.
+    """The config and the cache of a run that is continued.
 
     Args:
-        data: where the run's cache lies now, where that is another place.
-        examples: how long the run is to be now; its schedules follow, which is said.
+        data: where the run's cache is now, if it has been moved.
+        examples: how long the run is to be now; its schedules follow, and a line on stderr says so.
 
     Raises:
         UserError: no run there, another cache, or a length that the run has passed.
@@ -37,7 +38,7 @@ def resumed(run_dir: Path, data: str | None, examples: int | None) -> tuple[RunC
     config = from_json(stored["run"])
     place = located(stored["cache"] if data is None else data)
     try:
-        cache = LatentCache.open(place)
+        cache = open_cache(place)
     except UserError as error:
         if data is not None:
             raise
@@ -47,10 +48,10 @@ def resumed(run_dir: Path, data: str | None, examples: int | None) -> tuple[RunC
 
 
 def keep_config(run_dir: Path, config: RunConfig, cache: LatentCache, resume: bool) -> None:
-    """Write config.json: of a run that begins, and of one that goes on where its length or its data's place is new.
+    """Write config.json: of a run that begins, and of a continued one if its length or its data's place is new.
 
     Raises:
-        UserError: the run goes on with other data than it began with.
+        UserError: the run would continue with other data than it began with.
     """
     if resume:
         stored = _read(run_dir)
@@ -65,7 +66,7 @@ def _place(cache: LatentCache) -> str:
 
 
 def _lengthened(run_dir: Path, config: RunConfig, examples: int) -> RunConfig:
-    """The config with another length, said aloud: whatever is a share of the run moves with it."""
+    """The config with another length; a line on stderr says what moves with it."""
     before = config.train.total_examples
     seen = max((int(path.name.rpartition("-")[2]) for path in list_checkpoints(run_dir)), default=0)
     if examples <= seen:
@@ -89,8 +90,8 @@ def _read(run_dir: Path) -> dict:
             raise TypeError("cache is no path")
     except FileNotFoundError as error:
         raise UserError(
-            f"{path}: no such file; give the folder of a run that was started with `segue train`"
+            f"{path}: no such file; hint: give the folder of a run that was started with `segue train`"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}); start the run anew") from error
+        raise UserError(f"{path}: damaged ({error}); hint: start the run anew") from error
     return stored

@@ -2,7 +2,7 @@
 
     loss = log-magnitude L1 + loud log-magnitude (Huber) + spectral convergence + log-mel L1 + phase advance + light KL
 
-The terms are in losses.py.
+The losses are in codec_losses.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from segue.codecs.autoencoder import Autoencoder, AutoencoderCodec, AutoencoderConfig, save_codec
 from segue.data.reading import DataSource
-from segue.training.codec.losses import ReconstructionLoss, total_loss, validate
+from segue.training.codec.codec_losses import ReconstructionLoss, total_loss, validate
 from segue.training.small_run import SmallRun, average, descend, early_decay, refuse_used, run_loop
 from segue.training.training_audio import Sounds, TrainingAudio, draw_crops, read_training_audio
 
@@ -90,17 +90,17 @@ def start(config: CodecTrainConfig, device: torch.device | str) -> CodecRun:
 
 
 def train_step(run: CodecRun, loss: ReconstructionLoss, batch: Tensor, config: CodecTrainConfig) -> dict[str, float]:
-    """One optimiser step on [B, T] crops; returns the loss and its terms."""
+    """One optimiser step on [B, T] crops; returns the loss and its parts."""
     run.set_learning_rate(run.optimizer, config)
     frames = math.ceil(batch.shape[-1] / config.model.hop_samples)
     noise = torch.randn(len(batch), config.model.channels, frames, generator=run.generator)
-    value, terms = total_loss(run.network, loss, batch, noise.to(batch.device), config.kl_weight)
+    value, losses = total_loss(run.network, loss, batch, noise.to(batch.device), config.kl_weight)
     run.optimizer.zero_grad(set_to_none=True)
     value.backward()
     norm = descend(run.optimizer, run.network.parameters(), 2.0)
     average(run.ema, run.network, early_decay(config.ema_decay, run.step))
     run.step += 1
-    return {"loss": value.item(), "grad_norm": norm.item(), **{k: v.item() for k, v in terms.items()}}
+    return {"loss": value.item(), "grad_norm": norm.item(), **{k: v.item() for k, v in losses.items()}}
 
 
 @torch.inference_mode()

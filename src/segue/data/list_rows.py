@@ -82,7 +82,8 @@ def _json_array(path: Path, reading: Reading) -> Rows:
 def _elements(path: Path, file: TextIO, text: str) -> Iterator[object]:
     """What stands in an array up to its closing bracket, from behind its opening one on."""
     decoder = json.JSONDecoder()
-    at, number = 0, 1
+    at = 0
+    number = 1
     while True:
         gap = _GAP.match(text, at)
         at = gap.end() if gap else at

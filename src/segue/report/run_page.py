@@ -31,10 +31,12 @@ def write_run_report(run_dir: Path) -> Path:
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise UserError(f"{run_dir} is not a run folder; hint: name a folder that `segue train` wrote")
-    stored, events = _json(run_dir / "config.json", dict), read_events(run_dir)
+    stored = _json(run_dir / "config.json", dict)
+    events = read_events(run_dir)
     config = stored.get("run") if isinstance(stored.get("run"), dict) else {}
     chips = _chips(config, events, _newest_state(run_dir))
     body = [heading(str(config.get("recipe") or run_dir.name), f"Training run in {run_dir.name}/", chips)]
+    # Each section appears only where the run has something for it.
     curves = curve_figures({run_dir.name: events})
     if curves:
         body += ["<h2>Curves</h2>", f'<div class="card grid">{"".join(curves)}</div>']
@@ -67,7 +69,8 @@ def _chips(config: dict, events: list[dict], state: dict) -> list[tuple[str, str
     chips.append(("of", number(total) if total else ""))
     # The checkpoint counts the seconds of every session. The log's rates are of one session each, and no sum of them
     # is the time that a run took.
-    seconds, seen = state.get("seconds"), state.get("examples_seen")
+    seconds = state.get("seconds")
+    seen = state.get("examples_seen")
     if isinstance(seconds, (int, float)) and isinstance(seen, int) and seconds > 0:
         chips.append(("examples per second", number(seen / seconds)))
         chips.append(("training time", duration(seconds)))

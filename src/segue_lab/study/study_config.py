@@ -68,7 +68,7 @@ class EvaluationSettings:
 
     Attributes:
         evaluate_at: shares of the run, ending with 1.
-        clips: generated and measured at each moment; 0 = validation losses alone.
+        clips: generated and measured at each evaluation; 0 = validation losses alone.
         steps: of the solver (multistep).
         guidance: scale of classifier-free guidance.
         seed: of the noise.
@@ -130,7 +130,7 @@ def read_study(path: Path) -> Study:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such study file; docs/studies.md says what one holds") from error
+        raise UserError(f"{path}: no such study file; hint: docs/studies.md says what one holds") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable as JSON ({error})") from error
     return study_from_json(data, str(path))
@@ -141,6 +141,7 @@ def study_from_json(data: object, where: str) -> Study:
     evaluation_keys = [f.name for f in fields(EvaluationSettings) if f.name != "seed"]
     known = ["name", "data", "examples", "variants", "seeds", "set", "baseline", *evaluation_keys]
     data = _checked(_with_new_names(data, where), known, where)
+    # Read what is there, each value with its type.
     for key in ("name", "data", "examples", "variants", "seeds"):
         if key not in data:
             raise UserError(f"{where}: '{key}' is missing")
@@ -155,6 +156,7 @@ def study_from_json(data: object, where: str) -> Study:
         evaluation=_evaluation({k: data[k] for k in evaluation_keys if k in data}, where),
         baseline=_typed(data, "baseline", str, where) if "baseline" in data else variants[0].name,
     )
+    # Then what only the whole can tell: names, seeds, and whether every variant makes a config.
     names = [variant.name for variant in variants]
     if study.baseline not in names:
         raise UserError(f"{where}: baseline '{study.baseline}' is none of its variants ({', '.join(names)})")
@@ -171,7 +173,7 @@ def run_config(study: Study, variant: Variant, seed: int) -> RunConfig:
     """The config of one run: recipe, the study's overrides, the variant's, then length, seed and snapshots.
 
     Raises:
-        UserError: an unknown recipe or setting, or moments of evaluation that the batch size cannot meet.
+        UserError: an unknown recipe or setting, or intervals of evaluation that the batch size cannot meet.
     """
     config = override(load_recipe(variant.recipe), [*study.set, *variant.set])
     total = variant.examples or study.examples
@@ -179,7 +181,7 @@ def run_config(study: Study, variant: Variant, seed: int) -> RunConfig:
     if every < config.train.batch_size:
         raise UserError(
             f"variant {variant.name}: evaluate_at asks for a snapshot every {every} examples, less than a batch "
-            f"({config.train.batch_size}); give fewer or rounder shares"
+            f"({config.train.batch_size}); hint: give fewer or rounder shares"
         )
     train = replace(
         config.train, total_examples=total, seed=seed, checkpoint_every=every,
@@ -195,8 +197,8 @@ def snapshot_step(study: Study) -> Fraction:
     step = Fraction(reduce(gcd, (int(share * denominator) for share in shares)), denominator)
     if 1 / step > MOST_SNAPSHOTS:
         raise UserError(
-            f"evaluate_at needs {ceil(1 / step)} snapshots a run (every {float(step):g} of it); give rounder shares, "
-            f"for at most {MOST_SNAPSHOTS}"
+            f"evaluate_at needs {ceil(1 / step)} snapshots a run (every {float(step):g} of it); hint: give "
+            f"rounder shares, for at most {MOST_SNAPSHOTS}"
         )
     return step
 
@@ -257,7 +259,7 @@ def _with_new_names(data: object, where: str) -> object:
         return data
     for old, new in _FIRST_NAMES.items():
         if old in data and new in data:
-            raise UserError(f"{where}: '{old}' is an earlier name of '{new}'; give '{new}' alone")
+            raise UserError(f"{where}: '{old}' is an earlier name of '{new}'; hint: give '{new}' alone")
     return {_FIRST_NAMES.get(key, key): value for key, value in data.items()}
 
 
@@ -277,13 +279,14 @@ def _variants(given: object, where: str) -> tuple[Variant, ...]:
         changes = tuple(_list(entry, "set", str, where)) if "set" in entry else ()
         examples = _typed(entry, "examples", int, where) if "examples" in entry else 0
         if examples < 0:
-            raise UserError(f"{where}: variant {name}: examples is {examples}; give a positive number")
+            raise UserError(f"{where}: variant {name}: examples is {examples}; hint: give a positive number")
         seeds = tuple(_list(entry, "seeds", int, where)) if "seeds" in entry else ()
         variants.append(Variant(name, recipe, changes, examples, seeds))
+    # Names become folders: each once, and without separators.
     names = [variant.name for variant in variants]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UserError(f"{where}: two variants are called '{twice[0]}'; give one a name of its own")
+        raise UserError(f"{where}: two variants are called '{twice[0]}'; hint: give one a name of its own")
     odd = [name for name in names if not name or set(name) & set('/\\|"') or name.startswith(".")]
     if odd:
         raise UserError(f"{where}: '{odd[0]}' cannot name a variant (it becomes part of a folder's name)")
@@ -292,18 +295,19 @@ def _variants(given: object, where: str) -> tuple[Variant, ...]:
 
 def _source(given: object, where: str) -> DataSource:
     data = _checked(given, [f.name for f in fields(DataSource)], f"{where}: data")
-    clips, cache = data.get("demo_clips", 0), data.get("cache", "")
+    clips = data.get("demo_clips", 0)
+    cache = data.get("cache", "")
     if bool(clips) == bool(cache):
         raise UserError(f'{where}: data is either {{"demo_clips": 6000}} or {{"cache": PATH}}')
     if clips and (not isinstance(clips, int) or clips < 200):
-        raise UserError(f"{where}: data.demo_clips is {clips!r}; give at least 200")
+        raise UserError(f"{where}: data.demo_clips is {clips!r}; hint: give at least 200")
     wrong = [key for key in ("manifest", "class_field") if clips and key in data]
     wrong += [key for key in ("codec", "teacher") if cache and key in data]
     if wrong:
         raise UserError(f"{where}: data.{wrong[0]} does not go with {'demo_clips' if clips else 'cache'}")
     for key, value in data.items():
         if key != "demo_clips" and not isinstance(value, str):
-            raise UserError(f"{where}: data.{key} is {value!r}; give a string")
+            raise UserError(f"{where}: data.{key} is {value!r}; hint: give a string")
     return DataSource(**data)
 
 
@@ -316,9 +320,9 @@ def _evaluation(given: dict, where: str) -> EvaluationSettings:
         values["evaluate_at"] = tuple(sorted({float(s) for s in shares} | {1.0}))
     for key, lowest in (("clips", 0), ("steps", 1)):
         if key in values and _typed(values, key, int, where) < lowest:
-            raise UserError(f"{where}: {key} is {values[key]}; give at least {lowest}")
+            raise UserError(f"{where}: {key} is {values[key]}; hint: give at least {lowest}")
     if 0 < values.get("clips", 192) < 8:
-        raise UserError(f"{where}: clips is {values['clips']}; give at least 8, or 0 for none")
+        raise UserError(f"{where}: clips is {values['clips']}; hint: give at least 8, or 0 for none")
     if "guidance" in values:
         values["guidance"] = float(_typed(values, "guidance", (int, float), where))
     return EvaluationSettings(**values)
@@ -340,7 +344,7 @@ def _typed(data: Mapping, key: str, kind, where: str):
     value = data[key]
     if not isinstance(value, kind) or isinstance(value, bool):
         kinds = {str: "a string", int: "a whole number"}
-        raise UserError(f"{where}: {key} is {value!r}; give {kinds.get(kind, 'a number')}")
+        raise UserError(f"{where}: {key} is {value!r}; hint: give {kinds.get(kind, 'a number')}")
     return value
 
 

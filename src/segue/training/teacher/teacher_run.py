@@ -35,13 +35,20 @@ from torch import Tensor
 from segue.data.reading import DataSource
 from segue.ssl.compact import CompactTeacher, save_teacher
 from segue.training.small_run import SmallRun, average, descend, early_decay, refuse_used, run_loop
-from segue.training.teacher.losses import EncoderWithHeads, Student, clip_loss, make_targets, masked_loss, pitch_loss
 from segue.training.teacher.statistics import (
     collapse_figures,
     fit_mel,
     fit_statistics,
     refuse_collapsed,
     some_waves,
+)
+from segue.training.teacher.teacher_losses import (
+    EncoderWithHeads,
+    Student,
+    clip_loss,
+    make_targets,
+    masked_loss,
+    pitch_loss,
 )
 from segue.training.teacher.views import TeacherTrainConfig, Views, draw_views, draw_visible
 from segue.training.training_audio import read_training_audio
@@ -80,40 +87,42 @@ def start(config: TeacherTrainConfig, device: torch.device | str) -> TeacherRun:
 
 
 def train_step(run: TeacherRun, views: Views, config: TeacherTrainConfig) -> dict[str, float]:
-    """One optimiser step; returns the loss and its terms."""
+    """One optimiser step; returns the loss and its parts."""
     progress = min(1.0, run.progress(config))
     run.set_learning_rate(run.optimizer, config)
-    value, terms = total_loss(run, views, config)
+    value, losses = total_loss(run, views, config)
     run.optimizer.zero_grad(set_to_none=True)
     value.backward()
     norm = descend(run.optimizer, run.online.parameters(), 3.0)
     decay = 1 - (1 - config.ema_decay) * (1 + math.cos(math.pi * progress)) / 2
     average(run.target, run.online.network, early_decay(decay, run.step))
     run.step += 1
-    return {"loss": value.item(), "grad_norm": norm.item(), **{k: v.item() for k, v in terms.items()}}
+    return {"loss": value.item(), "grad_norm": norm.item(), **{k: v.item() for k, v in losses.items()}}
 
 
 def total_loss(run: TeacherRun, views: Views, config: TeacherTrainConfig) -> tuple[Tensor, dict[str, Tensor]]:
-    """The training loss, and its terms: `found` and `found_faster` say how often each head names the other crop."""
+    """The training loss, and its parts: `found` and `found_faster` say how often each head names the other crop."""
     network = run.online.network
+    # The target encodes all frames, the learning encoder the visible ones.
     with torch.no_grad():
         patches = run.target.encoder.mel.patches(run.target.encoder.mel(views.wave))
     frames = patches.shape[1]
     visible = draw_visible(len(patches), frames, config, run.generator).to(patches.device)
     wanted, wanted_names = make_targets(run.target, patches, config.target_layers)
     outputs = network.encoder(patches, visible)
+    # What each loss compares.
     predicted = run.online.predictor(outputs[-1], visible, frames)
     names = [predict(x) for predict, x in zip(run.online.names, network.names(outputs), strict=True)]
     clips = [clip_loss(x, y, config.temperature) for x, y in zip(names, wanted_names, strict=True)]
     readings = run.online.pitch(outputs[-1].mean(1))[:, 0]
-    terms = {
+    losses = {
         "masked": masked_loss(predicted, wanted, visible),
         "clip": (clips[0][0] + clips[1][0]) / 2,
         "pitch": pitch_loss(readings, views.semitones, max(config.speed_semitones, 1.0)),
         "found": clips[0][1],
         "found_faster": clips[1][1],
     }
-    return terms["masked"] + config.clip_weight * terms["clip"] + config.pitch_weight * terms["pitch"], terms
+    return losses["masked"] + config.clip_weight * losses["clip"] + config.pitch_weight * losses["pitch"], losses
 
 
 def _raw(run: TeacherRun) -> Callable[[Tensor], Tensor]:
@@ -131,10 +140,10 @@ def validate(run: TeacherRun, config: TeacherTrainConfig, waves: list[Tensor]) -
     run.generator = torch.Generator().manual_seed(0)
     try:
         views = Views(torch.cat([batch, 0.5 * batch]), torch.zeros(2 * len(batch)))
-        _, terms = total_loss(run, views.to(run.target.encoder.mel.mean.device), config)
+        _, losses = total_loss(run, views.to(run.target.encoder.mel.mean.device), config)
     finally:
         run.generator = keep
-    return {**{k: round(v.item(), 4) for k, v in terms.items()}, **collapse_figures(_raw(run), waves)}
+    return {**{k: round(v.item(), 4) for k, v in losses.items()}, **collapse_figures(_raw(run), waves)}
 
 
 def train_teacher(

@@ -1,4 +1,4 @@
-"""How far a codec's prediction is from the analysis of the sound: the terms of its training loss.
+"""How far a codec's prediction is from the analysis of the sound: the parts of its training loss.
 
 Nothing is differentiated through a synthesis: the network predicts STFT magnitudes and phase advances, and is compared
 with the analysis of the sound. Convergence is Arik et al.'s (1808.06719). The advance term (our definition) is the
@@ -25,9 +25,10 @@ class ReconstructionLoss:
         self.mel = triangular_bands(edges_hz, 2 * config.hop_samples, config.sample_rate_hz).to(device).T
 
     def __call__(self, predicted: Analysis, target: Analysis) -> dict[str, Tensor]:
-        """Scalar terms by name."""
+        """Scalar losses by name."""
         assert target.weight is not None  # an analysis of sound has one, a prediction has none
-        a, b = predicted.log_magnitude.clamp(max=3).exp(), target.log_magnitude.exp()
+        a = predicted.log_magnitude.clamp(max=3).exp()
+        b = target.log_magnitude.exp()
         mel_a, mel_b = ((m @ self.mel).log() for m in (a, b))
         error = predicted.log_magnitude - target.log_magnitude
         # Quadratic up to 2 nepers: partials stand out of a young model's blur by as much, and L1 pulls no harder there.
@@ -56,26 +57,26 @@ def _norm(x: Tensor) -> Tensor:
 def total_loss(
     network: Autoencoder, loss: ReconstructionLoss, wave: Tensor, noise: Tensor, kl_weight: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The training loss and its terms; `noise` [B, C, L] draws from the posterior."""
+    """The training loss and its parts; `noise` [B, C, L] draws from the posterior."""
     with torch.no_grad():
         target = network.analyse(wave)
     mean, log_variance = network.encode(target)
-    terms = loss(network.predict(mean + (0.5 * log_variance).exp() * noise), target)
-    reconstruction = sum(terms.values())
-    terms["kl"] = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-    return reconstruction + kl_weight * terms["kl"], terms
+    losses = loss(network.predict(mean + (0.5 * log_variance).exp() * noise), target)
+    reconstruction = sum(losses.values())
+    losses["kl"] = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+    return reconstruction + kl_weight * losses["kl"], losses
 
 
 @torch.inference_mode()
 def validate(network: Autoencoder, loss: ReconstructionLoss, waves: list[Tensor]) -> dict[str, float]:
-    """Loss terms on whole sounds, from posterior means, and the posterior's spread."""
+    """Losses on whole sounds, from posterior means, and the posterior's spread."""
     sums: dict[str, float] = {}
     for wave in waves:
         target = network.analyse(wave[None].to(network.latent_mean.device))
         mean, log_variance = network.encode(target)
-        terms = {k: v.item() for k, v in loss(network.predict(mean), target).items()}
-        terms["posterior_std"] = (0.5 * log_variance).exp().mean().item()
-        terms["latent_std"] = mean.std().item()
-        for name, value in terms.items():
+        losses = {k: v.item() for k, v in loss(network.predict(mean), target).items()}
+        losses["posterior_std"] = (0.5 * log_variance).exp().mean().item()
+        losses["latent_std"] = mean.std().item()
+        for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + value / len(waves)
     return sums

@@ -1,0 +1,90 @@
+"""The sounds that a run's folder shows: samples/*.wav, and samples.json that says what each of them is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from segue.audio.write import write_wav
+from segue.data.cache import LatentCache
+from segue.files import write_text
+from segue.pipeline import Pipeline, SuperResolver
+from segue.tasks.degradation import degrade
+from segue.training.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sound of a run.
+
+    Attributes:
+        file: its name in samples/.
+        wave: [T] waveform.
+        prompt: caption that it was made from; the title of the file.
+        held_out: whether training never saw what the prompt asks for.
+    """
+
+    file: str
+    wave: Tensor
+    prompt: str
+    held_out: bool
+
+
+def write_samples(run_dir: Path, samples: Sequence[Sample], sample_rate_hz: int, comment: str = "") -> None:
+    """Write sounds into samples/ of a run folder, and samples.json with {"file", "prompt", "held_out"} of each.
+
+    Args:
+        comment: kept in each file's metadata.
+    """
+    folder = run_dir / "samples"
+    folder.mkdir(exist_ok=True)
+    for sample in samples:
+        write_wav(folder / sample.file, sample.wave.numpy(), sample_rate_hz, sample.prompt, comment)
+    listed = [{"file": s.file, "prompt": s.prompt, "held_out": s.held_out} for s in samples]
+    write_text(folder / "samples.json", json.dumps(listed, indent=1))
+
+
+def generate_samples(run_dir: Path, cache: LatentCache, count: int) -> None:
+    """Generate `count` held-out captions of the cache with the run's newest checkpoint."""
+    pipeline = Pipeline.load(run_dir)
+    entries = [cache.row(row) for row in _spread(_held_out(cache), count)]
+    captions = [entry["captions"][0] for entry in entries]
+    waves = pipeline.generate(captions)
+    samples = [
+        Sample(f"{index:03d}.wav", wave, caption, entry["split"] == "test")
+        for index, (entry, caption, wave) in enumerate(zip(entries, captions, waves))
+    ]
+    write_samples(run_dir, samples, pipeline.codec.sample_rate_hz, f"{run_dir} seed 0")
+
+
+def upsample_samples(run_dir: Path, cache: LatentCache, config: RunConfig, count: int) -> None:
+    """Write `count` held-out clips thrice: what the degradation leaves, what the model makes of it, and the truth."""
+    resolver = SuperResolver.load(run_dir)
+    rows = _spread(_held_out(cache), count)
+    samples = round(cache.meta["seconds"] * resolver.sample_rate_hz)
+    true = resolver.codec.decode(cache.latents(rows)[0], samples)
+    filter_ = config.degradation.held_out
+    low = degrade(true, resolver.sample_rate_hz, [filter_] * len(rows))
+    noise = torch.stack([resolver.noise(resolver.frames(samples), index) for index in range(len(rows))])
+    made = resolver.resolve(low, torch.full((len(rows),), filter_.cutoff_hz), noise)
+
+    written = []
+    for index, row in enumerate(rows):
+        entry = cache.row(row)
+        for name, waves in (("low", low), ("made", made), ("true", true)):
+            about = f"{entry['captions'][0]} ({name})"
+            written.append(Sample(f"{index:03d}-{name}.wav", waves[index], about, entry["split"] == "test"))
+    write_samples(run_dir, written, resolver.sample_rate_hz)
+
+
+def _held_out(cache: LatentCache) -> list[int]:
+    return cache.rows("test") or cache.rows("valid")
+
+
+def _spread(rows: list[int], count: int) -> list[int]:
+    return rows[:: max(1, len(rows) // count)][:count]

@@ -1,0 +1,86 @@
+"""Train a run folder: check, train, generate a few held-out captions, write the report."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from segue.data.open_cache import open_cache
+from segue.report import write_run_report
+from segue.training.checkpoint import list_checkpoints
+from segue.training.checks import check_before_training
+from segue.training.config import RunConfig
+from segue.training.journal import TrainResult
+from segue.training.loop import train
+from segue.types import UserError
+from segue.workflows.run_config import keep_config
+from segue.workflows.run_samples import generate_samples, upsample_samples
+
+
+def run_training(
+    config: RunConfig,
+    cache_path: Path | str,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    samples: int = 4,
+    quiet: bool = False,
+    trust_remote_code: bool = False,
+    grace_sec: float = 30.0,
+) -> TrainResult:
+    """Check, train, generate a few held-out captions, write the run's report.
+
+    Of several processes the first alone checks, and writes what the loop does not.
+
+    Raises:
+        UserError: the run folder is taken, or a check fails.
+    """
+    first = os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate tell it, before they have met
+    # Before training: a free folder, the checks, and config.json.
+    if first and not resume and (run_dir / "config.json").exists():
+        hint = f"continue it with --resume {run_dir}, or choose another --out"
+        raise UserError(f"{run_dir}: holds a run already ({len(list_checkpoints(run_dir))} checkpoints); hint: {hint}")
+    cache = open_cache(cache_path)
+    for line in check_before_training(config, cache) if first else []:
+        if not quiet:
+            print(line, file=sys.stderr)
+    if first:
+        keep_config(run_dir, config, cache, resume)
+    result = train(
+        config,
+        cache,
+        run_dir,
+        resume=resume,
+        device=device,
+        quiet=quiet,
+        trust_remote_code=trust_remote_code,
+        grace_sec=grace_sec,
+    )
+    # After training: samples and the report, by the first process alone.
+    if not first:
+        return result
+    if result.finished and samples > 0:
+        if config.train.task == "generation":
+            generate_samples(run_dir, cache, samples)
+        else:
+            upsample_samples(run_dir, cache, config, samples)
+    write_run_report(run_dir)
+    return result
+
+
+def continue_training(
+    config: RunConfig, cache_path: Path | str, run_dir: Path, *, device: str = "auto", quiet: bool = False
+) -> TrainResult:
+    """Train in `run_dir`, from its newest checkpoint where it has one; for runs that another process looks after.
+
+    Of a start that left no checkpoint nothing counts: it is cleared, and the run begins anew. No samples are made.
+    """
+    resume = (run_dir / "config.json").exists() and bool(list_checkpoints(run_dir))
+    if not resume:
+        for name in ("config.json", "log.jsonl"):
+            (run_dir / name).unlink(missing_ok=True)
+        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+    return run_training(config, cache_path, run_dir, resume=resume, device=device, samples=0, quiet=quiet)
