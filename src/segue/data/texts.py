@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from segue.data.clip import MOST_LINE_BYTES
 from segue.types import UserError
 
 _BLOCK = 1 << 20
+_ALONE = rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])"
 # What a file begins with when it says its encoding itself. UTF-32's mark begins with UTF-16's.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -54,6 +56,8 @@ def opened(path: Path, encoding: str | None = None) -> Iterator[TextIO]:
         UserError: it cannot be opened or, while it is read, decoded.
     """
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for somebody to write into it
+            raise UserError(f"{path}: no file but a folder, pipe, socket or device; hint: name a text file")
         with path.open(encoding=_encoding_of(path, encoding), newline="") as file:
             yield file
     except UnicodeError as error:
@@ -134,4 +138,7 @@ def _guess(data: bytes) -> str | None:
         text = data.decode("cp1252")
     except UnicodeDecodeError:
         return None
-    return "cp1252" if all(c.isprintable() or c.isspace() for c in text) else None
+    # Letters with accents stand alone, as a rule; of a script that needs two bytes a sign they come in pairs.
+    high, alone = len(re.findall(rb"[\x80-\xff]", data)), len(re.findall(_ALONE, data))
+    is_western = all(c.isprintable() or c.isspace() for c in text) and 2 * alone >= high
+    return "cp1252" if is_western else None
