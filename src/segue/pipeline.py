@@ -30,6 +30,15 @@ from segue.types import Condition, UserError
 
 SHIPPED_RESOLVER = Path(__file__).parent / "weights" / "super-resolution" / "model.safetensors"
 NOISE_BLOCK = 16  # frames of one draw
+MOST_STEPS = 10_000  # more are a slip; the grid of times alone would fill the memory
+MOST_SECONDS = 3600.0
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 1:
+        raise UserError(f"--steps {steps}: give at least 1")
+    if steps > MOST_STEPS:
+        raise UserError(f"--steps {steps}: hint: give at most {MOST_STEPS:,}; a few dozen do")
 
 
 @dataclass(frozen=True)
@@ -51,8 +60,7 @@ class Sampling:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UserError(f"--steps {self.steps}: give at least 1")
+        _check_steps(self.steps)
         if self.solver not in SOLVERS:
             raise UserError(f"--solver {self.solver}: use one of {', '.join(SOLVERS)}")
 
@@ -154,6 +162,8 @@ class Pipeline:
         seconds = self.saved.card.seconds if seconds is None else seconds
         if not 0 < seconds < float("inf"):
             raise UserError(f"--seconds {seconds}: give a positive length")
+        if seconds > MOST_SECONDS:
+            raise UserError(f"--seconds {seconds:g}: hint: give at most {MOST_SECONDS:g}, a clip is made in one piece")
         if batch_size < 1:
             raise UserError(f"batch size {batch_size}: give at least 1")
         if not captions or any(not caption.strip() for caption in captions):
@@ -252,8 +262,7 @@ class SuperResolver:
         Raises:
             UserError: fewer than one step.
         """
-        if steps < 1:
-            raise UserError(f"--steps {steps}: give at least 1")
+        _check_steps(steps)
         low, samples = low.to(self.device), low.shape[-1]
         condition = given(self.space, low, cutoff_hz).to(self.device)
 
