@@ -169,6 +169,8 @@ class Pipeline:
         if not captions or any(not caption.strip() for caption in captions):
             raise UserError('an empty prompt; say what to generate, for example "a soft violin playing C 5"')
         samples = round(seconds * self.codec.sample_rate_hz)
+        if samples < 1:
+            raise UserError(f"--seconds {seconds:g}: hint: give more, that is less than one sample")
         frames = self.codec.latent_frames(samples)
         waves = []
         for begin in range(0, len(captions), batch_size):

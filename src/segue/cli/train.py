@@ -49,7 +49,7 @@ def train(
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder, as its config.json says.")] = None,
     device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
-    samples: Annotated[int, typer.Option(help="Sounds to generate at the end, from held-out captions.")] = 4,
+    samples: Annotated[int, typer.Option(help="Sounds to generate at the end, from held-out captions.", min=0)] = 4,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that comes with the probe's teacher.")
     ] = False,

@@ -60,7 +60,7 @@ class Places:
             # A list may write accents in another way than the disk does.
             if not path.as_posix().isascii() and is_file(named := find_named(path)) and self._holds(named, name):
                 return named
-        if not inside and (moved := self._moved(name)):
+        if moved := self._moved(name):
             return moved
         if not inside:
             raise UserError(

@@ -15,7 +15,6 @@ from segue.data.clip import MOST_LINE_BYTES
 from segue.types import UserError
 
 _BLOCK = 1 << 20
-_ALONE = rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])"
 # What a file begins with when it says its encoding itself. UTF-32's mark begins with UTF-16's.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -138,7 +137,7 @@ def _guess(data: bytes) -> str | None:
         text = data.decode("cp1252")
     except UnicodeDecodeError:
         return None
-    # Letters with accents stand alone, as a rule; of a script that needs two bytes a sign they come in pairs.
-    high, alone = len(re.findall(rb"[\x80-\xff]", data)), len(re.findall(_ALONE, data))
-    is_western = all(c.isprintable() or c.isspace() for c in text) and 2 * alone >= high
+    # Letters with accents stand alone or in twos, as a rule; those of a script that needs two bytes a sign do not.
+    runs = [len(run) for run in re.findall(rb"[\x80-\xff]+", data)]
+    is_western = all(c.isprintable() or c.isspace() for c in text) and 2 * sum(n for n in runs if n < 3) >= sum(runs)
     return "cp1252" if is_western else None
