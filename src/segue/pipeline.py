@@ -30,6 +30,15 @@ from segue.types import Condition, UserError
 
 SHIPPED_SUPER_RESOLUTION = Path(__file__).parent / "weights" / "super-resolution" / "model.safetensors"
 NOISE_BLOCK = 16  # frames of one draw
+MOST_STEPS = 10_000  # more are a slip; the grid of times alone would fill the memory
+MOST_SECONDS = 3600.0
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 1:
+        raise UserError(f"--steps {steps}: give at least 1")
+    if steps > MOST_STEPS:
+        raise UserError(f"--steps {steps}: hint: give at most {MOST_STEPS:,}; a few dozen do")
 
 
 @dataclass(frozen=True)
@@ -51,8 +60,7 @@ class Sampling:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UserError(f"--steps {self.steps}: give at least 1")
+        _check_steps(self.steps)
         if self.solver not in SOLVERS:
             raise UserError(f"--solver {self.solver}: use one of {', '.join(SOLVERS)}")
 
@@ -157,11 +165,15 @@ class Pipeline:
         seconds = self.saved.card.seconds if seconds is None else seconds
         if not 0 < seconds < float("inf"):
             raise UserError(f"--seconds {seconds}: give a positive length")
+        if seconds > MOST_SECONDS:
+            raise UserError(f"--seconds {seconds:g}: hint: give at most {MOST_SECONDS:g}, a clip is made in one piece")
         if batch_size < 1:
             raise UserError(f"batch size {batch_size}: give at least 1")
         if not captions or any(not caption.strip() for caption in captions):
             raise UserError('an empty prompt; say what to generate, for example "a soft violin playing C 5"')
         samples = round(seconds * self.codec.sample_rate_hz)
+        if samples < 1:
+            raise UserError(f"--seconds {seconds:g}: hint: give more, that is less than one sample")
         frames = self.codec.latent_frames(samples)
         waves = []
         for begin in range(0, len(captions), batch_size):
@@ -256,8 +268,7 @@ class SuperResolver:
         Raises:
             UserError: fewer than one step.
         """
-        if steps < 1:
-            raise UserError(f"--steps {steps}: give at least 1")
+        _check_steps(steps)
         low = low.to(self.device)
         samples = low.shape[-1]
         condition = low_band_condition(self.space, low, cutoff_hz).to(self.device)

@@ -322,7 +322,7 @@ def test_without_a_decoder_they_are_named_with_a_hint(cases, without_decoders):
     ("name", "shape"),
     [
         ("a.wma", (44100, "WMAV2")), ("a.caf", (16000, "ALAC")), ("a.mka", (16000, "VORBIS")), ("a.webm", (48000, "OPUS")),
-        ("a.m4b", (16000, "AAC")), ("piped.caf", (16000, "PCM_S16BE")), ("piped.m4a", (16000, "AAC")),
+        ("a.m4b", (16000, "AAC")), ("piped.caf", (16000, "PCM_16")), ("piped.m4a", (16000, "AAC")),
         ("piped.w64", (16000, "PCM_16")), ("piped.au", (16000, "PCM_16")), ("adpcm.wav", (16000, "IMA_ADPCM")),
         ("mp3_inside.wav", (16000, "MPEG_LAYER_III")),
     ],

@@ -22,6 +22,12 @@ def test_tokens_are_counted_as_they_are_encoded(minilm):
     assert load_token_counter("minilm").count_tokens(captions) == (lengths, unknown)
 
 
+def test_too_few_or_too_many_tokens_name_their_option(minilm):
+    for tokens in (0, 99999):
+        with pytest.raises(UserError, match=f"--max-tokens {tokens}: hint: give 3 to 512"):
+            minilm.with_max_tokens(tokens)
+
+
 def test_cut_captions_are_counted_and_said(minilm):
     counts = count_tokens(minilm, ["rain", LONG])
     assert counts.cut == (LONG,) and counts.longest > 48 == counts.max_tokens

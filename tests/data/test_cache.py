@@ -314,6 +314,10 @@ def test_bad_files_are_refused_or_left_out(build, small_set, capsys):
     assert [entry["id"] for entry in cache.meta["skipped"]] == ["tone05", "tone06"]
     assert cache.meta["counts"]["clips"] == 21
     assert "left out tone05" in capsys.readouterr().err
+    (small_set / "tone05.wav").unlink()
+    rows = (small_set / "manifest.jsonl").read_text().splitlines(keepends=True)
+    (small_set / "manifest.jsonl").write_text("".join(row for row in rows if "tone05" not in row))
+    assert [entry["id"] for entry in build(skip_bad=True).meta["skipped"]] == ["tone06"]
 
 
 def test_a_full_disk_leaves_nothing_half_written(build, tmp_path, monkeypatch):

@@ -31,6 +31,11 @@ def test_other_kinds_are_counted_and_named(folder, capsys):
     with pytest.raises(SystemExit):
         main(["data", "check", str(folder), "--captions", "filename", "--text", "none"])
     assert "note: 5 files" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["upsample", str(folder), str(folder.parent / "wide"), "--dry-run"])
+    with pytest.raises(SystemExit):
+        main(["evaluate", "files", str(folder), str(folder)])
+    assert capsys.readouterr().err.count("5 files (README and 4 more) of other kinds left out") >= 2
 
 
 def test_linked_folders_are_counted_or_followed(folder, tmp_path, write_sine):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from stat import S_IFREG, S_ISREG
 from typing import IO, Literal
 
-from segue.audio import mpeg, ogg
+from segue.audio import mpeg, ogg, sizes
 from segue.audio.overlay import Part, patched
 from segue.audio.sound import BadAudio, SoundPath
 
@@ -13,6 +14,7 @@ Order = Literal["little", "big"]
 _START = 4096
 _MOST_CHUNKS = 10_000
 _STREAMED = 0x7FFFF000  # sizes from here on stand for "not known yet", as in files that were written to a pipe
+MIXED = "several files in one, of different sample rates or channel counts"
 _CUT = "truncated: the file ends before its sound does"
 _MAGIC = {
     b"fLaC": "flac", b"OggS": "ogg", b"caff": "caf", b"\x1a\x45\xdf\xa3": "matroska",
@@ -56,7 +58,10 @@ def look(path: SoundPath) -> Container:
         BadAudio: unreadable, empty, no sound, or cut short.
     """
     try:
-        size = path.stat().st_size
+        about = path.stat()
+        if not S_ISREG(getattr(about, "st_mode", S_IFREG)):  # opening a pipe would wait for somebody to write into it
+            raise BadAudio(path, "unreadable: no file but a folder, pipe, socket or device")
+        size = about.st_size
         with path.open("rb") as file:
             start = file.read(_START)
             kind = _kind(start)
@@ -67,6 +72,11 @@ def look(path: SoundPath) -> Container:
                 return _ogg(path, file, size)
             if kind in ("wav", "aiff"):
                 return _iff(path, file, size, kind, start)
+            if kind in sizes.KINDS:
+                sound = sizes.find(file, kind, size)
+                if sound is not None and sound.is_cut:
+                    raise BadAudio(path, _CUT)
+                return Container(kind, [patched(size, sound.patches)] if sound and sound.patches else [[]])
             if (kind == "mp4" and _atoms_end(file, size) > size) or (kind == "matroska" and _segment_end(start) > size):
                 raise BadAudio(path, _CUT)
     except OSError as error:
@@ -101,6 +111,8 @@ def _unknown(path: SoundPath, start: bytes) -> str:
 def _mpeg(path: SoundPath, file: IO[bytes], size: int, layout: mpeg.Layout) -> Container:
     if layout.is_truncated or not layout.frames:
         raise BadAudio(path, _CUT)
+    if layout.is_mixed:
+        raise BadAudio(path, MIXED)
     file.seek(layout.start)
     return Container("mpeg", [mpeg.honest(layout, size, file.read(_START))], layout.samples, layout)
 

@@ -22,7 +22,7 @@ from typing import IO
 import numpy as np
 import soundfile
 
-from segue.audio.containers import NAMES, Container, look
+from segue.audio.containers import MIXED, NAMES, Container, look
 from segue.audio.overlay import overlaid
 from segue.audio.sound import BLOCK_SAMPLES, BadAudio, Header, SoundPath, refuse_header
 
@@ -148,7 +148,7 @@ class _Sndfile(Source):
     def __init__(self, path: SoundPath, files: list[soundfile.SoundFile], container: Container) -> None:
         first = files[0]
         if any((f.samplerate, f.channels) != (first.samplerate, first.channels) for f in files):
-            raise BadAudio(path, "several files in one, of different sample rates or channel counts")
+            raise BadAudio(path, MIXED)
         frames = sum(f.frames for f in files)
         self._limit = container.frames or frames
         if first.format == "FLAC" and frames > 1 << 40:  # libsndfile's way of saying that the file does not tell
@@ -205,8 +205,7 @@ class _PyAV(Source):
     def __init__(self, av: ModuleType, path: SoundPath, container: Container, stack: ExitStack) -> None:
         self._path = path
         self._errors = (av.FFmpegError, ValueError)
-        layout = container.layout
-        parts = [(layout.start, layout.end)] if layout else [(0, path.stat().st_size)]
+        parts = container.layout.parts if container.layout else [(0, path.stat().st_size)]
         file = stack.enter_context(overlaid(path, parts))
         try:
             self._input = stack.enter_context(av.open(file, "r", format=_DEMUXERS[container.kind]))
@@ -258,7 +257,7 @@ class _PyAV(Source):
         yield self._head
         for rate_hz, samples in self._frames:
             if (rate_hz, samples.shape[1]) != (self.header.sample_rate_hz, self.header.channels):
-                raise BadAudio(self._path, "several files in one, of different sample rates or channel counts")
+                raise BadAudio(self._path, MIXED)
             yield samples
 
 

@@ -7,6 +7,7 @@ Tables: ISO/IEC 11172-3, 2.4.2.3, and 13818-3, 2.4.2.3.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
@@ -23,8 +24,11 @@ _KBIT = {
     (2, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _CHUNK = 1 << 20
-_MOST_RUBBISH = 1 << 16  # bytes without a frame, at the start and between frames
+_MOST_RUBBISH = 1 << 16  # bytes without a frame at the start
+_MOST_BETWEEN = 1 << 22  # and between frames
+_SYNC = re.compile(rb"\xff(?=[\xe2-\xff][\x10-\xef])")  # what may begin a frame
 _MPG123_DELAY = 529  # samples of a decoder's delay, which mpg123 takes away
+_TAGS = (b"TAG", b"ID3", b"APE")
 _IN_A_ROW = 3  # headers that must follow each other before bytes are taken for frames
 
 
@@ -57,6 +61,8 @@ class Layout:
         info_size: bytes of the information frame; 0: there is none.
         claimed: frames that the information frame claims; 0: it says nothing.
         is_cut: the last frame is not whole.
+        runs: (first byte, end) of each stretch of frames without rubbish, the information frame not among them.
+        is_mixed: sounds of different sample rates or channel counts follow each other.
     """
 
     start: int
@@ -67,6 +73,13 @@ class Layout:
     info_size: int
     claimed: int
     is_cut: bool
+    runs: tuple[tuple[int, int], ...]
+    is_mixed: bool
+
+    @property
+    def parts(self) -> list[Part]:
+        """The file without what is no frame."""
+        return [(self.start, self.start + self.info_size), *self.runs]
 
     @property
     def samples(self) -> int:
@@ -127,13 +140,19 @@ def scan(file: IO[bytes], size: int, is_sure: bool = True) -> Layout | None:
     if info_size and (behind := parse(reader.at(at, 4))):
         first = behind
     # Count frame by frame: the file's own claim may be false.
+    runs = [(at, at)]
+    others = 0
     while at + 4 <= size:
         frame = parse(reader.at(at, 4))
         if frame is None or frame.layer != first.layer:
             # Rubbish between frames, or what looks like a frame of another kind: look behind it.
-            found = _first_frame(reader, at + (frame is not None), True)
+            found = _next_frame(reader, at + (frame is not None))
             if found is None:
                 break
+            if reader.at(at, 3) in _TAGS:  # which decoders know: of a second file put behind the first
+                runs[-1] = (runs[-1][0], found)
+            else:
+                runs.append((found, found))
             at = found
             continue
         if at + frame.size > size:
@@ -141,7 +160,11 @@ def scan(file: IO[bytes], size: int, is_sure: bool = True) -> Layout | None:
             break
         frames += 1
         at += frame.size
-    return Layout(start, at, frames, first, info_at, info_size, claimed, is_cut)
+        runs[-1] = (runs[-1][0], at)
+        others += (frame.rate_hz, frame.channels) != (first.rate_hz, first.channels)
+    return Layout(
+        start, at, frames, first, info_at, info_size, claimed, is_cut, tuple(runs), is_mixed=others >= _IN_A_ROW
+    )
 
 
 def honest(layout: Layout, size: int, start: bytes) -> list[Part]:
@@ -150,17 +173,16 @@ def honest(layout: Layout, size: int, start: bytes) -> list[Part]:
     Args:
         start: the first frame of the file, its information frame where it has one.
     """
-    whole: list[Part] = [(layout.start, layout.end)]
     count = layout.frames.to_bytes(4, "big")
     if layout.claimed and layout.info_at >= 0:
         if layout.claimed == layout.frames:
-            return whole
+            return layout.parts
         patches = {layout.info_at + 8: count}
         if start[layout.info_at - layout.start + 7] & 2:
             patches[layout.info_at + 12] = (layout.end - layout.start).to_bytes(4, "big")
-        return patched(size, patches, layout.start, layout.end)
+        return [*patched(size, patches, layout.start, layout.start + layout.info_size), *layout.runs]
     if layout.first.layer != 3:
-        return whole
+        return layout.parts
     # Without an information frame a decoder guesses from the file's size: give it one. mpg123 then takes a decoder's
     # delay away, which it leaves where nothing is said of it; a silent frame in front, of which it is told, makes up.
     head = bytearray(start[:4])
@@ -172,7 +194,7 @@ def honest(layout: Layout, size: int, start: bytes) -> list[Part]:
     about = b"Xing" + (1).to_bytes(4, "big") + (layout.frames + 1).to_bytes(4, "big")
     tag = about + b"LAME3.100".ljust(21, b"\0") + delay
     body = (bytes(head) + bytes(frame.side_bytes) + tag).ljust(frame.size, b"\0")
-    return [body, silent, (layout.start + layout.info_size, layout.end)]
+    return [body, silent, *layout.runs]
 
 
 class _Reader:
@@ -208,11 +230,18 @@ def _first_frame(reader: _Reader, start: int, may_end: bool) -> int | None:
     return next((start + at for at in _syncs(window) if _row(reader, start + at, may_end)), None)
 
 
+def _next_frame(reader: _Reader, start: int) -> int | None:
+    """As `_first_frame`, behind rubbish that may be longer."""
+    for window_at in range(start, start + _MOST_BETWEEN, _MOST_RUBBISH):
+        if not reader.at(window_at, 1):
+            break
+        if (found := _first_frame(reader, window_at, True)) is not None:
+            return found
+    return None
+
+
 def _syncs(window: bytes) -> Iterator[int]:
-    at = window.find(b"\xff")
-    while at >= 0:
-        yield at
-        at = window.find(b"\xff", at + 1)
+    return (match.start() for match in _SYNC.finditer(window))
 
 
 def _row(reader: _Reader, at: int, may_end: bool) -> bool:
@@ -222,7 +251,7 @@ def _row(reader: _Reader, at: int, may_end: bool) -> bool:
         head = reader.at(at, 4)
         frame = parse(head)
         if frame is None:
-            return may_end and number > 0 and (len(head) < 4 or head[:3] in (b"TAG", b"ID3", b"APE"))
+            return may_end and number > 0 and (len(head) < 4 or head[:3] in _TAGS)
         if first is not None and (frame.version, frame.layer, frame.rate_hz) != first:
             return False
         first = frame.version, frame.layer, frame.rate_hz

@@ -100,7 +100,8 @@ def refuse_levels(path: SoundPath, block: np.ndarray) -> None:
     if not np.isfinite(loudest):
         raise BadAudio(path, "non-finite: NaN or infinite samples")
     if loudest > LOUDEST_PEAK:
-        hint = "; hint: integers stored as floats? divide them by 32768" if loudest <= 2.0**31 else ""
+        scale = next((scale for scale in (2**15, 2**23, 2**31) if loudest <= scale), None)
+        hint = f"; hint: integers stored as floats? divide them by {scale}" if scale else ""
         raise BadAudio(
             path, f"levels: samples of {loudest:.3g} times full scale (up to {LOUDEST_PEAK:g} are read){hint}"
         )

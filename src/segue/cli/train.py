@@ -45,7 +45,9 @@ def train(
         Path | None, typer.Option(help="Folder of a run to continue, with the settings in its config.json.")
     ] = None,
     device: Annotated[str, typer.Option(help="Device that computes: auto or cpu.")] = "auto",
-    samples: Annotated[int, typer.Option(help="Number of sounds to generate at the end, from held-out captions.")] = 4,
+    samples: Annotated[
+        int, typer.Option(help="Number of sounds to generate at the end, from held-out captions.", min=0)
+    ] = 4,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that comes with the teacher.")
     ] = False,

@@ -120,6 +120,7 @@ def _settings(
     rate, cutoff, steps, seed, max_memory, chunk_seconds, stereo, container, subtype, overwrite, skip
 ) -> Settings:
     finite("--chunk-seconds", chunk_seconds, 0.0)
+    finite("--rate", rate, 1000)
     if stereo not in MODES:
         raise UserError(f"--stereo {stereo}: use one of {', '.join(MODES)}")
     if container is not None and container.lower() not in SUFFIXES:

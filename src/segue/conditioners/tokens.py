@@ -86,7 +86,7 @@ def refuse_max_tokens(name: str, max_tokens: int, least: int, most: int) -> None
         UserError: `max_tokens` is not in this range.
     """
     if not least <= max_tokens <= most:
-        raise UserError(f"--text {name}: max_tokens is {max_tokens}; give {least} to {most}")
+        raise UserError(f"--max-tokens {max_tokens}: hint: give {least} to {most}, as --text {name} takes them")
 
 
 def _counted(captions: Sequence[str], what: str) -> str:

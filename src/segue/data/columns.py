@@ -29,8 +29,14 @@ _CAPTION = (
     "transcription",
     "transcript",
 )
-_START = ("start", "start_s", "start_sec", "start_seconds", "start_time", "start_ms", "begin", "begin_time", "onset")
-_END = ("end", "end_s", "end_sec", "end_seconds", "end_time", "end_ms", "stop")
+_START = (
+    *("start", "start_s", "start_sec", "start_second", "start_seconds", "start_time", "starttime", "start_ms"),
+    *("segment_start", "start_offset", "begin", "begin_time", "onset"),
+)
+_END = (
+    *("end", "end_s", "end_sec", "end_second", "end_seconds", "end_time", "endtime", "end_ms"),
+    *("segment_end", "end_offset", "stop"),
+)
 _DURATION = ("duration", "duration_s", "duration_sec", "duration_seconds", "duration_ms")
 # A name without folder and suffix, by which the file is looked up: MusicCaps, AudioCaps, WavCaps.
 _STEM = ("ytid", "youtube_id", "audiocap_id")
@@ -47,7 +53,6 @@ _SPLIT_NAMES = {
     "eval": "test",
 } | {name: name for name in SPLITS}
 _AUDIOCAPS_SEC = 10.0
-_ESCAPED = re.compile("[\udc80-\udcff]")  # bytes of a file's name that are no UTF-8, as Python writes them
 
 
 @dataclass(frozen=True)
@@ -217,7 +222,6 @@ def _path(where: str, row: dict, roles: Roles) -> str | None:
         raise UserError(f"{where}: no path; hint: give the sound file's path relative to the list")
     if len(path) > 4096:
         raise UserError(f"{where}: a path of {len(path):,} characters; hint: give the sound file's path")
-    refuse_control(where, "the path", _ESCAPED.sub("", path))
     return path
 
 

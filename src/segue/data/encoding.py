@@ -160,10 +160,13 @@ def _build(
     index = index_of(latent_shards, captions)
     # A finished cache of the same set is opened as it is.
     if (out / "meta.json").exists():
-        found = read_index(out)
-        if is_same_set(found, index) and read_json(out / "meta.json")["text"] == settings["text"]:
-            return LatentCache.open(out)
-        _announce_changes(out, found, index)
+        found, meta = read_index(out), read_json(out / "meta.json")
+        if is_same_set(found, index) and meta["text"] == settings["text"]:
+            if meta.get("skipped") == skipped:
+                return LatentCache.open(out)
+            print(f"{out}: going on from the cache that is there: other files are left out", file=sys.stderr)
+        else:
+            _announce_changes(out, found, index)
 
     make_folder(out / "shards")
     write_bytes(out / "building.json", json.dumps(settings).encode())

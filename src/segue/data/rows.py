@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -21,6 +22,7 @@ from segue.data.reading import Listing, Reading
 from segue.data.sidecars import caption_file, name_captions, read_captions
 from segue.types import UserError, printable
 
+_MAY_BE_START = re.compile(r"start|begin|onset|offset|^(from|t0)$", re.IGNORECASE)
 _EXCERPT_SLACK_SEC = 0.5  # what downloaders cut of a video is this exact at best
 
 
@@ -31,12 +33,14 @@ class Places:
         root: the folder that they may not leave.
     """
 
-    def __init__(self, root: Path, follow_links: bool, folder: Path | None = None) -> None:
+    def __init__(self, root: Path, follow_links: bool, folder: Path | None = None, is_named: bool = False) -> None:
         """
         Args:
             folder: the list's own; its paths are relative to the root, or else to this.
+            is_named: whether the root was named by the user, so that a list of another machine is meant to fit it.
         """
         self.root = root
+        self._is_named = is_named
         self._follow_links = follow_links
         self._bases = list(dict.fromkeys([root, folder or root]))
         self._inside = root.resolve()
@@ -56,6 +60,8 @@ class Places:
             # A list may write accents in another way than the disk does.
             if not path.as_posix().isascii() and is_file(named := find_named(path)) and self._holds(named, name):
                 return named
+        if moved := self._moved(name):
+            return moved
         if not inside:
             raise UserError(
                 f"{where}: {name} leads out of {self._inside}; hint: copy the file into the folder, --root DIR for the "
@@ -66,6 +72,13 @@ class Places:
         if os.path.join(os.path.abspath(self.root / name), "") in self._roots:
             raise UserError(f"{where}: {name} does not exist; hint: give the sound file's path relative to the list")
         return self.root / name
+
+    def _moved(self, name: str) -> Path | None:
+        """What a path of another machine may be here: the longest end of it that lies in the root that was named."""
+        parts = [part for part in re.split(r"[/\\]", name.strip()) if part]
+        is_elsewhere = self._is_named and re.match(r"/|[A-Za-z]:[/\\]", name.strip()) and ".." not in parts
+        ends = [self.root.joinpath(*parts[at:]) for at in range(1, len(parts))] if is_elsewhere else []
+        return next((path for path in ends if is_file(path) and is_inside(self._inside, path)), None)
 
     def find_stem(self, where: str, stems: Iterable[str]) -> Path:
         """The one file in the root whose name without suffix, or with it, is one of these.
@@ -135,7 +148,8 @@ def clips_of_list(manifest: Path, reading: Reading, split: str = "") -> Listing:
     Raises:
         UserError: the list as a whole cannot be read; single rows are noted in the listing.
     """
-    places = Places(reading.root or manifest.parent, reading.follow_links, manifest.parent)
+    folder = manifest.parent
+    places = Places(reading.root or folder, reading.follow_links, folder, reading.root is not None)
     listing = Listing(root=places.root)
     what = "entry" if manifest.suffix.lower() == ".json" else "line"
     for number, row in rows_of(manifest, reading):
@@ -147,6 +161,15 @@ def clips_of_list(manifest: Path, reading: Reading, split: str = "") -> Listing:
         else:
             listing.clips.append(clip if clip.split else replace(clip, split=split))
     _name_clips(listing.clips, places)
+    whole = dict.fromkeys(name for clip in listing.clips if clip.is_whole for name in clip.fields)
+    times = [] if "start" in reading.columns else [name for name in whole if _MAY_BE_START.search(name)]
+    if times:
+        listing.notes.append(
+            printable(
+                f"column {times[0]!r} is not taken for the start of a stretch; hint: if it is one, in seconds, add "
+                f"--column {shlex.quote('start=' + times[0])}, and --column end=NAME or duration=NAME"
+            )
+        )
     return listing
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,6 +55,8 @@ def opened(path: Path, encoding: str | None = None) -> Iterator[TextIO]:
         UserError: it cannot be opened or, while it is read, decoded.
     """
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for somebody to write into it
+            raise UserError(f"{path}: no file but a folder, pipe, socket or device; hint: name a text file")
         with path.open(encoding=_encoding_of(path, encoding), newline="") as file:
             yield file
     except UnicodeError as error:
@@ -134,4 +137,7 @@ def _guess(data: bytes) -> str | None:
         text = data.decode("cp1252")
     except UnicodeDecodeError:
         return None
-    return "cp1252" if all(c.isprintable() or c.isspace() for c in text) else None
+    # Letters with accents stand alone or in twos, as a rule; those of a script that needs two bytes a sign do not.
+    runs = [len(run) for run in re.findall(rb"[\x80-\xff]+", data)]
+    is_western = all(c.isprintable() or c.isspace() for c in text) and 2 * sum(n for n in runs if n < 3) >= sum(runs)
+    return "cp1252" if is_western else None

@@ -1,4 +1,4 @@
-"""What a run is made of: its task, the backbone for a cache, accelerate's handle, the card of a saved model."""
+"""The parts of a run: its task, the backbone for a cache, accelerate's handle, the card of a saved model."""
 
 from __future__ import annotations
 
@@ -88,6 +88,7 @@ def dit_config(config: RunConfig, cache: LatentCache) -> DiTConfig:
     predicts = config.model.predicts
     if predicts == "auto":
         predicts = "clean" if dit.channels * dit.patch_frames > dit.width else "velocity"
+    # A skip needs clean predictions and a codec with levels.
     levels = levels_of(cached_space(cache).codec) if dit.audio and predicts == "clean" else 0
     return replace(dit, predicts=predicts, audio_skip=levels)
 
@@ -141,7 +142,7 @@ def _start(model: DiT, path: Path) -> None:
 
 
 def stage_options(config: RunConfig, accelerator) -> dict:
-    """What `segue.Stage` is told of a run beside its model: schedule, seed, ranks, and how weights are split."""
+    """Options of `segue.Stage` for a run: schedule, seed, ranks, and how weights are split."""
     optim = config.optim
     total = config.train.total_examples
     options = {
@@ -153,14 +154,14 @@ def stage_options(config: RunConfig, accelerator) -> dict:
         "whole": gathered_blocks,
         "norm": norm_of,
     }
-    # An average over a tenth of the run hardly notices the schedule (docs/method.md); weights as they train do.
+    # The decay hardly affects an average over a tenth of the run (docs/method.md), but it does affect online weights.
     if config.policy.probe.weights == "online" and optim.decay == "linear":
         options["decay_from"] = (1 - optim.decay_fraction) * total
     return options
 
 
 def model_card(config: RunConfig, cache: LatentCache, model: DiT, examples_seen: int) -> ModelCard:
-    """What the saved model says of itself."""
+    """The card that is saved with the model."""
     meta = cache.meta
     return ModelCard(
         model=asdict(model.config),

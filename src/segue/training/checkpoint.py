@@ -132,7 +132,7 @@ class Keeper:
             raise UserError(
                 f"{saved.folder}: made with other settings ({line}); resume with the settings in config.json"
             ) from error
-        tensors.clear()
+        tensors.clear()  # a model's worth of memory
         kept.clear()
         # A run may go on for longer than it was planned for: its length is that of its config.json now.
         controller = saved.state.controller | {"total_examples": parts.stage.total_examples}
@@ -184,11 +184,14 @@ def write_checkpoint(
     folder = run_dir / "checkpoints"
     target = folder / f"examples-{state.examples_seen:010d}"
     temporary = folder / f".{target.name}.{os.getpid()}"
+    # Gathering is work of all ranks; one of them writes.
     weights = full_tensors(parts.model.state_dict(), writes)
     averaged = full_tensors(parts.ema.state_dict(), writes)
     moments = full_tensors(_optimizer_tensors(parts.optimizer), writes)
     if not writes:
         return
+
+    # A folder beside the target, complete and on disk before it gets its name.
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -205,6 +208,8 @@ def write_checkpoint(
     except Exception as error:  # safetensors reports a full disk as its own error, not as OSError
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(f"{target}: cannot write the checkpoint ({error}); free some disk, then resume") from error
+
+    # What is no longer wanted.
     ahead = [p for p in folder.glob("examples-*") if p.name > target.name]
     torn = folder.glob(".examples-*")  # a kill left them half-written
     kept = [p for p in list_checkpoints(run_dir) if p not in ahead]

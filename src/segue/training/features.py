@@ -160,6 +160,7 @@ def latent_extract(cache: LatentCache, space: LatentSpace, device: torch.device 
     on every machine up to rounding. It needs neither codec nor teacher, and finds only a part of the features;
     `explained` says how large a part.
     """
+    # Random weights of the hidden units, and the rows that the regression is fitted on.
     mean, std = teacher_statistics(cache)
     rows = cache.rows("train")
     rows = rows[:: max(1, len(rows) // FIT_CLIPS)][:FIT_CLIPS]
@@ -179,6 +180,7 @@ def latent_extract(cache: LatentCache, space: LatentSpace, device: torch.device 
         ones = torch.ones_like(flat[..., :1])
         return torch.cat([torch.relu(flat @ weight + bias), flat, ones], dim=-1)
 
+    # Ridge regression in closed form; sums over chunks of rows keep the memory small.
     size = HIDDEN + inputs + 1
     gram = torch.zeros(size, size, dtype=torch.float64)
     cross = torch.zeros(size, len(mean), dtype=torch.float64)

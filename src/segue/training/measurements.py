@@ -189,6 +189,7 @@ def gradient_cosine(model: DiT, stage: Stage, example: Example, grid: FrameGrid)
     """
     aligner = stage.aligner
     assert aligner is not None and aligner.tap is not None  # `Measurements` has refused other policies
+    # Both gradients at the weights that both losses reach.
     weights = [p for block in list(model.blocks)[: aligner.tap.index + 1] for p in block.parameters()]
     with torch.enable_grad():
         outcome = run_model(model, example, model.predicts)

@@ -48,10 +48,13 @@ def run_need(config: RunConfig, cache: LatentCache, dit: DiTConfig) -> RunNeed:
     """Count it for one process. A cache's rows are read, not mapped: they count where they are used, as batches."""
     train = config.train
     alignment = config.policy.alignment
+    # The model: weights and optimiser, and the activations of one piece of a batch.
     piece = ceil(train.batch_size / train.accumulation)
     model = memory_need(dit, piece, cache.frames, cache.text_tokens, config.model.gradient_checkpointing)
     weights = model.weights
     activations = model.activations
+
+    # The data: of a batch, and of the validation set.
     latent = FLOAT * cache.channels * cache.frames
     frames = ceil(cache.meta["seconds"] * (cache.meta["teacher_frame_rate_hz"] or 0))
     taught = FLOAT * frames * (cache.meta["teacher_dim"] or 0)
@@ -59,6 +62,8 @@ def run_need(config: RunConfig, cache: LatentCache, dit: DiTConfig) -> RunNeed:
     # Latents, x_0 and noise of the whole batch, audio twice; x_t, prediction, error and their gradients of a piece.
     batch = train.batch_size * ((5 if dit.audio else 3) * latent + text) + 5 * piece * latent
     batch += train.validation_clips * (3 * latent + text)
+
+    # The alignment: teacher features of the batch, the projector and its activations.
     if alignment.weight > 0:
         batch += train.batch_size * taught
         if alignment.space == "hidden":
@@ -68,6 +73,8 @@ def run_need(config: RunConfig, cache: LatentCache, dit: DiTConfig) -> RunNeed:
             tokens = ceil(cache.frames / dit.patch_frames)
             widths = sum(layer.out_features for layer in projector.modules() if isinstance(layer, nn.Linear))
             activations += piece * (FLOAT * tokens * 2 * widths + 5 * taught)
+
+    # The discrepancy: its probe set, and the regression onto features.
     fit = 0
     if config.policy.probes:
         batch += config.policy.probe.clips * (4 * latent + text + 4 * taught)

@@ -140,6 +140,7 @@ def norm_of(tensors: Sequence[Tensor]) -> Tensor:
 @contextmanager
 def gathered_blocks(blocks: Sequence[nn.Module]) -> Iterator[None]:
     """A context in which every rank holds whole weights of blocks. Changes are kept; all ranks must make the same."""
+    # Gather; the parts stay as they are until the block lets its whole weights go.
     sharded = [cast("FSDPModule", block) for block in blocks if is_sharded(block)]
     held = [list(cast(nn.Module, block).parameters()) for block in sharded]
     for block in sharded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from segue.audio.folders import walk
 from segue.audio.names import find_named
 from segue.audio.sound import SUFFIXES as SOUNDS
 from segue.audio.write import SUFFIXES
-from segue.types import UserError
+from segue.types import UserError, printable
 
 LISTS = (".txt", ".lst", ".m3u", ".m3u8")
 
@@ -83,6 +84,8 @@ def _of_folder(source: Path, out: Path, follow_links: bool) -> list[Job]:
         )
     # A link that cannot be followed becomes a job that fails, so that it is reported.
     found = walk(source, follow_links)
+    for note in found.notes():
+        print(printable(f"note: {source}: {note}"), file=sys.stderr)
     problems = {path: f"a link that leads out of {source}; hint: --follow-links" for path in found.outside}
     problems |= {path: "a link that leads nowhere" for path in found.dangling if path.suffix.lower() in SOUNDS}
     if not found.sounds and not problems:

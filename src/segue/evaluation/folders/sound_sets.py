@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from segue.data.reading import Reading
 from segue.evaluation.card import Measure
 from segue.files import sha256_of
 from segue.progress import track
-from segue.types import UserError
+from segue.types import UserError, printable
 
 _SHOWN = 3  # clips at either end of the picture
 
@@ -80,7 +81,9 @@ def find_sounds(source: Path) -> dict[str, Clip]:
         UserError: no such folder, no sounds, an id twice, or one clip only.
     """
     if source.is_dir() and not (source / "manifest.jsonl").exists():
-        paths = walk(source).sounds
+        looked = walk(source)
+        _say(source, looked.notes())
+        paths = looked.sounds
         names = identities([path.relative_to(source) for path in paths])
         clips = [Clip(name, path, (), "") for name, path in zip(names, paths)]
     elif source.is_file() and source.suffix.lower() in SUFFIXES:
@@ -126,6 +129,12 @@ def usable_of(sets: dict[str, dict[str, Clip]], paired: bool) -> tuple[dict[str,
     return left, [f"left out of {name}: {i}: {reason}" for name, found in bad.items() for i, reason in found.items()]
 
 
+def _say(source: Path, notes: Sequence[str]) -> None:
+    """What was left out by rule, on stderr."""
+    for note in notes:
+        print(printable(f"note: {source}: {note}"), file=sys.stderr)
+
+
 def listed_clips(source: Path, captions: str = "manifest") -> list[Clip]:
     """The clips of a data set, as its list names them.
 
@@ -134,6 +143,7 @@ def listed_clips(source: Path, captions: str = "manifest") -> list[Clip]:
     """
     listing = read_listing(source, Reading(captions))
     listing.refuse_faults()
+    _say(source, listing.notes)
     part = next((clip for clip in listing.clips if not clip.is_whole), None)
     if part is not None:
         raise UserError(f"{source}: {part.id} is a stretch of {part.path}; hint: cut it out, whole files are compared")
