@@ -221,17 +221,20 @@ def test_an_unfinished_cache_of_other_settings_is_refused(build, fakes, tmp_path
 
 
 def test_a_cache_goes_on_when_files_or_captions_change(build, small_set, tmp_path, write_sine, capsys):
-    """Bit for bit what encoding anew gives; shards without a changed row are kept."""
+    """Bit for bit what encoding anew gives; shards without a changed row are kept.
+
+    Float wavs would hold the time at which they were written, and shards are cut by hashes of the files.
+    """
     build()
     shards = tmp_path / "cache" / "shards"
     manifest = small_set / "manifest.jsonl"
     rows = manifest.read_text().splitlines()
-    extra = write_sine("set/extra.wav", hz=777, subtype="FLOAT")
+    extra = write_sine("set/extra.wav", hz=777, subtype="PCM_24")
     first = json.dumps({"path": extra.name, "caption": "one more", "split": "train"})
     shorter = [rows[0], *rows[2:]]
     renamed = [row.replace("number 4", "number IV") for row in shorter]
     steps = [
-        ("1 changed (e.g. tone00)", lambda: write_sine("set/tone00.wav", hz=999, subtype="FLOAT")),
+        ("1 changed (e.g. tone00)", lambda: write_sine("set/tone00.wav", hz=998, subtype="PCM_24")),
         ("1 gone (e.g. tone01)", lambda: manifest.write_text("\n".join(shorter))),
         ("captions, splits or fields differ", lambda: manifest.write_text("\n".join(renamed))),
         ("1 new (e.g. extra)", lambda: manifest.write_text("\n".join([first, *renamed]))),
@@ -252,7 +255,7 @@ def test_a_cache_goes_on_when_files_or_captions_change(build, small_set, tmp_pat
 
 def test_a_cache_that_is_being_brought_up_to_date_stays_readable(build, small_set, fakes, tmp_path, write_sine):
     old = build()
-    write_sine("set/tone00.wav", hz=999, subtype="FLOAT")
+    write_sine("set/tone00.wav", hz=999, subtype="PCM_24")
 
     class Dies(fakes.FakeCodec):
         def encode(self, wave):
