@@ -27,6 +27,9 @@ ALLOWED = (
     "first name: finished runs keep their keys",
     '"listening.json"',  # files and folders of earlier studies
     '"eval-set": "listening"',
+    '"listening": "eval_set"',
+    '"ear": LOG_MEL',
+    'stored.get("ear")',
     "matters to listeners",
     "and to listen to.",
     "<h2>Listen</h2>",

@@ -122,7 +122,7 @@ def write_demo_report(
         f'<p class="note">{super_resolution_table.READING if wide else _READING}</p>',
         _training_table(summary),
         "<h2>Listen</h2>",
-        *_listening(columns, linear=wide),
+        *_players_of_prompts(columns, linear=wide),
     ]
     # How training went, then how the page was made.
     logs = {name: read_events(Path(variant.run_dir)) for name, variant in variants.items()}
@@ -216,7 +216,7 @@ def _loss_cell(trained: Mapping, t: str) -> str:
     return f"{last:.3f}" + (f"<small>at first {first:.3f}</small>" if first is not None else "")
 
 
-def _listening(columns: Mapping[str, Sequence[PromptClip]], linear: bool) -> list[str]:
+def _players_of_prompts(columns: Mapping[str, Sequence[PromptClip]], linear: bool) -> list[str]:
     """A card a prompt: of each column the clip that there is."""
     keyed = {name: _by_prompt(clips) for name, clips in columns.items()}
     cards = []
