@@ -49,6 +49,7 @@ def in_brief(policy: Policy) -> tuple[str, str, str]:
     timesteps = policy.timesteps
     alignment = policy.alignment
     read = f"r = {regime.constant:g}" if regime.signal == "constant" else regime.signal
+    # The regime matters only where something follows it: else "-" says that nothing does.
     driven = timesteps.distribution != "static" or (alignment.weight > 0 and alignment.schedule == "decay")
     times = str(policy.static_timesteps) if timesteps.distribution == "static" else timesteps.distribution
     teacher = f"{alignment.weight:g} {alignment.schedule}" if alignment.weight else "-"
