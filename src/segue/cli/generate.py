@@ -67,6 +67,7 @@ def generate(
     if not overwrite:
         _refuse_existing(paths)
     pipeline = Pipeline.load(run, weights, place)
+    pipeline.samples_of(seconds)
     counts = count_tokens(pipeline.conditioner, captions)
     for note in counts.notes("prompt") if counts else []:
         print(f"note: {note}", file=sys.stderr)
