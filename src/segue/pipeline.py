@@ -136,6 +136,22 @@ class Pipeline:
         )
         return solve(field, noise.to(self.device), time_grid(sampling.steps), sampling.solver)
 
+    def samples_of(self, seconds: float | None) -> int:
+        """Samples of a clip of so many seconds; None: as long as the training clips.
+
+        Raises:
+            UserError: a length that is not positive, or too long.
+        """
+        seconds = self.saved.card.seconds if seconds is None else seconds
+        if not 0 < seconds < float("inf"):
+            raise UserError(f"--seconds {seconds}: give a positive length")
+        if seconds > MOST_SECONDS:
+            raise UserError(f"--seconds {seconds:g}: hint: give at most {MOST_SECONDS:g}, a clip is made in one piece")
+        samples = round(seconds * self.codec.sample_rate_hz)
+        if samples < 1:
+            raise UserError(f"--seconds {seconds:g}: hint: give more, that is less than one sample")
+        return samples
+
     @torch.inference_mode()
     def generate(
         self,
@@ -162,18 +178,11 @@ class Pipeline:
         Raises:
             UserError: no caption, an empty one, or a length that is not positive.
         """
-        seconds = self.saved.card.seconds if seconds is None else seconds
-        if not 0 < seconds < float("inf"):
-            raise UserError(f"--seconds {seconds}: give a positive length")
-        if seconds > MOST_SECONDS:
-            raise UserError(f"--seconds {seconds:g}: hint: give at most {MOST_SECONDS:g}, a clip is made in one piece")
+        samples = self.samples_of(seconds)
         if batch_size < 1:
             raise UserError(f"batch size {batch_size}: give at least 1")
         if not captions or any(not caption.strip() for caption in captions):
             raise UserError('an empty prompt; say what to generate, for example "a soft violin playing C 5"')
-        samples = round(seconds * self.codec.sample_rate_hz)
-        if samples < 1:
-            raise UserError(f"--seconds {seconds:g}: hint: give more, that is less than one sample")
         frames = self.codec.latent_frames(samples)
         waves = []
         for begin in range(0, len(captions), batch_size):

@@ -92,6 +92,27 @@ def test_the_hint_for_integers_fits_their_width(tmp_path, scale, divisor):
         examine(path)
 
 
+@pytest.mark.skipif(decoders.pyav() is None, reason="PyAV is not installed")
+def test_a_webm_of_which_a_part_is_damaged_is_named(tmp_path):
+    av = decoders.pyav()
+    path = tmp_path / "a.webm"
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libopus", rate=48000, layout="mono")
+        wave = (32767 * tone(48000)).astype(np.int16).T.copy()
+        for at in range(0, wave.shape[1], 960):
+            frame = av.AudioFrame.from_ndarray(wave[:, at : at + 960], format="s16", layout="mono")
+            frame.sample_rate, frame.pts = 48000, at
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    assert examine(path)[0].seconds == pytest.approx(2.0, abs=0.03)
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 3
+    data[middle:] = bytes(len(data) - middle)
+    path.write_bytes(data)
+    with pytest.raises(BadAudio, match=r"damaged: .* of 2\.\d+ s can be decoded|cannot be decoded"):
+        examine(path)
+
+
 def test_nobody_waits_for_a_pipe(tmp_path):
     os.mkfifo(tmp_path / "a.wav")
     with pytest.raises(BadAudio, match="no file but a folder, pipe, socket or device"):

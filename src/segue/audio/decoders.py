@@ -33,6 +33,7 @@ _DEMUXERS = {
 }  # fmt: skip
 _FORMATS = {"mpeg": "MP3", "aac": "ADTS"}
 _MOST_BAD_SHARE = 0.01  # of packets that cannot be decoded: some files begin or end with half a frame
+_MOST_LOST_SHARE, _MOST_LOST_SEC = 0.02, 0.2  # of a WebM's sound by its own account
 _PADDING = 4096  # samples that an encoder may have put behind the end of an MP4's sound
 _SIZED = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")  # encodings whose size says how long the sound is
 
@@ -232,6 +233,9 @@ class _PyAV(Source):
             base = self._stream.time_base
             claimed = round(self._stream.duration * base * rate_hz) if self._stream.duration and base else 0
         self._is_mp4 = container.kind == "mp4"
+        # Of sound alone; beside a film the sound may be shorter than the whole.
+        is_sound = container.kind == "matroska" and len(self._input.streams) == 1
+        self._promised_sec = (self._input.duration or 0) / av.time_base if is_sound else 0.0
         codec = self._stream.codec_context.name.upper()
         kind = _FORMATS.get(container.kind, container.kind.upper())
         subtype = "MPEG_LAYER_III" if kind == "MP3" else codec
@@ -265,11 +269,16 @@ class _PyAV(Source):
 
     def _all(self) -> Iterator[np.ndarray]:
         yield self._head
+        count = len(self._head)
         for rate_hz, samples in self._frames:
+            count += len(samples)
             # A stream may change its layout halfway; samples of different rates must not be joined.
             if (rate_hz, samples.shape[1]) != (self.header.sample_rate_hz, self.header.channels):
                 raise BadAudio(self._path, MIXED)
             yield samples
+        seconds = count / self.header.sample_rate_hz
+        if seconds < (1 - _MOST_LOST_SHARE) * self._promised_sec - _MOST_LOST_SEC:
+            raise BadAudio(self._path, f"damaged: {seconds:.2f} of {self._promised_sec:.2f} s can be decoded")
 
 
 def _samples(frame) -> np.ndarray:

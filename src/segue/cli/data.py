@@ -69,10 +69,11 @@ def check(
 ) -> int:
     """Decode every file; print counts, hours, rates, and each file that cannot be used. Exit code 2 if there is one."""
     listing = read_listing(source, reading_of(captions, root, follow_links, column, encoding))
+    # Captions come first: the tokeniser's libraries are then part of what is resident when the need is stated.
+    tokens, notes = _tokens(text, listing.clips, max_tokens)
     # The peak is stated before the long work, on stderr: stdout may be JSON.
     print(f"peak memory about {format_bytes(stated_bytes(len(listing.clips), workers))}", file=sys.stderr)
     report, usable = check_listing(listing, workers)
-    tokens, notes = _tokens(text, listing.clips, max_tokens)
     if as_json:
         printed = report_json(report)
         # ASCII alone: names that are no UTF-8 must survive the way into a file.

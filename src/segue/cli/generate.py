@@ -70,6 +70,7 @@ def generate(
     if not overwrite:
         _refuse_existing(paths)
     pipeline = Pipeline.load(run, weights, place)
+    pipeline.samples_of(seconds)
     # Words that the encoder cuts or does not know are told: the sound cannot follow them.
     counts = count_tokens(pipeline.conditioner, captions)
     for note in counts.notes("prompt") if counts else []:

@@ -125,7 +125,8 @@ def _settings(
     rate, cutoff, steps, seed, max_memory, chunk_seconds, stereo, container, subtype, overwrite, skip
 ) -> Settings:
     finite("--chunk-seconds", chunk_seconds, 0.0)
-    finite("--rate", rate, 1000)
+    if rate is not None and rate < 1000:
+        raise UserError(f"--rate {rate}: give at least 1000 Hz (the rate is in Hz, not kHz)")
     if stereo not in MODES:
         raise UserError(f"--stereo {stereo}: use one of {', '.join(MODES)}")
     if container is not None and container.lower() not in SUFFIXES:
@@ -161,8 +162,6 @@ def _fitted(settings: Settings, resolver: Resolver) -> Settings:
             f"--rate {rate_hz}: this model makes {model_hz} Hz, and more would hold nothing more; hint: --rate "
             f"{model_hz} or less, or a model trained at {rate_hz} Hz"
         )
-    if rate_hz < 1000:
-        raise UserError(f"--rate {rate_hz}: give at least 1000 Hz (the rate is in Hz, not kHz)")
     # The peak after loading the model: what a memory limit has left for chunks.
     return replace(settings, rate_hz=rate_hz, in_use=peak_bytes())
 

@@ -96,8 +96,8 @@ def build_cache(
     """Encode a data set into `out`, or continue where a killed build stopped; a finished one is opened at once.
 
     A finished one of the same settings that was made from fewer files, or with other captions, is brought up to date:
-    shards whose rows stay are kept, and the result is, bit for bit, that of encoding anew. Clips without a split get
-    one by their content (data/splits.py).
+    shards whose rows stay are kept, and the result is, bit for bit, that of encoding anew (but where the longest
+    caption went: the rows keep its room for tokens). Clips without a split get one by their content (data/splits.py).
 
     Files longer than `seconds` are cut into consecutive segments, each row with its own start and length (a rest below
     a tenth of `seconds` is left out); shorter ones are padded with zeros, and `frames` says how many frames are real.

@@ -80,7 +80,7 @@ class Enhancer:
         both of a pair with the same noise, so that a source keeps its place. What it adds is faded out where a channel
         is silent, and held back where it would lift a peak above the file's own.
         """
-        # The model has learned sounds without an offset; the output gets it back, since only `added` is changed.
+        # The offset is kept from the model and stays in the output, since only `added` is changed.
         whole = torch.from_numpy(np.ascontiguousarray(low.T))
         offset = torch.from_numpy(self.analysis.offset).float()[:, None]
         added = self._added(whole - offset, start)
