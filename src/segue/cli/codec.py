@@ -50,6 +50,7 @@ def train(
     finite("--kl-weight", kl_weight, 0.0)
     use_threads(threads)
     place = device_of(device)
+    # Options are checked before the sounds are read, which may take minutes.
     if not 1000 <= rate <= 192000:
         raise UserError(f"--rate {rate} Hz is outside 1000..192000; hint: give the rate of your sounds")
     if channels < 1:

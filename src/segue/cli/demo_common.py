@@ -70,6 +70,7 @@ class Trained:
         return {
             "schema_version": 2,
             "task": self.plan.task,
+            # What it takes to make the summary again, before what came out.
             "command": command(),
             "commit": commit(),
             "machine": machine(),

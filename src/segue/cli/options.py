@@ -74,7 +74,7 @@ def check_option(name: str, value: object) -> None:
     elif name in _AT_LEAST_ONE and isinstance(value, int):
         finite(name, value, 1)
     elif name == "--seed" and isinstance(value, int) and not -(2**63) <= value < 2**63:
-        # Generators of torch take 64 bits, and would fail in the middle of a run.
+        # Seeds of torch's generators have 64 bits.
         raise UserError(f"--seed {value}: hint: give a whole number of at most 18 digits")
     elif name == "--threads" and isinstance(value, int) and value < 0:
         raise UserError(f"--threads {value}: hint: give 1 or more, or 0 for PyTorch's choice")

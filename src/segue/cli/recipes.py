@@ -23,6 +23,7 @@ def recipes(
     table = Table("recipe", "regime", "times", "alignment", "what it is", box=None, pad_edge=False)
     for name, make in RECIPES.items():
         config = make()
+        # A recipe describes itself: its docstring is the text of the list.
         words = " ".join((make.__doc__ or "").split())
         table.add_row(name + (" (default)" if name == DEFAULT_RECIPE else ""), *in_brief(config.policy), words)
     console.print(table)

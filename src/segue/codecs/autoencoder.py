@@ -187,7 +187,7 @@ class Autoencoder(nn.Module):
 
     def synthesise(self, prediction: Analysis, samples: int) -> Tensor:
         """An analysis -> [B, samples]: phases by adding up advances, then fast Griffin-Lim iterations."""
-        # Clamped where untrained latents would overflow; the floor that the analysis added is taken off.
+        # Clamped where untrained latents could overflow; the floor that the analysis added is taken off.
         magnitude = (prediction.log_magnitude.clamp(max=3).exp() - self.config.floor).clamp_min(0)
         frame = torch.arange(magnitude.shape[1], device=magnitude.device)[:, None]
         # Half a turn from bin to bin puts a frame's energy at its centre, so that a partial's bins start in step.

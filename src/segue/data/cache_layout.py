@@ -185,7 +185,9 @@ def index_of(shards: list[Shard], captions: list[str]) -> list[dict]:
             "caption_rows": [number[caption] for caption in segment.clip.captions],
             "start_sec": segment.start_sec,
             "length_sec": segment.length_sec,
+            # Through JSON, as it will be read back: indices in memory and on disk then compare.
             "fields": json.loads(json.dumps(segment.clip.fields)),
+            # Named only then, so that the rows of recordings are what they were before there were variants.
             **({} if segment.variant == RECORDED else {"variant": asdict(segment.variant)}),
         }
         for shard in shards

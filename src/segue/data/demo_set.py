@@ -197,7 +197,7 @@ def _is_complete(out: Path, settings: DemoSettings) -> bool:
         raise UserError(
             f"{out}: holds a demo set with other settings ({_difference(found, settings)}); hint: another folder"
         )
-    # The manifest's hash shows changes, the number of files what was deleted; hashing all sounds would take too long.
+    # The manifest's hash shows changes, the number of files what was deleted.
     expected = json.loads(mark.read_text())["manifest_sha256"]
     intact = manifest.exists() and sha256(manifest.read_bytes()).hexdigest() == expected
     if not intact or sum(1 for _ in (out / "audio").glob("*.flac")) < settings.clips:

@@ -301,7 +301,7 @@ def _is_whole(out: Path, shard: Shard) -> bool:
 
 def _encode_shards(out: Path, parts: Parts, shards: list[Shard], batch_size: int, workers: int) -> None:
     with ExitStack() as stack, ThreadPoolExecutor(workers) as pool:
-        # As many files are kept open as threads may ask for, in this batch and in the one read ahead.
+        # Room for the files that all threads may be reading, in this batch and in the one read ahead.
         readers = stack.enter_context(Readers(parts.rates_hz, 2 * workers + 2))
         batches = _batches(parts, shards, batch_size, pool, readers)
         progress = track(batches, sum(len(s.items) for s in shards), "encoding", "clips", size=lambda b: len(b[1]))

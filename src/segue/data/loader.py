@@ -119,7 +119,7 @@ class LatentLoader:
 
 
 def _caption_choice(seed: int, position: int, captions: int) -> int:
-    # No draw where there is no choice: it would cost more than the row itself.
+    # Without a choice no generator is made.
     if captions == 1:
         return 0
     return int(np.random.default_rng([seed, position, captions]).integers(captions))

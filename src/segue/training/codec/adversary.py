@@ -137,7 +137,7 @@ def picture_of(analysis: Analysis) -> Tensor:
     An analysis and a prediction are treated alike: the modulus of a predicted advance, which a synthesis does not use,
     would give it away.
     """
-    # The same clamp as in the loss: an overshoot at the start of training would drown the picture.
+    # The same clamp as in the loss (codec_losses.py).
     level = analysis.log_magnitude.clamp(max=3)
     before = F.pad(level, (0, 0, 1, 0), value=-14.0)[:, :-1]
     # A phase advance means something only where there is sound, now and a frame before.

@@ -27,7 +27,7 @@ class ReconstructionLoss:
     def __call__(self, predicted: Analysis, target: Analysis) -> dict[str, Tensor]:
         """Scalar losses by name."""
         assert target.weight is not None  # an analysis of sound has one, a prediction has none
-        # Clamped, since exp of a young network's output would overflow.
+        # Clamped, since exp of a young network's output could overflow.
         a = predicted.log_magnitude.clamp(max=3).exp()
         b = target.log_magnitude.exp()
         mel_a, mel_b = ((m @ self.mel).log() for m in (a, b))
