@@ -35,8 +35,10 @@ def named_measurements(found: Measured, policy: Policy, same: Callable[[list[flo
         return {signal: same([number])[0]}
     found = found if isinstance(found, Reading) else Reading(float(found), ())
     times = tuple(t for t, _ in found.by_time)
+    # The curves of single times are told apart by their place alone.
     if policy.timesteps.distribution == "per-time" and times != policy.probe.times:
         raise UserError("Stage: 'per-time' distributions need a Discrepancy with times=policy.probe.times")
+    # All numbers in one exchange between ranks.
     value, *parts = same([found.value, *(d for _, d in found.by_time)])
     return {"discrepancy": Reading(value, tuple(zip(times, parts)))}
 

@@ -264,6 +264,7 @@ def _parse(name: str, text: str, kind: type) -> Any:
             return _finite(text)
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
+        # 1e6 is a whole number as well; what is none fails in int().
         if kind is int:
             return int(float(text)) if float(text).is_integer() else int(text)
         return kind(text)

@@ -35,6 +35,7 @@ class Interrupt:
 
     def __exit__(self, *_) -> None:
         if hasattr(signal, "SIGALRM") and signal.SIGALRM in self._before:
+            # An alarm that is still set must not strike what comes after.
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
             signal.signal(number, handler)

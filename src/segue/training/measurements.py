@@ -159,6 +159,7 @@ def _on_cache(
         reduce=lambda sums: accelerator.reduce(sums, "sum"),
         device=accelerator.device,
     )
+    # The true clips went through codec and teacher, which is large work done once.
     malloc_trim()
     return measure
 
@@ -199,6 +200,7 @@ def gradient_cosine(model: DiT, stage: Stage, example: Example, grid: FrameGrid)
             torch.autograd.grad(x, weights, retain_graph=True, allow_unused=True)
             for x in (outcome.loss.mean(), aligned)
         ]
+    # float64: the sums run over all weights of several blocks.
     flow, alignment = (
         torch.cat([(torch.zeros_like(w) if g is None else g).flatten() for g, w in zip(grads, weights)]).double()
         for grads in pairs

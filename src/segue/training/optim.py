@@ -55,11 +55,13 @@ class MuonAndAdamW(torch.optim.Optimizer):
             torch.optim.Muon(inside, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(groups, lr=rate, betas=(config.beta1, config.beta2), fused=True),
         )
+        # One list of groups: whoever sets a rate or saves the state sees one optimiser.
         super().__init__([group for part in self.parts for group in part.param_groups], {})
         self._share()
 
     def _share(self) -> None:
         muon, adamw = self.parts
+        # Both parts read and write the groups and the state of the whole; Muon's group is the first.
         muon.param_groups = self.param_groups[:1]
         adamw.param_groups = self.param_groups[1:]
         muon.state = adamw.state = self.state

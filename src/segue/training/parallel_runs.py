@@ -170,6 +170,7 @@ def stop_with_parent() -> None:
     parent = os.getppid()
 
     def watch() -> None:
+        # A process whose parent has ended is given another one.
         while os.getppid() == parent:
             time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -190,6 +191,7 @@ def _start(worker: Sequence[str], folder: Path, environment: dict) -> subprocess
 def _stop(processes: list[subprocess.Popen], patience_sec: float = 120.0) -> None:
     """Ask workers to save and stop; kill those that do not."""
     for process in processes:
+        # All are asked before the first is waited for, so that they save at the same time.
         process.terminate()
     deadline = time.monotonic() + patience_sec
     for process in processes:
