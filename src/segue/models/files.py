@@ -114,6 +114,7 @@ def load_model(path: Path, weights: str = "ema") -> SavedModel:
         raise UserError(f"--weights {weights}: use ema (averaged) or model (as trained)")
     tensors, metadata = read_tensors(path)
     try:
+        # The card comes first: it says which version wrote the file, and what the tensors belong to.
         data = json.loads(metadata["segue"])
         version = data["schema_version"]
     except (KeyError, TypeError, json.JSONDecodeError) as error:

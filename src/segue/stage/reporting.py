@@ -45,6 +45,7 @@ def named_measurements(found: Measured, policy: Policy, same: Callable[[list[flo
 
 def decision_text(policy: Policy, decision: Decision) -> tuple[str, str]:
     """A decision's headline, and the whole of it: "semantic stage (r 0.12), alignment 0.41, next probe at 12,800"."""
+    # The headline is printed when it changes, so it holds no figure that moves with every probe.
     brief, whole = [], []
     if policy.reads_regime:
         r = decision.regime.regime_slow
@@ -87,6 +88,7 @@ def log_line(observation: Observation, decision: Decision) -> dict:
         "headline": decision.headline,
         "reason": f"{decision.reason}; {reading.reason}" + (f"; blocks {check.reason}" if check else ""),
     }
+    # What only some policies measure: other signals, and the blocks.
     for name in ("validation_loss", "gradient_cosine"):
         if getattr(observation, name) is not None:
             line[name] = _number(getattr(observation, name))

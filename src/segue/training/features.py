@@ -196,6 +196,7 @@ def latent_extract(cache: LatentCache, space: LatentSpace, device: torch.device 
     gram.diagonal().add_(RIDGE * gram.diagonal().mean())
     solution = torch.linalg.solve(gram, cross).float().to(device)
     weight, bias, under = weight.to(device), bias.to(device), under.to(device)
+    # Handed back before the first step, whose peak is counted without the fit (training/run_memory.py).
     del gram, cross, design
     malloc_trim()
 

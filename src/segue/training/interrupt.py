@@ -43,6 +43,7 @@ class Interrupt:
     def _handle(self, number: int, _frame) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
+        # The time runs from the first request; a repeated SIGTERM does not prolong it.
         if number == signal.SIGTERM and not self.requested and self.grace_sec and hasattr(signal, "SIGALRM"):
             signal.setitimer(signal.ITIMER_REAL, self.grace_sec)
         self.requested = True

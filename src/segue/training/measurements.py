@@ -71,6 +71,7 @@ class Measurements:
         self._ema = ema
         self._validation_set = make_validation_set(task, cache, config, accelerator.device)
         self.stage: Stage | None = None
+        # The average is three to seven times less noisy than the weights as they train (docs/method.md, section 1).
         self._measured = ema if config.policy.probe.weights == "averaged" else model
         self.extract = make_extract(config.policy, cache, task.space, accelerator.device, trust_remote_code)
         self.validation: dict[str, float] = {}

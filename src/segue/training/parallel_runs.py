@@ -83,11 +83,13 @@ def run_jobs(
     ):
         try:
             while (waiting or running) and not interrupt.requested:
+                # Free slots are filled.
                 while waiting and len(running) < slots:
                     start(waiting[0])
                     running[waiting[0]] = _start(worker, waiting[0].folder, environment)
                     del waiting[0]
                 time.sleep(0.2)
+                # Processes that have ended make room. What `end` raises leads to `finally`, which stops the others.
                 for job, process in list(running.items()):
                     code = process.poll()
                     if code is None:
@@ -97,6 +99,7 @@ def run_jobs(
                     words = end(job, code)
                     if words:
                         meter.say(f"{job.name}: {words}; {len(waiting) + len(running)} of {len(jobs)} runs left")
+                # How far all of them are, by the logs that they write.
                 shares = ", ".join(f"{job.name} {seen(job) / job.examples:.0%}" for job in running)
                 ended = f"{len(jobs) - len(waiting) - len(running)}/{len(jobs)} runs"
                 bad = f", {failed} failed" if failed else ""

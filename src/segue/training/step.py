@@ -44,6 +44,7 @@ class Example:
         """The batch in `parts` pieces, for gradient accumulation."""
         pieces = []
         for rows in torch.arange(len(self.t)).tensor_split(parts):
+            # A batch of fewer examples than parts leaves some parts empty.
             if len(rows) == 0:
                 continue
             condition = self.condition.rows(rows)

@@ -105,6 +105,7 @@ def remaining_by_time(
     largest = max(state.reference_by_time)
     out = []
     for k, t in enumerate(times):
+        # As `scale_free`, on the curve of one time.
         line = log_slope(examples, [by[k] for _, _, by in state.history], regime.WINDOW, regime.MIN_POINTS)
         reference = state.reference_by_time[k]
         if line is None:
@@ -112,6 +113,7 @@ def remaining_by_time(
         elif _stands_out(reference, line):
             remaining = _expected(config, line, reference - line.fitted)
         else:
+            # No improvement above the noise: it has not begun, or was over early. The level tells which.
             remaining = line.fitted / largest if largest > 0 else 1.0
         out.append((float(t), min(1.0, max(0.0, remaining))))
     return tuple(out)
