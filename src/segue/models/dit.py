@@ -107,7 +107,7 @@ class Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
-        # Under autocast layer norms return float32 and v is bfloat16; attention wants one type.
+        # Under autocast layer norms may return float32 where v is bfloat16; attention wants one type.
         mixed = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=key_mask)
         return self.out(mixed.transpose(1, 2).reshape(batch, tokens, width))
 

@@ -119,7 +119,7 @@ class LogitNormal(TimestepDistribution):
             raise ValueError(f"LogitNormal(mu={self.mu}, sigma={self.sigma}): mu finite, sigma positive")
 
     def density(self, t: Tensor) -> Tensor:
-        # Inside by the least that float64 can tell, so that the logit is finite; the ends have density 0 below.
+        # Off the ends, so that the logit is finite; the last line gives the ends density 0.
         inside = t.clamp(1e-300, 1 - 1e-16)
         z = (torch.logit(inside) - self.mu) / self.sigma
         p = torch.exp(-0.5 * z**2) / (self.sigma * math.sqrt(2 * math.pi) * inside * (1 - inside))

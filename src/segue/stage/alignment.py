@@ -88,7 +88,7 @@ def alignment_weight(config: AlignmentConfig, regime_monotone: float, share: flo
     if config.schedule == "cut":
         part = 1.0 if share < config.cut_at else 0.0
     else:
-        # (1 - r_m)^2 (docs/method.md, section 3); the control has n / N in place of r_m, and REPA 0.
+        # (1 - r_m)^2 (docs/method.md, section 3); "time" has n / N in place of r_m, REPA has 0.
         part = {"decay": 1.0 - regime_monotone, "time": 1.0 - min(share, 1.0), "constant": 1.0}[config.schedule] ** 2
     # Exactly 0, so that features are no longer read and the projector no longer runs.
     return 0.0 if part < LATCH else config.weight * part

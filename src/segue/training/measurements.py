@@ -71,7 +71,7 @@ class Measurements:
         self._ema = ema
         self._validation_set = make_validation_set(task, cache, config, accelerator.device)
         self.stage: Stage | None = None
-        # The average is three to seven times less noisy than the weights as they train (docs/method.md, section 1).
+        # D of the averaged weights is three to seven times less noisy (docs/method.md, section 1).
         self._measured = ema if config.policy.probe.weights == "averaged" else model
         self.extract = make_extract(config.policy, cache, task.space, accelerator.device, trust_remote_code)
         self.validation: dict[str, float] = {}
@@ -160,7 +160,7 @@ def _on_cache(
         reduce=lambda sums: accelerator.reduce(sums, "sum"),
         device=accelerator.device,
     )
-    # The true clips went through codec and teacher, which is large work done once.
+    # The true clips may have gone through codec and teacher, which is large work done once.
     malloc_trim()
     return measure
 

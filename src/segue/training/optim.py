@@ -110,7 +110,7 @@ def learning_rate(config: OptimConfig, progress: float) -> float:
     """The rate at a share `progress` in [0, 1] of the run: linear warm-up, then as `config.decay` says."""
     if config.warmup_fraction > 0 and progress < config.warmup_fraction:
         return config.learning_rate * progress / config.warmup_fraction
-    # Its averaged weights take the place of a decaying rate.
+    # A schedule-free optimiser's averaged weights take the place of a decaying rate.
     if config.kind == "schedule-free":
         return config.learning_rate
     if config.decay == "linear" and config.decay_fraction > 0:

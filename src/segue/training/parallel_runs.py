@@ -83,7 +83,6 @@ def run_jobs(
     ):
         try:
             while (waiting or running) and not interrupt.requested:
-                # Free slots are filled.
                 while waiting and len(running) < slots:
                     start(waiting[0])
                     running[waiting[0]] = _start(worker, waiting[0].folder, environment)

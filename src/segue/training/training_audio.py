@@ -172,7 +172,7 @@ def read_training_audio(
     others = decode([c for folder in extra for c in clips_of(folder, skip_bad) if c.split == "train"], sample_rate_hz)
     held = [c for c in clips if c.split == "valid"] or [c for c in clips if c.split == "train"]
     valid = decode(held[:: max(1, len(held) // MOST_VALID)], sample_rate_hz)
-    # One complaint for all three, so that every bad file shows at the first try.
+    # One complaint for all three, so that no second one follows once the first is dealt with.
     refuse_bad([*training.bad, *others.bad, *valid.bad], skip_bad)
 
     seconds = len(training.sounds.data) / sample_rate_hz

@@ -35,7 +35,7 @@ def scale_free(config: RegimeConfig, state: RegimeState, line: Slope, n: int) ->
     level = fmean(point[1] for point in state.history[-max(3, line.points // 4) :])
     low = level if state.low is None else min(state.low, level)
     state = replace(state, low=low)
-    # Until progress stands out of the noise r stays 0; once found, it is not asked for again.
+    # Until progress stands out of the noise r* is 0; once found, it is not asked for again.
     if state.onset_at is None:
         state = replace(state, promising=state.promising + 1 if _stands_out(reference, line) else 0)
         if state.promising < ONSET_PROBES:
