@@ -21,6 +21,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the disk is full, or the place cannot be written.
     """
+    # The process's number keeps two that write the same file out of each other's temporary one.
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     if len(os.fsencode(temporary.name)) > MOST_NAME_BYTES:
         short = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]

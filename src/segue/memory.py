@@ -40,6 +40,7 @@ def peak_bytes() -> int:
     except ModuleNotFoundError:  # Windows
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # macOS counts in bytes, Linux in kibibytes.
     return peak if sys.platform == "darwin" else peak * 1024
 
 

@@ -21,6 +21,7 @@ def commit() -> str:
         return f"version {__version__}"
     if head.returncode != 0:
         return f"version {__version__}"
+    # git diff --quiet exits with 1 where there are changes; any other code but 0 is an error.
     return head.stdout.strip() + ("+" if changed.returncode == 1 else "")
 
 

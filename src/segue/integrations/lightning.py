@@ -64,6 +64,7 @@ class SegueCallback(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
         """Count the examples of all ranks, and log the decision in force."""
         self.method.after_step(self._batch_size(batch) * trainer.world_size)
+        # The first access after a step measures what has become due.
         decision = self.method.decision
         numbers = {"regime": decision.regime.regime, "alignment_weight": decision.alignment_weight}
         pl_module.log_dict({f"segue/{name}": value for name, value in numbers.items()})

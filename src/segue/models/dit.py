@@ -107,6 +107,7 @@ class Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
+        # Under autocast layer norms may return float32 where v is bfloat16; attention wants one type.
         mixed = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=key_mask)
         return self.out(mixed.transpose(1, 2).reshape(batch, tokens, width))
 
@@ -139,6 +140,7 @@ class Block(nn.Module):
         rotary: tuple[Tensor, Tensor],
     ) -> Tensor:
         """x [B, N, D], condition [B, D], shared [B, 6D], context [B, K, D], masks [B, 1, 1, keys] -> [B, N, D]."""
+        # adaLN-zero (arXiv 2212.09748): what all blocks share, and this block's low-rank part (arXiv 2409.10819).
         modulation = shared + self.adaln_up(self.adaln_down(condition))
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation[:, None].chunk(6, dim=-1)
         h = self.norm_attention(x) * (1 + scale_a) + shift_a
@@ -232,6 +234,7 @@ class DiT(nn.Module):
 
         # Condition: caption tokens to attend to, and a vector c of time, pooled caption and cutoff for the modulation.
         context, context_mask = self._context(condition, batch, x.device)
+        # No row of the mask is empty: without a caption the null is attended to.
         pooled = (context * context_mask[..., None]).sum(1) / context_mask.sum(1, keepdim=True)
         c = self.time_mlp(sinusoidal(t, 256).to(x.dtype)) + self.pooled_in(pooled)
         if self.config.audio:
@@ -245,6 +248,7 @@ class DiT(nn.Module):
 
         # The blocks, and back to latent frames.
         for block in self.blocks:
+            # Not reentrant: tokens that a hook takes would lose their graph.
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(block, x, *arguments, use_reentrant=False)
             else:

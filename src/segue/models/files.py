@@ -114,6 +114,7 @@ def load_model(path: Path, weights: str = "ema") -> SavedModel:
         raise UserError(f"--weights {weights}: use ema (averaged) or model (as trained)")
     tensors, metadata = read_tensors(path)
     try:
+        # The card comes first: it says which version wrote the file, and what the tensors belong to.
         data = json.loads(metadata["segue"])
         version = data["schema_version"]
     except (KeyError, TypeError, json.JSONDecodeError) as error:
@@ -144,6 +145,7 @@ def _refuse_other_shapes(config: DiTConfig, tensors: dict[str, Tensor]) -> None:
     Raises:
         ValueError: the card describes other weights than the file holds.
     """
+    # Modules take memory on the meta device, too: a card must not claim a million of them.
     if not 0 < config.depth <= len(tensors):
         raise ValueError(f"{config.depth} blocks, but {len(tensors)} tensors")
     with torch.device("meta"):
@@ -164,6 +166,7 @@ def model_file(path: Path) -> Path:
     if (path / "model.safetensors").is_file():
         return path / "model.safetensors"
     found = sorted((path / "checkpoints").glob("examples-*/model.safetensors"))
+    # Names hold the examples with leading zeros, so the last by name is the newest.
     if found:
         return found[-1]
     what = "holds no checkpoint yet" if path.is_dir() else "does not exist"

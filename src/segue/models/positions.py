@@ -11,6 +11,7 @@ def sinusoidal(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
     frequencies = torch.exp(
         -torch.log(torch.tensor(max_period)) * torch.arange(dim // 2, dtype=torch.float32) / (dim // 2)
     ).to(t.device)
+    # float32: in bfloat16, numbers near 1,000 are 4 apart.
     angles = 1000.0 * t.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 

@@ -74,6 +74,7 @@ def memory_need(
     activations = kept_bytes(config, batch, frames, text_tokens, checkpointing)
     if checkpointing:
         activations += 2 * kept_bytes(config, batch, frames, text_tokens, False) // config.depth
+    # 20 bytes: weight, gradient, two moments and average, 4 bytes each.
     return MemoryNeed(weights=20 * parameters, activations=activations)
 
 
@@ -82,6 +83,7 @@ def kept_bytes(config: DiTConfig, batch: int, frames: int, text_tokens: int, che
     kept: dict[int, torch.UntypedStorage] = {}
 
     def pack(saved: torch.Tensor) -> torch.Tensor:
+        # By storage: views of one tensor share its memory. It is held, since a freed one's address may be used again.
         kept[saved.untyped_storage()._cdata] = saved.untyped_storage()
         return saved
 
@@ -99,6 +101,7 @@ def kept_bytes(config: DiTConfig, batch: int, frames: int, text_tokens: int, che
             condition = Condition(torch.empty(batch, text_tokens, config.text_dim), mask, drop)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
             model(x_t, t, condition, torch.empty(batch, frames, dtype=torch.bool))
+    # Weights are saved for the backward pass as well, but they are counted elsewhere.
     for weight in model.parameters():
         kept.pop(weight.untyped_storage()._cdata, None)
     return sum(storage.nbytes() for storage in kept.values())

@@ -34,6 +34,7 @@ def rescale_clean(guided_v: Tensor, conditional: Tensor, x_t: Tensor, t: Tensor,
     t = t.clamp(min=1e-3)
     clean_guided, clean_conditional = clean_of(x_t, guided_v, t), clean_of(x_t, conditional, t)
     axes = tuple(range(1, x_t.ndim))
+    # A guided sample of digital silence has no deviation to divide by.
     ratio = clean_conditional.std(axes, keepdim=True) / clean_guided.std(axes, keepdim=True).clamp(min=1e-8)
     return (x_t - clean_guided * (share * ratio + 1 - share)) / expand(t, x_t)
 
@@ -59,6 +60,7 @@ def guided(
     """
 
     def field(x: Tensor, t: Tensor) -> Tensor:
+        # A solver takes all examples to the same time, so that the first one's is everyone's.
         inside = interval[0] <= float(t[0]) <= interval[1]
         if scale == 1.0 or not inside:
             return velocity(x, t, condition)

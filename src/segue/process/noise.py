@@ -15,6 +15,7 @@ from torch import Tensor
 
 def keyed_generator(seed: int, stream: str, position: int = 0) -> torch.Generator:
     """A CPU generator that depends on nothing but its arguments."""
+    # Not hash(): Python salts that of a string anew in each process.
     digest = hashlib.sha256(f"{seed}/{stream}/{position}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 

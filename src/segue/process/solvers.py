@@ -40,6 +40,7 @@ def solve(field: Field, x: Tensor, times: Tensor, method: str = "multistep") -> 
         raise ValueError("times must descend")
     previous: tuple[Tensor, float] | None = None
     for now, then in zip(times[:-1].tolist(), times[1:].tolist()):
+        # Negative: time runs from noise down to data.
         step = then - now
         velocity = field(x, _batch(x, now))
         if method == "heun" and then > 0:

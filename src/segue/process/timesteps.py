@@ -43,16 +43,19 @@ class TimestepDistribution(ABC):
     def quantile(self, u: Tensor) -> Tensor:
         """The inverse of `cdf`: a table and Newton's method, bisection where that fails; closed forms override it."""
         shape, u = u.shape, u.reshape(-1).double()
+        # A first guess, linear between two entries of the table.
         knots, levels = self._knots
         right = torch.searchsorted(levels, u).clamp(1, _TABLE)
         low, high = knots[right - 1], knots[right]
         rise = (levels[right] - levels[right - 1]).clamp_min(1e-300)
         t = low + (high - low) * ((u - levels[right - 1]) / rise).clamp(0, 1)
+        # Newton's method, kept inside the interval in which the quantile must lie.
         for _ in range(_NEWTON):
             error = self.cdf(t) - u
             if (error.abs() <= _EXACT).all():
                 return t.reshape(shape)
             t = (t - error / self.density(t).clamp_min(1e-300)).clamp(low, high)
+        # Bisection of the same interval, where a step of Newton's leads nowhere.
         for _ in range(_BISECTIONS):
             t = (low + high) / 2
             below = self.cdf(t) < u
@@ -116,6 +119,7 @@ class LogitNormal(TimestepDistribution):
             raise ValueError(f"LogitNormal(mu={self.mu}, sigma={self.sigma}): mu finite, sigma positive")
 
     def density(self, t: Tensor) -> Tensor:
+        # Off the ends, so that the logit is finite; the last line gives the ends density 0.
         inside = t.clamp(1e-300, 1 - 1e-16)
         z = (torch.logit(inside) - self.mu) / self.sigma
         p = torch.exp(-0.5 * z**2) / (self.sigma * math.sqrt(2 * math.pi) * inside * (1 - inside))

@@ -88,7 +88,9 @@ def alignment_weight(config: AlignmentConfig, regime_monotone: float, share: flo
     if config.schedule == "cut":
         part = 1.0 if share < config.cut_at else 0.0
     else:
+        # (1 - r_m)^2 (docs/method.md, section 3); "time" has n / N in place of r_m, REPA has 0.
         part = {"decay": 1.0 - regime_monotone, "time": 1.0 - min(share, 1.0), "constant": 1.0}[config.schedule] ** 2
+    # Exactly 0, so that features are no longer read and the projector no longer runs.
     return 0.0 if part < LATCH else config.weight * part
 
 
@@ -120,6 +122,7 @@ def interpolation_matrix(tokens: int, frames: int, span: float = 1.0) -> Tensor:
     """
     position = ((torch.arange(frames, dtype=torch.float64) + 0.5) * (span * tokens / frames) - 0.5).clamp(0, tokens - 1)
     distance = (position[:, None] - torch.arange(tokens, dtype=torch.float64)).abs()
+    # A tent over each middle: at most two tokens have a weight, and the weights add up to 1.
     return (1 - distance).clamp_min(0)
 
 
@@ -137,6 +140,7 @@ def interpolate(x: Tensor, frames: int, mask: Tensor | None = None, span: float 
     if mask is None:
         return matrix @ x
     real = mask.to(x.dtype)[..., None]
+    # What padded tokens leave of a frame's weights; divided by it, they add up to 1 again.
     share = matrix @ real
     return (matrix @ (x * real)) / torch.where(share > 0, share, 1.0)
 
@@ -162,6 +166,7 @@ class Projector(nn.Module):
     def __init__(self, width: int, features: int, *, seed: int = 0) -> None:
         super().__init__()
         sizes = [width, width // 2, width // 2, features]
+        # skip_init: torch's own initialisers would draw from the global generator.
         layers = [nn.utils.skip_init(nn.Linear, a, b) for a, b in zip(sizes, sizes[1:])]
         generator = keyed_generator(seed, "projector")
         for layer in layers:
@@ -193,6 +198,7 @@ def standardise(features: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 def cosine(x: Tensor, y: Tensor) -> Tensor:
     """Cosine over the last dimension, at least float32; 0, with a finite gradient, where either vector is 0."""
+    # Half precision has too few bits for sums over F features.
     dtype = torch.promote_types(x.dtype, torch.float32)
     x, y = x.to(dtype), y.to(dtype)
     dot, xx, yy = (torch.linalg.vecdot(a, b) for a, b in ((x, y), (x, x), (y, y)))
@@ -215,6 +221,7 @@ def alignment_loss(projected: Tensor, target: Tensor, mask: Tensor | None = None
     distance = 1 - cosine(projected, target.detach())
     if mask is None:
         return distance.mean(-1)
+    # A product with the mask would let a NaN in a padded frame through.
     return torch.where(mask, distance, 0.0).sum(-1) / mask.sum(-1).clamp_min(1)
 
 
@@ -304,10 +311,12 @@ class Aligner:
             UserError: the model has not been run, or the tapped tokens carry no gradient.
         """
         target = standardise(features, self._mean.to(features.device), self._std.to(features.device))
+        # Output space: the prediction itself is decoded and encoded by the teacher; there is nothing to project.
         if self.projector is None or self.tap is None:
             if x_0_hat is None or self._features is None:
                 raise UserError("alignment.space=output needs x_0_hat= and the features of latents (Stage's features=)")
             return time_weight(t) * output_alignment(x_0_hat, self._features, target, mask)
+        # Hidden space (REPA, arXiv 2410.06940, eq. 8). Under autocast the tokens may be of a shorter type.
         hidden = self.tap.hidden.to(target.dtype)
         projected = self.projector(hidden, target.shape[1], tokens_mask, span)
         return time_weight(t) * alignment_loss(projected, target, mask)

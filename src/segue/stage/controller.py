@@ -100,6 +100,7 @@ class ControllerState:
 
 def due_at(policy: Policy, state: ControllerState, examples_seen: int) -> Due:
     """What the observation at `examples_seen` has to contain."""
+    # A regime that is not read off the discrepancy moves at probes, too.
     probing = policy.probes or policy.reads_regime
     structure = policy.structure
     learning = policy.timesteps.distribution == "learned"
@@ -125,6 +126,7 @@ class StageController:
         if total_examples <= 0:
             raise UserError(f"train.total_examples is {total_examples}; give a positive number of examples")
         start = RegimeState()
+        # The reading in force until the probe at n = 0; the state stays fresh, since that probe is still to come.
         _, reading = update_regime(self.policy.regime, start, examples_seen=0, total_examples=total_examples)
         return ControllerState(total_examples, start, reading, start_structure())
 
@@ -134,6 +136,7 @@ class StageController:
         policy = self.policy
         seen = observation.examples_seen
         due = due_at(policy, state, seen) if observation.due is None else observation.due
+        # The regime comes first: the check of the blocks asks for the r_m of this probe.
         if due.probe:
             state = self._read_regime(state, observation)
         check = None
@@ -179,6 +182,7 @@ class StageController:
         reading = state.reading
         share = state.examples_seen / state.total_examples
         probing = (policy.probes or policy.reads_regime) and state.next_probe <= state.total_examples
+        # lambda follows r_m, so that a decayed alignment does not come back; the times follow r_s, which may fall.
         decision = Decision(
             timesteps=policy.timestep_distribution(state.regime, state.learned, share, reading.regime_slow),
             alignment_weight=alignment_weight(policy.alignment, reading.regime_monotone, share),

@@ -94,6 +94,7 @@ def next_probe(config: ProbeConfig, examples_seen: int, total_examples: int) -> 
     total = total_examples
     if seen >= total:
         return seen + 1
+    # One example at the least: in a short run the ratio may move n by less.
     apart = max(seen * config.spacing, seen + config.closest * total, seen + 1, config.first * total)
     return min(math.ceil(apart), total)
 
@@ -111,6 +112,7 @@ def probes_in(config: ProbeConfig, total_examples: int, batch_size: int = 1) -> 
 
 def target_statistics(targets: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation [F] over the real frames of targets [..., S, F]; mask [..., S] bool, None: all."""
+    # float64: there may be millions of frames, whose sums lose their last digits in float32.
     frames = (targets.detach().flatten(0, -2) if mask is None else targets[mask]).double()
     mean, std = frames.mean(0), frames.std(0, correction=0)
     return mean.to(targets.dtype), std.clamp_min(1e-6).to(targets.dtype)
@@ -132,6 +134,7 @@ def probe_sums(predicted: Tensor, rows: list[int], targets: Tensor, mask: Tensor
     own = _distance(predicted, targets[rows], mask[rows])
     others = torch.zeros_like(own)
     clips = len(targets)
+    # Partners by fixed shifts, not by draws: a measurement draws nothing, and every clip is a partner equally often.
     for shift in range(1, SHIFTS + 1):
         partner = [(row + shift * clips // (SHIFTS + 1)) % clips for row in rows]
         others += _distance(predicted, targets[partner], mask[rows] & mask[partner]) / SHIFTS
@@ -141,6 +144,7 @@ def probe_sums(predicted: Tensor, rows: list[int], targets: Tensor, mask: Tensor
 def reading_of(sums: Tensor, times: tuple[float, ...]) -> Reading:
     """The reading from the sums [K, 3] over all clips; NaN where the features of predictions are not finite."""
     own, others, _ = sums.double().cpu().unbind(1)
+    # A ratio at each time, and then the mean: each time counts alike, whatever the size of its distances.
     ratios = (own / others.clamp_min(1e-12)).tolist()
     return Reading(sum(ratios) / len(ratios), tuple(zip(times, ratios)))
 
@@ -246,6 +250,7 @@ class Discrepancy:
         self._passes = math.ceil(math.ceil(clips / world) / at_once)
         self._rows = rows[here.to(device)]
         self._x_0 = x_0[here.to(x_0.device)].to(device)
+        # Noise is keyed by the clip, so that it is the same on any number of ranks.
         self._eps = keyed_noise(x_0.shape[1:], seed, "probe", range(clips))[here].to(self._x_0)
         self._latent_mask = None if latent_mask is None else latent_mask[here.to(latent_mask.device)].to(device)
 
@@ -258,6 +263,7 @@ class Discrepancy:
             predicted = torch.stack([self._features_at(time) for time in self.times])
         finally:
             self.model.train(was_training)
+        # A rank without clips has predicted one for the sake of the others; here it is left out.
         sums = probe_sums(predicted[:, : len(self._mine)], self._mine, self._targets, self._real)
         return reading_of(sums if self._reduce is None else self._reduce(sums), self.times)
 
@@ -270,6 +276,7 @@ class Discrepancy:
             x_t = sample_path(x_0, eps, t)
             clean = clean_of(x_t, self._predict(x_t, t, rows).to(x_t.dtype), t)
             if self._latent_mask is not None:
+                # A model that predicts no velocity in padding leaves its noise there, which would be decoded.
                 clean = clean * self._latent_mask[part][:, None]
             found.append(self._features(self._fill_known(clean, rows)).clone())
         frames = self._real.shape[1]

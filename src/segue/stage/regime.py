@@ -86,6 +86,7 @@ Estimate = Callable[[RegimeConfig, RegimeState, Slope, int], tuple[RegimeState, 
 
 def level(config: RegimeConfig, state: RegimeState, line: Slope, n: int) -> tuple[RegimeState, float, str]:
     """r* = ln(D_open / D) / ln(D_open / D_closed), clipped: how far along, not how fast. Our definition."""
+    # A level needs no proof of progress: from the first line on, the time ramp does not take over.
     state = replace(state, onset_at=n if state.onset_at is None else state.onset_at)
     if line.fitted >= config.level_open:
         return state, 0.0, f"the discrepancy is {line.fitted:.3f}; r leaves 0 below {config.level_open:g}"
@@ -148,6 +149,7 @@ def update_regime(
         state = _record(config, state, n, value, tuple(by_time), n >= burn_in_end)
         line = log_slope([p[0] for p in state.history], [p[1] for p in state.history], WINDOW, MIN_POINTS)
         state, target, why = _estimate(config, state, line, n, burn_in_end, estimate)
+        # Asked at every probe: progress that is found late ends the fallback.
         state = replace(state, fallback=state.onset_at is None and share >= FALLBACK_AT)
         if state.fallback:
             # The ramp has no noise to average: r moves to it and then is n / N exactly.
@@ -160,6 +162,7 @@ def update_regime(
         elif target is None:
             r = state.r
         else:
+            # Per doubling of n, so that r does not depend on the number of probes (docs/method.md, section 2).
             average = state.r + (target - state.r) * (1 - 0.5 ** (doublings / SMOOTHING))
             r = _approach(state.r, average, MAX_MOVE * doublings)
         r_s = max(r, state.r_s - MAX_FALL * doublings)
@@ -182,8 +185,10 @@ def _record(
     if value is None or not all(map(math.isfinite, (value, *by_time))):
         return replace(state, missing=state.missing + 1)
     state = replace(state, missing=0)
+    # The untrained model's value can be a reference, but no point of a line: ln 0 is infinite.
     if n == 0 and config.reference == "start":
         return replace(state, reference=float(value), reference_by_time=tuple(map(float, by_time)))
+    # A second value at the same n is left out: a line needs increasing n.
     if not counts or n <= 0 or (state.history and state.history[-1][0] == n):
         return state
     if state.history and len(state.history[-1][2]) != len(by_time):

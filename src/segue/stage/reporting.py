@@ -35,14 +35,17 @@ def named_measurements(found: Measured, policy: Policy, same: Callable[[list[flo
         return {signal: same([number])[0]}
     found = found if isinstance(found, Reading) else Reading(float(found), ())
     times = tuple(t for t, _ in found.by_time)
+    # The curves of single times are told apart by their place alone.
     if policy.timesteps.distribution == "per-time" and times != policy.probe.times:
         raise UserError("Stage: 'per-time' distributions need a Discrepancy with times=policy.probe.times")
+    # All numbers in one exchange between ranks.
     value, *parts = same([found.value, *(d for _, d in found.by_time)])
     return {"discrepancy": Reading(value, tuple(zip(times, parts)))}
 
 
 def decision_text(policy: Policy, decision: Decision) -> tuple[str, str]:
     """A decision's headline, and the whole of it: "semantic stage (r 0.12), alignment 0.41, next probe at 12,800"."""
+    # The headline is printed when it changes, so it holds no figure that moves with every probe.
     brief, whole = [], []
     if policy.reads_regime:
         r = decision.regime.regime_slow
@@ -85,6 +88,7 @@ def log_line(observation: Observation, decision: Decision) -> dict:
         "headline": decision.headline,
         "reason": f"{decision.reason}; {reading.reason}" + (f"; blocks {check.reason}" if check else ""),
     }
+    # What only some policies measure: other signals, and the blocks.
     for name in ("validation_loss", "gradient_cosine"):
         if getattr(observation, name) is not None:
             line[name] = _number(getattr(observation, name))

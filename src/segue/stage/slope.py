@@ -57,12 +57,15 @@ def log_slope(
     n, y = np.asarray(examples, dtype=np.float64), np.asarray(values, dtype=np.float64)
     if n[0] <= 0 or (np.diff(n) <= 0).any():
         raise ValueError("examples must be positive and increasing")
+    # The window, widened to the last `min_points` points where it holds fewer.
     start = min(int(np.searchsorted(n, n[-1] / window)), len(n) - min_points)
     x, y = np.log(n[start:]), y[start:]
+    # The line, about the means: the sums of squares are then of the window's spread, not of ln n itself.
     x_mean, y_mean = x.mean(), y.mean()
     spread = float(((x - x_mean) ** 2).sum())
     slope = float(((x - x_mean) * (y - y_mean)).sum()) / spread
     residual = y - y_mean - slope * (x - x_mean)
+    # Two degrees of freedom went into the line. Its slope's standard error is residual_sd / sqrt(spread).
     residual_sd = math.sqrt(float((residual**2).sum()) / (len(x) - 2))
     fitted = float(y_mean + slope * (x[-1] - x_mean))
     return Slope(slope, residual_sd / math.sqrt(spread), fitted, residual_sd, len(x))

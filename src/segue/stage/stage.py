@@ -168,6 +168,7 @@ class Stage:
         decision = self.decision
         if self._block_step is not None:
             self._block_step.keep(decision.structure, decision.structure_strength, self.steps)
+        # Every rank draws the whole global batch and takes its part, so that the strata span all ranks.
         generator = keyed_generator(self._seed, "times", self.examples_seen + self._drawn)
         self._drawn += batch * self._world
         mine = slice(self._rank * batch, (self._rank + 1) * batch)
@@ -217,6 +218,7 @@ class Stage:
                 "Stage: timesteps.distribution 'learned' needs after_step(..., loss_drops=...) of this step"
             )
         if loss_drops:
+            # An empty Due: these drops alone are learned from; nothing is probed within a step.
             found = Observation(self.examples_seen, due=Due(), loss_drops=tuple(loss_drops))
             self._state, _ = self._controller.update(self._state, found)
         if self._block_step is not None and stepped:
@@ -225,6 +227,7 @@ class Stage:
             self._block_step.forget()
         if self.aligner is not None:
             self.aligner.clear()  # the tapped tokens hold the graph of this step
+        # A skipped step is no step, but its examples count as seen: data, noise and times keep their order.
         self.steps += stepped
         self._drawn = 0
         self._state = replace(self._state, examples_seen=self.examples_seen + examples)
@@ -290,5 +293,6 @@ class Stage:
     def _same_on_ranks(self, numbers: list[float]) -> list[float]:
         if self._reduce is None:
             return numbers
+        # All ranks must decide the same, by the mean of what each has measured. float64 holds Python's floats exactly.
         device = next(self.blocks[0].parameters()).device
         return self._reduce(torch.tensor(numbers, dtype=torch.float64, device=device)).tolist()

@@ -136,6 +136,7 @@ def width_of(block: nn.Module) -> int:
     sides = [side for module in block.modules() if isinstance(module, nn.Linear) for side in module.weight.shape]
     if not sides:
         raise UserError(f"block {type(block).__name__} has no linear layer; give the list of transformer blocks")
+    # Sorted: of sides equally common the smallest is taken, not the one that a set happens to begin with.
     return max(sorted(set(sides)), key=sides.count)
 
 
@@ -170,6 +171,7 @@ def causal_scores(model_forward: Callable[[], Tensor], blocks: Sequence[nn.Modul
             raise UserError(f"a block maps {list(stream.shape)} to {list(first.shape)}; no residual stream to restore")
         return (stream, *output[1:]) if isinstance(output, tuple) else stream
 
+    # float64: what one block changes may be small beside the prediction.
     whole = model_forward().double()
     scale = float(whole.norm())
     scores = []

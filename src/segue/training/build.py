@@ -76,6 +76,7 @@ def named_task(
     if name == "generation":
         return Generation(space or cached_space(cache))
     samples = round(cache.meta["seconds"] * cache.meta["sample_rate_hz"])
+    # The space of a run that goes on has its levels weighed already.
     return SuperResolution(space or weigh_levels(cached_space(cache)), degradation, samples, seed)
 
 
@@ -85,6 +86,7 @@ def dit_config(config: RunConfig, cache: LatentCache) -> DiTConfig:
     patch = config.model.patch_frames or max(1, round(frame_rate_hz / TOKENS_PER_SEC))
     dit = preset(config.model.preset, channels=cache.channels, text_dim=cache.text_dim, patch_frames=patch)
     dit = replace(dit, audio=config.train.task == "super-resolution", attention_window=config.model.attention_window)
+    # The noise of a token wider than the model does not pass through it (docs/method.md, What is measured in what).
     predicts = config.model.predicts
     if predicts == "auto":
         predicts = "clean" if dit.channels * dit.patch_frames > dit.width else "velocity"

@@ -119,6 +119,7 @@ class Keeper:
         parts = self._parts
         try:
             weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+            # Every rank has read the whole file; of a sharded tensor it keeps its own part.
             held = parts.model.state_dict()
             parts.model.load_state_dict(
                 {k: distribute_like(v, held[k]) if k in held else v for k, v in weights.items()}
@@ -199,11 +200,13 @@ def write_checkpoint(
         save_file(moments | parts.heads.tensors(), temporary / "optimizer.safetensors")
         for file in temporary.iterdir():
             sync(file)
+        # Last: a folder without state.json does not count as a checkpoint.
         write_text(temporary / "state.json", json.dumps(asdict(state), indent=1))
         sync(temporary)
         if target.exists():  # reached a second time, after the first checkpoint of this state could not be read
             shutil.rmtree(target)
         os.replace(temporary, target)
+        # The new name is on disk only once its folder is.
         sync(folder)
     except Exception as error:  # safetensors reports a full disk as its own error, not as OSError
         shutil.rmtree(temporary, ignore_errors=True)
@@ -271,6 +274,7 @@ def read_newest(run_dir: Path, accelerator, cache_meta: dict) -> Saved | None:
     """
     if not list_checkpoints(run_dir):
         return None
+    # The oldest is read last and outside the loop, so that its damage is raised and not passed over.
     oldest, *newer = list_checkpoints(run_dir)
     for folder in reversed(newer):
         try:
@@ -342,10 +346,12 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
     for key, value in tensors.items():
         *of_group, index, name = key.split(".")
         if of_group:
+            # All of these were saved as float64; each goes back to the type that its group holds.
             group = data["param_groups"][int(index)]
             group[name] = type(group[name])(value.item())
         else:
             data["state"].setdefault(int(index), {})[name] = distribute_like(value, parameters[int(index)])
+    # Before its first step an optimiser has no state at all.
     if data["state"] and len(data["state"]) != len(parameters):
         raise RuntimeError("the optimiser has another number of parameters")
     optimizer.load_state_dict(data)

@@ -57,6 +57,7 @@ def _check_degradation(config: RunConfig, cache: LatentCache) -> list[str]:
     teacher = (cache.meta["teacher"] if config.policy.needs_teacher else None) or {}
     covered_hz = teacher.get("sample_rate_hz", rate_hz) / 2
     from_hz = drawn.held_out.cutoff_hz
+    # Above half its own sample rate a teacher receives nothing, whatever the model generates there.
     if covered_hz < rate_hz / 2:
         covered = "nothing" if covered_hz <= from_hz else f"{from_hz:g} to {covered_hz:g} Hz"
         lines.append(
@@ -71,6 +72,7 @@ def _check_latents(cache: LatentCache, rows: list[int]) -> str:
     some = rows[:: max(1, len(rows) // 256)][:256]
     latents, mask = cache.latents(some)
     x = cached_space(cache).standardise(latents, mask)
+    # Real frames alone: padding is 0 and would make the deviation smaller.
     values = x.transpose(1, 2)[mask]
     mean, std = float(values.mean()), float(values.std())
     if not bool(torch.isfinite(values).all()):
@@ -118,6 +120,7 @@ def _check_model(config: RunConfig, cache: LatentCache) -> list[str]:
         f"{format_bytes(need.activations)} activations)"
     ]
     token = dit.channels * dit.patch_frames
+    # Only where "velocity" was asked for: "auto" takes the clean sample for wide tokens.
     if token > dit.width and config.model.predicts == "velocity":
         raise UserError(
             f"model.predicts=velocity through a model of width {dit.width} cannot fit tokens of {token} numbers; "

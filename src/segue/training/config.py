@@ -199,6 +199,7 @@ def from_json(data: dict) -> RunConfig:
         UserError: an unknown or missing key, or a setting that is none any more at another value than it had.
     """
     try:
+        # Older names end here: what follows knows today's alone.
         policy = older.current_policy(data["policy"])
         kinds = get_type_hints(Policy)
         parts = {name: kinds[name](**value) for name, value in policy.items() if name != "static_timesteps"}
@@ -233,6 +234,7 @@ def override(config: RunConfig, changes: Sequence[str]) -> RunConfig:
             raise UserError(f"--set {name}: no such setting" + (f"; did you mean {near[0]}?" if near else ""))
         section, key = known[name]
         part = _sections(config)[section]
+        # A replaced dataclass runs its checks anew, so that a bad value is refused here.
         changed = replace(part, **{key: _parse(name, text, get_type_hints(type(part))[key])})
         if hasattr(config, section):
             config = replace(config, **{section: changed})
@@ -264,6 +266,7 @@ def _parse(name: str, text: str, kind: type) -> Any:
             return _finite(text)
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
+        # 1e6 is a whole number as well; what is none fails in int().
         if kind is int:
             return int(float(text)) if float(text).is_integer() else int(text)
         return kind(text)

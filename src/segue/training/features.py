@@ -167,6 +167,7 @@ def latent_extract(cache: LatentCache, space: LatentSpace, device: torch.device 
     frames = _teacher_of(cache, rows[:1])[0].shape[1]
     generator = keyed_generator(0, "latent ears")  # the name of the stream decides the draws, so it stays
     inputs = cache.channels * CONTEXT_FRAMES
+    # By the root of their number: sums of as many standardised latents then have a deviation of about 1.
     weight = torch.randn(inputs, HIDDEN, generator=generator) / inputs**0.5
     bias = torch.randn(HIDDEN, generator=generator) * 0.5
     # The features of a teacher frame are predicted from the latent frame at its middle.
@@ -182,6 +183,7 @@ def latent_extract(cache: LatentCache, space: LatentSpace, device: torch.device 
 
     # Ridge regression in closed form; sums over chunks of rows keep the memory small.
     size = HIDDEN + inputs + 1
+    # float64: normal equations square the condition number of the design.
     gram = torch.zeros(size, size, dtype=torch.float64)
     cross = torch.zeros(size, len(mean), dtype=torch.float64)
     for first in range(0, len(rows), FIT_AT_ONCE):
@@ -194,6 +196,7 @@ def latent_extract(cache: LatentCache, space: LatentSpace, device: torch.device 
     gram.diagonal().add_(RIDGE * gram.diagonal().mean())
     solution = torch.linalg.solve(gram, cross).float().to(device)
     weight, bias, under = weight.to(device), bias.to(device), under.to(device)
+    # Handed back before the first step, whose peak is counted without the fit (training/run_memory.py).
     del gram, cross, design
     malloc_trim()
 

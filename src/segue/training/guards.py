@@ -64,10 +64,12 @@ def find_fault(state: FaultState, loss: float, alignment: float, norm: float, de
     """
     if dead > 0:
         return "the teacher is dead: its features are not finite, or the same in every frame of the batch"
+    # Before spikes: every comparison with NaN is false, so that none would be found.
     for name, value in (("flow loss", loss), ("alignment with the teacher", alignment), ("gradient", norm)):
         if not math.isfinite(value):
             return f"the {name} is {value}"
     if spike and len(state.losses) >= FEWEST:
+        # 1.4826 times the median deviation is the standard deviation, were the losses normal.
         middle = median(state.losses)
         spread = max(1.4826 * median(abs(x - middle) for x in state.losses), 0.1 * middle)
         # In batches of one or two examples the loss varies with the times drawn, far beyond the median deviation.
@@ -129,6 +131,7 @@ class Guard:
     @property
     def healthy(self) -> bool:
         """Whether the last step was good and every weight is finite, so that a checkpoint may be written."""
+        # The norm of all weights is finite only where every weight is, and is the same on all ranks.
         norm = norm_of([p.detach() for p in self._model.parameters()])
         return self.state.in_a_row == 0 and bool(torch.isfinite(norm))
 
@@ -147,6 +150,7 @@ class Guard:
         Returns:
             sums over all ranks, and None or a diagnosis: the kind of fault, the clips and the part of the model.
         """
+        # One exchange for all four. A mean is NaN, or above 0, on all ranks where it is on one.
         dead = torch.tensor([float(is_dead(teacher))], device=sums.device)
         measured = self._accelerator.reduce(torch.cat([sums, norm.detach().to(sums).reshape(1), dead]), "mean")
         loss, alignment, gradient, any_dead = measured.tolist()

@@ -25,6 +25,7 @@ class Head:
         self.plain = module
         self._accelerator = accelerator
         self._clip = optim.grad_clip
+        # AdamW, whatever the model's: Muon is for the matrices of blocks, and a head has none.
         optimizer = make_optimizer(module, replace(optim, kind="adamw"))
         self.module, self.optimizer = accelerator.prepare(module, optimizer)
 
@@ -73,12 +74,14 @@ class Uncertainty(nn.Module):
         super().__init__()
         self.features = features
         self.out = nn.utils.skip_init(nn.Linear, features, 1)
+        # u = 0 leaves the loss as it is, so that training begins like the plain one.
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
     def forward(self, t: Tensor) -> Tensor:
         """[B] times -> [B] log-variances, 0 before training."""
         # 10 in place of 10,000: u is smooth in t, and high frequencies would follow single batches.
+        # The division undoes the factor in `sinusoidal`: the angles are of 8 t.
         return self.out(sinusoidal(t / 1000.0 * 8.0, self.features, max_period=10.0)).squeeze(-1)
 
 

@@ -35,6 +35,7 @@ class Interrupt:
 
     def __exit__(self, *_) -> None:
         if hasattr(signal, "SIGALRM") and signal.SIGALRM in self._before:
+            # An alarm that is still set must not strike what comes after.
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -42,6 +43,7 @@ class Interrupt:
     def _handle(self, number: int, _frame) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
+        # The time runs from the first request; a repeated SIGTERM does not prolong it.
         if number == signal.SIGTERM and not self.requested and self.grace_sec and hasattr(signal, "SIGALRM"):
             signal.setitimer(signal.ITIMER_REAL, self.grace_sec)
         self.requested = True

@@ -75,6 +75,7 @@ class Journal:
         self.share = LoaderShare()
         self._first_seen = examples_seen
         self._seconds_before = 0.0 if saved is None else saved.state.seconds
+        # Monotonic: a clock that is set back changes nothing.
         self._started = time.monotonic()
         self._headline = ""
         self._sums: list[Tensor] = []

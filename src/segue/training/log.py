@@ -41,6 +41,7 @@ class RunLog:
             return
         try:
             self._file.write(json.dumps({"event": event, "examples_seen": examples_seen, **numbers}) + "\n")
+            # Line by line, so that a kill costs one line at most.
             self._file.flush()
         except OSError as error:
             raise cannot_write(self.path, error) from error
@@ -55,6 +56,7 @@ class RunLog:
             return
         for name, value in numbers.items():
             for key, number in value.items() if isinstance(value, dict) else [("", value)]:
+                # To Python a bool is an int, but it is no curve.
                 if isinstance(number, (int, float)) and not isinstance(number, bool):
                     self._board.add_scalar("/".join(filter(None, (event, name, key))), number, examples_seen)
 

@@ -98,11 +98,13 @@ class StepLosses:
             piece: with teacher features where this step is aligned.
         """
         outcome = run_model(model, piece, self._predicts, self._objective)
+        # Weights of noise levels act on the flow loss alone: the alignment has its own, w(t).
         loss = outcome.loss * self._stage.importance(piece.t)
         if self.heads.uncertainty is not None:
             loss = weigh_by_uncertainty(loss, self.heads.uncertainty.module(piece.t))
         aligned = torch.zeros_like(outcome.loss)
         if piece.teacher is not None:
+            # By example, not as a mean: the loop averages over the pieces of a batch.
             features, options = alignment_inputs(outcome, piece, self._grid)
             loss = loss + self._stage.alignment(features, piece.t, **options, reduction="none")
             if self._stage.aligned is not None:

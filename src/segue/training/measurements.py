@@ -71,6 +71,7 @@ class Measurements:
         self._ema = ema
         self._validation_set = make_validation_set(task, cache, config, accelerator.device)
         self.stage: Stage | None = None
+        # D of the averaged weights is three to seven times less noisy (docs/method.md, section 1).
         self._measured = ema if config.policy.probe.weights == "averaged" else model
         self.extract = make_extract(config.policy, cache, task.space, accelerator.device, trust_remote_code)
         self.validation: dict[str, float] = {}
@@ -159,6 +160,7 @@ def _on_cache(
         reduce=lambda sums: accelerator.reduce(sums, "sum"),
         device=accelerator.device,
     )
+    # The true clips may have gone through codec and teacher, which is large work done once.
     malloc_trim()
     return measure
 
@@ -199,6 +201,7 @@ def gradient_cosine(model: DiT, stage: Stage, example: Example, grid: FrameGrid)
             torch.autograd.grad(x, weights, retain_graph=True, allow_unused=True)
             for x in (outcome.loss.mean(), aligned)
         ]
+    # float64: the sums run over all weights of several blocks.
     flow, alignment = (
         torch.cat([(torch.zeros_like(w) if g is None else g).flatten() for g, w in zip(grads, weights)]).double()
         for grads in pairs

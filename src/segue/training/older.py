@@ -99,6 +99,7 @@ def first_json(config: Mapping) -> dict:
             continue
         names = {now: old for old, now in RENAMED.get(new, {}).items()}
         section = next((old for old, now in SECTIONS.items() if now == new), new)
+        # Removed settings belong to what the first version hashed.
         policy[section] = DELETED.get(new, {}) | {names.get(k, k): v for k, v in settings.items()}
     degradation = {"degradation": OF_DEGRADATION | config["degradation"]} if "degradation" in config else {}
     first = {now: old for old, now in RECIPES.items()}

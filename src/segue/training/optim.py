@@ -55,11 +55,13 @@ class MuonAndAdamW(torch.optim.Optimizer):
             torch.optim.Muon(inside, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(groups, lr=rate, betas=(config.beta1, config.beta2), fused=True),
         )
+        # One list of groups: whoever sets a rate or saves the state sees one optimiser.
         super().__init__([group for part in self.parts for group in part.param_groups], {})
         self._share()
 
     def _share(self) -> None:
         muon, adamw = self.parts
+        # Both parts read and write the groups and the state of the whole; Muon's group is the first.
         muon.param_groups = self.param_groups[:1]
         adamw.param_groups = self.param_groups[1:]
         muon.state = adamw.state = self.state
@@ -108,6 +110,7 @@ def learning_rate(config: OptimConfig, progress: float) -> float:
     """The rate at a share `progress` in [0, 1] of the run: linear warm-up, then as `config.decay` says."""
     if config.warmup_fraction > 0 and progress < config.warmup_fraction:
         return config.learning_rate * progress / config.warmup_fraction
+    # A schedule-free optimiser's averaged weights take the place of a decaying rate.
     if config.kind == "schedule-free":
         return config.learning_rate
     if config.decay == "linear" and config.decay_fraction > 0:

@@ -88,6 +88,7 @@ def run_jobs(
                     running[waiting[0]] = _start(worker, waiting[0].folder, environment)
                     del waiting[0]
                 time.sleep(0.2)
+                # Processes that have ended make room. What `end` raises leads to `finally`, which stops the others.
                 for job, process in list(running.items()):
                     code = process.poll()
                     if code is None:
@@ -97,6 +98,7 @@ def run_jobs(
                     words = end(job, code)
                     if words:
                         meter.say(f"{job.name}: {words}; {len(waiting) + len(running)} of {len(jobs)} runs left")
+                # How far all of them are, by the logs that they write.
                 shares = ", ".join(f"{job.name} {seen(job) / job.examples:.0%}" for job in running)
                 ended = f"{len(jobs) - len(waiting) - len(running)}/{len(jobs)} runs"
                 bad = f", {failed} failed" if failed else ""
@@ -170,6 +172,7 @@ def stop_with_parent() -> None:
     parent = os.getppid()
 
     def watch() -> None:
+        # A process whose parent has ended is given another one.
         while os.getppid() == parent:
             time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -190,6 +193,7 @@ def _start(worker: Sequence[str], folder: Path, environment: dict) -> subprocess
 def _stop(processes: list[subprocess.Popen], patience_sec: float = 120.0) -> None:
     """Ask workers to save and stop; kill those that do not."""
     for process in processes:
+        # All are asked before the first is waited for, so that they save at the same time.
         process.terminate()
     deadline = time.monotonic() + patience_sec
     for process in processes:

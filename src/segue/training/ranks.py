@@ -34,6 +34,7 @@ def lost_ranks(run_dir: Path, world: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        # A lost rank shows as a RuntimeError like any other; its words tell.
         words = str(error).lower()
         if world > 1 and any(w in words for w in ("connection", "gloo", "nccl", "peer", "timed out", "process group")):
             raise UserError(

@@ -131,6 +131,7 @@ def norm_of(tensors: Sequence[Tensor]) -> Tensor:
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([to_local(t) for t in tensors])))
     mesh = _mesh(tensors[0])
     if mesh is not None:
+        # Squares add up over ranks, norms do not.
         square = norm.square()
         torch.distributed.all_reduce(square, group=mesh.get_group())
         norm = square.sqrt()
@@ -146,6 +147,7 @@ def gathered_blocks(blocks: Sequence[nn.Module]) -> Iterator[None]:
     for block in sharded:
         block.unshard()
     yield
+    # Each rank takes over its own part of what was changed, before the whole weights are let go.
     with torch.no_grad():
         for block, parts in zip(sharded, held):
             for part, changed in zip(parts, cast(nn.Module, block).parameters()):

@@ -219,6 +219,7 @@ def _read(folder: Path, config: dict) -> tuple[dict, dict[str, Tensor]]:
             tensors = {k: file.get_tensor(k) for k in file.keys()}
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path}: not a readable training state ({error}); hint: another --out") from error
+    # The saved config has been through JSON, which knows no tuples.
     now = json.loads(json.dumps(config))
     then = state["config"]
     changed = [k for k in now if k not in _BUDGET and now[k] != then.get(k)]

@@ -44,6 +44,7 @@ class Example:
         """The batch in `parts` pieces, for gradient accumulation."""
         pieces = []
         for rows in torch.arange(len(self.t)).tensor_split(parts):
+            # A batch of fewer examples than parts leaves some parts empty.
             if len(rows) == 0:
                 continue
             condition = self.condition.rows(rows)
@@ -81,6 +82,7 @@ def draw_example(
         teacher: features of the same examples and their mask, where this step is aligned.
     """
     batch = x_0.shape[0]
+    # Drawn for the whole global batch: the same captions are dropped on any number of ranks.
     mine = slice(rank * batch, (rank + 1) * batch)
     drop = torch.rand(batch * world, generator=keyed_generator(seed, "drop", position))[mine] < dropout
     first = position + rank * batch
@@ -119,13 +121,16 @@ def run_model(model: nn.Module, example: Example, predicts: str, objective: str 
         objective: "velocity", "min-snr" (arXiv 2303.09556), or "auto" and "uncertainty": as `predicts` says.
     """
     x_t = sample_path(example.x_0, example.eps, example.t)
+    # float32 from here on, also under autocast.
     prediction = model(x_t, example.t, example.condition, example.mask).prediction.float()
     objective = predicts if objective in ("auto", "uncertainty") else objective
     velocity = velocity_of(prediction, predicts, x_t, example.t)
     x_0_hat = prediction if predicts == "clean" else clean_of(x_t, velocity, example.t)
+    # Not by way of the velocity, which is clamped at small t (process/path.py) and would change the error there.
     if predicts == objective == "clean":
         loss = masked_mean((prediction - example.x_0).square(), example.mask)
     else:
+        # The clean sample's error is t times the velocity's, so its square counts t^2 times.
         weights = {"velocity": lambda t: 1.0, "clean": lambda t: t**2, "min-snr": min_snr_weight}
         loss = velocity_loss(velocity, example.x_0, example.eps, example.mask) * weights[objective](example.t)
     return Outcome(loss, x_0_hat)

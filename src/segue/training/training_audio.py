@@ -172,6 +172,7 @@ def read_training_audio(
     others = decode([c for folder in extra for c in clips_of(folder, skip_bad) if c.split == "train"], sample_rate_hz)
     held = [c for c in clips if c.split == "valid"] or [c for c in clips if c.split == "train"]
     valid = decode(held[:: max(1, len(held) // MOST_VALID)], sample_rate_hz)
+    # One complaint for all three, so that no second one follows once the first is dealt with.
     refuse_bad([*training.bad, *others.bad, *valid.bad], skip_bad)
 
     seconds = len(training.sounds.data) / sample_rate_hz
@@ -252,6 +253,7 @@ def _draw(notes: Sounds, extra: Sounds, extra_share: float, samples: int, genera
         gain = 10 ** (_uniform(generator) * 24 / 20 - 18 / 20)  # -18 to +6 dB
         sign = 1 if _uniform(generator) < 0.5 else -1
         wave += sign * gain * pool.crop(int(_uniform(generator) * len(pool)), samples, generator)
+    # Gain, and the sum of two, may exceed full scale.
     return wave / wave.abs().max().clamp_min(1)
 
 

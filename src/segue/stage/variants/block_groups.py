@@ -23,6 +23,7 @@ def similarity(signed: Tensor) -> np.ndarray:
     """
     flat = signed.flatten(1)
     table = np.nan_to_num((flat @ flat.T).double().cpu().numpy(), nan=0.0, posinf=0.0, neginf=0.0)
+    # A matrix product is not always symmetric to the last bit.
     table = np.round((table + table.T) / 2, 6)
     np.fill_diagonal(table, 1.0)
     return table
@@ -37,6 +38,7 @@ def canonical(labels: Sequence[int]) -> tuple[int, ...]:
 def modularity(table: np.ndarray, labels: Sequence[int]) -> float:
     """Newman's modularity (arXiv cond-mat/0309508, weighted) of a partition; edges are the positive similarities."""
     edges = np.clip(table, 0.0, None) * (1.0 - np.eye(len(table)))
+    # Newman's 2m: the matrix holds each edge twice.
     total = edges.sum()
     if total == 0.0:
         return 0.0
@@ -49,10 +51,12 @@ def cluster(table: np.ndarray, max_groups: int) -> tuple[int, ...]:
     """Average-linkage clusters of a similarity [M, M]: of 2..max_groups clusters the most modular, then the fewest."""
     hierarchy = import_extra("scipy.cluster.hierarchy", "train")
     upper = np.triu_indices(len(table), 1)
+    # Rounding may take a cosine above 1; a distance is not negative.
     merges = hierarchy.linkage(np.clip(1.0 - table[upper], 0.0, None), method="average")[:, :2].astype(int)
     cuts = [_cut(merges, len(table), count) for count in range(2, max_groups + 1)]
     if len(cuts) == 1:
         return cuts[0]
+    # Rounded, so that of cuts that differ by rounding alone the first wins: the one with the fewest groups.
     return max(cuts, key=lambda labels: round(modularity(table, labels), 9))
 
 
@@ -94,6 +98,7 @@ def adjusted_rand(first: Sequence[int], second: Sequence[int]) -> float:
 
     together = couples(Counter(pairs))
     rows, columns = couples(Counter(a for a, _ in pairs)), couples(Counter(b for _, b in pairs))
+    # With fewer than two blocks there is no couple to divide by.
     expected = rows * columns / max(1.0, len(pairs) * (len(pairs) - 1) / 2)
     largest = (rows + columns) / 2
     return 1.0 if largest == expected else (together - expected) / (largest - expected)
@@ -130,8 +135,10 @@ def null_contrast(signed: Tensor, max_groups: int, draws: int, generator: torch.
     shuffled = torch.empty_like(signed)
     for draw in range(draws):
         for index in range(count):
+            # Drawn on the CPU, so that the null is the same on every device.
             order = torch.randperm(width, generator=generator)
             signs = (2.0 * torch.randint(0, 2, (width,), generator=generator) - 1.0).to(signed)
+            # Rows and columns of a Gram matrix turn together, P G P'; one index serves both matrices of a block.
             flat = (order[:, None] * width + order).flatten().to(signed.device)
             torch.index_select(signed[index].view(2, -1), 1, flat, out=shuffled[index].view(2, -1))
             shuffled[index].mul_(signs[:, None] * signs)

@@ -59,6 +59,7 @@ class BlockStep:
             strength: of the term; 0 = off.
             step: optimiser steps taken so far.
         """
+        # Loops that draw times once per piece of a batch come here several times before one step.
         if strength > 0 and step % self._config.every == 0 and not self._before:
             self._before = [p.detach().clone() for p in self._grouped(state)]
 
@@ -69,6 +70,7 @@ class BlockStep:
         config = self._config
         moved = self._norm([p.detach() - then for p, then in zip(self._grouped(state), self._before)])
         self.forget()
+        # The term acts on one of `every` steps, so its step is that many times as large.
         norm = strength * config.every * float(moved)
         with self._whole(self._blocks):
             structure_step(self._blocks, state, norm, config.control, config.in_proj, config.out_proj)

@@ -222,6 +222,7 @@ def measure_structure(config: StructureConfig, state: StructureState, blocks: Se
     Raises:
         UserError: a block whose projections are not found, or blocks of several widths (see `block_weights`).
     """
+    # Signatures of the weights, how alike they are, and the groups that are found in that.
     weights = _weights_of(blocks, config.in_proj, config.out_proj)
     signed = signatures(weights)
     table = similarity(signed)
@@ -234,11 +235,14 @@ def measure_structure(config: StructureConfig, state: StructureState, blocks: Se
     nulls: dict[str, float] = {}
     if state.active_at is None:
         # Groups can be found in anything: how large is the contrast of those found in two kinds of noise?
+        # Without the two ends, as in `find_groups`. Draws are keyed by the check: a resumed run has the same.
         most = len(blocks) // 3
         turned = null_contrast(signed[1:-1], most, DRAWS, keyed_generator(SEED, "structure/turned", state.checks))
         drift = drift_contrast(table[1:-1, 1:-1], most, DRAWS, keyed_generator(SEED, "structure/drift", state.checks))
+        # A null whose draws are all alike must not divide by 0.
         z = (contrast - turned.mean()) / max(turned.std(ddof=1), 1e-12)
         nulls = {"z": float(z), "p": _share(turned, contrast), "drift_p": _share(drift, contrast)}
+    # What activation would freeze. The margin is a median: half of the members lie beyond it, and R acts on those.
     labels = controlled(groups, config.control, SEED)
     spread = [float(d) for d in distances(signed, labels).values()]
     margin = float(np.median(spread)) if spread else 0.0
@@ -311,6 +315,7 @@ def _fault(config: StructureConfig, measure: StructureMeasure, ari: float | None
     if ari is None or moved is None:
         return "first check, nothing to compare with"
     large = sum(size > 1 for label, size in Counter(measure.groups).items() if label >= 0)
+    # A null that was not drawn, since the term is on, is NaN: no comparison with it is true.
     z, p, drift = (math.nan if v is None else v for v in (measure.z, measure.p, measure.drift_p))
     faults = (
         (ari < MIN_ARI, f"groups not yet stable (ARI {ari:.2f} < {MIN_ARI:g})"),
@@ -395,6 +400,7 @@ def _sketch(weights: Sequence[BlockWeights], seed: int) -> tuple[float, ...]:
         )
         wide = weight if weight.dtype == torch.float64 else weight.float()
         total += ((left.to(wide) @ wide) * right.to(wide)).sum(1).double().cpu()
+    # The sketch is kept as JSON, which has no NaN.
     return tuple(torch.nan_to_num(total, posinf=0.0, neginf=0.0).tolist())
 
 

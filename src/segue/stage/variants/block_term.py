@@ -50,6 +50,7 @@ def term_step(
     if not weights or step_norm == 0.0:
         return {"structure_loss": 0.0, "structure_outside": 0.0, "structure_step": 0.0}
     with torch.no_grad():
+        # R, and the members beyond the margin, which alone have a gradient.
         parts = [normalised(centred_grams(w)) for w in weights]
         signed = torch.stack([g for g, _ in parts])
         excess = {i: float(d) - margin for i, d in distances(signed, labels).items()}
@@ -61,6 +62,7 @@ def term_step(
         }
         if not outside:
             return figures
+        # A direction, scaled to the norm that was asked for; its sum of squares over all weights needs float64.
         moves = _decay(weights) if control == "decay" else _descent(weights, labels, parts, signed, outside)
         norm = float(torch.stack([g.double().square().sum() for _, g in moves]).sum().sqrt())
         if norm == 0.0 or not math.isfinite(norm):
@@ -85,6 +87,7 @@ def _descent(
     means = _means(signed, labels)
     moves: list[tuple[Tensor, Tensor]] = []
     for index, excess in outside.items():
+        # d/dG of max(0, d - m)^2, d = ||G - mean||^2 with the mean held fixed: 2 (d - m) times 2 (G - mean).
         towards = 4.0 * excess * (signed[index] - means[labels[index]])
         moves += zip(weights[index].all, _gradients(weights[index], *parts[index], towards))
     return moves

@@ -106,12 +106,14 @@ def _by_shape(block: nn.Module, kind: str) -> tuple[list, list]:
         elif isinstance(module, nn.Linear) and not (cross and _KEY_VALUE.search(last)):
             linear.append((name, module.weight.detach()))
     sides = Counter(side for _, weight in linear for side in weight.shape)
+    # The commonest side; of sides equally common, the smallest.
     width = min(sides, key=lambda side: (-sides[side], side)) if sides else 0
     in_proj: list[tuple[str, Tensor]] = []
     out_proj: list[tuple[str, Tensor]] = []
     for name, weight in linear:
         rows, columns = weight.shape
         if rows == columns == width:
+            # The last part that is no index: "to_out.0" is told by "to_out".
             word = next(part for part in reversed(name.split(".")) if not part.isdigit())
             if not (_WRITES.search(word) or _READS.search(word)):
                 raise UserError(
@@ -169,6 +171,7 @@ def centred_grams(weights: BlockWeights) -> Tensor:
 
 def normalised(grams: Tensor) -> tuple[Tensor, Tensor]:
     """Signature [2, D, D] of Frobenius norm 1 (1 / sqrt 2 each half), and the halves' norms [2, 1, 1] before."""
+    # A block of zero weights has the signature 0, not NaN.
     norms = grams.flatten(1).norm(dim=1)[:, None, None].clamp(min=torch.finfo(grams.dtype).tiny)
     return grams / (norms * 2**0.5), norms
 

@@ -58,11 +58,13 @@ def update_learned(state: LearnedState, times: Sequence[float], drops: Sequence[
     spread = math.sqrt(sum((d - mean) ** 2 for d in drops) / len(drops))
     if not math.isfinite(spread) or spread < 1e-12:
         return LearnedState(state.log_a, state.log_b, seen)
+    # REINFORCE: mean over the batch of (drop - baseline) times the time's score; the baseline is the mean drop.
     slope_a = slope_b = 0.0
     for t, drop in zip(times, drops):
         by_a, by_b = state.distribution.score(t)
         slope_a += by_a * (drop - mean) / spread / len(times)
         slope_b += by_b * (drop - mean) / spread / len(times)
+    # The pull to uniform times stands in place of the paper's entropy term.
     log_a = state.log_a + RATE * slope_a - PULL * state.log_a
     log_b = state.log_b + RATE * slope_b - PULL * state.log_b
     return LearnedState(min(BOUND, max(-BOUND, log_a)), min(BOUND, max(-BOUND, log_b)), seen)

@@ -35,6 +35,7 @@ def scale_free(config: RegimeConfig, state: RegimeState, line: Slope, n: int) ->
     level = fmean(point[1] for point in state.history[-max(3, line.points // 4) :])
     low = level if state.low is None else min(state.low, level)
     state = replace(state, low=low)
+    # Until progress stands out of the noise r* is 0; once found, it is not asked for again.
     if state.onset_at is None:
         state = replace(state, promising=state.promising + 1 if _stands_out(reference, line) else 0)
         if state.promising < ONSET_PROBES:
@@ -44,6 +45,7 @@ def scale_free(config: RegimeConfig, state: RegimeState, line: Slope, n: int) ->
     if rise > max(RISE * line.residual_sd, _ROUNDING * abs(level)):
         sigmas = f"by {rise / line.residual_sd:.1f} sigma" if line.residual_sd > 0 else "above its minimum"
         return state, None, f"holding: the {name} rose {sigmas}"
+    # r* itself (docs/method.md, section 2).
     gain = reference - line.fitted
     if gain <= 0:
         return state, None, f"holding: the {name} is back at its reference"
@@ -103,6 +105,7 @@ def remaining_by_time(
     largest = max(state.reference_by_time)
     out = []
     for k, t in enumerate(times):
+        # As `scale_free`, on the curve of one time.
         line = log_slope(examples, [by[k] for _, _, by in state.history], regime.WINDOW, regime.MIN_POINTS)
         reference = state.reference_by_time[k]
         if line is None:
@@ -110,6 +113,7 @@ def remaining_by_time(
         elif _stands_out(reference, line):
             remaining = _expected(config, line, reference - line.fitted)
         else:
+            # No improvement above the noise: it has not begun, or was over early. The level tells which.
             remaining = line.fitted / largest if largest > 0 else 1.0
         out.append((float(t), min(1.0, max(0.0, remaining))))
     return tuple(out)
