@@ -97,9 +97,10 @@ def upsample(
     def advance(seconds: float) -> None:
         nonlocal done
         done += seconds
-        meter.update(done, f"{meter.rate(done):.1f}x real time")
+        meter.update(done)
 
-    with Meter("upsampling", sum(_seconds(job) for job in jobs), unit="s of sound") as meter:
+    total_sec = sum(_seconds(job) for job in jobs)
+    with Meter("upsampling", total_sec, unit="s of sound", rate_as="{:.1f} times real time") as meter:
         for job in jobs:
             line = _one(job, resolver, settings, dry_run, skip_bad, taken, advance)
             failures += line["status"] == "failed"
