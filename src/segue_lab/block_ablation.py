@@ -26,6 +26,7 @@ def block_scores(run: Path, data: Path, clips: int, t: float) -> list[float]:
     saved = load_model(model_file(run))
     cache = open_cache(data)
     space = space_of(cache, saved.mean, saved.std)
+    # The degradation of the run itself: held-out clips lose what they lost in its validation.
     degradation = DegradationConfig.from_json(saved.card.degradation)
     model = saved.model.eval()
     task = named_task(saved.card.task, degradation, cache, space=space)
@@ -34,6 +35,7 @@ def block_scores(run: Path, data: Path, clips: int, t: float) -> list[float]:
         raise UserError(f"{data}: no clip has split 'valid'")
     x_0, condition, mask = task.prepare(cache.batch(rows))
     times = torch.full((len(rows),), t)
+    # Noise keyed by the row: every ablation meets the same.
     x_t = sample_path(x_0, keyed_noise(x_0.shape[1:], 0, "taps", range(len(rows))), times)
 
     def velocity() -> torch.Tensor:

@@ -39,16 +39,19 @@ def fit_linear_classifier(embedding: np.ndarray, names: Sequence[str]) -> Linear
     Raises:
         UserError: fewer than two classes.
     """
+    # Sorted, so that the same names always get the same rows.
     classes = sorted(set(names))
     if len(classes) < 2:
         raise UserError(f"a linear classifier needs two classes at least, found {', '.join(classes) or 'none'}")
     linear = import_extra("sklearn.linear_model", "lab")
     mean = embedding.mean(axis=0)
+    # A feature that never moves must not be divided by zero.
     deviation = np.maximum(embedding.std(axis=0), 1e-6)
     model = linear.LogisticRegression(C=0.1, max_iter=1000)
     model.fit((embedding - mean) / deviation, [classes.index(name) for name in names])
     weight, bias = model.coef_, model.intercept_
     if len(classes) == 2:  # scikit-learn keeps one row for two classes
         weight, bias = np.concatenate([-weight, weight]), np.concatenate([-bias, bias])
+    # The standardisation goes into the weights: prediction then takes raw embeddings.
     weight = weight / deviation
     return LinearClassifier(tuple(classes), weight, bias - weight @ mean)

@@ -94,6 +94,7 @@ def load_notes(
     clips = [c for c in load_manifest(Path(source)) if c.fields.get("kind") in ("note", "drum")][:limit]
     if not clips:
         raise UserError(f'{source}: no rows of kind "note" or "drum"; hint: a manifest of `segue data render-demo`')
+    # All rows are checked before any sound is read.
     for clip in clips:
         missing = [name for name in ("family", "instrument") if not clip.fields.get(name)]
         if missing or not _known_pitch(clip.fields.get("kind"), clip.fields.get("pitch")):
@@ -128,6 +129,7 @@ def train_classifier(notes: LabelledNotes, config: NoteTraining | None = None) -
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     front_end = NoteFrontEnd()
+    # channels_last: convolutions on a CPU are faster in this layout.
     net = NoteNet(len(notes.families), len(notes.instruments)).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     batches = math.ceil(len(notes) / config.batch_size)
@@ -213,6 +215,7 @@ def equalised(waves: Tensor, spread_db: Tensor, cutoff_hz: Tensor, generator: to
     and a lowpass of 48 dB per octave above cutoff_hz [B] (8000 passes everything)."""
     spectrum = torch.fft.rfft(waves)
     frequency_hz = torch.linspace(0.0, NOTE_RATE_HZ / 2.0, spectrum.shape[1])
+    # Eight gains, an octave apart from 60 Hz on; the last place stays below the eighth gain.
     places = ((frequency_hz.clamp(min=60.0) / 60.0).log2()).clamp(max=6.999)
     left = places.long()
     points = torch.randn(len(waves), 8, generator=generator) * spread_db[:, None]
@@ -228,6 +231,7 @@ def noisy(waves: Tensor, snr_db: Tensor, generator: torch.Generator, *, colour: 
         spectrum = torch.fft.rfft(noise)
         frequency = torch.arange(1, spectrum.shape[1] + 1) / spectrum.shape[1]
         noise = torch.fft.irfft(spectrum * frequency ** -colour[:, None], n=waves.shape[1])
+    # The level follows the clip's own power, so that soft clips keep their ratio.
     wanted = waves.square().mean(1) * 10.0 ** (-snr_db / 10.0)
     return waves + noise * (wanted / noise.square().mean(1)).sqrt()[:, None]
 
@@ -272,6 +276,7 @@ def measure_classifier(classifier: NoteClassifier, notes: LabelledNotes, seed: i
     figures = {}
     melodic = (notes.pitch < PITCH_HIGHEST - PITCH_LOWEST + 1).numpy()
     for name, damage in DAMAGES.items():
+        # The same damage for every classifier that is measured.
         generator = torch.Generator().manual_seed(seed)
         parts = [
             classifier.predict(damage(part.float() / 32768.0, generator), NOTE_RATE_HZ)
@@ -292,10 +297,12 @@ def save_classifier(net: NoteNet, card: dict, folder: Path) -> NoteClassifier:
     """Write note-classifier.safetensors (float16) and card.json (`card` plus sha256), each whole or not at all."""
     from safetensors.torch import save
 
+    # In float16: the weights travel with the package.
     content = save({name: _half(value) for name, value in net.state_dict().items()})
     write_bytes(folder / "note-classifier.safetensors", content)
     card = card | {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     write_text(folder / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+    # Loaded again, so that what is measured is what was written.
     return NoteClassifier.load(folder)
 
 
@@ -319,6 +326,7 @@ def make_classifier(
         origin: what only the caller knows and the card should say (command, commit, machine).
     """
     notes = load_notes(source)
+    # Read before the training: a missing set must not show after twenty minutes.
     held = load_notes(card_source, notes.families, notes.instruments) if card_source else None
     start = time.monotonic()
     net = train_classifier(notes, config)
@@ -335,6 +343,7 @@ def make_classifier(
         "instruments": list(notes.instruments),
         "pitches": [*range(PITCH_LOWEST, PITCH_HIGHEST + 1), None],
     }
+    # Written once without figures: measuring takes the saved weights.
     classifier = save_classifier(net, card, out)
     if held is None:
         return classifier
@@ -378,4 +387,5 @@ def _read(path: Path) -> Tensor:
         wave = torch.from_numpy(np.asarray(read_wave(path, NOTE_RATE_HZ)))
     except BadAudio as error:
         raise UserError(f"{error}; hint: replace the file, or take its row out of the manifest") from error
+    # int16 halves the memory of the set.
     return (fit(wave[None], NOTE_RATE_HZ)[0] * 32767.0).round().clamp(-32768, 32767).to(torch.int16)

@@ -61,9 +61,11 @@ def probe_teacher(
     if not probes:
         return report
     read = read_clips([Clip(str(path), path, (), "") for path in paths], teacher.sample_rate_hz, skip_bad)
+    # Unusable files are left out of all probes alike.
     sounds = read.sounds
     probes = _of_the_read(probes, paths, {clip.path for clip in read.clips})
     encoders = {"teacher": teacher.encode, "log_mel_statistics": lambda wave: log_mel(wave, teacher.sample_rate_hz)}
+    # The same network before training: what its features tell is no merit of the training.
     if isinstance(teacher, CompactTeacher):
         encoders["random_weights"] = _random_twin(teacher, sounds).encode
     features = {name: pooled(sounds, teacher.sample_rate_hz, encode) for name, encode in encoders.items()}
@@ -83,7 +85,9 @@ def read_probes(source: Path, clips: int) -> tuple[list[Probe], list[Path]]:
     lines = manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else []
     rows = [row for row in map(json.loads, lines) if any(row.get(name) is not None for name in LABELS)]
     if any(row.get("kind") == "note" for row in rows):
+        # Of chords and sequences the labels describe only a part.
         rows = [row for row in rows if row.get("kind") == "note"]
+    # The first held-out split that labelled clips have.
     held = next((x for x in ("test", "valid") if any(row.get("split") == x for row in rows)), None)
     training = [row for row in rows if row.get("split") == "train"]
     rows = training[:: max(1, -(-len(training) // clips))] + [row for row in rows if row.get("split") == held]
@@ -92,6 +96,7 @@ def read_probes(source: Path, clips: int) -> tuple[list[Probe], list[Path]]:
         labels = ["" if row.get(name) is None else str(row[name]) for row in rows]
         train = [i for i, row in enumerate(rows) if row["split"] == "train" and labels[i]]
         test = [i for i, row in enumerate(rows) if row["split"] == held and labels[i]]
+        # A label that all clips share, or hardly any test clip has, tells nothing.
         if len({labels[i] for i in train}) > 1 and len(test) >= FEW:
             probes.append(Probe(name, train, test, labels, str(held)))
     return probes, [source / row["path"] for row in rows] if probes else []
@@ -99,6 +104,7 @@ def read_probes(source: Path, clips: int) -> tuple[list[Probe], list[Path]]:
 
 def _of_the_read(probes: list[Probe], paths: list[Path], read: set[Path]) -> list[Probe]:
     """The probes without the clips that could not be read, which their indices no longer count."""
+    # From the place among all paths to the place among those that were read.
     place = {index: number for number, index in enumerate(i for i, path in enumerate(paths) if path in read)}
     return [
         replace(
@@ -161,17 +167,21 @@ def accuracy(features: np.ndarray, probe: Probe) -> float:
 
 def _commonest(probe: Probe) -> float:
     counts: dict[str, int] = {}
+    # What always naming the commonest label of the training clips gets right.
     for i in probe.train:
         counts[probe.labels[i]] = counts.get(probe.labels[i], 0) + 1
+    # Sorted first, so that of equally common labels always the same one is taken.
     guess = max(sorted(counts), key=lambda label: counts[label])
     return sum(probe.labels[i] == guess for i in probe.test) / len(probe.test)
 
 
 def _random_twin(teacher: CompactTeacher, sounds: Sounds) -> CompactTeacher:
+    # A fixed seed, without touching anybody's random state.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder = CompactEncoder(teacher.config)
     waves = some_waves(sounds, 64, POOLED_SEC * teacher.sample_rate_hz)
+    # Its front end and statistics are fitted as the trained one's were.
     fit_mel(encoder, waves)
     fit_statistics(encoder, waves)
     return CompactTeacher(encoder, "random", teacher.layer)

@@ -48,7 +48,7 @@ def test_features_are_cached_beside_latents(sounds, teacher_folder, tmp_path, ca
     out = tmp_path / "cache"
     assert encode(sounds, "--out", out, "--teacher", teacher_folder, "--teacher-layer", 3) == 0
     said = capsys.readouterr().err
-    assert "layer 3 of 4" in said and "hears up to 2,000 Hz, the codec carries up to 4,000 Hz" in said
+    assert "layer 3 of 4" in said and "carries nothing above 2,000 Hz, the codec nothing above 4,000 Hz" in said
     assert re.search(r"encoding about [\d.,]+ clips/s: 3 clips", said)
     cache, teacher = open_cache(out), load_teacher(str(teacher_folder), 3)
     assert cache.meta["teacher"] == teacher.fingerprint()

@@ -54,6 +54,7 @@ def analyse(path: Path, header: Header) -> Analysis:
     """
     rate_hz = header.sample_rate_hz
     n_fft = frame_samples(rate_hz)
+    # Half a frame between spectra is enough; of long files fewer are taken, so that memory stays bounded.
     step = max(n_fft // 2, header.frames // _FRAMES)
     piece = max(1, round(rate_hz * _BLOCK_SEC))
     # What is gathered: levels, sums and products of pieces, and spectra spread over the whole file.
@@ -70,14 +71,17 @@ def analyse(path: Path, header: Header) -> Analysis:
         peak = max(peak, float(magnitude.max()))
         clipped += int((magnitude >= CLIPPED_PEAK).sum())
         for start in range(0, len(block), piece):
+            # Sums of squares over a long file lose their last digits in float32.
             part = block[start : start + piece].astype(np.float64)
             sums_of.append(part.sum(axis=0))
             moments_of.append(part.T @ part)
             counts_of.append(len(part))
+        # `following` counts from this block's start; a frame's place may lie beyond its end.
         while following + n_fft <= len(block):
             spectra.append(_power(block[following : following + n_fft], n_fft))
             following += step
         following = max(0, following - len(block))
+        # Halving the density keeps the spectra spread evenly over what has been read so far.
         if len(spectra) > 2 * _FRAMES:  # longer than was claimed
             spectra = spectra[::2]
             step *= 2
@@ -105,7 +109,9 @@ def analyse(path: Path, header: Header) -> Analysis:
 
 def _power(frame: np.ndarray, n_fft: int) -> np.ndarray:
     """[n, channels] -> [bins] of the louder channel, a full-scale sine reading 1."""
+    # The mean is taken off first: a DC offset would spill over the lowest bins through the window's lobes.
     frame = np.pad(frame - frame.mean(axis=0), [(0, n_fft - len(frame)), (0, 0)])
+    # The periodic form of the window, as an FFT wants it; 2 / sum(window) makes a full-scale sine read 1.
     window = np.hanning(n_fft + 1)[:-1]
     spectrum = np.fft.rfft(frame * window[:, None], axis=0) * (2.0 / window.sum())
     return (np.abs(spectrum) ** 2).max(axis=1).astype(np.float32)
@@ -114,5 +120,6 @@ def _power(frame: np.ndarray, n_fft: int) -> np.ndarray:
 def _covariance(moments: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Of all pieces that are not pause: within 40 dB of the loud ones."""
     powers = moments.trace(axis1=1, axis2=2) / counts
+    # The loud blocks are a quantile, not the maximum: one click must not turn all the rest into pause.
     active = powers >= _ACTIVE_SHARE * np.quantile(powers, 0.95)
     return moments[active].sum(axis=0) / counts[active].sum()

@@ -53,12 +53,14 @@ def detect(power: np.ndarray, sample_rate_hz: int, bits: int | None) -> Bandwidt
         sample_rate_hz: of the sound; bins reach from 0 to half of it.
         bits: of an integer sample; None where the samples are floating or come from a lossy codec.
     """
+    # 1e-20 keeps the logarithm of digital silence finite, far below any level that is looked at.
     levels_db = 10.0 * np.log10(np.quantile(power, _LOUD_SHARE, axis=1) + 1e-20)
     bins_hz = np.arange(len(levels_db)) * sample_rate_hz / (2 * (len(levels_db) - 1))
     whole_hz = RATE_SHARE * sample_rate_hz / 2
     empty_db = _empty_db(len(levels_db), bits)
     if levels_db[1:].max() <= empty_db:
         return Bandwidth(whole_hz, "silence")
+    # An edge says more than a level: it is looked for first, and the highest bin only where there is none.
     edge = _edge(levels_db, bins_hz, empty_db)
     if edge is not None and MIN_CUTOFF_HZ <= edge.cutoff_hz < whole_hz:
         return edge
@@ -81,10 +83,13 @@ def _edge(levels_db: np.ndarray, bins_hz: np.ndarray, empty_db: float) -> Bandwi
     """The steepest fall that can only be a filter's, or None."""
     best_db = 0.0
     found = None
+    # The highest place looked at leaves room above it for the band that it is compared with.
     octaves = np.log2(0.97 * bins_hz[-1] / _ABOVE[0] / MIN_CUTOFF_HZ)
+    # Steps of 1/48 octave: a quarter of a semitone, finer than the flanks that filters have.
     for at_hz in MIN_CUTOFF_HZ * 2.0 ** np.arange(0.0, octaves, 1 / 48):
         below = levels_db[(bins_hz >= at_hz * _BELOW) & (bins_hz <= at_hz)]
         above = levels_db[(bins_hz >= at_hz * _ABOVE[0]) & (bins_hz <= at_hz * _ABOVE[1])]
+        # Low in the spectrum, a band holds too few bins for its median to mean anything.
         if len(below) < 4 or len(above) < 4:
             continue
         level_db = np.median(below)
@@ -94,6 +99,7 @@ def _edge(levels_db: np.ndarray, bins_hz: np.ndarray, empty_db: float) -> Bandwi
         returns = len(beyond) > 8 and np.quantile(beyond, 0.9) > above_db + _EDGE_DB
         is_empty = above_db <= empty_db + _NEARLY_EMPTY_DB
         fall_db = level_db - above_db
+        # Where nothing is left above, less of a fall is proof enough: no partials can imitate it.
         if fall_db > best_db and fall_db >= (_EDGE_DB if is_empty else _STEEP_DB) and (is_empty or not returns):
             best_db, found = fall_db, Bandwidth(_flank(levels_db, bins_hz, at_hz), "hole" if returns else "edge")
     return found

@@ -44,9 +44,12 @@ class Window:
 
 def make_plan(total: int, core: int | None, context: int, hop: int, sample_rate_hz: int) -> Plan:
     """Cores of about `core` samples (None: one for all), each with `context` beside its half of the cross-fades."""
+    # Even, so that each neighbour gives one half of the cross-fade.
     fade = 2 * round(_FADE_SEC * sample_rate_hz / 2)
     core = total if core is None else core
+    # A core must hold a whole cross-fade, and whole hops keep the model's frames in step across windows.
     whole = max(hop, _multiple(fade, hop), core // hop * hop)
+    # The context is counted from where the cross-fade begins, not from the core's own edge.
     return Plan(total, whole, _multiple(context + fade // 2, hop), fade)
 
 
@@ -59,6 +62,7 @@ def windows(plan: Plan) -> Iterator[Window]:
         yield Window(
             max(0, begin - plan.context),
             min(plan.total, end + plan.context),
+            # Each window reaches half a cross-fade into its neighbours; the stream's two ends have none.
             begin - half if index else 0,
             end if is_last else end + half,
         )
@@ -79,6 +83,7 @@ def cut(blocks: Iterable[np.ndarray], plan: Plan) -> Iterator[tuple[Window, np.n
 
 def joined(pieces: Iterable[tuple[Window, np.ndarray]], plan: Plan) -> Iterator[np.ndarray]:
     """The wanted parts of the windows, cross-faded linearly where they overlap: a stream of `plan.total` samples."""
+    # Samples in the middle of their steps: rise and its mirror image then add to exactly 1.
     rise = ((np.arange(plan.fade, dtype=np.float32) + 0.5) / plan.fade)[:, None]
     tail = None
     for window, piece in pieces:

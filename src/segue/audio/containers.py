@@ -12,6 +12,7 @@ from segue.audio.sound import BadAudio, SoundPath
 
 Order = Literal["little", "big"]
 _START = 4096
+# A hostile file may name millions of empty chunks, each of which would cost a seek.
 _MOST_CHUNKS = 10_000
 _STREAMED = 0x7FFFF000  # sizes from here on stand for "not known yet", as in files that were written to a pipe
 MIXED = "several files in one, of different sample rates or channel counts"
@@ -59,12 +60,14 @@ def look(path: SoundPath) -> Container:
     """
     try:
         about = path.stat()
+        # What is no path of a disk (a member of a tar, a cell) has no mode, and counts as a file.
         if not S_ISREG(getattr(about, "st_mode", S_IFREG)):  # opening a pipe would wait for somebody to write into it
             raise BadAudio(path, "unreadable: no file but a folder, pipe, socket or device")
         size = about.st_size
         with path.open("rb") as file:
             start = file.read(_START)
             kind = _kind(start)
+            # Bytes that look like MPEG may be of anything: only a row of frames proves it.
             if kind in ("", "mpeg"):
                 layout = mpeg.scan(file, size, is_sure=kind == "mpeg")
                 return _mpeg(path, file, size, layout) if layout else Container(_unknown(path, start))
@@ -77,6 +80,7 @@ def look(path: SoundPath) -> Container:
                 if sound is not None and sound.is_cut:
                     raise BadAudio(path, _CUT)
                 return Container(kind, [patched(size, sound.patches)] if sound and sound.patches else [[]])
+            # The outermost sizes alone: they cost a few seeks and show whether a download stopped early.
             if (kind == "mp4" and _atoms_end(file, size) > size) or (kind == "matroska" and _segment_end(start) > size):
                 raise BadAudio(path, _CUT)
     except OSError as error:
@@ -94,7 +98,9 @@ def _kind(start: bytes) -> str:
     if start[:2] in (b"\xff\xf0", b"\xff\xf1", b"\xff\xf8", b"\xff\xf9"):  # ADTS: layer 0, which MPEG audio has not
         return "aac"
     if start[:3] == b"ID3":
+        # ID3v2 sizes have seven bits a byte, so that no size looks like the start of a frame (ID3v2.4, 6.2).
         tag = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(start[6:10], (21, 14, 7, 0)))
+        # Tags also stand before FLAC and AAC; where the tag is longer than what was read, MPEG is by far the likeliest.
         behind = _kind(start[tag:]) if tag + 12 < len(start) else ""
         return behind or "mpeg"
     return _MAGIC.get(start[:4], "mpeg" if mpeg.parse(start) else "")
@@ -103,6 +109,7 @@ def _kind(start: bytes) -> str:
 def _unknown(path: SoundPath, start: bytes) -> str:
     if not start:
         raise BadAudio(path, "zero length: an empty file")
+    # One bad character is allowed, since the cut at 512 bytes may fall within one.
     if b"\0" not in start[:512] and start[:512].decode("utf-8", errors="replace").count("\ufffd") <= 1:
         raise BadAudio(path, "unreadable: a text file, not sound")
     return ""
@@ -129,8 +136,10 @@ def _ogg(path: SoundPath, file: IO[bytes], size: int) -> Container:
         if ogg.needs_end(last):  # a recorder that was switched off; libsndfile takes it for damage
             file.seek(last.offset)
             patches[last.offset] = ogg.ended(last, file.read(last.size))
+        # A whole file is opened by its name, which costs nothing; parts go through an overlay.
         whole = len(links) == 1 and not patches
         parts.append([] if whole else patched(size, patches, pages[0].offset, last.offset + last.size))
+    # Old kinds of Ogg name their codec in the first page: a message can then say what is missing.
     file.seek(found[0].offset)
     head = file.read(64)
     names = [name for mark, name in _OGG_ENCODINGS.items() if mark in head]
@@ -154,6 +163,7 @@ def _iff(path: SoundPath, file: IO[bytes], size: int, kind: str, start: bytes) -
     sound = by_name.get(b"data" if kind == "wav" else b"SSND")
     if sound is None:
         return Container(kind)
+    # A 32-bit size at its limit says "unknown" in files from a pipe, and "see ds64" in RF64.
     length = sound.length
     is_open = sound.length >= _STREAMED
     if is_open and (long := by_name.get(b"ds64")):  # of RF64: 64-bit sizes of the whole and of the sound
@@ -161,6 +171,7 @@ def _iff(path: SoundPath, file: IO[bytes], size: int, kind: str, start: bytes) -
         length = int.from_bytes(file.read(8), "little")
         is_open = length >= 1 << 62
     patches = {}
+    # Length 0 is ambiguous: an empty recording, or a writer that was killed before it came back to the header.
     if is_open or (length == 0 and not _ends_well(file, order, sound.start, size)):
         patches = _closed(file, kind, sound, by_name, size)
     elif sound.start + length > size:
@@ -181,6 +192,7 @@ def _chunks(path: SoundPath, file: IO[bytes], order: Order, last: bytes) -> list
         found.append(_Chunk(head[:4], position + 8, int.from_bytes(head[4:], order)))
         if head[:4] == last:
             return found
+        # Chunks begin on even bytes (RIFF, AIFF alike).
         position += 8 + found[-1].length + found[-1].length % 2
     raise BadAudio(path, f"damaged: more than {_MOST_CHUNKS:,} chunks before its sound")
 
@@ -192,6 +204,7 @@ def _ends_well(file: IO[bytes], order: Order, position: int, size: int) -> bool:
             return True
         file.seek(position)
         head = file.read(8)
+        # What follows a sound are chunks with readable names; samples hardly ever look like that.
         if len(head) < 8 or not head[:4].isascii() or not head[:4].decode().isprintable():
             return False
         position += 8 + int.from_bytes(head[4:], order)
@@ -203,6 +216,7 @@ def _ends_well(file: IO[bytes], order: Order, position: int, size: int) -> bool:
 
 def _closed(file: IO[bytes], kind: str, sound: _Chunk, by_name: dict[bytes, _Chunk], size: int) -> dict[int, bytes]:
     """The sizes that a streamed file left open, so that it is read to its end: offset -> bytes."""
+    # Everything behind the header is sound, since nobody came back to say otherwise.
     length = size - sound.start
     if long := by_name.get(b"ds64"):
         return {long.start: (size - 8).to_bytes(8, "little") + length.to_bytes(8, "little")}
@@ -224,6 +238,7 @@ def _encoding(file: IO[bytes], by_name: dict[bytes, _Chunk]) -> str:
         return ""
     file.seek(layout.start)
     tag = int.from_bytes(file.read(2), "little")
+    # Encodings that every reader has: PCM, float, A-law, mu-law, and the extensible form.
     if tag in (1, 3, 6, 7, 0xFFFE):
         return ""
     return f"WAV of {_WAV_ENCODINGS.get(tag, f'encoding 0x{tag:04X}')}"
@@ -238,6 +253,7 @@ def _atoms_end(file: IO[bytes], size: int) -> int:
         file.seek(position)
         head = file.read(16)
         length = int.from_bytes(head[:4], "big")
+        # Size 1: the true size is a 64-bit number behind the name (ISO/IEC 14496-12, 4.2).
         if length == 1:
             length = int.from_bytes(head[8:16], "big")
         if length < 8:  # 0: up to the end; others are no atoms
@@ -248,9 +264,11 @@ def _atoms_end(file: IO[bytes], size: int) -> int:
 
 def _segment_end(start: bytes) -> int:
     """Where the segment of a WebM or Matroska file ends by its own account; 0 where it does not say."""
+    # The segment's id; behind it stands a number of variable width (RFC 8794, 4).
     at = start.find(b"\x18\x53\x80\x67")
     if at < 0 or at + 5 > len(start) or start[at + 4] == 0:
         return 0
+    # The leading zeros of the first byte give the width, and its ones are part of no number; all ones: not known.
     width = 9 - start[at + 4].bit_length()
     length = int.from_bytes(start[at + 4 : at + 4 + width], "big") & (1 << 7 * width) - 1
     is_open = length == (1 << 7 * width) - 1

@@ -81,6 +81,7 @@ def block_frames_of(channels: int) -> int:
 
 
 def _source(path: SoundPath, container: Container, stack: ExitStack) -> Source:
+    # libsndfile guesses an MP3's length and loses its place in seeking, so the decoders come first where there are any.
     if container.kind == "mpeg" and _can_decode():
         return _decoded(path, container, stack)
     if container.kind in ("mp4", "aac", "matroska", "asf", "wavpack", "ape"):
@@ -88,6 +89,7 @@ def _source(path: SoundPath, container: Container, stack: ExitStack) -> Source:
     try:
         return _sndfile(path, container, stack)
     except _NotOpened as error:
+        # A container that libsndfile knows with an encoding that it does not: worth a second try.
         if container.kind in ("wav", "caf", "ogg", "aiff") and _can_decode():  # with a codec that libsndfile lacks
             return _decoded(path, container, stack)
         if container.encoding:
@@ -132,6 +134,7 @@ def _sndfile(path: SoundPath, container: Container, stack: ExitStack) -> Source:
         try:
             source: bytes | IO[bytes]
             if parts:
+                # Cut, streamed or joined files are shown as they should have been written.
                 source = stack.enter_context(overlaid(path, parts))
             elif isinstance(path, Path):
                 source = fsencode(path)  # a name need not be text
@@ -157,6 +160,7 @@ class _Sndfile(Source):
         self._path = path
         self._files = files
         self.header = Header(first.samplerate, first.channels, min(frames, self._limit), first.format, first.subtype)
+        # Only where the size gives the length is a shorter file certainly a cut one.
         self.is_exact = first.format == "FLAC" or first.subtype.startswith(_SIZED)
         self.can_seek = self.is_exact and len(files) == 1 and frames > 0
 
@@ -168,6 +172,7 @@ class _Sndfile(Source):
                 if self.can_seek and skip:
                     file.seek(skip)
                     skip = 0
+                # After its own seek, since soundfile's later ones would move a decoder that has kept its place.
                 _never_seek(file)
                 while left is None or left > 0:
                     block = file.read(block_frames, dtype="float32", always_2d=True)
@@ -185,6 +190,7 @@ class _Sndfile(Source):
 
 def _never_seek(file: soundfile.SoundFile) -> None:
     """soundfile seeks after each read to where it is: libsndfile cannot in some files, and does it wrongly in MP3."""
+    # A private field of soundfile: where a version lacks it, its seeks come back, and no more than that.
     info = getattr(file, "_info", None)
     if info is not None:
         info.seekable = 0
@@ -206,6 +212,7 @@ class _PyAV(Source):
     def __init__(self, av: ModuleType, path: SoundPath, container: Container, stack: ExitStack) -> None:
         self._path = path
         self._errors = (av.FFmpegError, ValueError)
+        # An MPEG file is shown as its frames alone, without the rubbish and the tags between them.
         parts = container.layout.parts if container.layout else [(0, path.stat().st_size)]
         file = stack.enter_context(overlaid(path, parts))
         try:
@@ -238,6 +245,7 @@ class _PyAV(Source):
         """(rate, float32 [n, channels]) of every frame that can be decoded."""
         bad = good = 0
         try:
+            # A packet at a time: one that cannot be decoded is left out, instead of ending the file.
             for packet in self._input.demux(self._stream):
                 try:
                     frames = packet.decode()
@@ -248,11 +256,13 @@ class _PyAV(Source):
                 yield from ((frame.sample_rate, _samples(frame)) for frame in frames)
         except self._errors as error:
             raise BadAudio(self._path, f"truncated or damaged: {_av_words(error)}") from error
+        # One bad packet is nothing: many files begin or end within a frame.
         if bad > max(1, _MOST_BAD_SHARE * (good + bad)):
             raise BadAudio(self._path, f"damaged: {bad:,} of its {good + bad:,} pieces cannot be decoded")
 
     def blocks(self, block_frames: int, first: int = 0) -> Iterator[np.ndarray]:
         pieces = self._all()
+        # The frames of an MP4 end with the encoder's filling, and its header says how long the sound is without it.
         if self._is_mp4 and self.header.frames:
             pieces = _without_padding(pieces, self.header.frames)
         yield from _blocks_of(pieces, block_frames, first)
@@ -262,6 +272,7 @@ class _PyAV(Source):
         count = len(self._head)
         for rate_hz, samples in self._frames:
             count += len(samples)
+            # A stream may change its layout halfway; samples of different rates must not be joined.
             if (rate_hz, samples.shape[1]) != (self.header.sample_rate_hz, self.header.channels):
                 raise BadAudio(self._path, MIXED)
             yield samples
@@ -272,6 +283,7 @@ class _PyAV(Source):
 
 def _samples(frame) -> np.ndarray:
     """[n, channels] float32 of a decoded frame."""
+    # PyAV gives planar samples as [channels, n], interleaved ones as [1, n * channels].
     data = frame.to_ndarray()
     data = data.T if frame.format.is_planar else data.reshape(-1, frame.layout.nb_channels)
     if data.dtype.kind == "f":
@@ -295,12 +307,14 @@ class _Ffmpeg(Source):
 
     def __init__(self, program: str, path: SoundPath, container: Container, stack: ExitStack) -> None:
         self._path = path
+        # ffmpeg reads names, not Python's files: a member of a tar is copied out for it.
         if not isinstance(path, Path):
             copy = stack.enter_context(tempfile.NamedTemporaryFile(suffix=".sound"))  # noqa: SIM115
             with path.open("rb") as member:
                 shutil.copyfileobj(member, copy)
             copy.flush()
             path = Path(copy.name)
+        # Local files and a named demuxer only: a playlist in disguise could otherwise make ffmpeg fetch what it names.
         given: list[str | bytes] = [
             "-protocol_whitelist",
             "file,pipe",
@@ -309,6 +323,7 @@ class _Ffmpeg(Source):
             "-i",
             b"file:" + fsencode(path),
         ]
+        # Messages go to a file: a full pipe that nobody reads would stop the program.
         self._errors = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
         # AU says rate and channels in its head, and may be as long as it likes.
         words: list[str | bytes] = [
@@ -346,6 +361,7 @@ class _Ffmpeg(Source):
     def _all(self, block_frames: int) -> Iterator[np.ndarray]:
         channels = self.header.channels
         while data := self._output.read(4 * channels * block_frames):
+            # The pipe may end within a sample; what is not whole is dropped.
             whole = len(data) // (4 * channels) * channels
             yield np.frombuffer(data, ">f4", whole).astype(np.float32).reshape(-1, channels)
         if self._process.wait() != 0:
@@ -353,6 +369,7 @@ class _Ffmpeg(Source):
 
     def _complaint(self) -> str:
         self._errors.seek(0)
+        # The last line says what went wrong; a damaged file can write a line for each frame.
         lines = self._errors.read(4096).decode(errors="replace").strip().splitlines()
         return lines[-1].lower()[:200] if lines else "ffmpeg cannot decode it"
 
@@ -371,6 +388,7 @@ def _without_padding(pieces: Iterator[np.ndarray], frames: int) -> Iterator[np.n
             yield piece[:left]
             piece, left = piece[left:], left - len(piece[:left])
         behind.append(piece)
+        # The claim was false then: better the padding than a cut sound.
         if sum(map(len, behind)) > _PADDING:
             yield from behind
             yield from pieces

@@ -81,6 +81,7 @@ def walk(root: Path, follow_links: bool = False) -> Found:
     seen: set[str] = set()
     folders = [root]
     links: list[Path] = []  # followed last, so that what lies in the root is found in its own place
+    # Real paths are remembered: a link back up would otherwise be walked for ever.
     while folders or links:
         folder = folders.pop() if folders else links.pop(0)
         if os.path.realpath(folder) in seen:
@@ -122,11 +123,13 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 def _sort_in(found: Found, path: Path, inside: Path, follow_links: bool) -> None:
     is_sound = path.suffix.lower() in SUFFIXES
+    # Dangling links come before the test for files, which they would fail without a reason.
     if is_sound and is_dangling(path):
         found.dangling.append(path)
     elif not is_file(path):
         found.others.append(path)
     elif is_sound:
+        # A link out of the folder could bring in files that its owner never meant to share.
         is_followed = follow_links or not path.is_symlink() or is_inside(inside, path)
         (found.sounds if is_followed else found.outside).append(path)
     elif path.suffix.lower() in _BESIDE:

@@ -100,7 +100,9 @@ def parse(head: bytes) -> Frame | None:
     """The frame that four bytes begin, or None where they begin none."""
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return None
+    # MPEG 2.5 is no part of the standard: the bits of version that it leaves reserved.
     version = {3: 1, 2: 2, 0: 3}.get(head[1] >> 3 & 3)
+    # Reserved values and the "free" bit rate give no length, so that no next frame could be found.
     layer = 4 - (head[1] >> 1 & 3)
     bitrate = head[2] >> 4
     rate = head[2] >> 2 & 3
@@ -109,6 +111,7 @@ def parse(head: bytes) -> Frame | None:
     rate_hz = _RATES_HZ[rate] >> (version - 1)
     bit_per_sec = 1000 * _KBIT[min(version, 2), layer][bitrate - 1]
     samples = 384 if layer == 1 else 576 if layer == 3 and version > 1 else 1152
+    # Layer I counts its length in slots of four bytes, the others in bytes (11172-3, 2.4.3.1).
     slot = 4 if layer == 1 else 1
     size = (samples // 8 * bit_per_sec // rate_hz // slot + (head[2] >> 1 & 1)) * slot
     return Frame(version, layer, rate_hz, 1 if head[3] >> 6 == 3 else 2, samples, size)
@@ -137,6 +140,7 @@ def scan(file: IO[bytes], size: int, is_sure: bool = True) -> Layout | None:
     frames = 0
     is_cut = False
     at = start + info_size
+    # The sound's own first frame is what the others are compared with: an information frame may differ in bit rate.
     if info_size and (behind := parse(reader.at(at, 4))):
         first = behind
     # Count frame by frame: the file's own claim may be false.
@@ -146,6 +150,7 @@ def scan(file: IO[bytes], size: int, is_sure: bool = True) -> Layout | None:
         frame = parse(reader.at(at, 4))
         if frame is None or frame.layer != first.layer:
             # Rubbish between frames, or what looks like a frame of another kind: look behind it.
+            # The frame of another kind is stepped over by one byte, or it would be found again.
             found = _next_frame(reader, at + (frame is not None))
             if found is None:
                 break
@@ -161,6 +166,7 @@ def scan(file: IO[bytes], size: int, is_sure: bool = True) -> Layout | None:
         frames += 1
         at += frame.size
         runs[-1] = (runs[-1][0], at)
+        # A few frames that differ are damage; three of them are another sound.
         others += (frame.rate_hz, frame.channels) != (first.rate_hz, first.channels)
     return Layout(
         start, at, frames, first, info_at, info_size, claimed, is_cut, tuple(runs), is_mixed=others >= _IN_A_ROW
@@ -174,13 +180,16 @@ def honest(layout: Layout, size: int, start: bytes) -> list[Part]:
         start: the first frame of the file, its information frame where it has one.
     """
     count = layout.frames.to_bytes(4, "big")
+    # The claim is patched in place, where there is one, so that gapless playback data beside it stay.
     if layout.claimed and layout.info_at >= 0:
         if layout.claimed == layout.frames:
             return layout.parts
         patches = {layout.info_at + 8: count}
+        # The second flag: the header gives the size in bytes too, which must fit as well.
         if start[layout.info_at - layout.start + 7] & 2:
             patches[layout.info_at + 12] = (layout.end - layout.start).to_bytes(4, "big")
         return [*patched(size, patches, layout.start, layout.start + layout.info_size), *layout.runs]
+    # Layers I and II have no information frame that could be given to them.
     if layout.first.layer != 3:
         return layout.parts
     # Without an information frame a decoder guesses from the file's size: give it one. mpg123 then takes a decoder's
@@ -218,6 +227,7 @@ class _Reader:
 def _behind_tags(reader: _Reader, at: int) -> int:
     """The byte after the ID3v2 tags that stand at `at`; a second file behind a first one brings its own."""
     while (head := reader.at(at, 10))[:3] == b"ID3" and len(head) == 10:
+        # Sizes of seven bits a byte; a footer of ten bytes, where its flag is set (ID3v2.4, 3.1 and 3.4).
         at += 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0)))
         at += 10 if head[5] & 0x10 else 0
     return at
@@ -227,6 +237,7 @@ def _first_frame(reader: _Reader, start: int, may_end: bool) -> int | None:
     """Where some frames in a row begin, behind the tags at `start` or a little later."""
     start = _behind_tags(reader, start)
     window = reader.at(start, _MOST_RUBBISH)
+    # Every sync is tried, since sound and pictures are full of bytes that look like one.
     return next((start + at for at in _syncs(window) if _row(reader, start + at, may_end)), None)
 
 
@@ -248,6 +259,7 @@ def _row(reader: _Reader, at: int, may_end: bool) -> bool:
     """Whether frames of one kind follow each other from here on; or, where that may end, up to the end or a tag."""
     first = None
     for number in range(_IN_A_ROW):
+        # Version, layer and rate stay the same within a sound; bit rate and padding may change with each frame.
         head = reader.at(at, 4)
         frame = parse(head)
         if frame is None:
@@ -265,6 +277,7 @@ def _information(reader: _Reader, start: int, frame: Frame) -> tuple[int, int, i
     if frame.layer != 3:
         return -1, 0, 0
     at = 4 + frame.side_bytes
+    # Xing and Info stand behind the side information, VBRI always 32 bytes behind the header.
     if data[at : at + 4] in (b"Xing", b"Info"):
         claimed = int.from_bytes(data[at + 8 : at + 12], "big") if data[at + 7 : at + 8] and data[at + 7] & 1 else 0
         return start + at, frame.size, claimed

@@ -20,6 +20,7 @@ def identities(relatives: Sequence[PurePath]) -> list[str]:
 
     A file keeps its id when others come or go, unless another one's name differs from its own by writing alone.
     """
+    # Two names that look alike are told apart by a hash of their bytes.
     raw = [relative.with_suffix("").as_posix() for relative in relatives]
     plain = [printable(normalize("NFC", name)) for name in raw]
     written: dict[str, set[str]] = {}
@@ -35,9 +36,11 @@ def find_named(path: Path) -> Path:
     """The file that a list means: the path itself, or what lies there under the same name written another way."""
     if _exists(path) or path == path.parent:
         return path
+    # Folders may be written another way as well, so that the parent is looked for first.
     parent = find_named(path.parent)
     wanted = normalize("NFC", path.name)
     try:
+        # Sorted, since two names may differ from the list's one: every machine then takes the same.
         names = sorted(name for name in os.listdir(parent) if normalize("NFC", name) == wanted)
     except OSError:
         names = []

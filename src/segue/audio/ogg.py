@@ -51,6 +51,7 @@ def links(found: Sequence[Page]) -> list[list[Page]]:
     parts: list[list[Page]] = []
     beginning = False
     for page in found:
+        # Several streams of one file begin together, side by side: only a beginning behind other pages is a new file.
         begins = bool(page.flags & _BEGINS)
         if not parts or (begins and not beginning):
             parts.append([])
@@ -63,6 +64,7 @@ def ended(page: Page, data: bytes) -> bytes:
     """The bytes of a page with the flag that says that its stream ends."""
     head = bytearray(data[: page.size])
     head[5] |= _ENDS
+    # The checksum is taken with its own place set to zero (RFC 3533, 6).
     head[22:26] = bytes(4)
     head[22:26] = _checksum(head).to_bytes(4, "little")
     return bytes(head)

@@ -22,6 +22,7 @@ def overlaid(path: SoundPath, parts: Sequence[Part]) -> IO[bytes]:
 class _Overlay(io.RawIOBase):
     def __init__(self, path: SoundPath, parts: Sequence[Part]) -> None:
         self._file = path.open("rb")
+        # Empty parts would stop readinto, for which 0 bytes mean the end.
         self._parts = [part for part in parts if _length(part)]
         self._ends = list(accumulate(map(_length, self._parts)))
         self._size = self._ends[-1] if self._ends else 0

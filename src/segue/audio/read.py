@@ -64,6 +64,7 @@ def examine(path: Path) -> tuple[Header, Levels]:
     Raises:
         BadAudio: what `read_header` raises; damaged, non-finite, beyond any level, too short, silent.
     """
+    # Loudness is judged in mono, since that is what is trained on; clipping on each channel, where it happened.
     peak = loudest_channel = 0.0
     clipped = decoded = 0
     with opened(path) as source:
@@ -74,6 +75,7 @@ def examine(path: Path) -> tuple[Header, Levels]:
             clipped += int((magnitude >= CLIPPED_PEAK).any(axis=1).sum())
             peak = max(peak, float(np.abs(to_mono(block)).max()))
         header = replace(source.header, frames=decoded)
+    # Length and silence are known only at the end, and both count what was decoded, not what was claimed.
     _refuse_short(path, header)
     if peak <= SILENT_PEAK:
         raise BadAudio(path, "silent" if loudest_channel <= SILENT_PEAK else "silent: its channels cancel in mono")
@@ -97,6 +99,7 @@ def read_wave(path: Path | str, sample_rate_hz: int) -> np.ndarray:
         BadAudio: what `examine` raises, but for a file that is merely short.
     """
     mono, rate_hz = read_mono(path)
+    # The length is fixed by rounding here: resamplers may give a sample more or less.
     samples = round(len(mono) / rate_hz * sample_rate_hz)
     wave = resample(mono, rate_hz, sample_rate_hz)[:samples]
     return np.pad(wave, (0, samples - len(wave)))
@@ -167,6 +170,7 @@ class Stretches:
         # Start where a sample of the file falls on a sample of every rate asked for: stretches then join exactly.
         step = lcm(*(rate_hz // gcd(rate_hz, wanted) for wanted in self._rates_hz))
         first = max(0, int((start_sec - _CONTEXT_SEC) * rate_hz) // step * step)
+        # Not beyond the file's end: what lies behind it is filled with zeros after resampling.
         last = min(self._header.frames, ceil((start_sec + length_sec + _CONTEXT_SEC) * rate_hz))
         with self._lock:
             mono = self._samples(first, max(first, last))
@@ -199,6 +203,7 @@ class Stretches:
         self._held = held[dropped:]
         self._start += dropped
         if end < last:
+            # The header's samples were counted once: fewer now mean that the file has changed or is damaged.
             raise BadAudio(self._path, f"truncated: {end:,} of {self._header.frames:,} samples")
         return self._held[: last - first]
 
@@ -245,10 +250,12 @@ class Readers:
         """As `Stretches.read`."""
         old = []
         with self._lock:
+            # Taken out and put back at the end: the order of the dictionary is the order of use.
             stretches = self._open.pop(path, None) or Stretches(path, header, self._rates_hz)
             self._open[path] = stretches
             while len(self._open) > self._most:
                 old.append(self._open.popitem(last=False)[1])
+        # Closed outside the lock: closing waits for whoever reads that file, and must not stop all others.
         for other in old:
             other.close()  # waits where it is being read; what comes of it later, opens it again
         return stretches.read(start_sec, length_sec)
@@ -257,6 +264,7 @@ class Readers:
 def _judged(path: Path, source: Source, block_frames: int | None = None) -> Iterator[np.ndarray]:
     """All blocks of a file, checked as they come; at the end a cut file is reported."""
     decoded = 0
+    # Only an exact header can convict a file; others claim what they like.
     claimed = source.header.frames if source.is_exact else 0
     for block in source.blocks(block_frames or block_frames_of(source.header.channels)):
         refuse_levels(path, block)
@@ -274,6 +282,7 @@ def _refuse_short(path: Path, header: Header) -> None:
 
 
 def _cut(mono: np.ndarray, rate_hz: int, offset_sec: float, length_sec: float, wanted_hz: int) -> np.ndarray:
+    # Resampled with its neighbours and cut after that, so that the filter leaves no seam at the edges.
     made = resample(mono, rate_hz, wanted_hz)
     start = round(offset_sec * wanted_hz)
     samples = round(length_sec * wanted_hz)

@@ -24,6 +24,7 @@ def resampled(
     stream = soxr.ResampleStream(from_hz, to_hz, channels, dtype="float32", quality="HQ")
     left = total
     for block in _with_end(blocks, channels):
+        # An empty block is the sign for the end: the filter then gives what it still holds.
         made = stream.resample_chunk(block, last=not len(block))[:left]
         left -= len(made)
         if len(made):

@@ -68,6 +68,7 @@ def _w64(file: IO[bytes], size: int) -> Sound | None:
         file.seek(at)
         head = file.read(24)
         length = int.from_bytes(head[16:], "little")
+        # A chunk's size counts its own head of 24 bytes; less cannot be, and would never move on.
         if len(head) < 24 or length < 24:
             return None
         if head[:16] == _W64_DATA:

@@ -96,10 +96,12 @@ def refuse_levels(path: SoundPath, block: np.ndarray) -> None:
     Raises:
         BadAudio: samples that are not finite, or beyond what any recording has.
     """
+    # The largest magnitude shows NaN and infinity too: one pass for both.
     loudest = float(np.abs(block).max(initial=0.0))
     if not np.isfinite(loudest):
         raise BadAudio(path, "non-finite: NaN or infinite samples")
     if loudest > LOUDEST_PEAK:
+        # The scale is guessed from the level: 16, 24 or 32 bits that nobody divided.
         scale = next((scale for scale in (2**15, 2**23, 2**31) if loudest <= scale), None)
         hint = f"; hint: integers stored as floats? divide them by {scale}" if scale else ""
         raise BadAudio(

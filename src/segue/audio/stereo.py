@@ -28,9 +28,12 @@ def axes(covariance: np.ndarray, mode: str) -> np.ndarray:
     if len(covariance) == 1:
         return np.eye(1)
     left, right, cross = covariance[0, 0], covariance[1, 1], covariance[0, 1]
+    # Without a floor, a silent channel would agree with anything.
     agree = abs(cross) > _CORRELATED * math.sqrt(max(left * right, 1e-30))
     if mode == "left-right":
+        # Turned over, a pair in opposite phase reaches the model as one signal.
         return np.diag([1.0, -1.0 if agree and cross < 0 else 1.0])
+    # The rotation that makes the pair's covariance diagonal: its principal axes.
     angle_rad = 0.5 * math.atan2(2.0 * cross, left - right) if agree else 0.0
     cosine = math.cos(angle_rad)
     sine = math.sin(angle_rad)

@@ -27,9 +27,11 @@ def _subject(path: Path) -> str:
     """The subject that `write.write_wav` puts at the end of a wav whose prompt is long."""
     size = path.stat().st_size
     with path.open("rb") as file:
+        # The chunk is the last of its file, so that only the end is read.
         file.seek(max(0, size - _MOST_BYTES))
         end = file.read()
     at = end.rfind(b"INFOISBJ")
+    # The same letters may occur among samples; only within a LIST chunk are they ours.
     if at < 4 or end[at - 8 : at - 4] != b"LIST":
         return ""
     length = int.from_bytes(end[at + 8 : at + 12], "little")

@@ -76,6 +76,7 @@ def write_wav(path: Path, wave: np.ndarray, sample_rate_hz: int, title: str = ""
     _refuse_not_finite(path, loudest)
     tags = {"comment": comment, "software": f"segue {__version__}", "title": title}
     form = OutputFormat("wav", "PCM_16", sample_rate_hz, 1)
+    # One gain for the whole wave: a limiter would change the sound, a gain only its level.
     write_sound(path, [(samples / np.float32(max(1.0, loudest)))[:, None]], form, len(samples), tags)
 
 
@@ -106,6 +107,7 @@ def write_sound(
                     file.write(block)
                 except soundfile.LibsndfileError as error:
                     raise _cannot_write(path, error) from error
+        # Only plain WAV: the subject is put behind libsndfile's back, whose RF64 has its size elsewhere.
         title = tags.get("title", "")
         if kind == "WAV" and _shortened(title) != title:
             _add_subject(temporary, title)

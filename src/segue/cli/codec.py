@@ -50,6 +50,7 @@ def train(
     finite("--kl-weight", kl_weight, 0.0)
     use_threads(threads)
     place = device_of(device)
+    # Options are checked before the sounds are read, which may take minutes.
     if not 1000 <= rate <= 192000:
         raise UserError(f"--rate {rate} Hz is outside 1000..192000; hint: give the rate of your sounds")
     if channels < 1:
@@ -104,6 +105,7 @@ def refine(
     use_threads(threads)
     place = device_of(device)
     before = load_codec(codec)
+    # Others have no decoder that could be trained apart from their latents.
     if not isinstance(before, AutoencoderCodec):
         raise UserError(f"{codec}: not an autoencoder codec of segue; hint: give a folder that segue codec train wrote")
     config = RefineConfig(minutes=minutes, steps=steps, adversarial_share=adversarial_share, seed=seed)
@@ -154,6 +156,7 @@ def _report(
     from segue.training.codec.figures import measure_codec, round_trips
 
     figures = {label: measure_codec(codec, source, clips=clips, skip_bad=skip_bad) for label, codec in codecs.items()}
+    # Of the last codec, the one that was trained or asked about.
     typer.echo(json.dumps(list(figures.values())[-1], indent=2))
     if page is None:
         return

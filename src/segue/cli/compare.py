@@ -53,6 +53,7 @@ def compare(
     table = _table(named, results)
     _print(table)
     # The same table, with curves, as files.
+    # Files last: a comparison that fails leaves none.
     if out is not None:
         write_text(out / "compare.json", json.dumps(results, indent=1, allow_nan=False))
         pictures = _pictures(named, measures, out / "pictures")
@@ -78,9 +79,11 @@ def _figures(run: RunCurves, first: RunCurves, measure: str) -> dict | None:
         return None
     higher = first.higher(measure)
     target = float(first.curves[measure].values[-1])
+    # The first run's own way to its final value is what others are divided by.
     reached = [
         first_reach(c.examples, c.values, target, higher=higher) for c in (run.curves[measure], first.curves[measure])
     ]
+    # From each run's own clock: seconds compare machines and loads, too.
     seconds = [r.seconds_at(n) if math.isfinite(n) else math.inf for r, n in zip((run, first), reached)]
     return {
         "final": float(run.curves[measure].values[-1]),
@@ -141,6 +144,7 @@ def _pictures(named: dict[str, RunCurves], measures: list[str], folder: Path) ->
         }
         title = "SSL-space discrepancy" if measure == "discrepancy" else next(iter(named.values())).title(measure)
         for axis in ("examples", "seconds"):
+            # Seconds at the same points, so that both pictures show the same curve over another axis.
             lines = {
                 name: Line(curve.examples if axis == "examples" else
                            np.array([named[name].seconds_at(n) for n in curve.examples]), curve.values)
@@ -170,6 +174,7 @@ def _refuse_other_data(runs: list[Path], read: list[RunCurves], force: bool) -> 
     """
     if force:
         return
+    # By the contents of the cache, since its place may differ between machines.
     marks = [_cache_mark(run.cache) for run in read]
     for path, run, mark in zip(runs[1:], read[1:], marks[1:]):
         if mark != marks[0]:

@@ -71,10 +71,12 @@ def check(
     listing = read_listing(source, reading_of(captions, root, follow_links, column, encoding))
     # Captions come first: the tokeniser's libraries are then part of what is resident when the need is stated.
     tokens, notes = _tokens(text, listing.clips, max_tokens)
+    # The peak is stated before the long work, on stderr: stdout may be JSON.
     print(f"peak memory about {format_bytes(stated_bytes(len(listing.clips), workers))}", file=sys.stderr)
     report, usable = check_listing(listing, workers)
     if as_json:
         printed = report_json(report)
+        # ASCII alone: names that are no UTF-8 must survive the way into a file.
         print(json.dumps(printed | {"notes": printed["notes"] + notes, "tokens": tokens}, indent=1, ensure_ascii=True))
     else:
         lines = report_lines(report) + [f"note: {note}" for note in notes]
@@ -84,8 +86,10 @@ def check(
                 f"{len(report.bad)} bad files; hint: repair or remove them, segue encode --skip-bad, or --fix OUT.jsonl"
             )
     if fix is not None:
+        # Contents that a list puts into several splits are written into the held-out one alone.
         command = write_clean_list(fix, held_out_first(usable.clips, usable.contents), listing.root)
         print(printable(f"{fix}: {len(usable.clips):,} clips; {command}"), file=sys.stderr)
+        # A clean list was made, so that faults of the source are no failure any more.
         return 0
     return 2 if report.bad else 0
 
@@ -95,6 +99,7 @@ def _tokens(text: str, clips: list[Clip], max_tokens: int | None) -> tuple[dict 
     captions = list(dict.fromkeys(caption for clip in clips for caption in clip.captions))
     if text == "none" or not captions:
         return None, []
+    # Counting needs the encoder's files: where they cannot be had, the check of the sounds still counts.
     try:
         counts = count_tokens(load_token_counter(text, max_tokens), captions)
     except UserError as error:

@@ -79,6 +79,7 @@ def leave_out_rows(source: Path | str, listing: Listing, skip_bad: bool) -> None
         UserError: there are some, and they are not to be left out.
     """
     if listing.bad_rows and not skip_bad:
+        # Only entries are refused here; missing files are told where they are read.
         refused = Listing(bad_rows=listing.bad_rows)
         refused.refuse_faults("; --skip-bad leaves such entries out")
     for _, complaint in listing.bad_rows:

@@ -116,20 +116,24 @@ def demo(
     out = out or Path("runs") / ("demo" if task == "generation" else f"demo-{task}")
     if minutes <= 0 or clips < 200 or measured < 8:
         raise UserError("--minutes must be positive, --clips at least 200, --measured at least 8")
+    # Loaded first: a codec that is not there is told before minutes of rendering.
     chosen_codec = load_codec(codec or kind.codec or default_codec())
 
     say("1/5 rendering notes from a General-MIDI sound font")
+    # Always seed 0: --seed is that of the runs, which share data and cache.
     manifest = render_demo_set(out / "data", clips=clips, seed=0)
     everything = load_manifest(manifest)
 
     say("2/5 encoding latents, captions and the teacher's features")
     text = load_conditioner("minilm")
+    # Both variants train on one cache, so that the static one has teacher features lying there, too.
     teacher = load_teacher("compact")
     cache = build_cache(everything, chosen_codec, text, teacher, out=out / "cache", seconds=kind.seconds)
 
     say("3/5 fitting the budget to this machine")
     wanted = {"clips": clips, "minutes": minutes, "seed": seed, "codec": chosen_codec.name}
     wanted |= {"measured": measured, "task": task}
+    # What is left after rendering and encoding, both of which differ a lot between machines.
     plan = _plan(out, cache, kind, minutes - (time.monotonic() - started) / 60, wanted, fresh)
     variants = []
     for name in kind.recipes:
@@ -158,6 +162,7 @@ def _plan(out: Path, cache: LatentCache, kind: Kind, minutes_left: float, wanted
         shutil.rmtree(_runs(out), ignore_errors=True)
     # A folder keeps its plan, so that a second call continues with the same length.
     if path.exists():
+        # Plans of before there were tasks were of the only one.
         stored = {"task": "generation"} | json.loads(path.read_text())
         stored = {"measured" if key == "judged" else key: value for key, value in stored.items()}  # its earlier name
         changed = [f"{k} was {stored.get(k)}, is {v}" for k, v in wanted.items() if stored.get(k) != v]
@@ -169,12 +174,14 @@ def _plan(out: Path, cache: LatentCache, kind: Kind, minutes_left: float, wanted
     # Time a few steps here, and leave room for the measurement and the page.
     config = kind.config(kind.recipes[0])
     runs = slots_here(2)
+    # Timed with as many threads as a run will have.
     with threads_of(runs):
         rate = measure_rate(config, cache) * (PARALLEL_RATE * runs if runs > 1 else 1)
     beside = kind.report_cost(wanted["measured"]) + config.train.validation_clips * 5 * 11 / 3
     batch = config.train.batch_size
     # Both runs share the time that is left; the one with the method takes STAGE_COST more.
     examples = int(((minutes_left * 60 - REPORT_SEC) * rate / (2 + 2 * STAGE_COST) - beside) // batch) * batch
+    # Twenty steps show that everything works, even where no model comes of it.
     if examples < 20 * batch:
         say(f"the time left is too short at {rate:.0f} examples/s; training 20 steps nevertheless")
         examples = 20 * batch

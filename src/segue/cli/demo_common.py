@@ -70,6 +70,7 @@ class Trained:
         return {
             "schema_version": 2,
             "task": self.plan.task,
+            # What it takes to make the summary again, before what came out.
             "command": command(),
             "commit": commit(),
             "machine": machine(),
@@ -106,6 +107,7 @@ def training_figures(name: str, result: TrainResult) -> dict:
         "seconds": result.seconds,
         "examples_per_sec": result.examples_seen / result.seconds,
         "validation_loss": result.validation,
+        # The first validation is from before training: what was learned is the difference.
         "validation_loss_first": next(e for e in log if e["event"] == "validation")["loss_by_t"],
     }
 
@@ -118,6 +120,7 @@ def page_prompts(everything: Sequence[Clip], counts: Mapping[str, tuple[int, int
     """
     chosen = []
     for kind, parts in counts.items():
+        # Clips of "valid" are of pairs that were trained on, those of "test" of pairs that never were.
         for split, count in zip(("valid", "test"), parts):
             chosen += spread_notes([c for c in everything if c.fields["kind"] == kind and c.split == split], count)
     return chosen
@@ -141,4 +144,5 @@ def keep_sounds(run_dir: Path, prompts: Sequence[Clip], waves: Tensor, sample_ra
         Sample(f"{index:03d}.wav", wave, clip.captions[0], clip.split == "test")
         for index, (clip, wave) in enumerate(zip(prompts, waves))
     ]
+    # Generation in the demo uses seed 0 throughout.
     write_samples(run_dir, samples, sample_rate_hz, f"{run_dir} seed 0")

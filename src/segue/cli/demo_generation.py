@@ -38,6 +38,7 @@ def write_report(demo: Trained) -> list[str]:
     compared = torch.stack([wave_of(c, rate) for c in others[: 4 * demo.plan.measured]])
     reference = classifier.predict(compared, rate).embedding
 
+    # Decoded in parts, since the codec's memory grows with the batch.
     round_trip = torch.cat([codec.decode(codec.encode(part), part.shape[1]) for part in real.split(32)])
     references = {
         "real": measure_notes(classifier, real, rate, labels, reference),
@@ -47,6 +48,7 @@ def write_report(demo: Trained) -> list[str]:
     sampling = Sampling(steps=STEPS)
     variants: dict[str, dict] = {}
     pages: dict[str, VariantPage] = {}
+    # One model at a time in memory.
     for name, result in demo.results.items():
         say(f"    generating with {name}")
         pipeline = Pipeline.load(result.run_dir)

@@ -33,12 +33,14 @@ def write_report(demo: Trained) -> list[str]:
     rate_hz = demo.codec.sample_rate_hz
     filter_ = demo.config.degradation.held_out
     models = {name: SuperResolver.load(result.run_dir) for name, result in demo.results.items()}
+    # The shipped model is a reference where its rate is that of the demo's codec.
     if SHIPPED_SUPER_RESOLUTION.is_file():
         shipped = SuperResolver.load(None)
         models |= {SHIPPED: shipped} if shipped.sample_rate_hz == rate_hz else {}
     say("    measuring beside the baselines")
     unseen = [c for c in demo.everything if c.fields["kind"] == "note" and c.split == "test"]
     waves = [wave_of(clip, rate_hz) for clip in spread_notes(unseen, demo.plan.measured)]
+    # Silent clips have no figures.
     waves = [wave for wave in waves if bool(wave.any())]
     if len(waves) < 2:
         raise UserError(f"--clips {demo.plan.clips}: too few notes of held-out pairs to measure; hint: give more")
@@ -49,6 +51,7 @@ def write_report(demo: Trained) -> list[str]:
     prompts = page_prompts(demo.everything, CHOSEN_FROM)
     true = torch.stack([wave_of(c, rate_hz) for c in prompts])
     low = degrade(true, rate_hz, [filter_] * len(prompts))
+    # Those whose lost band was loudest, in their own order.
     chosen = (true - low).square().sum(1).argsort(descending=True)[:PLAYED].sort().values
     prompts = [prompts[i] for i in chosen]
     true = true[chosen]
@@ -83,6 +86,7 @@ def _closing(demo: Trained, rows: dict) -> list[str]:
     """The figures in a few words, where the method stood, and what to do next."""
     short = [f"{name} {row['lsd full']['mean']:.2f}" for name, row in rows.items() if name != "codec round trip"]
     lines = [f"LSD on {demo.plan.measured} notes at most, lower is better: {', '.join(short)}"]
+    # The last variant is the one with the method.
     name, result = list(demo.results.items())[-1]
     stages = [e for e in read_log(result.run_dir / "log.jsonl") if e["event"] == "stage" and "regime" in e]
     if stages:

@@ -53,6 +53,7 @@ def train_variants(variants: Sequence[Variant]) -> dict[str, TrainResult] | None
         UserError: a run failed; the line is its own.
     """
     slots = slots_here(len(variants))
+    # One at a time needs no process of its own.
     if slots == 1:
         finished = all(train_variant(variant).finished for variant in variants)
     else:
@@ -78,6 +79,7 @@ def _train_at_once(variants: Sequence[Variant], slots: int) -> bool:
     by_folder = {variant.run_dir: variant for variant in variants}
 
     def start(job: Job) -> None:
+        # The worker gets its job as a file: a command line would have to carry a whole config.
         variant = by_folder[job.folder]
         about = {"config": to_json(variant.config), "cache": str(variant.cache_path.resolve())}
         write_text(job.folder / VARIANT, json.dumps(about, indent=1))
@@ -94,8 +96,10 @@ def _train_at_once(variants: Sequence[Variant], slots: int) -> bool:
 
 def work(run_dir: Path) -> int:
     """Train the variant that a folder's variant.json describes; what `train_variants` starts in its own process."""
+    # Without this, workers would train on after a killed demo.
     stop_with_parent()
     with locked(run_dir / "lock", wait=True):  # the worker of a demo that was killed may still be saving
+        # Read under the lock, since a second demo may write it anew.
         about = json.loads((run_dir / VARIANT).read_text())
         finished = train_variant(Variant(from_json(about["config"]), Path(about["cache"]), run_dir)).finished
     return 0 if finished else 130

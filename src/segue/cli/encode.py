@@ -93,6 +93,7 @@ def encode(
     if teacher == "none" and teacher_layer is not None:
         raise UserError("--teacher-layer needs a --teacher")
     device = device_of(device)
+    # The list is read first: a wrong path is told before any model is loaded.
     # What there is to encode.
     listing = read_listing(source, reading_of(captions, root, follow_links, column, encoding))
     print_notes(source, listing.notes)
@@ -100,6 +101,7 @@ def encode(
     # What encodes it.
     encoder = load_codec(codec or default_codec(), sample_rate_hz)
     frozen = None if teacher == "none" else load_teacher(teacher, teacher_layer, trust_remote_code).to(device)
+    # Printed before the long work, so that a wrong rate can be stopped.
     _describe(encoder, frozen)
     conditioner = _fitting(load_conditioner(text), listing.clips, max_tokens, out)
     cache = build_cache(
@@ -125,7 +127,9 @@ def encode(
 
 def _fitting(conditioner: TextConditioner, clips: list[Clip], max_tokens: int | None, out: Path) -> TextConditioner:
     """The text encoder with room for the captions."""
+    # Each caption once: clips may share them.
     captions = list(dict.fromkeys(caption for clip in clips for caption in clip.captions))
+    # Never fewer than an earlier cache of this folder has, or its captions would be embedded anew.
     least = max(DEFAULT_TOKENS, min(earlier_tokens(out) or 0, conditioner.most_tokens))
     return fit_tokens(conditioner, captions, max_tokens, least)
 

@@ -155,9 +155,11 @@ def _write(found: Findings, out: Path) -> None:
         "notes": found.warnings,
         "origin": {"command": command(), "commit": commit(), "machine": machine()},
     }
+    # Drawn before the first file is written: what fails here leaves no half evaluation.
     picture = worst_and_best_png(found.examples)
     write_bytes(out / "worst-and-best.png", picture)
     write_text(out / "files.csv", _csv(found.by_file))
+    # allow_nan=False: a figure that is not finite has no place in JSON.
     write_text(out / "evaluation.json", json.dumps(results, indent=1, allow_nan=False))
     _print(found)
     print(f"{out}/evaluation.json   {out}/files.csv   {out}/worst-and-best.png")
@@ -165,6 +167,7 @@ def _write(found: Findings, out: Path) -> None:
 
 def _csv(by_file: dict[str, dict]) -> str:
     text = io.StringIO()
+    # Clips may have different figures: every column that any of them has.
     columns = list(dict.fromkeys(key for row in by_file.values() for key in row))
     writer = csv.DictWriter(text, ["id", *columns], lineterminator="\n")
     writer.writeheader()
@@ -178,6 +181,7 @@ def _print(found: Findings) -> None:
     table = Table(title=title, title_justify="left")
     for column in ("measure", "value", "95 % interval", "N", "better", *found.rows):
         table.add_column(column, justify="left" if column in ("measure", "better") else "right")
+    # Rows beside hold their values alone; intervals of all of them would not fit a line.
     beside = [{m.name: f"{m.value:.4g}" for m in measures} for measures in found.rows.values()]
     for m in found.measures:
         value = f"{m.value:.4g} {m.unit}".strip()
@@ -187,6 +191,7 @@ def _print(found: Findings) -> None:
     # Into a file or a pipe: no cut columns.
     console = console if console.is_terminal else Console(width=140)
     console.print(table)
+    # Below the table: what is missing there, how well lines fitted, and what limits the figures.
     for name, why in found.not_computed.items():
         print(f"not computed: {name}: {why}")
     for m in found.measures:

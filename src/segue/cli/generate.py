@@ -56,6 +56,7 @@ def generate(
     none is replaced without --overwrite.
     """
     finite("--rescale", rescale, 0.0, 1.0)
+    # Prompts of the command line come first, and are numbered before those of a file.
     captions = [*(prompts or []), *(_read_prompts(prompts_file) if prompts_file else [])]
     if not captions:
         raise UserError('no prompt; for example: segue generate runs/mine "a soft violin playing C 5"')
@@ -63,11 +64,14 @@ def generate(
         _refuse_not_text(caption)
     sampling = Sampling(steps, solver, guidance, rescale)
     place = device_of(device)
+    # The number of the take stands in the name: any file can be made again by its number.
     paths = [out / f"{take + index:03d}-{_slug(caption)}.wav" for index, caption in enumerate(captions)]
+    # All names are checked before the model is loaded: nothing is half done.
     if not overwrite:
         _refuse_existing(paths)
     pipeline = Pipeline.load(run, weights, place)
     pipeline.samples_of(seconds)
+    # Words that the encoder cuts or does not know are told: the sound cannot follow them.
     counts = count_tokens(pipeline.conditioner, captions)
     for note in counts.notes("prompt") if counts else []:
         print(f"note: {note}", file=sys.stderr)
@@ -87,6 +91,7 @@ def _generate(
     batch_size: int,
 ) -> None:
     """Compute batch after batch, and write each before the next one begins."""
+    # Heun evaluates twice a step, but for the last one.
     per_batch = 2 * sampling.steps - 1 if sampling.solver == "heun" else sampling.steps
     done = 0
     with Meter("generating", per_batch * -(-len(captions) // batch_size), unit="evaluations", first_line_sec=15) as bar:
@@ -98,6 +103,7 @@ def _generate(
 
         for first in range(0, len(captions), batch_size):
             part = captions[first : first + batch_size]
+            # Noise is keyed by the take's number, so that batches of any size give the same sounds.
             waves = pipeline.generate(
                 part,
                 seconds=seconds,
@@ -107,6 +113,7 @@ def _generate(
                 first=take + first,
                 on_step=advance,
             )
+            # Written at once: a killed command keeps what it has made.
             for index, wave in enumerate(waves, first):
                 comment = f"{about} take {take + index}"
                 write_wav(paths[index], wave.numpy(), pipeline.codec.sample_rate_hz, captions[index], comment)
@@ -122,6 +129,7 @@ def _refuse_existing(paths: Sequence[Path]) -> None:
 
 def _refuse_not_text(caption: str) -> None:
     try:
+        # Surrogates of a terminal that is not UTF-8 cannot be encoded.
         caption.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"prompt {printable(caption)!r}: not UTF-8; hint: set the terminal to UTF-8") from error
@@ -129,6 +137,7 @@ def _refuse_not_text(caption: str) -> None:
 
 def _read_prompts(path: Path) -> list[str]:
     try:
+        # Editors of some systems put a byte order mark before UTF-8; utf-8-sig takes it off.
         return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except OSError as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror

@@ -30,6 +30,7 @@ def device_of(name: str) -> str:
         return name
     if kind != "cuda" or (":" in name and not number.isdecimal()):
         raise UserError(f"--device {name}: no such device; hint: cpu, cuda, cuda:1, mps or auto")
+    # Counted only where CUDA can be used at all.
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(number or 0) >= count:
         there = f"{count} of them are here" if count else "there is none here"
@@ -48,6 +49,7 @@ def finite(name: str, value: float | None, low: float = -math.inf, high: float =
     """
     if value is None:
         return
+    # NaN compares false either way, and is caught by the next line.
     fits = low < value <= high if above else low <= value <= high
     if math.isfinite(value) and fits:
         return
@@ -72,6 +74,7 @@ def check_option(name: str, value: object) -> None:
     elif name in _AT_LEAST_ONE and isinstance(value, int):
         finite(name, value, 1)
     elif name == "--seed" and isinstance(value, int) and not -(2**63) <= value < 2**63:
+        # Seeds of torch's generators have 64 bits.
         raise UserError(f"--seed {value}: hint: give a whole number of at most 18 digits")
     elif name == "--threads" and isinstance(value, int) and value < 0:
         raise UserError(f"--threads {value}: hint: give 1 or more, or 0 for PyTorch's choice")

@@ -24,6 +24,7 @@ def recipes(
     table = Table(name_column, "regime", "times", "alignment", "what it is", box=None, pad_edge=False)
     for name, make in RECIPES.items():
         config = make()
+        # A recipe describes itself: its docstring is the text of the list.
         words = " ".join((make.__doc__ or "").split())
         table.add_row(name + (" (default)" if name == DEFAULT_RECIPE else ""), *in_brief(config.policy), words)
     console.print(table)
@@ -50,6 +51,7 @@ def in_brief(policy: Policy) -> tuple[str, str, str]:
     timesteps = policy.timesteps
     alignment = policy.alignment
     read = f"r = {regime.constant:g}" if regime.signal == "constant" else regime.signal
+    # The regime matters only where something follows it: else "-" says that nothing does.
     driven = timesteps.distribution != "static" or (alignment.weight > 0 and alignment.schedule == "decay")
     times = str(policy.static_timesteps) if timesteps.distribution == "static" else timesteps.distribution
     teacher = f"{alignment.weight:g} {alignment.schedule}" if alignment.weight else "-"

@@ -83,12 +83,14 @@ def upsample(
     """
     if len(places) not in (2, 3):
         raise UserError("give IN and OUT, or RUN, IN and OUT; for example: segue upsample default old new")
+    # RUN is left out in most calls, so that places are counted from the end.
     run, source, out = ("default", *places)[-3:]
     jobs = find_jobs(Path(source), Path(out), follow_links)
     settings = _settings(rate, cutoff, steps, seed, max_memory, chunk_seconds, stereo, container, subtype, overwrite,
                          skip_existing)  # fmt: skip
     # The model is loaded once; settings that it cannot meet are refused before the first file.
     resolver = load_resolver(run, weights, device_of(device))
+    # What the model can do is known only now.
     settings = _fitted(settings, resolver)
     failures = 0
     taken: set[Path] = set()
@@ -99,14 +101,17 @@ def upsample(
         done += seconds
         meter.update(done)
 
+    # The total counts what headers claim: it is for the meter alone.
     total_sec = sum(_seconds(job) for job in jobs)
     with Meter("upsampling", total_sec, unit="s of sound", rate_as="{:.1f} times real time") as meter:
         for job in jobs:
+            # A file that fails is a line of its own, and the others are done.
             line = _one(job, resolver, settings, dry_run, skip_bad, taken, advance)
             failures += line["status"] == "failed"
             print(_json(line), flush=True)
     if failures and len(jobs) > 1:
         print(f"{failures} of {len(jobs)} files failed", file=sys.stderr)
+    # A shell takes an exit code above 125 for a signal or a command that it could not run.
     return min(failures, _MOST_FAILURES)
 
 
@@ -130,6 +135,7 @@ def _settings(
     if subtype is not None and subtype.upper() not in SUBTYPES:
         raise UserError(f"--subtype {subtype}: use one of {', '.join(SUBTYPES)}")
     return Settings(
+        # 0 stands for the model's rate, which is not known before it is loaded.
         rate_hz=rate or 0,
         cutoff_hz=cutoff,
         steps=steps,
@@ -157,6 +163,7 @@ def _fitted(settings: Settings, resolver: Resolver) -> Settings:
             f"--rate {rate_hz}: this model makes {model_hz} Hz, and more would hold nothing more; hint: --rate "
             f"{model_hz} or less, or a model trained at {rate_hz} Hz"
         )
+    # The peak after loading the model: what a memory limit has left for chunks.
     return replace(settings, rate_hz=rate_hz, in_use=peak_bytes())
 
 
@@ -173,6 +180,7 @@ def _one(
     status = "failed"
     try:
         work = prepare(job, resolver, settings, taken)
+        # Taken also in a dry run, which then shows that two outputs would have one name.
         taken.add(work.output)
         line = describe(work, settings, resolver) if dry_run else carry_out(work, resolver, settings, advance)
     except BadAudio as error:
@@ -183,6 +191,7 @@ def _one(
     except OSError as error:  # such as a name that is too long with the output's suffix
         reason = f"{job.source}: {error.strerror or error}; hint: rename it, or see that its folder can be read"
     except (MemoryError, RuntimeError) as error:
+        # Other RuntimeErrors are our own faults, and must show as such.
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         reason = f"{job.source}: out of memory ({first_line(error)}); hint: a lower --max-memory or --chunk-seconds"
@@ -205,6 +214,7 @@ def _json(line: dict) -> str:
     """One line of JSON; names that are no text come through as what json reads back to the same name."""
     text = json.dumps(line, ensure_ascii=False, allow_nan=False)
     try:
+        # A name of bytes that are no UTF-8 is written in escapes, from which json reads it back.
         text.encode()
     except UnicodeEncodeError:
         return json.dumps(line, allow_nan=False)

@@ -62,6 +62,7 @@ class _Checked(TyperCommand):
     def invoke(self, ctx):
         from segue.cli.options import check_option
 
+        # Before the verb begins: the checks know options by name, and need no code in each verb.
         for parameter in self.params:
             if parameter.name in ctx.params:
                 check_option(parameter.opts[0], ctx.params[parameter.name])
@@ -77,6 +78,7 @@ class _Deferred(TyperCommand):
 
     def loaded(self):
         """The command itself, with its options."""
+        # A small application of its own turns the function's annotations into options.
         app = typer.Typer(add_completion=False, rich_markup_mode=None)
         app.command(self.name, cls=_Checked)(self.verb.function())
         return typer.main.get_command(app)
@@ -101,6 +103,7 @@ class _Verbs(TyperGroup):
             if isinstance(verb, Verb):
                 self.add_command(_Deferred(name, verb), name)
                 continue
+            # A former name is a hidden group of the same verbs.
             for called in filter(None, (name, verb.former)):
                 group = _Verbs(name=called, help=verb.summary, rich_markup_mode=None, hidden=called != name)
                 group.add_verbs(verb.verbs)
@@ -139,6 +142,7 @@ def make_command(summary: str, version: str, verbs: Mapping[str, Verb | Group]):
 def run_command(command, name: str, arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit: 0 done, 2 a mistake that the user can correct in one line, 130 interrupted."""
     try:
+        # standalone_mode=False hands errors to us: typer would print boxes of its own.
         code = command.main(arguments, prog_name=name, standalone_mode=False)
     except UserError as error:
         sys.exit(_complain(name, str(error), 2))

@@ -59,6 +59,7 @@ def _is_pretrained(folder: Path) -> bool:
     """Whether a folder holds a model of transformers or diffusers; our own runs have a config.json of another sort."""
     configs = [path for path in (folder / "config.json", folder / "vae" / "config.json") if path.is_file()]
     texts = [path.read_text(encoding="utf-8", errors="replace") for path in configs]
+    # Other folders have a config.json, too; these two keys are those libraries' own.
     return any('"model_type"' in text or '"_class_name"' in text for text in texts)
 
 
@@ -84,10 +85,12 @@ def load_codec(name_or_path: str, sample_rate_hz: int | None = None) -> Codec:
     if name_or_path in CODECS:
         codec = CODECS[name_or_path](sample_rate_hz)
     elif _is_pretrained(path):
+        # A folder that exists wins over a hub name of the same spelling.
         codec = _pretrained(name_or_path, sample_rate_hz)
     elif path.exists():
         codec = _trained(path, sample_rate_hz)
     elif re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name_or_path) and name_or_path[0] != ".":
+        # OWNER/NAME with a revision, but no path such as ./codec.
         codec = _pretrained(name_or_path, sample_rate_hz)
     else:
         raise UserError(

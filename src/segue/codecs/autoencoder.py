@@ -153,23 +153,29 @@ class Autoencoder(nn.Module):
 
     def analyse(self, wave: Tensor) -> Analysis:
         """[B, T] -> two frames per latent frame; T is padded with silence to whole latent frames."""
+        # Whole latent frames, so that the decoder gives as many back.
         length = ceil(wave.shape[-1] / self.config.hop_samples) * self.config.hop_samples
         spectrum = self._stft(F.pad(wave, (0, length - wave.shape[-1])))
+        # The first frame has none before it: its advance is that of silence, without a phase.
         before = F.pad(spectrum, (0, 0, 1, 0))[:, :-1]
+        # Less what the bin's centre turns in a hop anyway: what is left is small and smooth.
         turned = spectrum * before.conj() * self.centre_advance.conj()
         size = turned.abs()
+        # A floor below any magnitude that counts, where there is no angle.
         advance = turned / size.clamp_min(1e-20)
         return Analysis((spectrum.abs() + self.config.floor).log(), advance, size.sqrt())
 
     def encode(self, analysis: Analysis) -> tuple[Tensor, Tensor]:
         """Posterior mean and log-variance, each [B, C, L]."""
         assert analysis.weight is not None, "a prediction is not encoded again"
+        # Advances of silence are noise; weighed by loudness, they fade out of the input.
         advance = analysis.advance * analysis.weight**0.3
         features = torch.cat([(analysis.log_magnitude + 7) / 3.5, advance.real, advance.imag], dim=-1)
         x = self.encoder_fast(self.enter(features))
         x = self.down(x.reshape(x.shape[0], x.shape[1] // 2, -1))
         posterior = self.to_posterior(self.encoder_slow(x)).transpose(1, 2)
         mean, log_variance = posterior.chunk(2, dim=1)
+        # Bounded, since exp of it is a deviation that noise is multiplied with.
         return mean, log_variance.clamp(-12, 4)
 
     def predict(self, latents: Tensor) -> Analysis:
@@ -181,6 +187,7 @@ class Autoencoder(nn.Module):
 
     def synthesise(self, prediction: Analysis, samples: int) -> Tensor:
         """An analysis -> [B, samples]: phases by adding up advances, then fast Griffin-Lim iterations."""
+        # Clamped where untrained latents could overflow; the floor that the analysis added is taken off.
         magnitude = (prediction.log_magnitude.clamp(max=3).exp() - self.config.floor).clamp_min(0)
         frame = torch.arange(magnitude.shape[1], device=magnitude.device)[:, None]
         # Half a turn from bin to bin puts a frame's energy at its centre, so that a partial's bins start in step.
@@ -190,6 +197,7 @@ class Autoencoder(nn.Module):
         last = torch.zeros_like(estimate)
         for _ in range(self.config.refinements):
             consistent = self._stft(self._istft(estimate))
+            # The acceleration of fast Griffin-Lim (Perraudin et al. 2013), by .9 of the last step.
             pushed = consistent + 0.9 * (consistent - last)
             last = consistent
             estimate = magnitude * pushed / pushed.abs().clamp_min(1e-12)
@@ -203,6 +211,7 @@ class Autoencoder(nn.Module):
         """
         wanted, found = (x.square().sum(-1).sqrt() for x in (magnitude, self._stft(wave).abs()))
         gain = (2 * (wanted + 1e-7) / (found + 1e-7)).clamp(max=1)
+        # The lowest of three neighbouring gains, since a window spreads over them.
         gain = -F.max_pool1d(-F.pad(gain, (1, 1), value=1.0)[:, None], 3, 1)
         return wave * F.interpolate(gain, scale_factor=self.stft_hop, mode="linear")[:, 0]
 
@@ -220,6 +229,7 @@ class Autoencoder(nn.Module):
         side = (self.window_samples - self.stft_hop) // 2
         squares = (self.window**2).expand(1, count, -1)
         wave, envelope = (_overlap(x, hop) for x in (frames, squares))
+        # Windows overlap to a sum that is not flat at the ends: divided by it, the inverse is least squares.
         return (wave / envelope.clamp_min(1e-3))[:, side : side + count * hop]
 
 
@@ -261,11 +271,13 @@ class AutoencoderCodec(Codec):
     def decode(self, latents: Tensor, samples: int) -> Tensor:
         """[B, C, L] -> [B, samples]. Weights are frozen; a gradient passes to the latents where they ask for one."""
         latents = latents.to(self.network.latent_mean.device, torch.float32)
+        # Statistics first taken off, now put back: the network knows raw latents only.
         raw = latents * self.network.latent_std[:, None] + self.network.latent_mean[:, None]
         return self.network.synthesise(self.network.predict(raw), samples)
 
     def fingerprint(self) -> dict:
         """Configuration and hash of what makes latents, so that a cache outlives a refined decoder."""
+        # What the decoder alone has does not change latents, and so no cache.
         config = {k: v for k, v in asdict(self.config).items() if k not in ("decoder_blocks", "refinements")}
         return {"codec": self.name, **config, "latents_sha256": self.weights_sha256(latents_only=True)}
 
@@ -317,6 +329,7 @@ def load_autoencoder(path: Path) -> AutoencoderCodec:
         )
     try:
         config = AutoencoderConfig.from_json(json.loads(metadata["config"]))
+        # A made-up configuration could ask for so many blocks that building them alone takes for ever.
         if not sum(config.encoder_blocks) + sum(config.decoder_blocks) <= len(tensors):
             raise ValueError(f"more blocks than its {len(tensors)} tensors")
         with torch.device("meta"):  # shapes before memory: a configuration may claim more than there is
@@ -333,6 +346,7 @@ def load_autoencoder(path: Path) -> AutoencoderCodec:
 
 def _misfit(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
     """The first tensor that is missing, unknown or of another shape, in words; empty where all fit."""
+    # Sorted, so that the same file always gives the same message.
     for name in sorted(found.keys() | wanted.keys()):
         shapes = [list(tensors[name].shape) if name in tensors else None for tensors in (found, wanted)]
         if shapes[0] != shapes[1]:

@@ -31,10 +31,13 @@ class GainShapeCodec(SpectralCodec):
         super().__init__(sample_rate_hz, compression)
         self.levels = self.hop_samples // BAND_BINS
         self.channels = self.levels + self.window_samples
+        # The last band takes the bins that are left over, Nyquist's among them.
         band = (torch.arange(self.hop_samples + 1) // BAND_BINS).clamp(max=self.levels - 1)
+        # Real parts of all bins, then imaginary parts of those between the first and the last.
         self._band = torch.cat([band, band[1:-1]])  # of each channel of the spectral codec
         counts = torch.bincount(band, minlength=self.levels).float()
         self._sum = torch.zeros(self.levels, self.window_samples)  # squares of channels -> mean squares of bands
+        # A matrix instead of a loop: one product gives all bands.
         self._sum[self._band, torch.arange(self.window_samples)] = 1 / counts[self._band]
 
     def encode(self, wave: Tensor) -> Tensor:
@@ -45,6 +48,7 @@ class GainShapeCodec(SpectralCodec):
         """
         spectrum = super().encode(wave)
         level = (self._rms(spectrum) + FLOOR).log()
+        # Divided by the level, every band is about 1, however soft.
         return torch.cat([level + OFFSET, spectrum * (-level).exp()[:, self._band.to(wave.device)]], dim=1)
 
     def decode(self, latents: Tensor, samples: int) -> Tensor:
@@ -54,6 +58,7 @@ class GainShapeCodec(SpectralCodec):
         shape = latents[:, self.levels :]
         # Levels beyond full scale by 60 dB come from a model that has not learned yet; raised to 1 / c they overflow.
         wanted = (level.clamp(max=2.0).exp() - FLOOR).clamp_min(0.0)
+        # The shape's own level is taken out first: averaging may have lowered it.
         gain = wanted / self._rms(shape).clamp_min(1e-12)
         return super().decode(shape * gain[:, self._band.to(latents.device)], samples)
 
@@ -61,6 +66,7 @@ class GainShapeCodec(SpectralCodec):
         """[B] cutoffs -> [B, C] bool: the channels of bands that lie wholly below (a bin over, where edges round)."""
         edges_hz = (torch.arange(self.levels) + 1) * BAND_BINS * self.sample_rate_hz / self.window_samples
         slack_hz = self.sample_rate_hz / self.window_samples / 2
+        # Half a bin of slack: a cutoff that should be a band's edge may lie below it by rounding.
         below = edges_hz <= cutoff_hz[:, None].cpu() + slack_hz
         return torch.cat([below, below[:, self._band]], dim=1).to(cutoff_hz.device)
 

@@ -57,6 +57,7 @@ class PretrainedCodec(Codec):
     def decode(self, latents: Tensor, samples: int) -> Tensor:
         """[B, C, L] -> [B, samples]. A decoder may give some samples less than L hops: then silence ends it."""
         wave = self._decode(latents.to(self._device, torch.float32)).mean(dim=1)[:, :samples]
+        # Some decoders give a little less than whole hops.
         return F.pad(wave, (0, samples - wave.shape[-1]))
 
     def fingerprint(self) -> dict:
@@ -129,6 +130,7 @@ class EncodecCodec(PretrainedCodec):
         super().__init__(source, network, config.sampling_rate, config.audio_channels, sha256)
         self.channels = config.hidden_size + config.normalize
         self.hop_samples = prod(config.upsampling_ratios)
+        # Whole frames to a chunk: latents of chunks can then be joined.
         self.chunk_frames = None if config.chunk_length is None else config.chunk_length // self.hop_samples
         chunk = "" if self.chunk_frames is None else f" in chunks of {self.chunk_frames} frames"
         level = "normalised, its log level in the last channel" if config.normalize else "level as it is"
@@ -141,6 +143,7 @@ class EncodecCodec(PretrainedCodec):
     def _encode_chunk(self, wave: Tensor) -> Tensor:
         if not self.config.normalize:
             return self.network.encoder(wave)
+        # One level for both sides, so that the mean of the sides keeps it.
         level = wave.mean(dim=1, keepdim=True).square().mean(dim=-1, keepdim=True).sqrt().clamp_min(_LEAST_LEVEL)
         latents = self.network.encoder(wave / level)
         return torch.cat([latents, level.log().expand(-1, 1, latents.shape[-1])], dim=1)
@@ -152,6 +155,7 @@ class EncodecCodec(PretrainedCodec):
     def _decode_chunk(self, latents: Tensor) -> Tensor:
         if not self.config.normalize:
             return self.network.decoder(latents)
+        # Averaged over the chunk, since a generated level need not be constant.
         level = latents[:, -1:].mean(dim=-1, keepdim=True).exp()
         return self.network.decoder(latents[:, :-1]) * level
 
@@ -190,6 +194,7 @@ def load_pretrained_codec(name_or_path: str) -> PretrainedCodec:
     within = "vae/" if (folder / "vae" / "config.json").is_file() else ""
     folder = folder / within
     kind = _kind(name, folder)
+    # Only now the weights, of the one folder that holds the codec.
     model_folder("--codec", name, tuple(within + pattern for pattern in _WEIGHTS))
     weights = [path for pattern in _WEIGHTS for path in sorted(folder.glob(pattern))]
     if not weights:
@@ -204,6 +209,7 @@ def load_pretrained_codec(name_or_path: str) -> PretrainedCodec:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"--codec {name}: cannot load it ({first_line(error)}); save or fetch it anew") from error
     codec = {"dac": DacCodec, "encodec": EncodecCodec, "oobleck": OobleckCodec}[kind]
+    # The configuration belongs to the hash: the same weights read otherwise give other latents.
     return codec(name, network, sha256_of([folder / "config.json", *weights]))
 
 
@@ -220,6 +226,7 @@ def _kind(name: str, folder: Path) -> str:
         raise UserError(
             f"--codec {name}: no readable config.json there; give a folder saved with save_pretrained, or a hub name"
         ) from error
+    # diffusers names classes, transformers model types.
     kind = {"AutoencoderOobleck": "oobleck"}.get(found, found)
     if kind not in KINDS:
         raise UserError(f"--codec {name}: a {found} model is no codec known here; use a DAC, EnCodec or Oobleck model")
@@ -242,6 +249,7 @@ def _load_network(name: str, folder: Path, kind: str) -> Any:
 
         loader = {"dac": transformers.DacModel, "encodec": transformers.EncodecModel}[kind]
         network, info = loader.from_pretrained(folder, **options)
+    # The quantisers are not used, so that they may be missing.
     missing = [key for key in info["missing_keys"] if not key.startswith("quantizer.")]
     if missing:  # the libraries fill them with random numbers and go on
         raise UserError(

@@ -48,6 +48,7 @@ class LatentSpace:
             mask: [B, L] bool, True where a frame is real; None where all are.
         """
         x_0 = (latents - self.mean) / self.std
+        # Zero, exactly: padding must look the same whatever the statistics are.
         return x_0 if mask is None else x_0 * mask[:, None]
 
     def scaled(self, mean: Tensor, std: Tensor) -> LatentSpace:

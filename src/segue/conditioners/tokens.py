@@ -74,8 +74,10 @@ def fit_tokens(
     if max_tokens is not None:
         return conditioner.with_max_tokens(max_tokens)
     counts = count_tokens(conditioner, captions)
+    # Only where nothing would change: neither more nor less room.
     if counts is None or counts.longest <= conditioner.max_tokens == least:
         return conditioner
+    # Sizes in steps: a few more words in a set then leave its cache as it is.
     needed = max(least, next((size for size in _SIZES if size >= counts.longest), _SIZES[-1]))
     return conditioner.with_max_tokens(min(needed, conditioner.most_tokens))
 

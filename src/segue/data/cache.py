@@ -149,6 +149,7 @@ class LatentCache:
 
     def batch(self, indices: Sequence[int], choice: Sequence[int] | None = None, with_teacher: bool = False) -> Batch:
         """These rows; see `text` for `choice`."""
+        # Teacher features are read only where they are asked for: they are most of a batch's bytes.
         teacher = self.teacher(indices) if with_teacher else None
         return Batch(*self.latents(indices), *self.text(indices, choice), teacher, list(indices))
 
@@ -168,10 +169,12 @@ class LatentCache:
         mask = torch.zeros(len(indices), self.text_tokens, dtype=torch.bool)
         for b, (i, which) in enumerate(zip(indices, choice or [0] * len(indices), strict=True)):
             rows = self._index[i]["caption_rows"]
+            # Modulo, so that one choice serves rows with different numbers of captions.
             number = rows[which % len(rows)]
             shard = bisect_right(self._text_ends, number)
             row = number - (self._text_ends[shard - 1] if shard else 0)
             text = self._shard(self.meta["text_shards"][shard]["file"])
+            # Shards are padded to their own longest caption, batches to the cache's: shapes then never change.
             length = text.shape("tokens")[1]
             tokens[b, :length] = torch.from_numpy(text.row("tokens", row))
             mask[b, :length] = torch.from_numpy(text.row("mask", row))
@@ -221,6 +224,7 @@ class _ShardFile:
     """One safetensors file, of which single rows are read."""
 
     def __init__(self, path: Path) -> None:
+        # The head is then read again by hand, for the offsets: rows are read in place, without mapping the whole file.
         read_tensors(path, names=())  # safetensors' own checks of the head: sizes, offsets, overlaps
         self._path = path
         self._file = path.open("rb", buffering=0)
@@ -243,6 +247,7 @@ class _ShardFile:
         dtype = _DTYPES[entry["dtype"]]
         shape = entry["shape"][1:]
         size = dtype.itemsize * int(np.prod(shape))
+        # A bytearray, so that torch gets memory that it may write into.
         data = bytearray(_read_at(self._file, size, self._first + entry["data_offsets"][0] + row * size))
         if len(data) < size:
             raise UserError(f"{self._path}: ends too early; hint: delete it and meta.json, run segue encode again")
@@ -273,12 +278,14 @@ def _check_form(path: Path, meta: dict, index: list[dict]) -> None:
         text_rows = sum(s["rows"] for s in meta["text_shards"])
         files = [s["file"] for s in (*meta["shards"], *meta["text_shards"])]
         sane = (
+            # Names are followed to files: a name with a slash could lead out of the folder.
             all(_SHARD_NAME.fullmatch(name) for name in files)
             and all(type(s["rows"]) is int and s["rows"] > 0 for s in meta["text_shards"])
             and len(index) > 0
         )
         for row in index:
             check_row(row, meta)
+            # `type(...) is int`, not isinstance: JSON's true and false are ints to Python.
             sane = (
                 sane
                 and all(type(n) is int for n in (row["row"], *row["caption_rows"]))
@@ -287,6 +294,7 @@ def _check_form(path: Path, meta: dict, index: list[dict]) -> None:
                 and all(0 <= c < text_rows for c in row["caption_rows"])
             )
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        # Every lookup above may fail in its own way on a made-up file; the reader gets one line.
         raise UserError(_malformed(path, f"{type(error).__name__}: {first_line(error)}")) from error
     if not sane:
         raise UserError(_malformed(path, "entries out of range"))
@@ -298,6 +306,7 @@ def refuse_other_parts(path: Path | str, meta: dict, codec: dict | None, text: d
         UserError: the cache was not made with this codec or text encoder, where one is given.
     """
     for part, wanted in (("codec", codec), ("text", text)):
+        # Through JSON and back: tuples of a fingerprint come back from a file as lists.
         if wanted is not None and json.loads(json.dumps(wanted)) != meta[part]:
             found = difference({part: meta[part]}, {part: json.loads(json.dumps(wanted))})
             raise UserError(f"{path}: made with another {part} ({found}); hint: encode again into another folder")
@@ -309,12 +318,14 @@ def check_meta(meta: dict) -> None:
     Raises:
         KeyError, TypeError, ValueError, AttributeError, RuntimeError: parts missing, of another kind, or out of range.
     """
+    # Looked up alone: a missing part raises here instead of hours later.
     for part in ("codec", "text", "teacher", "teacher_source", "teacher_frame_rate_hz", "counts", "dtype"):
         meta[part]
     counts = [meta[n] for n in ("channels", "frames", "text_dim", "text_tokens", "sample_rate_hz", "hop_samples")]
     mean = torch.tensor(meta["statistics"]["mean"])
     std = torch.tensor(meta["statistics"]["std"])
     sane = (
+        # Bounded counts: buffers are sized by them.
         all(type(n) is int and 0 < n < 1 << 31 for n in counts)
         and mean.shape == std.shape == (meta["channels"],)
         and bool(mean.isfinite().all() and std.isfinite().all() and (std > 0).all())
@@ -338,6 +349,7 @@ def check_row(row: dict, meta: dict) -> None:
         and 0 < row["frames"] <= meta["frames"]
         and isinstance(row["split"], str)
         and isinstance(row["fields"], dict)
+        # Starts and lengths have been through rounding to samples.
         and 0 < row["length_sec"] <= meta["seconds"] + 1e-6
         and len(row["captions"]) > 0
     )

@@ -58,6 +58,7 @@ def finish_cache(
             "rows": len(index),
             "clips": len({row["id"] for row in index}),
             "captions": sum(len(shard.items) for shard in text_shards),
+            # Variants are the same sound again: they add rows, but no hours.
             "hours": sum(row["length_sec"] for row in index if "variant" not in row) / 3600,
             "splits": {split: splits.count(split) for split in sorted(set(splits))},
         },
@@ -85,8 +86,10 @@ def _statistics(out: Path, index: list[dict], mode: str) -> dict:
     Read back from the shards, so that a resumed build gets the same bits as an uninterrupted one. A set without a
     train split takes all its rows.
     """
+    # Padding is no sound: only real frames count.
     count, total, square = _moments(out, index, lambda shard, row: shard["latents"][row["row"], :, : row["frames"]])
     if mode == "global":
+        # The mean of the channels' means and mean squares is that of all values, since each channel has as many frames.
         total, square = total.mean().expand_as(total), square.mean().expand_as(square)
     mean = total / count
     # Cancellation costs at most 1e-16 of the mean square: harmless unless std is below 1e-8 of the mean.
@@ -115,18 +118,21 @@ def _teacher_statistics(out: Path, index: list[dict], teacher: Teacher) -> dict:
     count, total, square = _moments(out, index, real_frames)
     mean = total / count
     std = (square / count - mean.square()).clamp(min=0).sqrt()
+    # Relative to the root mean square, so that a teacher's own scale does not matter.
     alive = std > 1e-3 * (square / count).mean().sqrt()
     if float(alive.double().mean()) < 0.05:
         raise UserError(
             f"--teacher {teacher.source}: {int(alive.sum())} of its {teacher.dim} features move over this data: it is "
             "collapsed, or its weights never loaded; hint: choose another teacher or --teacher-layer"
         )
+    # A dead feature gets the largest spread: divided by it, its noise stays small.
     std = torch.where(alive, std, std.max())
     return {"mean": mean.tolist(), "std": std.tolist(), "frames": count}
 
 
 def _moments(out: Path, index: list[dict], frames_of: Callable) -> tuple[int, Tensor, Tensor]:
     """Count, sum and sum of squares over the train split's frames, in float64; frames_of gives a row's [C, frames]."""
+    # Validation must not shape what training is standardised with, unless there is nothing else.
     rows = [row for row in index if row["split"] == "train"] or index
     by_shard: dict[str, list[dict]] = {}
     for row in rows:
@@ -136,6 +142,7 @@ def _moments(out: Path, index: list[dict], frames_of: Callable) -> tuple[int, Te
     for name, members in by_shard.items():
         shard = read_tensors(out / "shards" / name)
         for row in members:
+            # Sums over hours of frames need float64.
             valid = frames_of(shard, row).double()
             count += valid.shape[1]
             total, square = total + valid.sum(dim=1), square + valid.square().sum(dim=1)

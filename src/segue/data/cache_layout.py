@@ -94,12 +94,14 @@ class Parts:
             "schema_version": SCHEMA_VERSION,
             "codec": self.codec.fingerprint(),
             "text": self.conditioner.fingerprint(),
+            # A teacher changes latent shards' names too, since both stand in one file.
             "teacher": None if self.teacher is None else self.teacher.fingerprint(),
             "seconds": self.seconds,
             "dtype": self.dtype,
         }
         if self.variants > 1:  # named only then: caches of before there were any stay what they are
             settings["variants"] = self.variants
+        # As it will be read back: tuples become lists, so that comparisons with a file hold.
         return json.loads(json.dumps(settings))
 
 
@@ -129,7 +131,9 @@ def shards_of(items: Sequence, size: int, common: object, key: Callable, what: s
             digest = sha256(json.dumps(common, sort_keys=True).encode())
         part.append(item)
         digest.update(b"\n" + text)
+        # An item ends a shard by its own hash, so that where others come or go, cuts stay where they were.
         is_end = int.from_bytes(sha256(text).digest()[:8], "big") % max(1, size // 2) == 0
+        # Never below half the size, so that no chain of hash hits makes crumbs; never above twice.
         if len(part) >= 2 * size or (is_end and len(part) >= size // 2):
             shards.append(Shard(f"{what}-{digest.hexdigest()[:32]}.safetensors", part))
             part = []
@@ -148,13 +152,17 @@ def segments_of(clip: Clip, inspection: Inspection, parts: Parts) -> Iterator[Se
     rate_hz = parts.codec.sample_rate_hz
     whole = parts.samples
     total = max(1, round(clip.seconds(inspection.seconds) * rate_hz))
+    # Only what is trained on is varied: validation and test measure recorded sounds.
     for number in range(parts.variants if clip.split == "train" else 1):
+        # Seeded by content and number alone: a variant is the same whatever else is in the set, and in whatever order.
         draw = np.random.default_rng([int(inspection.sha256[:15], 16), number])
         later = round(draw.random() * (whole if total > whole else MOST_DELAY_SEC * rate_hz)) if number else 0
         gain_db = -MOST_SOFTER_DB * round(draw.random(), 3) if number else 0.0
+        # A long file is cut elsewhere, a short one begins later: either way other frames hold other sound.
         first, delay = (later, 0) if total > whole else (0, min(later, total - 1))
         for start in range(first, total, whole):
             samples = min(whole - delay, total - start)
+            # The first segment is kept however short it is: a clip must have a row.
             if start > first and samples < SHORTEST_REST * whole:
                 break
             frames = min(parts.frames, parts.codec.latent_frames(delay + samples))
@@ -177,7 +185,9 @@ def index_of(shards: list[Shard], captions: list[str]) -> list[dict]:
             "caption_rows": [number[caption] for caption in segment.clip.captions],
             "start_sec": segment.start_sec,
             "length_sec": segment.length_sec,
+            # Through JSON, as it will be read back: indices in memory and on disk then compare.
             "fields": json.loads(json.dumps(segment.clip.fields)),
+            # Named only then, so that the rows of recordings are what they were before there were variants.
             **({} if segment.variant == RECORDED else {"variant": asdict(segment.variant)}),
         }
         for shard in shards
@@ -207,12 +217,15 @@ def refuse_other_settings(out: Path, settings: dict) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; hint: name a new or empty folder")
     made_with = next((p for p in (out / "meta.json", out / "building.json") if p.exists()), None)
+    # A folder with other files is never taken over: it may hold somebody's work.
     if made_with is None:
         if out.exists() and any(p.name != "shards" and p.suffix != ".tmp" for p in out.iterdir()):
             raise UserError(f"{out}: holds files that are not a latent cache; hint: name a new or empty folder")
         return
+    # Caches of before variants existed were made with one.
     found = {"variants": 1} | read_json(made_with)
     settings = {"variants": 1} | settings
+    # Captions alone are embedded anew then, so that this difference refuses nothing.
     if isinstance(found.get("text"), dict) and "max_tokens" in found["text"] and "max_tokens" in settings["text"]:
         found["text"] = found["text"] | {"max_tokens": settings["text"]["max_tokens"]}
     if any(found.get(name) != value for name, value in settings.items()):
@@ -252,6 +265,7 @@ def changes(found: list[dict], index: list[dict]) -> str:
         for ids, word in ((changed, "changed"), (new, "new"), (gone, "gone"))
         if ids
     ]
+    # Not one common content: somebody named the wrong folder, and updating would delete the right cache.
     if not set(then.values()) & set(now.values()):
         raise UserError("made from other files: " + ", ".join(counts))
     return printable(", ".join(counts) or "captions, splits or fields differ")
@@ -259,6 +273,7 @@ def changes(found: list[dict], index: list[dict]) -> str:
 
 def is_same_set(found: list[dict], index: list[dict]) -> bool:
     """Whether two indices describe the same rows alike, whatever shards these are in."""
+    # Where a row stands may change with the sizes of shards, and says nothing about the set.
     places = ("shard", "row")
 
     def without_places(rows: list[dict]) -> list[dict]:

@@ -68,6 +68,7 @@ class CheckReport:
 def inspect_file(path: Path) -> Inspection:
     """Decode and hash one file. What cannot be used is not hashed: it may claim, or be, gigabytes of nothing."""
     try:
+        # Dangling links are told apart, since what helps is a fetch and not another file.
         if is_dangling(path):
             return Inspection("", None, None, "a dangling link: the file is elsewhere (git annex get, or dvc pull)")
         header, levels = examine(path)
@@ -89,12 +90,14 @@ def inspect_clips(clips: Sequence[Clip], workers: int = 4) -> list[Inspection]:
         try:
             inspections = list(track(pool.map(inspect_file, paths), len(paths), "checking files", "files"))
         except BaseException:
+            # Without this, Ctrl-C would wait for thousands of files that are queued.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     by_path = dict(zip(paths, inspections))
     found = []
     for clip in clips:
         inspection = by_path[clip.path]
+        # A file's own fault comes before that of one stretch of it.
         problem = inspection.problem or clip.stretch_problem(inspection.seconds)
         found.append(inspection if problem is None else replace(inspection, problem=problem))
     return found
@@ -126,11 +129,13 @@ def check_listing(listing: Listing, workers: int = 4) -> tuple[CheckReport, Usab
     # What is counted over the usable clips.
     headers = [inspection.header for _, inspection in good if inspection.header is not None]
     contents = [inspection.sha256 for _, inspection in good]
+    # Splits are made of usable clips only: a bad file must not move others between splits.
     split = split_clips([clip for clip, _ in good], contents, lambda index: good[index][1].seconds)
     missing = missing_split_note(split.clips)
     # What is counted over captions, and over files: several clips may share one.
     captions = [caption for clip in clips for caption in clip.captions]
     words = [len(caption.split()) for caption in captions]
+    # A path once, so that stretches of one file are no duplicates of each other.
     paths = {clip.path: inspection for clip, inspection in good}
     by_content: dict[str, list[str]] = {}
     for path, inspection in paths.items():

@@ -68,14 +68,17 @@ def caption_from_name(path: PurePosixPath) -> str:
 
     Underscores, dashes and capitals part words; numbers go, note names (C4, F#3) stay. Empty where nothing is left.
     """
+    # macOS writes accents apart from their letters: without this, words would part there.
     path = PurePosixPath(normalize("NFC", str(path)))
     words = _words_of(path.stem)
+    # Names such as "piano/piano C4" would say everything twice.
     folder = [w for w in _words_of(path.parent.name) if w not in words] if path.parent.name else []
     return ", ".join(" ".join(part) for part in (words, folder) if part)
 
 
 def _words_of(name: str) -> list[str]:
     words = []
+    # CamelCase is parted first; # and digits stay with the letters before them, for note names.
     for word in re.findall(r"[^\W_]+#?\d*", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)):
         if re.fullmatch(r"[A-Ga-g](#|b)?-?\d", word):
             words.append(word[0].upper() + word[1:])
@@ -96,6 +99,7 @@ def caption_text(where: str, text: str) -> str:
         raise UserError(
             f"{where}: a caption of {len(text):,} characters, up to {MOST_CAPTION_CHARACTERS:,} are read; hint: cut it"
         )
+    # After white space has been made single: tabs and line ends are control characters too.
     refuse_control(where, "the caption", cleaned := " ".join(text.split()))
     return cleaned
 

@@ -125,6 +125,7 @@ def roles_of(names: Iterable[str], chosen: dict[str, str]) -> Roles:
 
 @lru_cache(maxsize=256)
 def _roles_of(names: tuple[str, ...], chosen: tuple[tuple[str, str], ...]) -> Roles:
+    # The first of two columns that look alike wins: the order of the list is its owner's.
     by_plain: dict[str, str] = {}
     for name in names:
         by_plain.setdefault(plain(name), name)
@@ -146,10 +147,12 @@ def _roles_of(names: tuple[str, ...], chosen: tuple[tuple[str, str], ...]) -> Ro
     # The others by their usual names; "offset" is a start or an end, whichever its neighbours leave.
     path = first_of("path", _PATH)
     start = first_of("start", _START)
+    # "onset, offset" are a start and an end, "offset, duration" a start and a length.
     ends = [*_END, "offset"] if start is not None and plain(start) == "onset" else _END
     end = first_of("end", ends)
     if start is None and end is None:
         start = first_of("start", ["offset"])
+    # A bare id names the file only where nothing else does.
     stems = () if path is not None else tuple(all_of("", _STEM)) or tuple(all_of("", ["id"]))
     return Roles(
         path=path,
@@ -167,6 +170,7 @@ def _roles_of(names: tuple[str, ...], chosen: tuple[tuple[str, str], ...]) -> Ro
 def _caption_columns(wanted: dict[str, list[str]], by_plain: dict[str, str]) -> tuple[str, ...]:
     if "caption" in wanted:
         return tuple(by_plain[plain(name)] for name in wanted["caption"])
+    # One column of a usual name is enough; numbered ones are taken together, where there is none.
     for name in _CAPTION:
         if name in by_plain:
             return (by_plain[name],)
@@ -218,8 +222,10 @@ def _path(where: str, row: dict, roles: Roles) -> str | None:
     path = row[roles.path]
     if isinstance(path, dict):  # as the datasets library writes an audio cell
         path = path.get("path")
+    # A NUL cannot be in a path; the operating system's own complaint would be a ValueError.
     if not isinstance(path, str) or not path.strip() or "\0" in path:
         raise UserError(f"{where}: no path; hint: give the sound file's path relative to the list")
+    # Longer than any system allows: a caption in the wrong column, by all odds.
     if len(path) > 4096:
         raise UserError(f"{where}: a path of {len(path):,} characters; hint: give the sound file's path")
     return path
@@ -233,6 +239,7 @@ def _captions(where: str, row: dict, roles: Roles) -> tuple[str, ...] | None:
     for column in roles.captions:
         value = _as_list(row[column])
         values += value if isinstance(value, list) else [value]
+    # Null captions are absent, not faulty: a file beside the sound may have them.
     if values and all(value is None for value in values):
         return None
     if len(roles.captions) > 1:  # caption_1 to caption_5: some rows have fewer
@@ -249,6 +256,7 @@ def _as_list(value):
     """A cell that holds a list of texts, as JSON or as Python prints it."""
     if not (isinstance(value, str) and value.startswith("[") and value.endswith("]")):
         return value
+    # JSON first, as most lists are written; literal_eval takes Python's quotes and runs nothing.
     for parse in (json.loads, ast.literal_eval):
         try:
             found = parse(value)
@@ -289,6 +297,7 @@ def _stretch(where: str, row: dict, roles: Roles) -> tuple[float, float | None]:
     start = _seconds(where, row, roles.start)
     end = _seconds(where, row, roles.end)
     length = _seconds(where, row, roles.duration) if roles.start is not None else None
+    # Without any time the row means its whole file, and a duration alone is only a description.
     if start is None and end is None:
         return 0.0, None
     if end is not None:
@@ -309,8 +318,10 @@ def _seconds(where: str, row: dict, column: str | None) -> float | None:
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     try:
+        # True is 1 second to float().
         if isinstance(value, bool):
             raise ValueError
+        # "1:30" and "0:01:30" are in use in lists that people write.
         parts = [float(part) for part in str(value).strip().split(":")]
         seconds = sum(part * 60.0**power for power, part in enumerate(reversed(parts)))
         if len(parts) > 3 or not math.isfinite(seconds) or min(parts) < 0:

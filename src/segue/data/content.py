@@ -21,6 +21,7 @@ def content_hash(path: Path) -> str:
         OSError: it cannot be read.
     """
     about = path.stat()
+    # Both times, since tools that copy or unpack set the first of them back.
     key = (path, about.st_size, getattr(about, "st_mtime_ns", 0), getattr(about, "st_ctime_ns", 0))
     if key not in _known:
         digest = sha256()

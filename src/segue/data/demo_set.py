@@ -84,14 +84,18 @@ def render_demo_set(
     _check_settings(settings)
     out = Path(out)
     manifest = out / "manifest.jsonl"
+    # A finished set returns before anything is imported or touched.
     if _is_complete(out, settings):
         return manifest
+    # The mark comes before the first file: an interrupted set is known by it.
     _begin(out, settings)
+    # The plan is drawn without sound, so that pieces can be rendered in any order by any process.
     rows = plan_demo_set(settings)
     pieces = [(out, settings, rows[start : start + CLIPS_PER_PIECE]) for start in range(0, clips, CLIPS_PER_PIECE)]
     with _pool(processes) as mapper:
         for _ in track(mapper(_render_piece, pieces), clips, "rendering the demo set", "clips", size=lambda n: n):
             pass
+    # The manifest only after all sounds, and the mark with its hash after that.
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_bytes(manifest, text.encode())
     mark = asdict(settings) | {"manifest_sha256": sha256(text.encode()).hexdigest()}
@@ -107,6 +111,7 @@ def plan_demo_set(settings: DemoSettings) -> list[dict]:
 
 
 def _plan_clip(settings: DemoSettings, index: int) -> dict:
+    # A generator for each clip: clip i is the same in a set of any size.
     rng = np.random.default_rng([settings.seed, index])
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
     if kind == "sequence":
@@ -114,6 +119,7 @@ def _plan_clip(settings: DemoSettings, index: int) -> dict:
         events = [_draw_event(rng, settings, start_sec=start, in_sequence=True) for start in (0.0, second)]
     else:
         events = [_draw_event(rng, settings, kind=kind)]
+    # Drawn before the split, since both come from one generator and the order of draws is part of the format.
     phrasing = int(rng.integers(phrasings(events)))
     row = {
         "id": f"{index:06d}",
@@ -133,6 +139,7 @@ def _draw_event(
 ) -> dict:
     if in_sequence:
         kind = "drum" if rng.random() < 0.3 else "note"
+    # Everything is drawn for every kind; what a kind does not use is left out below.
     instruments = [i for i in INSTRUMENTS if i.chords or kind != "chord"]
     instrument = instruments[rng.integers(len(instruments))]
     drum = list(DRUMS)[rng.integers(len(DRUMS))]
@@ -151,6 +158,7 @@ def _draw_event(
     if kind == "chord":
         event["chord"] = chord
     if instrument.sustains:
+        # What dies away by itself has no length: a caption must not claim one.
         event["length"] = "short" if in_sequence else length
     return event
 
@@ -164,6 +172,7 @@ def _pitch_range(instrument: Instrument, kind: str) -> tuple[int, int]:
 
 def _split(events: list[dict], rng: np.random.Generator) -> str:
     is_valid = rng.random() < VALID_SHARE
+    # A pair of instrument and pitch that is held out is never trained on, in no kind of clip.
     if any((event["instrument"], event.get("pitch")) in held_out_pairs() for event in events):
         return "test"
     return "valid" if is_valid else "train"
@@ -188,6 +197,7 @@ def _is_complete(out: Path, settings: DemoSettings) -> bool:
         raise UserError(
             f"{out}: holds a demo set with other settings ({_difference(found, settings)}); hint: another folder"
         )
+    # The manifest's hash shows changes, the number of files what was deleted.
     expected = json.loads(mark.read_text())["manifest_sha256"]
     intact = manifest.exists() and sha256(manifest.read_bytes()).hexdigest() == expected
     if not intact or sum(1 for _ in (out / "audio").glob("*.flac")) < settings.clips:
@@ -251,6 +261,7 @@ def _ignore_interrupt() -> None:
 def _render_piece(piece: tuple[Path, DemoSettings, list[dict]]) -> int:
     out, settings, rows = piece
     paths = [out / row["path"] for row in rows]
+    # A piece is rendered as a whole: its clips share one run of the synthesiser.
     if not all(path.exists() for path in paths):
         for path, wave in zip(paths, _render_clips(settings, [row["events"] for row in rows])):
             write_bytes(path, _flac(wave, settings.sample_rate_hz))
@@ -261,14 +272,17 @@ def _render_clips(settings: DemoSettings, clips: list[list[dict]]) -> list[np.nd
     """Event lists -> float64 mono waveforms of settings.seconds each."""
     soundfile = import_extra("soundfile", "demo")
     soxr = import_extra("soxr", "demo")
+    # Room behind the clip as well, for the resampler.
     slot_sec = LEAD_SEC + settings.seconds + 0.02
     slot_sec = np.ceil(slot_sec * 20) / 20  # a whole number of samples at every common rate
     midi = _midi(clips, slot_sec)
     data = import_extra("midirenderer", "demo").render_wave_from(_dry_sound_font(), midi)
     stereo, rate_hz = soundfile.read(BytesIO(data), dtype="float32", always_2d=True)
+    # One resampling for the whole piece, then cuts: cheaper, and without edges in the clips.
     mono = soxr.resample(stereo.mean(axis=1), rate_hz, settings.sample_rate_hz) * GAIN
     samples = round(settings.seconds * settings.sample_rate_hz)
     starts = [round((i * slot_sec + LEAD_SEC - ONSET_SEC) * settings.sample_rate_hz) for i in range(len(clips))]
+    # The rendering may end before the last clip does.
     mono = np.pad(mono, (0, max(0, starts[-1] + samples - len(mono))))
     return [mono[start : start + samples] for start in starts]
 
@@ -287,10 +301,12 @@ def _midi(clips: list[list[dict]], slot_sec: float) -> bytes:
             put(slot_start_sec, "control_change", channel=channel, control=120, value=0)  # all sound off
             put(slot_start_sec, "control_change", channel=channel, control=91, value=0)  # no reverb
             put(slot_start_sec, "control_change", channel=channel, control=93, value=0)  # no chorus
+        # Events of a sequence play on channels of their own, so that one's program does not change the other's sound.
         for channel, event in enumerate(events):
             start_sec = slot_start_sec + LEAD_SEC + event["start_sec"]
             keys, program = _keys(event)
             if program is None:
+                # General MIDI keeps channel 10, counted from 1, for drums.
                 channel = 9
             else:
                 put(slot_start_sec, "program_change", channel=channel, program=program)
@@ -335,6 +351,7 @@ def _dry_sound_font() -> bytes:
     """The SoundFont with its presets' own reverb and chorus sends at zero: no controller turns those off, and their
     tails would sound into the next clip."""
     data = bytearray(_sound_font().read_bytes())
+    # The list of generators stands in pdta, behind all samples, among which the same letters may occur.
     generators = data.index(b"igen", data.rindex(b"pdta"))
     size = int.from_bytes(data[generators + 4 : generators + 8], "little")
     records = np.frombuffer(data, dtype="<i2", count=size // 2, offset=generators + 8).reshape(-1, 2).copy()

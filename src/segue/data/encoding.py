@@ -113,10 +113,12 @@ def build_cache(
     out = Path(out)
     parts = Parts(codec.to(device), conditioner, teacher, float(seconds), dtype, device, variants)
     check_arguments(clips, parts)
+    # Settings first: they refuse another cache's folder before a file is decoded.
     settings = parts.settings()
     refuse_other_settings(out, settings)
     inspections = inspect_clips(clips, workers)
     skipped = bad_files(clips, inspections, skip_bad)
+    # Each turn leaves one more file out, so that this ends; shards that the file is not in are kept by their names.
     while True:
         try:
             return _build(out, parts, settings, clips, inspections, skipped, batch_size, workers)
@@ -154,6 +156,7 @@ def _build(
     captions = list(dict.fromkeys(caption for s in segments for caption in s.clip.captions))
 
     # The layout of the cache: which rows and captions stand in which shard, by hashes of what they depend on.
+    # The text encoder touches no latents: another one leaves these shards as they are.
     of_sound = {name: value for name, value in settings.items() if name != "text"}
     latent_shards = shards_of(segments, ROWS_PER_SHARD, of_sound, lambda s: s.key, "latents")
     text_shards = shards_of(captions, CAPTIONS_PER_SHARD, [settings["text"], parts.dtype], lambda c: c, "text")
@@ -162,6 +165,7 @@ def _build(
     if (out / "meta.json").exists():
         found, meta = read_index(out), read_json(out / "meta.json")
         if is_same_set(found, index) and meta["text"] == settings["text"]:
+            # Only the list of what was left out may differ: then the same rows are put together again below.
             if meta.get("skipped") == skipped:
                 return LatentCache.open(out)
             print(f"{out}: going on from the cache that is there: other files are left out", file=sys.stderr)
@@ -173,6 +177,7 @@ def _build(
     # Encode what is not there yet.
     missing = [shard for shard in latent_shards if not _is_whole(out, shard)]
     missing_text = [shard for shard in text_shards if not _is_whole(out, shard)]
+    # Disk, codec and speed are tried in this order, from the cheapest to the dearest, before the long work begins.
     _announce(out, parts, latent_shards, missing, captions)
     _check_codec(parts, segments)
     _announce_rate(parts, missing, missing_text, batch_size)
@@ -193,6 +198,7 @@ def _split(clips: Sequence[Clip], inspections: Sequence[Inspection]) -> list[tup
     missing = missing_split_note(split.clips)
     for note in [*split.notes, *([missing] if missing else [])]:
         print(f"note: {note}", file=sys.stderr)
+    # A clip may have been split into others: `origins` leads back to the one that was inspected.
     return [(clip, usable[origin][1]) for clip, origin in zip(split.clips, split.origins)]
 
 
@@ -213,6 +219,7 @@ def _announce(out: Path, parts: Parts, shards: list[Shard], missing: list[Shard]
     per_row = parts.codec.channels * parts.frames * width
     if parts.teacher is not None:
         per_row += ceil(parts.seconds * parts.teacher.frame_rate_hz) * parts.teacher.dim * width
+    # A rough count, 1.4 tokens a word and two marks: nothing is tokenised for an estimate.
     tokens = min(parts.conditioner.max_tokens, 2 + round(1.4 * max(len(c.split()) for c in captions)))
     per_caption = tokens * parts.conditioner.dim * width
     expected = rows * per_row + len(captions) * per_caption
@@ -241,6 +248,7 @@ def _announce_rate(parts: Parts, missing: list[Shard], missing_text: list[Shard]
     joined, and as the bytes of its file.
     """
     peak = 0.0
+    # Rows, their concatenation and the file's bytes, all in memory for a moment.
     joined = 3
     # A batch is encoded for its time and size, and again when its turn comes.
     if missing:
@@ -254,6 +262,7 @@ def _announce_rate(parts: Parts, missing: list[Shard], missing_text: list[Shard]
         encode(segments[:1])  # warms up
         start = time.monotonic()
         rows = encode(segments)
+        # 1e-6: a clock may not move during a tiny batch.
         rate = len(segments) / max(time.monotonic() - start, 1e-6)
         todo = sum(len(shard.items) for shard in missing)
         print(f"encoding about {rate:,.1f} clips/s: {todo:,} clips in about {todo / rate:,.0f} s", file=sys.stderr)
@@ -271,6 +280,7 @@ def _announce_rate(parts: Parts, missing: list[Shard], missing_text: list[Shard]
 
 def _check_codec(parts: Parts, segments: Sequence[Segment]) -> None:
     """Refuse a codec that does not give back three of the clips."""
+    # Spread over the set: three neighbours may all be silence or all of one kind.
     some = segments[:: max(1, len(segments) // 3)][:3]
     waves = [_read(segment, parts.seconds, (parts.codec.sample_rate_hz,))[0] for segment in some]
     stacked = torch.from_numpy(np.stack(waves)).to(parts.device)
@@ -283,6 +293,7 @@ def _is_whole(out: Path, shard: Shard) -> bool:
     try:
         with safe_open(out / "shards" / shard.file, framework="pt") as file:
             name = "latents" if shard.file.startswith("latents") else "tokens"
+            # Names are hashes of the contents, so that the number of rows is left to check.
             return file.get_slice(name).get_shape()[0] == len(shard.items)
     except (OSError, SafetensorError):
         return False
@@ -290,12 +301,14 @@ def _is_whole(out: Path, shard: Shard) -> bool:
 
 def _encode_shards(out: Path, parts: Parts, shards: list[Shard], batch_size: int, workers: int) -> None:
     with ExitStack() as stack, ThreadPoolExecutor(workers) as pool:
+        # Room for the files that all threads may be reading, in this batch and in the one read ahead.
         readers = stack.enter_context(Readers(parts.rates_hz, 2 * workers + 2))
         batches = _batches(parts, shards, batch_size, pool, readers)
         progress = track(batches, sum(len(s.items) for s in shards), "encoding", "clips", size=lambda b: len(b[1]))
         rows: list[dict[str, Tensor]] = []
         for shard, segments, waves, teacher_waves in progress:
             rows.append(_encode_batch(parts, segments, waves, teacher_waves))
+            # A shard is written as soon as its rows are complete, so that a killed build loses one shard at most.
             if sum(len(part["latents"]) for part in rows) == len(shard.items):
                 tensors = {name: torch.cat([part[name] for part in rows]) for name in rows[0]}
                 write_bytes(out / "shards" / shard.file, save(tensors))
@@ -313,6 +326,7 @@ def _batches(
     def submit(segments: Sequence[Segment]) -> list:
         return [pool.submit(_read, segment, parts.seconds, parts.rates_hz, readers) for segment in segments]
 
+    # The next batch is read while this one is encoded.
     ahead = submit(plan[0][1]) if plan else []
     for number, (shard, segments) in enumerate(plan):
         futures, ahead = ahead, submit(plan[number + 1][1]) if number + 1 < len(plan) else []
@@ -348,6 +362,7 @@ def _encode_batch(
 ) -> dict[str, Tensor]:
     latents = parts.codec.encode(waves.to(parts.device)).float().cpu()
     frames = torch.tensor([segment.frames for segment in segments])
+    # Frames beyond the sound are zero, whatever the codec makes of the padding.
     latents = latents * (torch.arange(latents.shape[-1]) < frames[:, None])[:, None]
     tensors = {"latents": _stored(latents, parts, segments, "codec")}
     if parts.teacher is not None and teacher_waves is not None:
@@ -358,8 +373,10 @@ def _encode_batch(
 
 def _stored(values: Tensor, parts: Parts, segments: Sequence[Segment], what: str) -> Tensor:
     stored = values.to(DTYPES[parts.dtype])
+    # Checked as stored: float16 may overflow where float32 was finite.
     fine = stored.flatten(1).isfinite().all(dim=1)
     if not bool(fine.all()):
+        # The first bad row names the file; the cause decides which hint helps.
         path = segments[int((~fine).nonzero()[0])].clip.path
         hint = "--dtype float32" if bool(values.isfinite().all()) else f"try another {what}"
         raise UserError(f"{path}: the {what} gives values that {parts.dtype} cannot hold; hint: {hint}")
@@ -374,6 +391,7 @@ def _encode_captions(out: Path, parts: Parts, shards: list[Shard]) -> None:
         tokens, mask = _embed(parts, [shard.items[i] for i in batch])
         rows |= {i: (tokens[b], mask[b]) for b, i in enumerate(batch)}
         if len(rows) == len(shard.items):
+            # The shard is as wide as its longest caption, not as the encoder's limit.
             longest = max(int(mask.sum()) for _, mask in rows.values())
             tokens = torch.zeros(len(rows), longest, parts.conditioner.dim, dtype=DTYPES[parts.dtype])
             mask = torch.zeros(len(rows), longest, dtype=torch.bool)
@@ -389,6 +407,7 @@ def _encode_captions(out: Path, parts: Parts, shards: list[Shard]) -> None:
 def _embed(parts: Parts, captions: list[str]) -> tuple[Tensor, Tensor]:
     """Tokens [n, K, E] as the cache stores them, zero where the mask [n, K] is False."""
     tokens, mask = (x.cpu() for x in parts.conditioner.encode(captions))
+    # Tokens behind the mask are zero, so that equal captions give equal bytes whatever they were batched with.
     return (tokens.float() * mask[..., None]).to(DTYPES[parts.dtype]), mask
 
 

@@ -31,6 +31,7 @@ def write_clean_list(out: Path, clips: Sequence[Clip], root: Path | None) -> str
         raise UserError(f"--fix {out}: hint: name a .jsonl file")
     if root is None or not all(isinstance(clip.path, Path) for clip in clips):
         raise UserError(f"--fix {out}: lists name files, not members of tars or tables; hint: encode with --skip-bad")
+    # The list's own folder is the base that survives moving list and sounds together.
     here = Path(os.path.abspath(out.parent))
     base = here if Path(os.path.abspath(root)).is_relative_to(here) else Path(os.path.abspath(root))
     rows = [_row(clip, base) for clip in clips]
@@ -41,6 +42,7 @@ def write_clean_list(out: Path, clips: Sequence[Clip], root: Path | None) -> str
 
 def _line(row: dict) -> str:
     text = json.dumps(row, ensure_ascii=False)
+    # Surrogates stand for bytes that are no UTF-8, and cannot be written as such.
     is_text = text.isprintable() or text.encode(errors="ignore").decode() == text
     return (text if is_text else json.dumps(row)) + "\n"  # a name that is not UTF-8 is escaped
 
@@ -51,6 +53,7 @@ def _row(clip: Clip, base: Path) -> dict:
     if not clip.captions:
         del row["captions"]
     if not clip.is_whole:
+        # As start and end, which every list reader takes, rather than as our own length.
         row["start"] = clip.start_sec
         if clip.length_sec is not None:
             row["end"] = clip.start_sec + clip.length_sec

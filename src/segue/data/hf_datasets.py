@@ -32,6 +32,7 @@ def is_set(source: Path | str) -> bool:
     """Whether a source is a set of the datasets library, by its name or by what the folder holds."""
     if str(source).startswith(HUB) or str(source).lower().endswith(".parquet"):
         return True
+    # A manifest says what the folder's owner means, even where parquet files lie beside it.
     folder = Path(source)
     if not folder.is_dir() or (folder / "manifest.jsonl").exists():
         return False
@@ -49,6 +50,7 @@ def clips_of_set(source: str, reading: Reading) -> Listing:
     if not source.startswith(HUB):
         if not path.exists():
             raise UserError(f"{source}: no such file or folder; hint: check the path")
+        # Only paths inside the table need a root; sets of the hub bring their sounds along.
         places = Places(reading.root or (path if path.is_dir() else path.parent), reading.follow_links)
     listing = Listing(root=places.root if places else None)
     for table in _tables(source):
@@ -91,6 +93,7 @@ class ArrowTable(Table):
         self._table = table
 
     def rows(self, columns: list[str]) -> Iterator[dict]:
+        # Without columns arrow yields no batches, but each row must still be counted.
         if not columns:
             yield from ({} for _ in range(self._table.num_rows))
             return
@@ -113,6 +116,7 @@ class ParquetTable(Table):
         with _ArrowErrors(path):
             self._file = import_extra("pyarrow.parquet", "datasets").ParquetFile(path)
             schema = self._file.schema_arrow
+        # The hub's habit: train-00000-of-00004.parquet, or a folder for each split.
         split = split_named(re.split(r"[-.]", path.name)[0]) or split_named(path.parent.name) or ""
         super().__init__(path.stem, split, schema)
         groups = [self._file.metadata.row_group(i) for i in range(self._file.num_row_groups)]
@@ -139,6 +143,7 @@ class ParquetTable(Table):
 
     def paths(self, column: str) -> Iterator[str | None]:
         with _ArrowErrors(self._path):
+            # The path alone of a struct column: parquet stores it apart from the bytes.
             for batch in self._file.iter_batches(_ROWS_AT_ONCE, columns=[f"{column}.path"]):
                 yield from batch.column(0).field("path").to_pylist()
 
@@ -146,6 +151,7 @@ class ParquetTable(Table):
         group = next(i for i, end in enumerate(self._ends) if row < end)
         with self._lock, _ArrowErrors(self._path):
             if self._held is None or self._held[:2] != (group, column):
+                # Two groups at once could be twice what was promised in memory.
                 self._held = None  # let the last one go first
                 self._held = (group, column, self._file.read_row_group(group, columns=[column]).column(0))
             first = self._ends[group - 1] if group else 0
@@ -188,6 +194,7 @@ class TableSound:
         try:
             cell = self.table.cell(self.column, self.row)
         except UserError as error:
+            # Sound readers expect the errors of files: they then leave this sound out like any other.
             raise OSError(0, str(error)) from error
         return (cell.get("bytes") if isinstance(cell, dict) else cell) or b""
 
@@ -215,6 +222,7 @@ def _tables(source: str) -> list[Table]:
     path = Path(source)
     if path.is_file():
         return [ParquetTable(path)]
+    # A set of several splits lists them; their names are followed only where they lead into this folder.
     if (path / "dataset_dict.json").is_file():
         names = _plain_names(_json(path / "dataset_dict.json").get("splits"))
         if not names:
@@ -230,6 +238,7 @@ def _is_saved(folder: Path) -> bool:
 
 
 def _parquet_files(folder: Path) -> list[Path]:
+    # Directly in the folder, or in one folder a split, as the hub has them.
     return sorted(folder.glob("*.parquet")) or sorted(folder.glob("*/*.parquet"))
 
 
@@ -256,11 +265,13 @@ def _saved_table(folder: Path, name: str) -> Table:
     files = _plain_names([f.get("filename") for f in state.get("_data_files") or [] if isinstance(f, dict)])
     if not files:
         raise UserError(f"{folder / 'state.json'}: names no arrow files in its folder; hint: save the set again")
+    # Selections and shuffles are kept as indices beside the table; the rows in place would be others.
     if state.get("_indices_files"):
         raise UserError(f"{folder}: an indexed set; hint: flatten_indices() and save it again")
     parts = []
     for file in files:
         with _ArrowErrors(folder / file):
+            # Mapped, so that a set larger than memory can be read.
             part = arrow.ipc.open_stream(arrow.memory_map(str(folder / file))).read_all()
             part.validate(full=True)  # false offsets would be followed
             parts.append(part)
@@ -298,6 +309,7 @@ def _read_table(table: Table, reading: Reading, listing: Listing, places: Places
         where = f"{table.name}, row {number}"
         try:
             if is_embedded:
+                # Only the last part of a path: the folders are those of another machine.
                 name = PurePosixPath((path or "").replace("\\", "/")).name
                 file = cast(Path, TableSound(table, sound, number, name))
             elif places is not None and path:
@@ -310,6 +322,7 @@ def _read_table(table: Table, reading: Reading, listing: Listing, places: Places
 
 
 def _clip(where: str, file: Path, path: str, row: dict, table: Table, number: int, reading: Reading) -> Clip:
+    # The path column is the sound itself here, so that it plays no part in the row.
     parsed = parse_row(where, row, {**reading.columns, "path": ""}, captions=reading.captions != "none")
     captions = parsed.captions or ()
     if not captions and reading.captions == "filename" and path:
@@ -327,6 +340,7 @@ def _paths(table: Table, sound: str, kind) -> tuple[Iterator[str | None], bool]:
     if types.is_string(kind) or types.is_large_string(kind):
         return (row[sound] for row in table.rows([sound])), False
     if not types.is_struct(kind):
+        # Bare bytes have no names.
         return repeat(None), True
     first = next(iter(table.paths(sound)), None)
     return table.paths(sound), first is None or bool(table.cell(sound, 0).get("bytes"))
@@ -348,6 +362,7 @@ def _sound_column(table: Table, names: list[str], types: dict, reading: Reading)
         habit = roles_of(names, reading.columns).path
     except UserError as error:
         raise UserError(f"{table.name}: {error}") from error
+    # Images are stored as the same struct of bytes and path.
     fitting = [name for name in names if holds_sounds(types[name]) and "image" not in plain(name)]
     if habit is not None and (habit in fitting or ("path" in reading.columns and holds_paths(types[habit]))):
         return habit
@@ -365,6 +380,7 @@ def _is_plain_type(arrow, kind) -> bool:
     """Whether a column's cells are text, numbers, or lists of text."""
     check = arrow.types
     if check.is_list(kind) or check.is_large_list(kind):
+        # Lists count by what they hold: several captions in one cell are lists of text.
         kind = kind.value_type
         return check.is_string(kind) or check.is_large_string(kind)
     return any(

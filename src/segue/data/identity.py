@@ -26,6 +26,7 @@ def refuse_other_contents(run: object, then: dict | None, cache: LatentCache) ->
         UserError: the cache holds something else; the line tells what is known of the difference.
     """
     now = identity(cache)
+    # Runs of before identities were kept cannot be refused for it.
     if then is None or all(then.get(name) == now[name] for name in ("contents", "splits")):
         return
     if then.get("splits") != now["splits"]:

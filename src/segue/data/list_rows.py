@@ -34,6 +34,7 @@ def rows_of(path: Path, reading: Reading) -> Rows:
         UserError: the list as a whole cannot be read.
     """
     suffix = path.suffix.lower()
+    # NeMo calls JSON lines .json: the first line tells.
     if suffix in (".jsonl", ".ndjson") or (suffix == ".json" and _is_json_lines(path, reading)):
         return _json_lines(path, reading)
     return _json_array(path, reading) if suffix == ".json" else _csv_rows(path, reading)
@@ -41,12 +42,14 @@ def rows_of(path: Path, reading: Reading) -> Rows:
 
 def _is_json_lines(path: Path, reading: Reading) -> bool:
     """Whether a .json holds one object a line, as NeMo writes its manifests."""
+    # Not more than one line's limit: an array without line breaks may be gigabytes.
     with opened(path, reading.encoding) as file:
         line = next((line for line in iter(lambda: file.readline(MOST_LINE_BYTES), "") if line.strip()), "{}")
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return False
+    # {"data": [{... on one line is the beginning of an array, not a row.
     return isinstance(row, dict) and (not row or roles_of(row, {}).names_sounds or not _ARRAY.match(line))
 
 
@@ -70,6 +73,7 @@ def _no_object(where: str) -> UserError:
 def _json_array(path: Path, reading: Reading) -> Rows:
     """The objects of an array, decoded one by one: never more than one of them in memory."""
     with opened(path, reading.encoding) as file:
+        # The array's opening bracket must come early; what stands before it may only be small.
         text = file.read(MOST_LINE_BYTES)
         start = _ARRAY.match(text)
         if start is None:
@@ -84,6 +88,7 @@ def _elements(path: Path, file: TextIO, text: str) -> Iterator[object]:
     decoder = json.JSONDecoder()
     at = 0
     number = 1
+    # The comma is treated as white space: decoding tells well enough what is wrong.
     while True:
         gap = _GAP.match(text, at)
         at = gap.end() if gap else at
@@ -92,6 +97,7 @@ def _elements(path: Path, file: TextIO, text: str) -> Iterator[object]:
         try:
             element, at = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
+            # The failure may only mean that more text is needed; what reads no further is really no JSON.
             more = file.read(_CHUNK) if _is_cut(error, text) else ""
             if not more or len(text) - at > MOST_LINE_BYTES:
                 longer = f"longer than {MOST_LINE_BYTES:,} bytes" if more else f"not JSON ({error})"
@@ -100,6 +106,7 @@ def _elements(path: Path, file: TextIO, text: str) -> Iterator[object]:
             continue
         yield element
         number += 1
+        # The text is shortened now and then, since cutting at each element would copy it each time.
         if at > _CHUNK:
             text, at = text[at:], 0
 
@@ -108,19 +115,23 @@ def _is_cut(error: Exception, text: str) -> bool:
     """Whether decoding failed because the text ends too early, rather than because it is no JSON."""
     if not isinstance(error, json.JSONDecodeError):
         return False
+    # Near the end of the text a number, a word or an escape may just be incomplete.
     return error.msg.startswith("Unterminated string") or len(text) - error.pos < 16
 
 
 def _csv_rows(path: Path, reading: Reading) -> Rows:
     numbered = lines(path, reading.encoding)
+    # Blank lines and Excel's line come before the header in some files.
     headers = ((n, line) for n, line in numbered if line.strip() and not line.lower().startswith("sep="))
     before, first = next(headers, (1, ""))  # Excel's "sep=;" is no header
     delimiter = _delimiter(first, reading)
+    # The numbered lines go on where the header was taken from: a quoted cell may span several of them.
     table = csv.reader(chain([first], (line for _, line in numbered)), delimiter=delimiter, skipinitialspace=True)
     try:
         names = [name.strip() for name in next(table, [])]
         _check_names(path, names, reading)
         for cells in table:
+            # Spreadsheets end in rows of empty cells.
             if any(cell.strip() for cell in cells):
                 number = before - 1 + table.line_num
                 yield number, _csv_row(f"{path}, line {number}", names, cells)
@@ -133,6 +144,7 @@ def _delimiter(header: str, reading: Reading) -> str:
     """The sign that parts a header into columns that name sounds; the one that gives most columns, where several do."""
 
     def fits(sign: str) -> tuple[bool, int]:
+        # Parted by the csv module itself, since a header may hold quoted delimiters.
         names = [name.strip() for name in next(csv.reader([header], delimiter=sign, skipinitialspace=True), [])]
         try:
             return roles_of(names, reading.columns).names_sounds, len(names)
@@ -162,6 +174,7 @@ def _check_names(path: Path, names: list[str], reading: Reading) -> None:
 
 
 def _csv_row(where: str, names: list[str], cells: list[str]) -> dict | UserError:
+    # Cells that are empty beyond the last column come from a trailing comma, and are harmless.
     extra = cells[len(names) :]
     if len(cells) < len(names) or any(extra):
         return UserError(

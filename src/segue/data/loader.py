@@ -53,11 +53,14 @@ class LatentLoader:
         Args:
             with_teacher: also read the teacher's features: the largest part of a batch, and most steps need none.
         """
+        # Ranks take consecutive slices of one global batch, so that it holds the same rows for any number of them.
         first = self.position + self.rank * self.batch_size
         indices = self._rows_at(range(first, first + self.batch_size))
         choice = self._choice(range(first, first + self.batch_size), indices)
+        # The position counts for all ranks: every one of them saves the same state.
         self.position += self.batch_size * self.world
         batch = self.cache.batch(indices, choice, with_teacher=with_teacher)
+        # A streamed cache fetches the next batch while this one is computed on.
         first = self.position + self.rank * self.batch_size
         self.cache.expect(self._rows_at(range(first, first + self.batch_size)), with_teacher)
         return batch
@@ -74,6 +77,7 @@ class LatentLoader:
             "split": self.split,
             "rows": len(self._rows),
             "global_batch_size": self.batch_size * self.world,
+            # Only where windows decide the order: states of plain caches stay comparable with older ones.
             **({"windows": self.cache.windows} if self.cache.windows else {}),
         }
 
@@ -86,6 +90,7 @@ class LatentLoader:
         own = self.state_dict()
         differing = [
             f"{k} {state.get(k)} there, {own.get(k)} here"
+            # The position is what is restored; all else must be equal.
             for k in (own | state).keys() - {"position"}
             if state.get(k) != own.get(k)
         ]
@@ -97,6 +102,7 @@ class LatentLoader:
         self.position = state["position"]
 
     def _rows_at(self, positions: range) -> list[int]:
+        # A batch may straddle the end of an epoch: each position looks up its own epoch's order.
         places = (divmod(position, len(self._rows)) for position in positions)
         return [int(self._order(epoch)[offset]) for epoch, offset in places]
 
@@ -113,6 +119,7 @@ class LatentLoader:
 
 
 def _caption_choice(seed: int, position: int, captions: int) -> int:
+    # Without a choice no generator is made.
     if captions == 1:
         return 0
     return int(np.random.default_rng([seed, position, captions]).integers(captions))

@@ -45,10 +45,12 @@ def load_manifest(
         reading = replace(source.reading, captions=captions)
         source = source.name
     listing = read_listing(source, reading or Reading(captions))
+    # Bad files go before splits are made, or they would take places in them.
     if skip_bad:
         clips, contents, seconds = _usable(listing)
     else:
         listing.refuse_faults()
+        # Nothing is decoded here: whoever reads the files tells what is wrong with them.
         clips = listing.clips
         is_split = all(clip.split for clip in clips)  # then nothing need be hashed
         found = content_hashes([] if is_split else [clip.path for clip in clips])
@@ -91,12 +93,14 @@ def read_listing(source: Path | str, reading: Reading) -> Listing:
 
 
 def _listing_of(source: Path | str, reading: Reading) -> Listing:
+    # By name first: braces and pipes of tar addresses are no paths.
     if str(source).endswith(".tar"):
         return clips_of_tars(str(source), reading)
     if is_set(source):
         return clips_of_set(str(source), reading)
     source = Path(source)
     if not source.exists():
+        # OWNER/NAME without hf: is an easy slip.
         hub = f", or hf:{source} for a data set of the hub" if len(source.parts) == 2 else ""
         raise UserError(f"{source}: no such file or folder; hint: check the path{hub}")
     if source.is_dir():

@@ -20,5 +20,6 @@ def open_cache(
     Raises:
         UserError: no cache, an unfinished or damaged one, another version, or other fingerprints.
     """
+    # Neither form needs to know of the other; this file alone knows both.
     form = StreamedCache if is_packed(path) else LatentCache
     return form.open(path, codec_fingerprint, text_fingerprint)

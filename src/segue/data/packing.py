@@ -59,9 +59,11 @@ def pack_cache(cache: LatentCache, out: Path | str, *, rows_per_shard: int = 512
     first = 0
     # Shard by shard; those that are whole already are kept.
     for name, split, rows in track(plan, len(plan), "packing", "shards"):
+        # A shard counts as whole by its members' names and sizes; it is renamed into place only when written.
         members = _whole_members(out / name, cache, first, len(rows))
         if members is None:
             _write(out / name, cache, rows, first)
+            # Read back even where it was just written: offsets come from the file itself.
             members = _whole_members(out / name, cache, first, len(rows)) or []
         size = (out / name).stat().st_size
         shards.append(Shard(name, split, size, tuple(offset for pair in members for offset in pair)))
@@ -86,6 +88,7 @@ def _plan(cache: LatentCache, rows_per_shard: int) -> Iterator[tuple[str, str, l
     for split in sorted(splits, key=lambda s: (s != "train", s)):
         rows = np.asarray(cache.rows(split))
         if split == "train":
+            # A fixed seed: packing twice gives the same tars.
             rows = rows[np.random.default_rng(0).permutation(len(rows))]
         for number, start in enumerate(range(0, len(rows), rows_per_shard)):
             yield f"{split}-{number:06d}.tar", split, rows[start : start + rows_per_shard].tolist()
@@ -93,6 +96,7 @@ def _plan(cache: LatentCache, rows_per_shard: int) -> Iterator[tuple[str, str, l
 
 def _write(path: Path, cache: LatentCache, rows: list[int], first: int) -> None:
     writer = import_extra("webdataset", "stream").TarWriter
+    # mtime 0 for the same reason: a tar keeps its members' times.
     with replacing(path) as temporary, temporary.open("wb") as file, writer(file, encoder=False, mtime=0) as tar:
         for number, row in enumerate(rows, first):
             tar.write({"__key__": key_of(number), **_sample(cache, row)})
@@ -104,6 +108,7 @@ def _sample(cache: LatentCache, i: int) -> dict[str, bytes]:
     captions = len(row["captions"])
     stored = DTYPES[cache.meta["dtype"]]
     tokens, mask = cache.text([i] * captions, list(range(captions)))
+    # At least one token place, since an empty tensor has no shape to batch.
     longest = max(1, int(mask.any(0).sum()))
     tensors = {"latents": cache.latents([i])[0][0].to(stored).contiguous()}
     tensors |= {"tokens": tokens[:, :longest].to(stored).contiguous(), "mask": mask[:, :longest].contiguous()}
@@ -126,6 +131,7 @@ def _whole_members(path: Path, cache: LatentCache, first: int, rows: int) -> lis
         return None
     if [m.name for m in members] != [f"{key_of(n)}.{name}" for n in range(first, first + rows) for name in names]:
         return None
+    # A tar head is one block of 512 bytes; members are filled up to whole blocks.
     starts = [m.offset - 512 for m in members]
     end = members[-1].offset + -(-members[-1].size // 512) * 512
     samples = [*starts[:: len(names)], end]
@@ -153,10 +159,12 @@ def _refuse_others(out: Path, source: dict) -> None:
 
 
 def _check_room(cache: LatentCache, out: Path) -> None:
+    # 4096 bytes a sample: the heads and fillings of its members.
     expected = sum(shard["bytes"] for shard in cache.meta["shards"]) + 4096 * len(cache)
     texts = cache.meta["text_shards"]
     per_caption = sum(shard["bytes"] for shard in texts) / sum(shard["rows"] for shard in texts)
     expected += round(per_caption * sum(len(cache.row(i)["captions"]) for i in range(len(cache))))
+    # The folder itself may not exist yet; its nearest parent is on the same disk.
     parent = next(p for p in (out, *out.resolve().parents) if p.exists())
     free = shutil.disk_usage(parent).free
     print(f"{out}: {len(cache):,} rows, about {expected / 1e6:,.0f} MB", file=sys.stderr)

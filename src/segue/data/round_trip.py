@@ -28,6 +28,7 @@ def round_trip_error(codec: Codec, waves: Tensor) -> float:
     """
     window = torch.hann_window(512)
     returned = codec.decode(codec.encode(waves), waves.shape[1]).float().cpu()
+    # A codec that diverges must not pass by way of a NaN that compares false.
     if not bool(torch.isfinite(returned).all()):
         return float("inf")
     wanted, got = (

@@ -44,6 +44,7 @@ class Places:
         self._follow_links = follow_links
         self._bases = list(dict.fromkeys([root, folder or root]))
         self._inside = root.resolve()
+        # The root both as written and with its links followed: rows may use either.
         self._roots = [os.path.join(folder, "") for folder in (os.path.abspath(root), str(self._inside))]
         self._beside: dict[Path, dict[str, Path]] = {}
 
@@ -53,6 +54,7 @@ class Places:
         Raises:
             UserError: a path out of the root, or a name that several files have.
         """
+        # Nothing out of the root is even looked at.
         inside = [base / s for base in self._bases for s in _spellings(name) if self._holds(base / s, s)]
         for path in inside:
             if is_file(path):
@@ -60,6 +62,7 @@ class Places:
             # A list may write accents in another way than the disk does.
             if not path.as_posix().isascii() and is_file(named := find_named(path)) and self._holds(named, name):
                 return named
+        # Then a list that was made on another machine, and only then a bare name anywhere below.
         if moved := self._moved(name):
             return moved
         if not inside:
@@ -69,6 +72,7 @@ class Places:
             )
         if not re.search(r"[/\\]", name) and (found := self._of_name(where, name.strip())):
             return found
+        # An empty name, or ".", would mean the root itself.
         if os.path.join(os.path.abspath(self.root / name), "") in self._roots:
             raise UserError(f"{where}: {name} does not exist; hint: give the sound file's path relative to the list")
         return self.root / name
@@ -76,7 +80,9 @@ class Places:
     def _moved(self, name: str) -> Path | None:
         """What a path of another machine may be here: the longest end of it that lies in the root that was named."""
         parts = [part for part in re.split(r"[/\\]", name.strip()) if part]
+        # Only where the user named the root: otherwise an absolute path is meant as it stands.
         is_elsewhere = self._is_named and re.match(r"/|[A-Za-z]:[/\\]", name.strip()) and ".." not in parts
+        # The longest end first: the more folders agree, the surer.
         ends = [self.root.joinpath(*parts[at:]) for at in range(1, len(parts))] if is_elsewhere else []
         return next((path for path in ends if is_file(path) and is_inside(self._inside, path)), None)
 
@@ -95,6 +101,7 @@ class Places:
 
     def _of_name(self, where: str, name: str) -> Path | None:
         found = self._by_name.get(name, [])
+        # Ambiguity is told, since either choice would be silent.
         if len(found) > 1:
             raise UserError(
                 f"{where}: {name!r} may be {found[0]} or {found[1]}; hint: write the path, or --root DIR of one"
@@ -119,6 +126,7 @@ class Places:
 
     def relative(self, path: Path) -> PurePosixPath:
         """A path of a row as it lies below the root, without detours."""
+        # Lexically first: links inside the root keep the names that the user gave them.
         plain = os.path.abspath(path)
         for root in self._roots:
             if plain.startswith(root):
@@ -136,6 +144,7 @@ class Places:
 
 def _spellings(name: str) -> list[str]:
     """A name as it stands, without blanks around it, and with slashes."""
+    # As it stands first: a name may really begin with a blank or hold a backslash.
     return list(dict.fromkeys([name, name.strip(), name.strip().replace("\\", "/")]))
 
 
@@ -160,7 +169,9 @@ def clips_of_list(manifest: Path, reading: Reading, split: str = "") -> Listing:
             listing.bad_rows.append((where, str(error)))
         else:
             listing.clips.append(clip if clip.split else replace(clip, split=split))
+    # Ids are made when all rows are known, since they depend on each other.
     _name_clips(listing.clips, places)
+    # A likely time column that was passed over is named once: silence would make wrong clips.
     whole = dict.fromkeys(name for clip in listing.clips if clip.is_whole for name in clip.fields)
     times = [] if "start" in reading.columns else [name for name in whole if _MAY_BE_START.search(name)]
     if times:
@@ -187,8 +198,10 @@ def _clip(where: str, row: dict | UserError, places: Places, reading: Reading, l
     is_there = is_file(path)
     captions = _captions(where, parsed, path, places, reading) if reading.captions != "none" else ()
     start_sec, length_sec = parsed.start_sec, parsed.length_sec
+    # The list counts from the video's start; a file of the excerpt's length has been cut already.
     if parsed.of_video and is_there and _is_excerpt(path, length_sec):
         start_sec, length_sec = 0.0, None
+    # Noted, and still a clip: the caller may refuse or leave out.
     if not is_there:
         listing.missing.append(
             f"{where}: {parsed.path or parsed.stems[0]} does not exist; hint: paths are relative to "
@@ -204,6 +217,7 @@ def _stems(parsed: Row) -> list[str]:
         return names
     start = parsed.start_sec
     end = start + (parsed.length_sec or 0.0)
+    # Names that downloaders of such sets give: start, or start and end, in s or ms.
     for stem in parsed.stems:
         names += [f"Y{stem}", f"[{stem}]-[{start:g}-{end:g}]"]
         names += [f"{stem}_{start:g}", f"{stem}_{start:g}_{end:g}", f"{stem}_{start:.3f}_{end:.3f}"]
@@ -236,8 +250,10 @@ def _name_clips(clips: list[Clip], places: Places) -> None:
     Of several rows of one file each has its stretch in the id, and a number where that is the same too.
     """
     unnamed = [index for index, clip in enumerate(clips) if not clip.id]
+    # Stretches of one file are told apart by their times, which do not depend on other rows.
     rows_of_file = Counter(clips[index].path for index in unnamed)
     seen: Counter[tuple[Path, str]] = Counter()
+    # Ids of files, not of rows: a file keeps its id when another row of it comes.
     names = dict(zip(rows_of_file, identities([places.relative(path) for path in rows_of_file])))
     for index in unnamed:
         clip = clips[index]

@@ -55,6 +55,7 @@ def name_captions(path: Path, relative: PurePosixPath) -> tuple[str, ...]:
 
 def _object(file: Path, reading: Reading) -> dict:
     with opened(file, reading.encoding) as handle:
+        # One byte more than is allowed shows that there is more.
         text = handle.read(MOST_LINE_BYTES + 1)
     if len(text) > MOST_LINE_BYTES:
         raise UserError(f"{file}: longer than {MOST_LINE_BYTES:,} bytes; hint: keep the caption alone in it")

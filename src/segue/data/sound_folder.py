@@ -36,6 +36,7 @@ def clips_of_folder(root: Path, reading: Reading) -> Listing:
         listing.clips += part.clips
         listing.bad_rows += part.bad_rows
         listing.missing += part.missing
+    # Compared with links followed: a list may name a sound by another way than the walk does.
     named = {clip.path.resolve() for clip in listing.clips}
     unnamed = [path for path in found.sounds if path.resolve() not in named]
     listing.notes = found.notes()
@@ -74,6 +75,7 @@ def _from_captions(root: Path, found: Found, reading: Reading) -> Listing:
         file = caption_file(path, found.beside.get(path.parent, {})) if reading.captions == "manifest" else None
         try:
             if file is not None:
+                # Marked before it is read: a caption file with a fault is still no leftover.
                 used.add(file)
                 captions = read_captions(file, reading)
             else:
@@ -97,6 +99,7 @@ def _from_captions(root: Path, found: Found, reading: Reading) -> Listing:
 def _bare_words(root: Path, bare: list[Path], found: Found) -> str:
     others = f" and {len(bare) - 1:,} more" if len(bare) > 1 else ""
     lists = [p for folder in found.beside.values() for p in folder.values() if p.suffix.lower() in LIST_SUFFIXES]
+    # A .json deeper down is by all odds a sound's own caption file.
     lists = [path for path in lists if path.suffix.lower() != ".json" or path.parent == root]
     named = f"name the list {min(lists)} with --root {root}, " if lists else ""
     return (

@@ -55,11 +55,13 @@ def split_clips(clips: Sequence[Clip], contents: Sequence[str], seconds_of: Call
     if not is_named and len(unique) == 1:
         return _split_in_time(clips, contents, seconds_of)
     cut = VALID_SHARE
+    # In a small set no hash may fall into the first twentieth: the smallest stands in for it, to validate with.
     if not is_named and len(unique) > 1:
         cut = max(cut, min(map(_position, unique)))
     named = _named_splits(clips, contents)
 
     def split_of(clip: Clip, content: str) -> str:
+        # The hash decides, not a draw: a content keeps its split whatever else comes or goes.
         by_hash = "valid" if content and _position(content) <= cut else "train"
         return clip.split or named.get(content) or by_hash
 
@@ -73,6 +75,7 @@ def _named_splits(clips: Sequence[Clip], contents: Sequence[str]) -> dict[str, s
     chosen: dict[str, str] = {}
     for clip, content in zip(clips, contents):
         if clip.split and content:
+            # Held out wins: training on what somewhere else is tested would be the graver fault.
             chosen[content] = min(clip.split, chosen.get(content, clip.split), key=_HELD_OUT_FIRST.index)
     return chosen
 
@@ -128,6 +131,7 @@ def _are_apart(clips: Sequence[Clip]) -> bool:
     """Whether no stretch of one split overlaps a stretch of another."""
     stretches = sorted((c.start_sec, float("inf") if c.length_sec is None else c.start_sec + c.length_sec, c.split)
                        for c in clips)  # fmt: skip
+    # Sorted by their starts, only near neighbours can overlap; 50 of them bound the work on a long list.
     return all(a[2] == b[2] or a[1] <= b[0] for i, a in enumerate(stretches) for b in stretches[i + 1 : i + 50])
 
 
@@ -153,6 +157,7 @@ def _split_in_time(clips: Sequence[Clip], contents: Sequence[str], seconds_of: C
         elif clip.start_sec + clip.seconds(total_sec) <= until_sec or clip.start_sec >= from_sec:
             split.append(replace(clip, split="valid" if clip.start_sec >= from_sec else "train"))
             origins.append(index)
+    # All excerpts on one side would leave nothing to validate with: then there is no split.
     if {clip.split for clip in split} != {"train", "valid"}:
         return everything
     left = len(clips) - len(set(origins))

@@ -84,6 +84,7 @@ class StreamedCache(LatentCache):
     """
 
     def __init__(self, path: Path | str, meta: dict, shards: list[Shard], window: int, rows_per_shard: int) -> None:
+        # Shards are listed here with their offsets, so that the base class need not open any.
         super().__init__(cast(Path, path), meta | {"shards": [], "text_shards": []}, [])
         self.windows = f"{window} shards of {rows_per_shard} rows"
         self._shards = shards
@@ -105,6 +106,7 @@ class StreamedCache(LatentCache):
         """
         path = located(path)
         try:
+            # The index is anybody's JSON; it passes `_check_shards` before an offset of it is followed.
             index = json.loads(file_bytes(_inside(path, INDEX)))
             if index.get("schema_version") != SCHEMA_VERSION:
                 raise UserError(
@@ -168,6 +170,7 @@ class StreamedCache(LatentCache):
         return features, torch.arange(features.shape[1]) < frames.unsqueeze(1)
 
     def shuffled(self, rows: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        # Whole shards are permuted first, and rows within a window of them: reading stays near its place.
         shard_of = np.searchsorted(self._first, rows, side="right") - 1
         shards = generator.permutation(np.unique(shard_of))
         windows = [shards[i : i + self._window] for i in range(0, len(shards), self._window)]
@@ -205,6 +208,7 @@ class StreamedCache(LatentCache):
             number = int(np.searchsorted(self._first, i, side="right")) - 1
             shard = self._shards[number]
             at = 2 * (i - int(self._first[number]))
+            # Teacher features stand last in a sample, so that they can be left unread.
             stop = shard.offsets[at + 2] if teacher else shard.offsets[at + 1]
             spans.append((str(_inside(self.path, shard.file)), shard.offsets[at], stop))
         return [self._parsed(i, span, data) for i, span, data in zip(indices, spans, read_spans(spans))]
@@ -215,6 +219,7 @@ class StreamedCache(LatentCache):
             UserError: the bytes are not those of row i.
         """
         try:
+            # What stands at an offset is compared with what the index promised: either file may have been replaced.
             parts = _members(data, key_of(i))
             entry = json.loads(parts["json"])
             check_row(entry, self.meta)
@@ -270,6 +275,7 @@ def _check_shards(shards: list[Shard], window: int, rows_per_shard: int) -> None
     sane = type(window) is int and window > 0 and type(rows_per_shard) is int and rows_per_shard > 0 and len(shards) > 0
     for shard in shards:
         offsets = shard.offsets
+        # Each line bounds what a made-up index could make the reader do.
         sane = (
             sane
             and bool(_NAME.fullmatch(shard.file))

@@ -52,11 +52,13 @@ def clips_of_tars(pattern: str, reading: Reading) -> Listing:
 def _read_tar(archive: str, reading: Reading, listing: Listing, others: Counter[str]) -> None:
     samples: dict[str, dict[str, TarMember]] = {}
     # Members that share a key are one sample, as WebDataset has it.
+    # The samples of one key need not stand together in the tar.
     for member in tar_members(archive):
         refuse_control(printable(archive), "a member's name", member.name)
         if not (parts := _KEY.fullmatch(member.name)):
             continue
         key, extension = parts.groups()
+        # A key ends at the first dot, the kind of a member begins at its last one.
         suffix = f".{extension.lower()}".rpartition(".")[2]
         role = "sound" if f".{suffix}" in SUFFIXES else suffix if suffix in ("txt", "json") else None
         if role is None:
@@ -90,6 +92,7 @@ def _clip(key: str, sample: dict[str, TarMember], texts: dict[TarMember, bytes],
     sound = sample["sound"]
     parsed = _NOTHING
     if "json" in sample:
+        # The .json wins over the .txt: it can hold several captions and fields.
         parsed = _row(sample["json"], texts[sample["json"]], reading)
     captions = () if reading.captions == "none" else parsed.captions or _captions(key, sample, texts, reading)
     refuse_control(str(sound), "the id", parsed.id or key)

@@ -84,6 +84,7 @@ def tar_members(archive: str) -> list[TarMember]:
         UserError: not a whole, uncompressed tar, or one that holds links, devices, holes or names that climb.
     """
     try:
+        # "r:" forbids compression: offsets in a compressed tar would mean nothing.
         with _opened(archive) as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
             members = [_member(archive, header) for header in tar if not header.isdir()]
             # tarfile takes whatever it cannot read behind the first member for the end.
@@ -106,6 +107,7 @@ def read_spans(spans: Sequence[tuple[str, int, int]]) -> list[bytes]:
     Raises:
         UserError: one of them cannot be read whole.
     """
+    # From an address all stretches are asked for at once; on a disk, seeking costs next to nothing.
     if any(is_address(archive) for archive, _, _ in spans):
         found = _fetched(spans)
     else:
@@ -150,6 +152,7 @@ def _opened(name: str) -> IO[bytes]:
 def _fetched(spans: Sequence[tuple[str, int, int]]) -> list[bytes]:
     core = import_extra("fsspec.core", "stream")
     try:
+        # Exceptions are given back in the list, one for each stretch, instead of being raised.
         system, _ = core.url_to_fs(spans[0][0])
         paths, starts, stops = zip(*spans)
         found = system.cat_ranges([core.url_to_fs(path)[1] for path in paths], list(starts), list(stops))
@@ -174,10 +177,12 @@ class _Header(tarfile.TarInfo):
 
 def _member(archive: str, header: tarfile.TarInfo) -> TarMember:
     where = printable(f"{archive}: {header.name}")
+    # Links and devices could lead out of the archive; holes have no bytes to be read in place.
     if not header.isreg() or header.issparse():
         kind = "link" if header.issym() or header.islnk() else "hole" if header.issparse() else "device"
         raise UserError(f"{where}: a {kind}, which is not followed; hint: pack the file itself")
     name = PurePosixPath(header.name)
+    # Nothing is unpacked, but names become ids and file names later on.
     if name.is_absolute() or ".." in name.parts or "\\" in header.name:
         raise UserError(f"{where}: a name that climbs out of the archive; hint: pack it under a plain name")
     return TarMember(archive, str(name), header.offset_data, header.size)

@@ -62,6 +62,7 @@ def opened(path: Path, encoding: str | None = None) -> Iterator[TextIO]:
     except UnicodeError as error:
         raise not_text(path) from error
     except LookupError as error:
+        # A codec of that name does not exist; opening the file is what asks for it.
         raise UserError(f"--encoding {encoding}: no such text encoding; hint: for example --encoding cp1252") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); hint: check the path and its rights") from error
@@ -73,6 +74,7 @@ def decoded(where: str, data: bytes, encoding: str | None = None) -> str:
     Raises:
         UserError: their encoding cannot be told.
     """
+    # The file's own mark is believed before the option: one list may be of another encoding than the others.
     own = _marked(data) or "utf-8"
     try:
         return data.decode(own)
@@ -103,6 +105,7 @@ def _encoding_of(path: Path, fallback: str | None) -> str:
     if own is not None or fallback is None:
         return own or "utf-8"
     codecs.lookup(fallback)
+    # A whole pass over the file, since one UTF-8 file among others must not be read as the fallback.
     return "utf-8" if _is_utf8(path) else fallback
 
 
@@ -114,6 +117,7 @@ def _marked(start: bytes) -> str | None:
     # UTF-16 without a mark: of western text, every second byte is zero, and of no other encoding any is.
     even, odd = start[0::2], start[1::2]
     for name, zeros, letters in (("utf-16-le", odd, even), ("utf-16-be", even, odd)):
+        # Eight bytes are the least that say something about every second one.
         if len(start) >= 8 and zeros.count(0) > 0.8 * len(zeros) and letters.count(0) == 0:
             return name
     return None

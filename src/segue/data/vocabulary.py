@@ -216,9 +216,11 @@ def _fill(template: str, event: Mapping) -> str:
         "L": _LOUDNESS_WORDS.get(event.get("loudness") or "", ""),
         "D": _LENGTH_WORDS.get(event.get("length") or "", ""),
     }
+    # Unknown words leave blanks behind, which are made single, and empty parts between commas, which go.
     for key, word in words.items():
         template = template.replace("{" + key + "}", word)
     text = ", ".join(part for part in (" ".join(part.split()) for part in template.split(",")) if part)
+    # From the innermost outwards, since an article may stand within another's phrase.
     while "{a:" in text:
         start = text.rindex("{a:")
         end = text.index("}", start)
@@ -228,6 +230,7 @@ def _fill(template: str, event: Mapping) -> str:
 
 def _with_article(phrase: str) -> str:
     first = phrase.split()[0]
+    # Note names are spoken as letters: "an A", "an F", but "a C".
     is_note = first.rstrip("#") in NOTE_NAMES
     vowel = first[0] in "AEF" if is_note else first[0].lower() in "aeiou"
     return f"{'an' if vowel else 'a'} {phrase}"

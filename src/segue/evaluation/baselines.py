@@ -23,12 +23,15 @@ def sinc(wave: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
     """
     if from_hz == to_hz or not len(wave):
         return wave
+    # scipy is an extra; this file must load without it.
     next_fast_len = import_extra("scipy.fft", "evaluate").next_fast_len
     resample = import_extra("scipy.signal", "evaluate").resample
     common = gcd(from_hz, to_hz)
     samples = round(len(wave) * to_hz / from_hz)
     up, down = to_hz // common, from_hz // common
+    # The ends are continued in whole periods of the ratio, so that the cut on the other side falls on a sample.
     side = -(-_SIDE // down) * down
+    # A size with small factors only: an FFT of prime length takes far longer.
     size = next_fast_len(-(-(len(wave) + 2 * side) // down)) * down
     ends = [(side, size - len(wave) - side), *[(0, 0)] * (wave.ndim - 1)]
     made = resample(np.pad(wave, ends, mode="reflect", reflect_type="odd"), size // down * up)
@@ -48,6 +51,7 @@ def band_replication(low: Tensor, sample_rate_hz: int, cutoff_hz: float) -> Tens
     """
     if not 0 < cutoff_hz < sample_rate_hz / 2:
         raise UserError(f"cutoff {cutoff_hz:g} Hz: give one between 0 and {sample_rate_hz / 2:g}, half the rate")
+    # A multiple of 16: the quarter hop is then whole, and bins shift by whole multiples of four.
     n_fft = 16 * round(sample_rate_hz * 0.032 / 16)
     window = torch.hann_window(n_fft, device=low.device, dtype=low.dtype).sqrt()
     hop = n_fft // 4
@@ -63,11 +67,13 @@ def _replicated(spectrum: Tensor, cutoff_bin: float) -> Tensor:
     top = int(cutoff_bin * _EDGE)
     # A shift by a multiple of 4 bins keeps phases running from frame to frame at a quarter hop.
     patch = (top - int(cutoff_bin / 2)) // 4 * 4
+    # Below that a patch has no two halves whose levels could be compared.
     if patch < 4:
         raise UserError("the cutoff is too low for band replication: its upper octave has fewer than 4 bins")
     halves = spectrum[..., top - patch : top, :].abs().square().unflatten(-2, (2, patch // 2)).mean(dim=-2)
     fall_db = 20.0 * (halves + 1e-20).log10().diff(dim=-2).neg()  # 2 x 10 log10: twice what the halves differ by
     target = torch.arange(first, bins, device=spectrum.device)
+    # How many patches each bin lies above the first: that many times the drop is taken.
     copies = (target - top) // patch + 1
     gain = 10.0 ** (-fall_db.clamp(*_DROP_DB) * copies[:, None] / 20.0)
     filled = spectrum.clone()

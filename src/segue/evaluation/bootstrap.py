@@ -41,6 +41,7 @@ def bootstrap_interval(
 
 def _middle(values: np.ndarray, level: float, about: float | None) -> tuple[float, float]:
     low, high = np.quantile(values, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    # The width of the draws is kept; only their centre moves, since repeats bias that.
     shift = 0.0 if about is None else about - values.mean()
     return float(low + shift), float(high + shift)
 
@@ -70,6 +71,7 @@ def two_sample_interval(
             f"bootstrap needs 2 clips in each set, draws >= 1 and 0 < level < 1; got {n} and {m}, {draws}, {level}"
         )
     generator = np.random.default_rng(seed)
+    # Both sets are drawn from one generator, in this order: another order would be another interval.
     values = np.array(
         [statistic(generator.integers(0, n, n), generator.integers(0, m, m)) for _ in range(draws)], dtype=np.float64
     )
@@ -78,4 +80,5 @@ def two_sample_interval(
 
 def in_fixed_order(embeddings: np.ndarray) -> np.ndarray:
     """Rows [N, E] in lexicographic order: what is drawn by index then depends on the clips, not on their order."""
+    # lexsort's last key counts most, so that the columns are turned around.
     return embeddings[np.lexsort(embeddings.T[::-1])]

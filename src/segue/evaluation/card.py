@@ -58,6 +58,7 @@ def make_measure(
     Raises:
         UserError: value or interval is not finite: no number stands for "could not be computed".
     """
+    # Refused here, so that no table can hold a NaN that looks like a figure.
     if not all(math.isfinite(x) for x in (value, *interval)):
         raise UserError(f"{name} is {value:g} [{interval[0]:g}, {interval[1]:g}] here: it cannot be computed")
     card = {"measure": name, **(parameters or {}), "versions": versions()}
@@ -86,6 +87,7 @@ def mean_over_clips(
     by_clip = np.asarray(by_clip, dtype=np.float64)
     if by_clip.ndim != 1 or len(by_clip) < 2:
         raise UserError(f"{name} needs at least 2 clips for an interval; got {list(by_clip.shape)}")
+    # Counted and named instead of left out: a mean over what is left would be another figure.
     broken = np.flatnonzero(~np.isfinite(by_clip))
     if len(broken):
         raise UserError(
@@ -107,6 +109,7 @@ def bootstrap_words(draws: int, level: float, seed: int, how: str = "percentile 
 def versions() -> dict[str, str]:
     """Of this package and of what computes its figures."""
     found = {"segue": __version__, "python": platform.python_version()}
+    # Whatever may change a digit; what is not installed has changed none.
     for package in ("numpy", "torch", "soxr", "soundfile", "transformers", "visqol-python"):
         try:
             found[package] = version(package)

@@ -24,11 +24,13 @@ def kl_by_pair(p: np.ndarray, q: np.ndarray, *, floor: float = 0.0) -> np.ndarra
     Raises:
         UserError: shapes that differ, rows that are no probabilities, or q = 0 where p > 0 (it is infinite).
     """
+    # Both are brought to the floor, so that the divergence stays finite where a class is ruled out.
     p, q = (_probabilities(x, floor) for x in (p, q))
     if p.shape != q.shape:
         raise UserError(f"KL compares pairs over the same classes; got {list(p.shape)} and {list(q.shape)}")
     if ((q == 0.0) & (p > 0.0)).any():
         raise UserError("KL is infinite: a class has probability 0 in one clip of a pair only; hint: give a floor")
+    # 0 ln 0 counts as 0; numpy would warn and give NaN before `where` picks.
     with np.errstate(divide="ignore", invalid="ignore"):
         terms = np.where(p > 0.0, p * (np.log(p) - np.log(q)), 0.0)
     return terms.sum(axis=1)
@@ -76,6 +78,7 @@ def inception_score(
     Raises:
         UserError: fewer than two clips, or rows that are no probabilities.
     """
+    # A fixed order: resampled indices then mean the same clips on every machine.
     rows = in_fixed_order(_probabilities(probabilities, 0.0))
     if len(rows) < 2:
         raise UserError(f"the inception score needs at least 2 clips; got {len(rows)}")
@@ -85,6 +88,7 @@ def inception_score(
         return float(np.exp(kl_by_pair(some, np.broadcast_to(some.mean(axis=0), some.shape)).mean()))
 
     value = score(np.arange(len(rows)))
+    # Resampling repeats clips, which lowers the score of every draw: the interval is moved back about the value.
     low, high = bootstrap_interval(score, len(rows), draws=draws, level=level, seed=seed, about=value)
     interval = (max(low, 1.0), high)
     how = "bootstrap over clips, shifted to the value (repeats lower every draw)"
@@ -100,6 +104,7 @@ def _probabilities(rows: np.ndarray, floor: float) -> np.ndarray:
     if rows.ndim != 2 or 0 in rows.shape or not np.isfinite(rows).all() or rows.min() < 0.0:
         raise UserError(f"expected class probabilities [N, classes], finite and not negative; got {list(rows.shape)}")
     totals = rows.sum(axis=1, keepdims=True)
+    # A wider gap than rounding: these are no probabilities, and dividing would hide it.
     if np.abs(totals - 1.0).max() > 1e-3:
         raise UserError("expected class probabilities: rows that sum to 1")
     rows = np.maximum(rows / totals, floor)  # a float32 softmax sums to 1 to seven digits only

@@ -132,6 +132,7 @@ class EncoderEmbedding(Embedding):
     @torch.inference_mode()
     def embed(self, wave: np.ndarray) -> dict[str, np.ndarray]:
         """See `Embedding.embed`."""
+        # The crop is the first seconds, not a random place: figures must not depend on a draw.
         cropped = torch.from_numpy(wave[: round(self.crop_sec * self.sample_rate_hz)].astype(np.float32))
         frames = self.encoder.encode(cropped[None])[0].double().cpu()
         return {"embedding": frames.mean(dim=0).numpy()}
@@ -181,6 +182,7 @@ class ClapEmbedding(Embedding):
     @torch.inference_mode()
     def embed_text(self, caption: str) -> np.ndarray:
         """One caption -> [E]."""
+        # Two positions of the text model are taken up by its padding offset.
         limit = self.model.config.text_config.max_position_embeddings - 2
         words = self.tokenizer(caption, return_tensors="pt", truncation=True, max_length=limit)
         states = self.model.text_model(input_ids=words["input_ids"], attention_mask=words["attention_mask"])
@@ -195,6 +197,7 @@ def load_clap(name: str) -> ClapEmbedding:
     """
     option = "--text-embedding"
     patterns = ("*.json", "*.txt", "model.safetensors")
+    # Named patterns: nothing else of a repository is fetched, pickles least of all.
     folder = model_folder(option, name, patterns)
     config, weights = folder / "config.json", folder / "model.safetensors"
     extractor_file = folder / "preprocessor_config.json"
@@ -218,6 +221,7 @@ def load_clap(name: str) -> ClapEmbedding:
         extractor = ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        # Each of the three loaders fails in its own way on a damaged folder.
         raise UserError(f"{option} {name}: cannot load it ({first_line(error)}); hint: fetch it anew") from error
     model, info = loaded
     if info["missing_keys"]:  # transformers fills them with random numbers without an error
@@ -245,6 +249,7 @@ def cached(folder: Path, content: str, embedding: Embedding, read: Callable[[], 
     from safetensors import SafetensorError
     from safetensors.numpy import load_file, save
 
+    # Card and content together are the key: neither a changed file nor another setting can meet an old entry.
     path = folder / key_of(embedding) / f"{content}.safetensors"
     if path.is_file():
         try:
@@ -252,6 +257,7 @@ def cached(folder: Path, content: str, embedding: Embedding, read: Callable[[], 
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: damaged; hint: delete it, it is made anew") from error
     arrays = embedding.embed(read())
+    # Not finite values are refused before they are cached, or they would come back for ever.
     if not all(np.isfinite(a).all() for a in arrays.values()):
         raise UserError(f"{embedding.name} gives values that are not finite for a clip (content {content})")
     write_bytes(path, save({k: np.ascontiguousarray(a) for k, a in arrays.items()}))
@@ -265,4 +271,5 @@ def key_of(embedding: Embedding) -> str:
 
 def is_teacher(embedding: Embedding, teacher: dict | None) -> bool:
     """Whether an embedding is the teacher of this fingerprint; another layer of the same weights counts as the same."""
+    # By the weights alone: names and layers may differ while the network is the same.
     return teacher is not None and teacher.get("weights") == embedding.card()["weights"]

@@ -64,6 +64,7 @@ def frechet_measure(
         "interval": bootstrap_words(draws, level, seed, _INTERVAL),
     }
     # An interval about the value can reach below zero, where no distance is.
+    # No distance is negative, and the shift could lead there.
     interval = (max(interval[0], 0.0), interval[1])
     return make_measure(
         "Frechet distance", value, interval, len(x), better="lower", parameters=about, embedding=embedding
@@ -95,6 +96,7 @@ def fad_infinity(
     )
     if x.shape[1] != y.shape[1]:
         raise UserError(f"embeddings differ in dimension: generated {x.shape[1]}, reference {y.shape[1]}")
+    # A line through fewer sizes, or through nearly singular covariances, extrapolates noise.
     if len(x) < 3 * x.shape[1] or steps < 3:
         raise UserError(
             f"FAD-infinity needs at least 3 x {x.shape[1]} generated clips and 3 steps; got {len(x)} and {steps}"
@@ -146,6 +148,7 @@ def line_fit(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
 def gaussian_of(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """[N, E] -> mean [E] and unbiased covariance [E, E], float64."""
     embeddings = np.asarray(embeddings, dtype=np.float64)
+    # With one dimension np.cov gives a scalar.
     return embeddings.mean(axis=0), np.atleast_2d(np.cov(embeddings, rowvar=False))
 
 
@@ -158,7 +161,9 @@ def frechet_between_gaussians(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.
     mean_a, cov_a, mean_b, cov_b = (np.asarray(x, dtype=np.float64) for x in (mean_a, cov_a, mean_b, cov_b))
     root_a = _symmetric_root(cov_a)
     product = root_a @ cov_b @ root_a
+    # Rounding leaves a product that is not quite symmetric, and eigvalsh reads one triangle only.
     eigenvalues = np.linalg.eigvalsh((product + product.T) / 2.0)
+    # Eigenvalues that rounding has made negative count as zero.
     cross = np.sqrt(np.clip(eigenvalues, 0.0, None)).sum()
     distance = np.square(mean_a - mean_b).sum() + np.trace(cov_a) + np.trace(cov_b) - 2.0 * cross
     return float(max(distance, 0.0))

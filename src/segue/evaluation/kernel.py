@@ -23,6 +23,7 @@ def median_distance(embeddings: np.ndarray) -> float:
         UserError: it is zero: more than half of the pairs are equal.
     """
     rows = torch.from_numpy(_checked(embeddings, "reference"))
+    # pdist holds each pair once, and no clip's distance from itself.
     sigma = float(np.median(torch.nn.functional.pdist(rows).numpy()))
     if sigma <= 0.0:
         raise UserError(
@@ -72,6 +73,7 @@ def kernel_audio_distance(
         raise UserError(f"KAD is published at the scales {SCALES}; got {scale}")
     x, y = in_fixed_order(_checked(generated, "generated")), in_fixed_order(_checked(reference, "reference"))
     _same_dimension(x, y)
+    # Held while clips are resampled: the width is part of the kernel, not of the sample.
     width = _width(y, sigma)
     # Kernels are computed once; a bootstrap draw only weighs their rows and columns.
     kernels = _kernels(x, y, width)
@@ -79,6 +81,7 @@ def kernel_audio_distance(
     def again(i: np.ndarray, j: np.ndarray) -> float:
         return scale * _unbiased(*kernels, np.bincount(i, minlength=len(x)), np.bincount(j, minlength=len(y)))
 
+    # All weights 1: the value itself is the draw without resampling.
     value = scale * _unbiased(*kernels, np.ones(len(x)), np.ones(len(y)))
     interval = two_sample_interval(again, len(x), len(y), draws=draws, level=level, seed=seed)
     about = {

@@ -34,8 +34,10 @@ def log_mel_statistics(wave: Tensor, sample_rate_hz: int, seconds: Sequence[floa
     level_db = 20.0 * torch.log10(mel.clamp(min=10 ** (FLOOR_DB / 20.0)))
     middles = torch.arange(level_db.shape[2]) * HOP_SAMPLES
     ends = torch.full((len(wave),), float("inf")) if seconds is None else sample_rate_hz * torch.tensor(seconds)
+    # At least the first frame counts, however short the clip.
     inside = (middles < ends[:, None].clamp(min=1)).double()[:, None]
     mean = (level_db * inside).sum(2) / inside.sum(2)
+    # In two passes, about the mean of the frames inside: padding must not widen the spread.
     deviation = ((level_db - mean[..., None]).square() * inside).sum(2) / inside.sum(2)
     return torch.cat([mean, deviation.sqrt()], dim=1).numpy()
 

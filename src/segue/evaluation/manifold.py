@@ -62,6 +62,7 @@ def manifold_by_clip(generated: np.ndarray, reference: np.ndarray, *, k: int = 5
     if x.shape[1] != y.shape[1]:
         raise UserError(f"embeddings differ in dimension: generated {x.shape[1]}, reference {y.shape[1]}")
     between = _distances(y, x)
+    # Strictly within, so that a clip on the edge of a ball does not count.
     in_reference = between < _radii(y, k)[:, None]  # [M, N]
     in_generated = between < _radii(x, k)[None, :]
     return {
@@ -80,6 +81,7 @@ def nearest(generated: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, n
 
 def _radii(rows: np.ndarray, k: int) -> np.ndarray:
     # Column 0 of a sorted row is the clip itself.
+    # A partial sort is enough for the k-th smallest.
     return np.partition(_distances(rows, rows), k, axis=1)[:, k]
 
 

@@ -21,6 +21,7 @@ def triangular_bands(edges_hz: Tensor, n_fft: int, sample_rate_hz: int) -> Tenso
     """
     bin_hz = sample_rate_hz / n_fft
     bins_hz = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * bin_hz
+    # Edges k, k + 1 and k + 2 of every band, as columns against the bins.
     lower, centre, upper = (edges_hz.double()[i : len(edges_hz) - 2 + i, None] for i in range(3))
     rise = 1.0 - (centre - bins_hz) / (centre - lower).clamp(min=bin_hz)
     fall = 1.0 - (bins_hz - centre) / (upper - centre).clamp(min=bin_hz)
@@ -46,5 +47,6 @@ def mel_magnitude(
 ) -> Tensor:
     """[B, T] -> [B, bands, frames]: triangular HTK mel bands over STFT magnitudes (not power), not area-normalised."""
     edges = mel_edges_hz(bands, f_min_hz, f_max_hz or sample_rate_hz / 2.0)
+    # In the wave's type and place: float64 waves get float64 filters.
     filters = triangular_bands(edges, n_fft, sample_rate_hz).to(wave)
     return filters @ stft_magnitude(wave, n_fft, hop_samples)

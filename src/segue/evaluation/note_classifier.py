@@ -48,13 +48,16 @@ class NoteFrontEnd(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         steps = torch.arange(-1, _BANDS + 1, dtype=torch.float64) / _BANDS_PER_OCTAVE
+        # Made again from constants, so that the weights' file holds what was learned and nothing else.
         self.register_buffer(
             "filters", triangular_bands(_LOWEST_BAND_HZ * 2.0**steps, _N_FFT, NOTE_RATE_HZ), persistent=False
         )
 
     def forward(self, wave: Tensor) -> Tensor:
+        # Centred frames give one more than the picture has columns.
         power = stft_magnitude(wave, _N_FFT, _HOP_SAMPLES)[..., : NOTE_SAMPLES // _HOP_SAMPLES].square()
         bands = self.filters @ power
+        # A silent clip has no loudest band to divide by.
         loudest = bands.amax(dim=(1, 2), keepdim=True).clamp(min=1e-10)
         decibels = 10.0 * torch.log10((bands / loudest).clamp(min=10.0 ** (-_RANGE_DB / 10.0)))
         return (1.0 + decibels * (2.0 / _RANGE_DB)).unsqueeze(1)
@@ -121,11 +124,13 @@ class NoteClassifier:
     """
 
     def __init__(self, net: NoteNet, card: dict) -> None:
+        # Frozen: a classifier that measures must not change while it does.
         self.net = net.eval().requires_grad_(False)
         self.card = card
         self.front_end = NoteFrontEnd()
         self.families: tuple[str, ...] = tuple(card["families"])
         self.instruments: tuple[str, ...] = tuple(card["instruments"])
+        # The order of the classes is part of the weights: pitches from the lowest, "none" last.
         self.pitches: tuple[int | None, ...] = (*range(PITCH_LOWEST, PITCH_HIGHEST + 1), None)
 
     @classmethod
@@ -146,6 +151,7 @@ class NoteClassifier:
                 )
         try:
             # The card holds the hash of the weights: figures must be of these.
+            # Read once, so that what is hashed is what is loaded.
             content = weights.read_bytes()
             card = json.loads(card_file.read_text(encoding="utf-8"))
             if hashlib.sha256(content).hexdigest() != card["sha256"]:
@@ -187,6 +193,7 @@ class NoteClassifier:
         waves = torch.as_tensor(waves, dtype=torch.float32)
         if waves.ndim != 2 or 0 in waves.shape:
             raise UserError(f"the note classifier takes waveforms [N, T]; got {list(waves.shape)}")
+        # One broken clip would give a NaN among figures of others: it is named instead.
         if not torch.isfinite(waves).all():
             broken = (~torch.isfinite(waves)).any(dim=1).nonzero().flatten().tolist()
             raise UserError(

@@ -67,6 +67,7 @@ def measure_notes(
             ("family_accuracy", found.family, families, len(classifier.families)),
             ("pitch_accuracy", found.pitch, pitches, len(classifier.pitches)),
         ):
+            # One clip has no interval.
             if rows.sum() >= 2:
                 measured = accuracy(got[rows], asked[rows], classes)
                 numbers[name] = measured.value
@@ -79,6 +80,7 @@ def measure_notes(
     return everything | {
         "trained": accuracies(~held_out),
         "held_out": accuracies(held_out),
+        # Fewer notes than dimensions may be measured here: the figure is shown with its n for that reason.
         "frechet_distance": frechet_distance(found.embedding, reference, allow_few=True),
         "frechet_distance_n": len(labels),
     }

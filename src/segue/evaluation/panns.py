@@ -60,6 +60,7 @@ FRONT_ENDS = (PannsFrontEnd(32_000, 1024, 320, 14_000.0), PannsFrontEnd(16_000, 
 class Cnn14(nn.Module):
     """The network under the names of its checkpoints, without its classifier."""
 
+    # Under the names of the published checkpoint, so that its weights load as they are.
     def __init__(self) -> None:
         super().__init__()
         self.bn0 = nn.BatchNorm2d(_BANDS)
@@ -75,11 +76,13 @@ class Cnn14(nn.Module):
 
     def forward(self, log_mel: Tensor) -> Tensor:
         """[B, frames, 64] -> [B, 2048], what the classifier is given."""
+        # The first normalisation runs over mel bands, which therefore stand in the channels' place.
         x = self.bn0(log_mel.transpose(1, 2)[..., None]).permute(0, 3, 2, 1)
         for index in range(1, len(_WIDTHS)):
             block = cast(nn.ModuleDict, self.get_submodule(f"conv_block{index}"))
             x = block["bn1"](block["conv1"](x)).relu()
             x = block["bn2"](block["conv2"](x)).relu()
+            # The last block is not pooled in the original, either.
             x = F.avg_pool2d(x, 2) if index < len(_WIDTHS) - 1 else x
         x = x.mean(dim=3)
         return self.fc1(x.amax(dim=2) + x.mean(dim=2)).relu()
@@ -102,6 +105,7 @@ class PannsEmbedding(Embedding):
         self.crop_sec = check_crop(crop_sec)
         tensors = read_weights(option, path)
         self.front_end = _front_end(option, tensors)
+        # On the meta device no weights are drawn that the file replaces anyway.
         with torch.device("meta"):
             network = Cnn14()
         self.network = fill(option, network, tensors)
@@ -139,6 +143,7 @@ def _front_end(option: str, tensors: dict[str, Tensor]) -> PannsFrontEnd:
     Raises:
         UserError: they are missing, or those of no variant that is known here.
     """
+    # The front end's own tensors identify the variant; without them a 16 kHz network could be fed at 32.
     if _MEL not in tensors or _WINDOW not in tensors:
         raise UserError(f"{option}: the file lacks {_MEL} or {_WINDOW}; hint: convert the whole published checkpoint")
     for form in FRONT_ENDS:

@@ -110,8 +110,10 @@ def lsd(
     form = lsd_preset(preset, sample_rate_hz)
     bins_hz = torch.arange(form.n_fft // 2 + 1, dtype=torch.float64) * sample_rate_hz / form.n_fft
     inside = _band(band, cutoff_hz, bins_hz)
+    # Matched before the STFT, on the whole wave: the band must not decide the level.
     if loudness_matched:
         estimate = match_loudness(estimate, reference)
+    # Bins are picked once for both, so that high and low band split the same spectrum.
     e, r = (stft_magnitude(x, form.n_fft, form.hop_samples)[:, inside] for x in (estimate, reference))
     if form.floor_is == "added":
         logs = (r.square() / (e + form.floor).square() + form.floor).log10()
@@ -194,6 +196,7 @@ def visqol_mos(estimate: Tensor, reference: Tensor, sample_rate_hz: int, *, spee
         UserError: visqol-python is not installed, or it refuses a clip.
     """
     _check_pair(estimate, reference)
+    # Imported only where it is asked for, since it is an extra.
     try:
         import soxr
         from visqol import VisqolApi
@@ -230,6 +233,7 @@ def si_sdr_db(estimate: Tensor, reference: Tensor) -> Tensor:
     _check_pair(estimate, reference)
     estimate = estimate.double()
     reference = reference.double()
+    # The projection of the estimate on the reference: what a gain alone explains is no distortion.
     scale = (estimate * reference).sum(-1, keepdim=True) / reference.square().sum(-1, keepdim=True)
     target = scale * reference
     return 10.0 * torch.log10(target.square().sum(-1) / (estimate - target).square().sum(-1))

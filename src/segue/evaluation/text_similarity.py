@@ -46,6 +46,7 @@ def text_audio_similarity(
     n = len(own)
     if n < 2:
         raise UserError(f"text-audio similarity needs at least 2 clips; got {n}")
+    # The sum over all pairs is the product of the sums; own pairs are taken off it.
     mismatched = float((first.sum(axis=0) @ second.sum(axis=0) - own.sum()) / (n * (n - 1)))
     about = {"definition": "cosine, not scaled", "mismatched": mismatched, "candidates": 1, "pairs": "by id"}
     return mean_over_clips(

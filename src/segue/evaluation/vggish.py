@@ -34,6 +34,7 @@ def log_mel(wave: Tensor) -> Tensor:
     """
     from transformers.audio_utils import mel_filter_bank
 
+    # As Google's release: triangles in mel, not in Hz, and no area normalisation.
     bank = mel_filter_bank(
         _N_FFT // 2 + 1, BANDS, 125.0, 7500.0, RATE_HZ, mel_scale="kaldi", triangularize_in_mel_space=True
     )
@@ -63,6 +64,7 @@ class Vggish(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """[B, 96, 64] -> [B, 128]."""
+        # The release flattens with channels last, and its weights expect that order.
         return self.embeddings(self.features(patches[:, None]).permute(0, 2, 3, 1).flatten(1))
 
 
@@ -112,10 +114,12 @@ class VggishEmbedding(Embedding):
         """See `Embedding.embed`."""
         clip = torch.from_numpy(wave[: round(self.crop_sec * RATE_HZ)].astype(np.float32))
         picture = log_mel(F.pad(clip, (0, max(0, PATCH_SAMPLES - len(clip)))))
+        # Patches stand side by side; a rest that fills none is left out, as in the release.
         patches = picture.unfold(0, PATCH_FRAMES, PATCH_FRAMES).transpose(1, 2)
         rows = torch.cat([self.network(part) for part in patches.split(_BATCH)])
         if self.whitening is not None:
             matrix, means = self.whitening
+            # AudioSet's features are stored as bytes: whitened, cut, and in steps.
             rows = (((rows - means) @ matrix.T).clamp(-2.0, 2.0) + 2.0).mul(255.0 / 4.0).round()
         return {"embedding": rows.double().mean(dim=0).numpy()}
 

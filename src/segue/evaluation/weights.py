@@ -22,6 +22,7 @@ def read_weights(option: str, path: Path) -> dict[str, Tensor]:
 
     if not path.is_file():
         raise UserError(f"{option}: no file {path}; hint: docs/metrics.md says how its weights are had")
+    # By its name first: a pickle could run code when it is opened.
     if path.suffix != ".safetensors":
         raise UserError(
             f"{option}: {path.name} is no .safetensors file (pickles are not read); hint: convert it once with the "
@@ -41,6 +42,7 @@ def fill(option: str, network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.M
     Raises:
         UserError: a weight is missing, or of another shape.
     """
+    # The counters of normalisations are no weights.
     wanted = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
     lacking = [k for k in wanted if k not in tensors]
     if lacking:
@@ -50,6 +52,7 @@ def fill(option: str, network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.M
         )
     for name, value in wanted.items():
         check_shape(option, name, tensors[name], value.shape)
+    # Assigned, not copied: the network may be on the meta device, which has no memory to copy into.
     network.load_state_dict({k: tensors[k].float() for k in wanted}, strict=False, assign=True)
     return network.eval().requires_grad_(False)
 

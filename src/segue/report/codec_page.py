@@ -74,6 +74,7 @@ def write_codec_report(
 
 
 def _chips(figures: Mapping[str, Mapping]) -> list[tuple[str, str]]:
+    # The last codec is the one that the page is about; those before it are compared with.
     last = list(figures.values())[-1]
     latents = last["latents"]
     return [
@@ -86,6 +87,7 @@ def _chips(figures: Mapping[str, Mapping]) -> list[tuple[str, str]]:
 
 def _rows(figures: Mapping[str, Mapping]) -> list[tuple[str, list[str], bool]]:
     rows = []
+    # By kind first, so that the codecs of one kind stand below each other.
     for kind in next(iter(figures.values()))["kinds"]:
         for label, report in figures.items():
             measured = report["kinds"][kind]

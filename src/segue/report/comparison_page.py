@@ -32,6 +32,7 @@ def write_comparison_page(
     command: str = "",
 ) -> Path:
     """Write one page of tables and pictures (title, PNG); return its path."""
+    # The references come first in their tables, and are drawn apart from what competes with them.
     body = [html.heading(title, lead, chips)]
     for table in tables:
         rows = [

@@ -30,6 +30,7 @@ def read_events(run_dir: Path, name: str = "log.jsonl") -> list[dict]:
     """The lines of a run's log in order; empty where there is none. A line cut short by a kill is left out."""
     path = run_dir / name
     events = []
+    # A kill may cut the last line short; all others are whole.
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
             event = json.loads(line)
@@ -48,6 +49,7 @@ def curve_figures(runs: Mapping[str, Sequence[dict]]) -> list[str]:
     The stages of one run have pictures of their own (report/stages.py).
     """
     panels = _validation_panels(runs)
+    # Alone, a run shows its own pace as well; side by side, that would compare machines.
     alone = len(runs) == 1
     for event, titles in (("train", _TRAIN | _TRAIN_ALONE if alone else _TRAIN), ("stage", {} if alone else _STAGE)):
         for key, title in titles.items():
@@ -57,6 +59,7 @@ def curve_figures(runs: Mapping[str, Sequence[dict]]) -> list[str]:
 
 def _validation_panels(runs: Mapping[str, Sequence[dict]]) -> list[tuple[str, dict]]:
     """One run: all times in one panel. Several: a panel for each time, so that runs are compared like with like."""
+    # Times are text in the log: sorted as numbers, 0.5 stands before 0.75 and 10.
     times = sorted({t for events in runs.values() for e in events for t in e.get("loss_by_t") or {}}, key=float)
     if len(runs) == 1:
         (events,) = runs.values()

@@ -88,6 +88,7 @@ def write_summary(path: Path, summary: Mapping) -> Path:
     """
     _refuse_non_finite(summary, "summary")
     try:
+        # allow_nan=False: NaN is no JSON, and other readers would refuse the file.
         text = json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: the summary holds something that is not JSON ({error})") from error
@@ -197,6 +198,7 @@ def _accuracy_cell(measured: Mapping, name: str) -> str:
 
 def _training_table(summary: Mapping) -> str:
     variants = summary.get("variants", {})
+    # Over all variants: one may have been measured at more times than another.
     times = sorted({t for trained in variants.values() for t in trained.get("validation_loss") or {}}, key=float)
     head = ("", "examples seen", "time", "examples/s", *(f"loss at t = {t}" for t in times))
     rows = []
@@ -220,6 +222,7 @@ def _players_of_prompts(columns: Mapping[str, Sequence[PromptClip]], linear: boo
     """A card a prompt: of each column the clip that there is."""
     keyed = {name: _by_prompt(clips) for name, clips in columns.items()}
     cards = []
+    # In the order in which prompts first appear in any column.
     for key in dict.fromkeys(key for column in keyed.values() for key in column):
         clips = {name: column[key] for name, column in keyed.items() if key in column}
         held_out = any(clip.held_out for clip in clips.values())
@@ -272,6 +275,7 @@ def _origin(summary: Mapping) -> list[str]:
 
 def _classifier_table(card: Mapping) -> str:
     """The classifier's own accuracies: damage -> head -> accuracy, interval, chance, n."""
+    # Every head that any damage was measured with has a column.
     heads = list(dict.fromkeys(head for figures in card.values() for head in figures))
     rows = []
     for damage, figures in card.items():
@@ -287,6 +291,7 @@ def _classifier_table(card: Mapping) -> str:
 
 
 def _refuse_non_finite(value: object, place: str) -> None:
+    # By its place: "variants.x.loss" is found faster than "a number".
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{place} is {value}; a summary holds finite numbers only, so that measure failed")
     if isinstance(value, Mapping):

@@ -88,6 +88,7 @@ def player(wave: np.ndarray, sample_rate_hz: int) -> str:
 
 def wav_bytes(wave: np.ndarray, sample_rate_hz: int) -> bytes:
     """[T] float -> mono WAV, PCM 16; samples beyond full scale are clipped."""
+    # Clipped and rounded, not wrapped: int16 would turn an overshoot into a click.
     samples = np.clip(np.asarray(wave, dtype=np.float64), -1.0, 1.0)
     buffer = BytesIO()
     with wave_file.open(buffer, "wb") as file:
@@ -119,6 +120,7 @@ def bar(value: float, interval: Sequence[float] | None, chance: float | None, wi
 
 def table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[str], bool]]) -> str:
     """A table in a card. rows: (name, cells as HTML, whether it is a reference rather than a competitor)."""
+    # Everything that is shown is escaped, since captions and names are anybody's text.
     header = "".join(f"<th>{escape(name)}</th>" for name in head)
     body = "".join(
         f"<tr{' class=ceiling' if ceiling else ''}><th>{escape(name)}</th><td>{'</td><td>'.join(cells)}</td></tr>"
@@ -146,6 +148,7 @@ def flatten(pairs: Iterable[tuple[str, object]]) -> list[tuple[str, object]]:
 
 def number(value: object) -> str:
     """A value as people read it: three significant digits, thousands apart, lists with commas."""
+    # True is an int, too, and would be shown as 1.
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "–"}[value]
     if isinstance(value, float):
@@ -159,6 +162,7 @@ def number(value: object) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds as 45 s, 3 min 20 s or 2 h 5 min."""
+    # Rounded first: 59.7 s is a minute.
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"

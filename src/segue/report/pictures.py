@@ -55,6 +55,7 @@ def spectrogram_png(
         ticks_hz = list(range(0, sample_rate_hz // 2 + 1, 2000 * max(1, sample_rate_hz // 20_000)))
         places = np.array(ticks_hz) * _N_FFT / sample_rate_hz
     else:
+        # Not up to the very edge, where a label would be cut.
         ticks_hz = [f for f in (250, 500, 1000, 2000, 4000, 8000, 16000) if f < 0.9 * sample_rate_hz / 2]
         places = np.interp(ticks_hz, mel_edges_hz(_BANDS, 0.0, sample_rate_hz / 2.0)[1:-1].numpy(), np.arange(_BANDS))
     axes.set_yticks(places, [f"{f:,}".replace(",", " ") for f in ticks_hz])
@@ -109,6 +110,7 @@ def curve_png(
                   marker="o" if len(line.x) <= 24 else None, markersize=3.5)  # fmt: skip
         if line.low is not None and line.high is not None:
             axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.12, linewidth=0)
+    # Bands of few runs are wide: the curves decide the frame.
     if any(line.low is not None for line in lines.values()):
         _frame_on_means(axes, lines)
     axes.grid(True, color=_GREY, alpha=0.22, linewidth=0.7)
@@ -157,5 +159,6 @@ def _figure(width_px: int, height_px: int, titled: bool = False):
 
 def _png(figure) -> bytes:
     buffer = BytesIO()
+    # Without the name of the software: the same data give the same bytes.
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

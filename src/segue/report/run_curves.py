@@ -113,6 +113,7 @@ def run_curves(folder: Path, start: float = 0.0) -> dict[str, Curve]:
         having = [k for k, line in enumerate(lines) if isinstance(line.get(measure), (int, float))]
         if having:
             key = f"replicates.{measure}"
+            # Only where every evaluation has them: an interval over some of the points would break off.
             stored = all(key in arrays[k] for k in having)
             curves[measure] = Curve(
                 np.array([lines[k]["examples_seen"] for k in having], float),
@@ -121,6 +122,7 @@ def run_curves(folder: Path, start: float = 0.0) -> dict[str, Curve]:
             )
     # Validation losses: their mean, and each fixed t.
     losses = [e for e in read_events(folder)
+              # The loss before the first step says nothing about training and would squeeze the axis.
               if e.get("event") == "validation" and e["examples_seen"] >= max(start, 1)]  # fmt: skip
     if losses:
         x = np.array([e["examples_seen"] for e in losses], float)
@@ -147,10 +149,12 @@ def first_reach(
 def first_reaches(x: np.ndarray, y: np.ndarray, target: np.ndarray) -> np.ndarray:
     """As `first_reach`, for many curves: x [M], y [D, M] (larger is better), targets [D] -> [D] examples."""
     there = y >= target[:, None]
+    # The first point at or above the target; 0 where there is none, which the last line turns to infinity.
     k = there.argmax(axis=1)
     rows = np.arange(len(y))
     before = np.maximum(k - 1, 0)
     rise = y[rows, k] - y[rows, before]
+    # A level step has no slope to divide by: its end is taken.
     share = np.divide(target - y[rows, before], rise, out=np.ones(len(y)), where=rise > 0)
     place = x[before] + np.clip(share, 0.0, 1.0) * (x[k] - x[before])
     return np.where(there.any(axis=1), np.where(k == 0, x[0], place), math.inf)
@@ -170,6 +174,7 @@ def clock_of(log: Sequence[Mapping]) -> np.ndarray:
         if line.get("event") != "train" or not isinstance(rate, (int, float)) or rate <= 0:
             continue
         seen = float(line["examples_seen"])
+        # A resumed run may log examples again that it had seen before it was killed.
         if seen <= points[-1][0]:
             continue
         # Seconds from the rate, which the log gives as a mean since the start of a process.

@@ -58,6 +58,7 @@ def write_run_report(run_dir: Path) -> Path:
 
 def _newest_state(run_dir: Path) -> dict:
     """Counters of the newest checkpoint; empty where there is none."""
+    # Names are padded with zeros, so that their order is that of the examples.
     states = sorted((run_dir / "checkpoints").glob("examples-*/state.json"))
     return _json(states[-1], dict) if states else {}
 
@@ -83,11 +84,13 @@ def _samples(folder: Path) -> list[str]:
     listed = {str(s.get("file")): s for s in _json(folder / "samples.json", list) if isinstance(s, dict)}
     cards = []
     for path in sorted(folder.glob("*.wav"))[:MOST_SAMPLES]:
+        # Mono, as the players of the page are.
         try:
             rate = read_claim(path).sample_rate_hz
             mono = np.concatenate([to_mono(block) for block in read_blocks(path)])
             sound = figure(image(spectrogram_png(mono, rate), f"spectrogram of {path.name}")) + player(mono, rate)
         except (BadAudio, UserError):
+            # One damaged file must not cost the page.
             sound = '<p class="note">This file cannot be read.</p>'
         about = listed.get(path.name, {})
         badge = '<span class="badge">split test</span>' if about.get("held_out") else ""

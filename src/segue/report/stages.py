@@ -24,6 +24,7 @@ def stage_figures(events: Sequence[dict], name: str = "") -> list[str]:
         What the lines have numbers for: nothing for a run that measured nothing and never moved.
     """
     lines = [e for e in events if e.get("event") == "stage"]
+    # A static run without measurements has "stage" lines that say nothing.
     if not any(_is_number(e.get("regime")) or _is_number(e.get("discrepancy")) for e in lines):
         return []
     drawn = [

@@ -22,6 +22,7 @@ def structure_figures(events: Sequence[dict]) -> list[str]:
     checks = [e for e in events if e.get("event") == "stage" and e.get("similarity")]
     if not checks:
         return []
+    # The set drops what a short run repeats: its first check may also be its last.
     chosen = [checks[i] for i in sorted({0, len(checks) // 2, len(checks) - 1})][-_SHOWN:]
     tables = [(f"{_thousands(e['examples_seen'])} examples", e["similarity"]) for e in chosen]
     pictures = [figure(image(similarity_png(tables), "similarity of block weights at several checks"))]
@@ -46,9 +47,11 @@ def similarity_png(
     arrays = [(title, np.asarray(table, dtype=float)) for title, table in tables]
     if not arrays or any(a.ndim != 2 or a.shape[0] != a.shape[1] or not np.isfinite(a).all() for _, a in arrays):
         raise UserError("a picture of block similarity needs square tables of finite numbers; got none or others")
+    # Of all tables together, so that colours compare between them.
     highest = max((float(a[~np.eye(len(a), dtype=bool)].max(initial=0.0)) for _, a in arrays), default=0.0)
     drawing, first = _figure(width_px, height_px, titled=True)
     left, bottom, right, top = first.get_position().extents
+    # The drawing's own axes gave the margins; each matrix then gets a part of their width.
     first.remove()
     right -= 0.09  # room for the scale
     step = (right - left) / len(arrays)
@@ -91,6 +94,7 @@ def groups_png(
     colours = import_extra("matplotlib.colors", "train")
     count = max(1, int(followed.max()) + 1)
     # One colour a group, followed from check to check.
+    # As many colours as groups in the longest list; they repeat beyond six.
     cycle = colours.ListedColormap([COLOURS[i % len(COLOURS)] for i in range(count)])
     axes.imshow(
         np.ma.masked_less(followed, 0), cmap=cycle, vmin=-0.5, vmax=count - 0.5, aspect="auto", interpolation="nearest",
@@ -103,6 +107,7 @@ def groups_png(
     axes.set_ylabel("block")
     axes.set_title("groups of blocks", color=_GREY, fontsize=10, loc="left", fontweight="bold")
     if active_at is not None:
+        # Checks before the activation are columns to the left of the line.
         column = sum(n < active_at for n in seen) - 0.5
         axes.axvline(column, color=_GREY, linewidth=1.6)
         axes.annotate(
@@ -126,7 +131,9 @@ def follow_groups(groups: Sequence[Sequence[int]]) -> list[list[int]]:
         shared = np.zeros((size, size))
         for now, before in zip(labels, followed[-1]):
             if now >= 0 and before >= 0:
+                # How many blocks each pair of groups has in common, from one check to the next.
                 shared[now, before] += 1
+        # The assignment that keeps most blocks under their old name; it minimises, so that counts are turned over.
         names = dict(zip(*(part.tolist() for part in assignment(-shared))))
         followed.append([names[label] if label >= 0 else -1 for label in labels])
     return followed
@@ -134,6 +141,7 @@ def follow_groups(groups: Sequence[Sequence[int]]) -> list[list[int]]:
 
 def _caption(events: Sequence[dict]) -> str:
     """What the last line that says anything of structure says."""
+    # From the end, since the last reason is the one that stands.
     for event in reversed(events):
         if event.get("event") == "stage" and isinstance(event.get("structure_reason"), str):
             return f"block term {event['structure_reason']}"

@@ -24,6 +24,7 @@ _MEASURES = {"lsd full": 3, "lsd low": 3, "lsd high": 3, "si-sdr db": 1}  # and 
 
 def measures_table(summary: Mapping) -> str:
     """The rows of summary["rows"], name -> measure -> mean and interval; those that are no variant are references."""
+    # Rows that are no variant need no model: they are the references.
     variants = summary.get("variants", {})
     rows = [(name, _cells(row), name not in variants) for name, row in summary.get("rows", {}).items()]
     return table(_HEAD, rows)

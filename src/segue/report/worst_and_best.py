@@ -23,6 +23,7 @@ def worst_and_best_png(rows: Sequence[ClipPair]) -> bytes:
     figure = import_extra("matplotlib.figure", "evaluate").Figure(figsize=(8.0, 1.75 * len(rows)), dpi=110)
     import_extra("matplotlib.backends.backend_agg", "evaluate").FigureCanvasAgg(figure)
     figure.patch.set_alpha(0.0)
+    # Rows may have fewer clips than the widest; the others' places stay empty.
     columns = max(len(row.clips) for row in rows)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for row, places in zip(rows, grid):

@@ -58,6 +58,7 @@ class CompactConfig:
     @classmethod
     def for_rate(cls, sample_rate_hz: int, **changes) -> CompactConfig:
         """The default at another rate: hops of 10 ms, windows of about 64 ms."""
+        # A power of two, for the FFT.
         window = 2 ** round(log2(0.064 * sample_rate_hz))
         hop = round(sample_rate_hz / 100)
         return cls(sample_rate_hz=sample_rate_hz, hop_samples=hop, window_samples=window, **changes)
@@ -105,6 +106,7 @@ class LogMel(nn.Module):
     def patches(self, columns: Tensor) -> Tensor:
         """[B, columns, bands] -> standardised [B, S, patch_frames * bands]."""
         standard = (columns - self.mean) / self.std
+        # Standardised before columns are joined: mean and deviation are of bands.
         return standard.unflatten(1, (-1, self.config.patch_frames)).flatten(2)
 
 
@@ -173,6 +175,7 @@ class CompactEncoder(nn.Module):
             nn.init.normal_(block.out.weight, std=0.02 / (2 * c.depth) ** 0.5)
             nn.init.normal_(block.contract.weight, std=0.02 / (2 * c.depth) ** 0.5)
         self.register_buffer("statistics", torch.stack([torch.zeros(c.depth + 1, c.width)] * 2))
+        # Until they are fitted, statistics change nothing.
         self.statistics[1] = 1.0
 
     def forward(self, patches: Tensor, visible: Tensor | None = None, depth: int | None = None) -> list[Tensor]:
@@ -182,6 +185,7 @@ class CompactEncoder(nn.Module):
         """
         positions = torch.arange(patches.shape[1], device=patches.device)[None].expand(len(patches), -1)
         if visible is not None:
+            # Masked frames are left out, not blanked: the others keep their own positions.
             patches = patches.gather(1, visible[..., None].expand(-1, -1, patches.shape[-1]))
             positions = visible
         turns = rotations(positions, self.config.width // self.config.heads)
@@ -196,6 +200,7 @@ class CompactEncoder(nn.Module):
         """[B, T] -> [B, S, F] of one layer (1 to depth), or of the default mixture; not yet standardised."""
         wanted = self.config.layers if layer is None else (layer,)
         outputs = self(self.mel.patches(self.mel(wave)), depth=max(wanted))
+        # Each layer counts alike, whatever the size of its features.
         return reduce(torch.add, (normalise(outputs[i - 1]) for i in wanted)) / len(wanted)
 
 
@@ -249,6 +254,7 @@ class CompactTeacher(Teacher):
         """Configuration, layer and a hash over the weights' values."""
         digest = hashlib.sha256()
         for name, value in sorted(self.encoder.state_dict().items()):
+            # Values in float32: the hash does not depend on how the file stores them.
             digest.update(name.encode() + value.cpu().float().contiguous().numpy().tobytes())
         return {
             "name": "compact",

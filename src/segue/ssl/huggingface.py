@@ -65,17 +65,21 @@ class TransformersTeacher(Teacher):
         """
         self.name = name
         self.kind = kind
+        # Frozen and in float32: features do not depend on what else runs.
         self.model = model.float().eval().requires_grad_(False)
         self.layers = _layer_count(model.config)
         self.layer = (self.layers + 1) // 2 if layer is None else layer
         if not 1 <= self.layer <= self.layers:
+            # Counted from 1; hidden state 0 is the input of the first block.
             raise UserError(f"--teacher-layer {layer}: {name} has layers 1 to {self.layers}")
         if kind != "clap_audio_model":
+            # CLAP's stages are not a plain stack.
             _drop_unused_blocks(model, self.layers, self.layer)
         self.sample_rate_hz = int(extractor.sampling_rate)
         self.front_end = _front_end(name, kind, model.config, extractor, self.layer)
         self.frame_rate_hz = self.front_end.frames * self.sample_rate_hz / self.front_end.hop_samples
         self._sha256 = sha256
+        # The width differs between layers and families: one window of silence tells it.
         self.dim = self.encode(torch.zeros(1, self.front_end.window_samples)).shape[-1]
 
     @torch.inference_mode()
@@ -88,11 +92,13 @@ class TransformersTeacher(Teacher):
         if wave.ndim != 2 or not wave.numel():
             raise ValueError(f"give a waveform [B, T], not {list(wave.shape)}")
         front_end = self.front_end
+        # Feature extractors work on the CPU, in NumPy.
         wave = wave.detach().to("cpu", torch.float32)
         if not front_end.chunked:
             return self._frames(wave)
         starts = range(0, wave.shape[-1], front_end.hop_samples)
         pieces = [wave[:, start : start + front_end.window_samples] for start in starts]
+        # Each chunk gives as many frames as its hop stands for; the rest is padding.
         frames = torch.cat([self._frames(piece)[:, : front_end.frames] for piece in pieces], dim=1)
         return frames[:, : front_end.count(wave.shape[-1])]
 
@@ -144,6 +150,7 @@ def load_transformers_teacher(
             name that cannot be fetched, no such layer.
     """
     name = name_or_path
+    # The JSON files first: they refuse a wrong model before gigabytes are fetched.
     folder = model_folder("--teacher", name, ("*.json",))
     kind, remote = _kind(name, folder, trust_remote_code)
     if not (folder / "preprocessor_config.json").is_file():
@@ -151,6 +158,7 @@ def load_transformers_teacher(
             f"--teacher {name}: no preprocessor_config.json there; save the feature extractor beside the model "
             "with save_pretrained"
         )
+    # Code is fetched only where it was allowed.
     model_folder("--teacher", name, (*_WEIGHTS, *(("*.py",) if remote else ())))
     weights = _weights(name, folder)
     from safetensors import SafetensorError
@@ -160,6 +168,7 @@ def load_transformers_teacher(
     try:
         model = _load_model(name, folder, kind, remote)
         extractor = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True, trust_remote_code=remote)
+        # Its audio tower alone is used, whichever of the two classes held it.
         kind = "clap_audio_model" if kind == "clap" else kind
         return TransformersTeacher(name, kind, model, extractor, layer, sha256)
     except (OSError, ValueError, KeyError, AttributeError, ImportError, RuntimeError, SafetensorError) as error:
@@ -182,7 +191,9 @@ def _kind(name: str, folder: Path, trust_remote_code: bool) -> tuple[str, bool]:
         ) from error
     ours = (*_WAVEFORM_KINDS, "wav2vec2-bert", "audio-spectrogram-transformer", "whisper", "clap", "clap_audio_model")
     if kind in ours:
+        # Known families come first: of these no code is run, even where a repository brings some.
         return kind, False
+    # A model with code of its own must at least read waveforms, as MERT does.
     if not has_code or "conv_stride" not in config:
         raise UserError(f"--teacher {name}: a {kind or 'nameless'} model is no audio encoder known here; use {_CHOICE}")
     if not trust_remote_code:
@@ -214,6 +225,7 @@ def _load_model(name: str, folder: Path, kind: str, remote: bool) -> nn.Module:
 
     classes = {"clap": "ClapModel", "clap_audio_model": "ClapAudioModel", "whisper": "WhisperModel"}
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    # A tower that was saved with its projection is loaded by the class that saved it.
     if config.get("architectures") == ["ClapAudioModelWithProjection"]:
         classes[kind] = "ClapAudioModelWithProjection"
     loader = getattr(transformers, classes.get(kind, "AutoModel"))
@@ -226,6 +238,7 @@ def _load_model(name: str, folder: Path, kind: str, remote: bool) -> nn.Module:
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
         )
     finally:
+        # Verbosity is global: whoever set it gets it back.
         logging.set_verbosity(verbosity)
     # The embedding of masked frames serves training only; CLAP's text tower and Whisper's decoder are not used.
     unused = ("masked_spec_embed", "pooler", "text_model.", "text_projection.", "decoder.")
@@ -278,6 +291,7 @@ def _extract(extractor, wave: Tensor, **options) -> Mapping[str, Tensor]:
 
 def _centred(wave: Tensor, hop: int, window: int) -> Tensor:
     """Zeros on both sides of [B, T], so that windows at every hop are centred on the ceil(T / hop) hops."""
+    # As many hops as cover the sound, each with a window around its middle.
     samples = wave.shape[-1]
     left = (window - hop) // 2
     total = (-(-samples // hop) - 1) * hop + window
@@ -287,6 +301,7 @@ def _centred(wave: Tensor, hop: int, window: int) -> Tensor:
 def _waveform_front_end(config, extractor) -> FrontEnd:
     hop = prod(config.conv_stride)
     window = 1
+    # How many samples one frame of the convolutions sees, counted from the last layer back.
     for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride)):
         window = (window - 1) * stride + kernel
 
@@ -314,6 +329,7 @@ def _filter_bank_front_end(name: str, config, extractor) -> FrontEnd:
 def _ast_front_end(name: str, config, extractor) -> FrontEnd:
     if (extractor.max_length, extractor.num_mel_bins) != (config.max_length, config.num_mel_bins):
         raise _misfit(name)
+    # How many patches lie on each other, and how many side by side.
     down = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
     along = (config.max_length - config.patch_size) // config.time_stride + 1
 
@@ -324,6 +340,7 @@ def _ast_front_end(name: str, config, extractor) -> FrontEnd:
 
     def to_frames(states: Tensor) -> Tensor:
         # Two tokens lead (class and distillation); the rest are patches, low to high, each row along time.
+        # The mean over frequency patches leaves one vector for each place in time.
         return states[:, -down * along :].unflatten(1, (down, along)).mean(dim=1)
 
     window = 160 * config.max_length + 240
@@ -352,6 +369,7 @@ def _clap_front_end(name: str, config, extractor, layer: int) -> FrontEnd:
     folds = config.spec_size // config.num_mel_bins
     # Patches are merged two by two after every stage but the last.
     stride = config.patch_stride if isinstance(config.patch_stride, int) else config.patch_stride[-1]
+    # How wide a row of the image is after the stages before this layer.
     width = config.spec_size // stride // 2 ** min(layer, len(config.depths) - 1)
 
     def prepare(wave: Tensor) -> dict[str, Tensor]:

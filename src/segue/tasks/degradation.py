@@ -115,6 +115,7 @@ class DegradationConfig:
         Raises:
             UserError: it was trained under noise or companding, which are gone.
         """
+        # Settings of older versions are dropped where they were at their defaults, and refused where not.
         return cls(**without_deleted(data, DELETED, "degradation."))
 
     def __post_init__(self) -> None:
@@ -136,6 +137,7 @@ class DegradationConfig:
 
 def draw(config: DegradationConfig, seed: int, position: int) -> Degradation:
     """The degradation of training example `position`: a function of its arguments alone."""
+    # All five at once, whether they are used or not: each setting keeps its own draw.
     generator = keyed_generator(seed, "degradation", position)
     u = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
     families = config.families.split(",")
@@ -145,6 +147,7 @@ def draw(config: DegradationConfig, seed: int, position: int) -> Degradation:
         cutoff_hz=config.cutoff_max_hz if top else config.cutoff_min_hz + u[1] * span,
         family=families[int(u[2] * len(families))],
         order=config.order_min + int(u[3] * (config.order_max - config.order_min + 1)),
+        # Evenly in the logarithm: ripples of different sizes are equally likely.
         ripple_db=config.ripple_min_db * (config.ripple_max_db / config.ripple_min_db) ** u[4],
     )
 
@@ -166,10 +169,12 @@ def degrade(wave: Tensor, sample_rate_hz: int, degradations: Sequence[Degradatio
                 f"cutoff {degradation.cutoff_hz:g} Hz of sound at {sample_rate_hz:,} Hz: nothing would be missing; "
                 f"give one below {sample_rate_hz / 2:g}"
             )
+    # Room for the filter's ringing, then up to a length that the FFT is fast at.
     size = import_extra("scipy.fft", "train").next_fast_len(samples + RINGING_SAMPLES, real=True)
     bins_hz = np.arange(size // 2 + 1) * (sample_rate_hz / size)
     gain = torch.from_numpy(np.stack([response(d, bins_hz, sample_rate_hz) for d in degradations]))
     low = _filtered(wave.float(), gain.to(wave.device), size)
+    # Rows with resample_poly one by one, since each has another ratio.
     for row, degradation in enumerate(degradations):
         if degradation.resample == "poly":
             low[row] = _down_and_up(low[row], degradation.cutoff_hz, sample_rate_hz)
@@ -191,6 +196,7 @@ def response(degradation: Degradation, bins_hz: np.ndarray, sample_rate_hz: int)
     elif family == "butterworth":
         sos = signal.butter(order, cutoff_hz, fs=sample_rate_hz, output="sos")
     elif family == "bessel":
+        # "mag": the cutoff is where the level has fallen by 3 dB, as it is of Butterworth's filters.
         sos = signal.bessel(order, cutoff_hz, fs=sample_rate_hz, output="sos", norm="mag")
     else:
         sos = signal.ellip(order, degradation.ripple_db, STOP_DB, cutoff_hz, fs=sample_rate_hz, output="sos")
@@ -201,6 +207,7 @@ def response(degradation: Degradation, bins_hz: np.ndarray, sample_rate_hz: int)
     for b0, b1, b2, a0, a1, a2 in sos:
         above = b0**2 + b1**2 + b2**2 + 2 * (b0 * b1 + b1 * b2) * cosine + 2 * b0 * b2 * double
         gain *= above / (a0**2 + a1**2 + a2**2 + 2 * (a0 * a1 + a1 * a2) * cosine + 2 * a0 * a2 * double)
+    # Rounding can leave a tiny negative power in the stop band.
     return (gain.clip(min=0) * (below if degradation.resample == "fft" else 1.0)).astype(np.float32)
 
 
@@ -209,6 +216,7 @@ def _filtered(wave: Tensor, gain: Tensor, size: int) -> Tensor:
 
 
 def _down_and_up(low: Tensor, cutoff_hz: float, sample_rate_hz: int) -> Tensor:
+    # Twice the cutoff is the rate at which such a file would have been stored.
     rate_hz = 2 * round(cutoff_hz)
     common = gcd(rate_hz, sample_rate_hz)
     up, down = rate_hz // common, sample_rate_hz // common

@@ -23,6 +23,7 @@ class Generation(Task):
         the faster kernel), and text columns that are padding in the whole batch.
         """
         x_0 = self.space.standardise(batch.latents, batch.mask)
+        # At least one column: attention needs something to look at.
         longest = max(1, int(batch.tokens_mask.sum(1).max()))
         captions = Condition(batch.tokens[:, :longest], batch.tokens_mask[:, :longest])
         return x_0, captions, None if bool(batch.mask.all()) else batch.mask

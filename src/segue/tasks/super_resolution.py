@@ -53,6 +53,7 @@ class SuperResolution(Task):
         codec = space.codec
         highest_hz = max(config.cutoff_max_hz, config.held_out.cutoff_hz)
         all_known = bool(_bands(codec, torch.tensor([highest_hz])).all())
+        # A cutoff at which every band is known leaves nothing to learn.
         if highest_hz >= codec.sample_rate_hz / 2 or all_known:
             raise UserError(
                 f"degradation cutoffs up to {highest_hz:g} Hz, and the cache is at {codec.sample_rate_hz:,} Hz: "
@@ -73,6 +74,7 @@ class SuperResolution(Task):
         rows = cache.rows("train")
         rows = rows[:: max(1, len(rows) // SKIP_FIT_CLIPS)][:SKIP_FIT_CLIPS]
         side = SKIP_FRAMES // 2
+        # Every known level, its kinks, at every frame of the window, and the bias.
         features_at_frame = SKIP_FRAMES * (1 + len(SKIP_KINKS)) * levels + 1
         gram = torch.zeros(features_at_frame, features_at_frame, dtype=torch.float64)
         cross = torch.zeros(features_at_frame, levels, dtype=torch.float64)
@@ -92,18 +94,22 @@ class SuperResolution(Task):
             wanted = (condition.fill_known(x_0) - predicted)[:, :levels].transpose(1, 2)[mask].double()
             gram += design.T @ design
             cross += design.T @ wanted
+        # Ridge: without it, levels that never move make the system singular.
         gram.diagonal().add_(RIDGE * gram.diagonal().mean())
         solution = torch.linalg.solve(gram, cross).float()
         network.skip_weight.copy_(solution[:-1].T.reshape(network.skip_weight.shape))
         network.skip_bias.copy_(solution[-1])
+        # The sums are large, and the allocator would keep their memory through training.
         del gram, cross, windows, design
         malloc_trim()
 
     @torch.no_grad()
     def _predicted(self, model: SkipModel, x_0: Tensor, condition: Condition, mask: Tensor, first: int) -> Tensor:
         """The network's prediction from noise alone, without the skip; a fresh network predicts 0."""
+        # A fresh network ends in zeros, so that asking it would be a waste.
         if not model.patch_out.weight.any():
             return torch.zeros_like(x_0)
+        # The old skip must not be subtracted from what the new one has to explain.
         model.skip_weight.zero_()
         model.skip_bias.zero_()
         noise = keyed_noise(x_0.shape[1:], 0, "priming", range(first, first + len(x_0)))
@@ -122,6 +128,7 @@ class SuperResolution(Task):
         low = degrade(wave, codec.sample_rate_hz, drawn)
         cutoff_hz = torch.tensor([degradation.cutoff_hz for degradation in drawn])
         condition = low_band_condition(self.space, low, cutoff_hz, mask)
+        # Known bands are no part of what is generated: they are zero there.
         x_0 = self.space.standardise(batch.latents, mask).masked_fill(condition.known_audio()[1][..., None], 0.0)
         return x_0, condition, None if bool(mask.all()) else mask
 
@@ -133,6 +140,7 @@ def weigh_levels(space: LatentSpace) -> LatentSpace:
         return space
     scale = torch.ones_like(space.std)
     scale[:levels] = LEVEL_WEIGHT
+    # Divided by less: levels then have a larger scale, and more weight in a squared loss.
     return space.scaled(space.mean, space.std.clamp(min=1e-2) / scale)
 
 
@@ -149,6 +157,7 @@ def low_band_condition(space: LatentSpace, low: Tensor, cutoff_hz: Tensor, mask:
     audio = space.encode(low, mask)
     bands = _bands(codec, cutoff_hz)
     if tells_bands(codec):
+        # The bands that are generated are no part of what is known.
         audio = audio.masked_fill(~bands[..., None], 0.0)
     return Condition(audio=audio, known_mask=bands, cutoff=cutoff_hz / (codec.sample_rate_hz / 2))
 

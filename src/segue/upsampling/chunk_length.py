@@ -37,6 +37,7 @@ def chunk_samples(limit: int | None, in_use: int, context: int, channels: int, s
     wanted = round(CHUNK_SEC * sample_rate_hz)
     if limit is None:
         return wanted
+    # Either side of a core needs its context, which takes memory but gives no output.
     fit = (limit - in_use) // (_BYTES_PER_VALUE * channels) - 2 * context
     least = round(_LEAST_SEC * sample_rate_hz)
     if fit < least:

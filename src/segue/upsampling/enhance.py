@@ -70,6 +70,7 @@ class Enhancer:
         self.tally = Tally()
         turn = axes(analysis.covariance, stereo)
         self.axes = torch.from_numpy(turn).float()
+        # The variance along each axis follows from the covariance, without reading the file again.
         self.levels = np.sqrt(np.maximum(np.diag(turn @ analysis.covariance @ turn.T), 0.0))
 
     def __call__(self, low: np.ndarray, start: int) -> np.ndarray:
@@ -79,11 +80,14 @@ class Enhancer:
         both of a pair with the same noise, so that a source keeps its place. What it adds is faded out where a channel
         is silent, and held back where it would lift a peak above the file's own.
         """
+        # The offset is kept from the model and stays in the output, since only `added` is changed.
         whole = torch.from_numpy(np.ascontiguousarray(low.T))
         offset = torch.from_numpy(self.analysis.offset).float()[:, None]
         added = self._added(whole - offset, start)
+        # Silence stays silence: what the model adds there would be the only thing that sounds.
         gate = _gate(whole, self.analysis.silent_peak, _samples(_GATE_SEC, self.resolver))
         added = added * gate
+        # Behind the gate, so that what was faded out holds nothing back.
         held = _held(whole, added, self.analysis.peak, _samples(_LIMIT_SEC, self.resolver))
         self.tally.samples += gate.numel()
         self.tally.silent += int((gate == 0).sum())
@@ -94,6 +98,7 @@ class Enhancer:
         """What the model adds to [channels, n]."""
         along = self.axes @ low
         levels = torch.from_numpy(self.levels).float()[:, None]
+        # A silent axis is left out: its gain would raise noise to the level of a sound.
         audible = [i for i in range(len(along)) if self._is_audible(along[i], float(levels[i]))]
         made = torch.zeros_like(along)
         if not audible:
@@ -104,6 +109,7 @@ class Enhancer:
         length = max(-(-samples // hop), _SHORTEST_HOPS) * hop
         gain = _INPUT_RMS / levels[audible]
         given = F.pad(along[audible] * gain, (0, length - samples))
+        # Noise is keyed by the frame's place in the file, so that chunks of any length get the same.
         noise = self.resolver.noise(self.resolver.frames(length), self.seed, start // hop)
         cutoffs = torch.full((len(audible),), self.cutoff_hz)
         full = self.resolver.resolve(
@@ -135,13 +141,16 @@ def _held(wave: Tensor, added: Tensor, peak: float, samples: int) -> Tensor:
     if not over.any():
         return torch.ones_like(added[:1])
     weight = torch.where(over, room / added.abs().clamp(min=1e-12), torch.ones_like(added)).clamp(max=1.0)
+    # One weight for all channels, so that a source keeps its place between them.
     lowest = weight.amin(dim=0, keepdim=True)
+    # The lowest weight is held for a while on either side, so that smoothing cannot exceed it at the peak.
     widened = -F.max_pool1d(-lowest, 2 * samples + 1, 1, samples)
     return _smoothed(widened.double(), samples).float()
 
 
 def _smoothed(weight: Tensor, samples: int) -> Tensor:
     """Moving average [channels, n] over 2 `samples` + 1 in float64, the ends repeated."""
+    # Sums run over the whole window: float32 would lose the small steps behind large ones.
     padded = torch.cat([weight[:, :1].expand(-1, samples + 1), weight, weight[:, -1:].expand(-1, samples)], dim=1)
     sums = padded.cumsum(dim=1)
     return ((sums[:, 2 * samples + 1 :] - sums[:, : -2 * samples - 1]) / (2 * samples + 1)).clamp(0.0, 1.0)

@@ -61,10 +61,12 @@ def find_jobs(source: Path, out: Path, follow_links: bool = False) -> list[Job]:
     if source.suffix.lower() in LISTS:
         return _of_list(source, out)
     suffix = out.suffix.lower()
+    # An existing folder wins over its name: `out.wav/` may be one.
     if suffix in SUFFIXES.values() and not out.is_dir():
         if out.resolve() == source.resolve():
             raise UserError(f"{out}: input and output are the same file; hint: name another output")
         return [Job(source, out.parent, out.stem, out.name)]
+    # Other sound suffixes are no folder by mistake: mp3 cannot be written here.
     if suffix in SOUNDS:
         raise UserError(f"{out}: outputs are wav or flac; hint: name it {out.with_suffix('.flac').name}")
     return _checked([Job(source, out, source.stem)], out)
@@ -97,6 +99,7 @@ def _of_folder(source: Path, out: Path, follow_links: bool) -> list[Job]:
 
 
 def _of_list(source: Path, out: Path) -> list[Job]:
+    # Editors of some systems put a byte order mark before UTF-8.
     data = source.read_bytes().removeprefix(b"\xef\xbb\xbf")
     if b"\0" in data:
         raise UserError(f"{source}: not a text file; hint: one path of a sound file on each line, as UTF-8")
@@ -107,6 +110,7 @@ def _of_list(source: Path, out: Path) -> list[Job]:
         raise UserError(f"{source}: an empty list; hint: put one path of a sound file on each line")
     jobs = []
     for path in named:
+        # Paths that climb, or start at the root, would lead out of the output folder.
         keeps = not path.is_absolute() and ".." not in path.parts
         jobs.append(Job(find_named(source.parent / path), out / path.parent if keeps else out, path.stem))
     return _checked(jobs, out)
@@ -117,6 +121,7 @@ def _checked(jobs: list[Job], out: Path) -> list[Job]:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: exists and is no folder; hint: name a folder, or a .wav or .flac file for one input")
     for job in jobs:
+        # Outputs beside inputs would be taken for inputs by the next run.
         if job.folder.resolve() == job.source.resolve().parent:
             raise UserError(f"{out}: would put the outputs beside {job.source}; hint: name another folder")
     return jobs

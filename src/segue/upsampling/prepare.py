@@ -112,6 +112,7 @@ def prepare(job: Job, resolver: Resolver, settings: Settings, taken: Collection[
     claim = read_claim(job.source)
     container = job.container or settings.container or container_of(claim)
     output = job.output(container)
+    # Planned before anything runs, so that two files cannot overwrite each other halfway.
     if output in taken:
         raise UserError(f"{job.source}: another input has the same name, and so has its output; hint: rename one")
     if output.exists() and settings.skip_existing:
@@ -131,6 +132,7 @@ def prepare(job: Job, resolver: Resolver, settings: Settings, taken: Collection[
 
     # What comes of it.
     rate_hz = settings.rate_hz
+    # A cutoff that the user gives is followed even where the band looks full.
     if settings.cutoff_hz is None and cutoff_hz >= min(FULL_SHARE * rate_hz / 2, FULL_HZ):
         full = f"full-band already: sound up to {cutoff_hz:,.0f} Hz, {rate_hz:,} Hz can add nothing; copied"
         same = output_format(header, container, settings.subtype, header.sample_rate_hz)
@@ -161,10 +163,12 @@ def _cutoff(job: Job, header: Header, analysis: Analysis, resolver: Resolver, se
 def _plan(header: Header, resolver: Resolver, settings: Settings) -> Plan:
     rate_hz = resolver.sample_rate_hz
     total = round(header.frames * rate_hz / header.sample_rate_hz)
+    # The model's own view, or what gate and limiter look at, whichever is wider.
     context = max(resolver.context_samples, math.ceil(LOOK_SEC * rate_hz))
     core = chunk_samples(settings.max_memory, settings.in_use, context, header.channels, rate_hz)
     if settings.chunk_sec is not None:
         asked = total if math.isinf(settings.chunk_sec) else round(settings.chunk_sec * rate_hz)
+        # The memory limit still binds where a chunk length was asked for.
         core = asked if settings.max_memory is None else min(core, asked)
     return make_plan(total, core, context, resolver.hop_samples, rate_hz)
 
@@ -175,6 +179,7 @@ def _notes(header: Header, analysis: Analysis) -> tuple[str, ...]:
         notes.append("8-bit samples: their hiss hides a quiet new band; --subtype PCM_16 keeps it")
     if np.abs(analysis.offset).max() > _OFFSET:
         notes.append(f"DC offset {float(analysis.offset[np.abs(analysis.offset).argmax()]):+.3f}, kept")
+    # At full scale only integers clip: floats may pass beyond it.
     if analysis.clipped and header.subtype in BITS:
         notes.append(f"{analysis.clipped:,} input samples at full scale")
     if analysis.bandwidth.found_by == "silence":

@@ -37,6 +37,7 @@ def carry_out(work: Work, resolver: Resolver, settings: Settings, on_progress: C
         _copy(work)
         on_progress(work.header.seconds)
     took = time.monotonic() - work.began
+    # The status is set last: what is reported as done has been done.
     report["status"] = _action(work)[1]
     return report | {"took_sec": round(took, 3), "real_time_factor": round(work.header.seconds / max(took, 1e-9), 2)}
 
@@ -91,6 +92,7 @@ def _action(work: Work) -> tuple[str, str]:
 def _copy(work: Copying) -> None:
     header = work.header
     form = work.format
+    # A copy of the bytes keeps what a new file would lose; only a plain file of the same kind may be one.
     same = container_of(header).upper() == header.format.replace("WAVEX", "WAV") == form.container.upper()
     if same and form.subtype == header.subtype and is_plain(work.job.source, header.frames):
         copy(work.job.source, work.output)
@@ -137,6 +139,7 @@ def _upsample(work: Upsampling, resolver: Resolver, settings: Settings, on_progr
             on_progress((window.last - window.first) / resolver.sample_rate_hz)
 
     # One stream from file to file: nothing is held but a window of it.
+    # The model's rate to the output's; a file that was brought up for the model goes back.
     out = resampled(joined(pieces(), plan), resolver.sample_rate_hz, form.rate_hz, header.channels, work.samples)
     meter = _Meter(form.full_scale)
     write_sound(work.output, meter.watch(out), form, work.samples, read_tags(source))
@@ -152,6 +155,7 @@ def _upsample(work: Upsampling, resolver: Resolver, settings: Settings, on_progr
         )
     return {
         "output_peak": round(meter.peak, 6),
+        # Without the offset, as the input's figure is.
         "output_rms_db": _db(math.sqrt(max(0.0, meter.squares / max(1, meter.values) - offset))),
         "output_clipped": meter.clipped,
         "silent_share": round(tally.silent / max(1, tally.samples), 4),

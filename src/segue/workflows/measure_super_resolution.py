@@ -64,6 +64,7 @@ def rows_of(
     baselines = ways_beside(codec, cutoff_hz)
     values: dict[str, dict[str, list[float]]] = {}
     for number, (wave, low) in enumerate(track(pairs, len(pairs), "measuring", "clips")):
+        # Baselines are given the original as well, for the codec's round trip; models see the narrow clip alone.
         estimates = {name: make(low, wave) for name, (make, _) in baselines.items()}
         estimates |= {name: make(low, number) for name, make in models.items()}
         for name, estimate in estimates.items():
@@ -75,6 +76,7 @@ def rows_of(
 def by_model(resolver: SuperResolver, cutoff_hz: float, steps: int) -> Model:
     """What a row of `rows_of` is made by; the number of the clip is the seed."""
 
+    # The number of the clip as seed: every model gets the same noise for it.
     def way(low: Tensor, number: int) -> Tensor:
         noise = resolver.noise(resolver.frames(low.shape[1]), number)[None]
         return resolver.resolve(low, torch.tensor([cutoff_hz]), noise, steps=steps)
@@ -93,7 +95,9 @@ def _figures(made: Tensor, wave: Tensor, rate_hz: int, cutoff_hz: float) -> dict
 
 def _waves(source: Path, rate_hz: int, clips: int, samples: int) -> list[Tensor]:
     members = clips_of(source)
+    # A set without splits is taken whole: nothing of it can be told to be held out.
     members = [clip for clip in members if clip.split == "test"] or members
+    # Evenly spaced, since lists are often sorted by kind.
     read = read_sounds(members[:: max(1, -(-len(members) // clips))], rate_hz)
     waves = [read.wave(index)[:samples] for index in range(len(read))]
     waves = [wave for wave in waves if len(wave) >= 2048 and bool(wave.any())]  # LSD's window; silence has no figures

@@ -36,6 +36,7 @@ def resumed(run_dir: Path, data: str | None, examples: int | None) -> tuple[RunC
     """
     stored = _read(run_dir)
     config = from_json(stored["run"])
+    # --data wins over the stored place, which may hold another cache by now.
     place = located(stored["cache"] if data is None else data)
     try:
         cache = open_cache(place)
@@ -43,6 +44,7 @@ def resumed(run_dir: Path, data: str | None, examples: int | None) -> tuple[RunC
         if data is not None:
             raise
         raise UserError(f"{run_dir}: its data is not there any more ({error}); hint: --data CACHE names it") from error
+    # Before the length is changed: a run of other data is refused, whatever else is asked for.
     refuse_other_contents(run_dir, stored.get("data"), cache)
     return config if examples is None else _lengthened(run_dir, config, examples), place
 
@@ -54,6 +56,7 @@ def keep_config(run_dir: Path, config: RunConfig, cache: LatentCache, resume: bo
         UserError: the run would continue with other data than it began with.
     """
     if resume:
+        # Read from the folder again, since `config` may already have a new length.
         stored = _read(run_dir)
         refuse_other_contents(run_dir, stored.get("data"), cache)
         if stored["run"] == to_json(config) and stored["cache"] == _place(cache):
@@ -62,12 +65,14 @@ def keep_config(run_dir: Path, config: RunConfig, cache: LatentCache, resume: bo
 
 
 def _place(cache: LatentCache) -> str:
+    # Absolute, so that the run can be continued from another folder.
     return str(cache.path) if is_address(cache.path) else str(Path(cache.path).resolve())
 
 
 def _lengthened(run_dir: Path, config: RunConfig, examples: int) -> RunConfig:
     """The config with another length; a line on stderr says what moves with it."""
     before = config.train.total_examples
+    # The newest checkpoint counts, not the log: what was not saved is trained again.
     seen = max((int(path.name.rpartition("-")[2]) for path in list_checkpoints(run_dir)), default=0)
     if examples <= seen:
         raise UserError(f"--examples {examples}: {run_dir} has seen {seen:,}; hint: give more than that")
@@ -86,6 +91,7 @@ def _read(run_dir: Path) -> dict:
     try:
         stored = json.loads(path.read_text())
         from_json(stored["run"])
+        # A path of another kind would only fail when the cache is opened.
         if not isinstance(stored["cache"], str):
             raise TypeError("cache is no path")
     except FileNotFoundError as error:

@@ -53,6 +53,7 @@ def write_samples(run_dir: Path, samples: Sequence[Sample], sample_rate_hz: int,
 def generate_samples(run_dir: Path, cache: LatentCache, count: int) -> None:
     """Generate `count` held-out captions of the cache with the run's newest checkpoint."""
     pipeline = Pipeline.load(run_dir)
+    # Spread over the held-out rows, which are often sorted by kind.
     entries = [cache.row(row) for row in _spread(_held_out(cache), count)]
     captions = [entry["captions"][0] for entry in entries]
     waves = pipeline.generate(captions)
@@ -71,6 +72,7 @@ def upsample_samples(run_dir: Path, cache: LatentCache, config: RunConfig, count
     true = resolver.codec.decode(cache.latents(rows)[0], samples)
     filter_ = config.degradation.held_out
     low = degrade(true, resolver.sample_rate_hz, [filter_] * len(rows))
+    # A seed for each clip, its number: the noise is the same in every run.
     noise = torch.stack([resolver.noise(resolver.frames(samples), index) for index in range(len(rows))])
     made = resolver.resolve(low, torch.full((len(rows),), filter_.cutoff_hz), noise)
 
@@ -84,6 +86,7 @@ def upsample_samples(run_dir: Path, cache: LatentCache, config: RunConfig, count
 
 
 def _held_out(cache: LatentCache) -> list[int]:
+    # The test split where there is one: it took no part in validation.
     return cache.rows("test") or cache.rows("valid")
 
 

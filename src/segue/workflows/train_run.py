@@ -43,11 +43,13 @@ def run_training(
     if first and not resume and (run_dir / "config.json").exists():
         hint = f"continue it with --resume {run_dir}, or choose another --out"
         raise UserError(f"{run_dir}: holds a run already ({len(list_checkpoints(run_dir))} checkpoints); hint: {hint}")
+    # Every process opens the cache; only the first one checks it.
     cache = open_cache(cache_path)
     for line in check_before_training(config, cache) if first else []:
         if not quiet:
             print(line, file=sys.stderr)
     if first:
+        # After the checks: a run that they refuse is not begun.
         keep_config(run_dir, config, cache, resume)
     result = train(
         config,
@@ -62,6 +64,7 @@ def run_training(
     # After training: samples and the report, by the first process alone.
     if not first:
         return result
+    # A stopped run is no finished model, so that its samples would mislead.
     if result.finished and samples > 0:
         if config.train.task == "generation":
             generate_samples(run_dir, cache, samples)
@@ -78,6 +81,7 @@ def continue_training(
 
     Of a start that left no checkpoint nothing counts: it is cleared, and the run begins anew. No samples are made.
     """
+    # config.json without a checkpoint is a run that was killed before it had saved anything.
     resume = (run_dir / "config.json").exists() and bool(list_checkpoints(run_dir))
     if not resume:
         for name in ("config.json", "log.jsonl"):

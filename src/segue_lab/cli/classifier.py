@@ -24,6 +24,7 @@ def train(
     from segue_lab.note_classifier_training import NoteTraining, make_classifier
 
     origin = {"command": command(), "commit": commit(), "machine": machine()}
+    # Where the weights come from is settled before the training, since a commit may move under a long run.
     make_classifier(source, out, card_on, NoteTraining(epochs=epochs, seed=seed), origin)
     card(out)
 

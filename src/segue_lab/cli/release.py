@@ -33,6 +33,7 @@ def codec(
     """Halve a trained codec's weights, measure it, and write its card."""
     from segue_lab.release.codec import release_codec
 
+    # The lists are read first: a wrong path must not show after the measurement.
     folders, listed = measured_and_listed(measure_on, sources)
     about: dict[str, Any] = {"sources": listed, "command": command, "commit": commit}
     _show(release_codec(run, out, folders, classify_on=classify_on, **about))

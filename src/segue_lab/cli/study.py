@@ -42,6 +42,7 @@ def study(
     if slots < 1 or threads < 1:
         raise UserError(f"--slots {slots}, --threads {threads}: give at least 1")
     plan = read_study(file)
+    # Another baseline changes tables alone, so that nothing may be trained under it.
     if baseline is not None:
         names = [variant.name for variant in plan.variants]
         if not report_only or baseline not in names:
@@ -49,6 +50,7 @@ def study(
         plan = replace(plan, baseline=baseline)
     finished = True
     if report_only:
+        # A folder may hold runs of an earlier study file, which are left out.
         wanted = {(variant.name, seed) for variant in plan.variants for seed in plan.seeds_of(variant)}
         runs = [run for run in planned_runs(out) if (run.variant, run.seed) in wanted]
     else:
@@ -57,6 +59,7 @@ def study(
         runs = prepared.runs
         finished = train_runs(prepared, plan, out, worker.COMMAND, slots=slots, threads=threads, device=device)
     origin = {"command": command(), "commit": commit(), "machine": machine()}
+    # Beside the study's own tables, never in their place.
     place = out if baseline is None else out / f"against-{baseline}"
     summary = write_study_report(plan, out, runs, origin, markdown, place)
     print(f"{place}/report.html   {place}/report.md   {place}/results.json   ({summary})")

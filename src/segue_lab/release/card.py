@@ -20,6 +20,7 @@ def measured_and_listed(measure_on: Sequence[str], sources: Path) -> tuple[dict[
     Raises:
         UserError: a pair without name or folder, or a file that is no JSON.
     """
+    # partition keeps the first "=" as the separator: a folder may hold others.
     pairs = [text.partition("=") for text in measure_on]
     if any(not name or not folder for name, _, folder in pairs):
         raise UserError("--measure wants NAME=FOLDER; hint: for example --measure notes=runs/demo-set")

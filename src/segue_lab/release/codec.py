@@ -29,6 +29,7 @@ def classified_round_trip(codec: Codec, source: Path, *, clips: int = 300) -> di
     """
     classifier = NoteClassifier.load()
     wanted = ("family", "instrument", "pitch")
+    # Notes of split "test" were not trained on by the codec.
     notes = [c for c in load_manifest(source) if c.split == "test" and c.fields.get("kind") == "note"]
     notes = [c for c in notes if all(c.fields.get(k) is not None for k in wanted)]
     if not notes:
@@ -39,6 +40,7 @@ def classified_round_trip(codec: Codec, source: Path, *, clips: int = 300) -> di
     right = torch.zeros(2, 3, dtype=torch.float64)
     for index, note in enumerate(notes):
         wave = sounds.wave(index)[None]
+        # The same note twice, as it is and after the codec: the difference is the codec's.
         for row, sound in enumerate((wave, codec.decode(codec.encode(wave), wave.shape[-1]))):
             answer = classifier.predict(sound.cpu(), codec.sample_rate_hz)
             for column, (name, place) in enumerate(zip(wanted, places, strict=True)):
@@ -70,6 +72,7 @@ def release_codec(
     Returns:
         The card.
     """
+    # Halved first, then measured: figures are of the weights that are released.
     save_codec(load_autoencoder(run).network, out, half=True)
     codec = load_autoencoder(out)
     state = read_meta(run)

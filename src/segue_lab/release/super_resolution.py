@@ -44,7 +44,9 @@ def release_super_resolution(
         UserError: no model there, or unusable sounds.
     """
     tensors, metadata = read_tensors(model_file(run))
+    # The averaged weights alone: the trained ones are of no use but to resume.
     kept = {name: value.half() for name, value in tensors.items() if name.startswith("ema.")}
+    # Statistics stay in float32: they are few, and everything is scaled by them.
     kept |= {name: value for name, value in tensors.items() if name.startswith("latents.")}
     make_folder(out)
     file = out / "model.safetensors"

@@ -23,6 +23,7 @@ def encode_sec_per_sec(teacher: Teacher) -> float:
     """Seconds of sound encoded per second, at 64 clips of 2 s a call."""
     wave = 0.1 * torch.randn(64, 2 * teacher.sample_rate_hz, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
+        # Once for nothing: the first call allocates and plans.
         teacher.encode(wave[:4])
         began = time.perf_counter()
         teacher.encode(wave)
@@ -57,8 +58,10 @@ def release_teacher(
     """
     encoder = load_compact(run).encoder
     if layers:
+        # Before the figures: they are of the mixture that is released.
         encoder = _with_layers(encoder, layers, next(iter(measures.values())))
     figures = _figures(CompactTeacher(encoder, "compact"), measures)
+    # A collapsed teacher is not released, whatever its probes say.
     for name, part in figures.items():
         refuse_collapsed(part["collapse"], f"{run} on {name}")
     save_teacher(encoder, out, half=True)
@@ -83,6 +86,7 @@ def release_teacher(
 
 def _figures(teacher: CompactTeacher, measures: dict[str, Path]) -> dict:
     """Figures of the weights as they are released: rounded to float16 first."""
+    # Rounded as the file will be, so that figures fit what is loaded from it.
     teacher.encoder.load_state_dict({k: v.half().float() for k, v in teacher.encoder.state_dict().items()})
     return {name: probe_teacher(teacher, folder, layers=True) for name, folder in measures.items()}
 
@@ -96,6 +100,7 @@ def _with_layers(encoder: CompactEncoder, layers: tuple[int, ...], source: Path)
     other = CompactEncoder(replace(encoder.config, layers=layers))
     other.load_state_dict(encoder.state_dict())
     rate_hz = encoder.config.sample_rate_hz
+    # Statistics come from training clips alone.
     members = [s for s in clips_of(source) if s.split == "train"]
     fit_statistics(other, some_waves(read_sounds(members[:: max(1, len(members) // 400)], rate_hz), 400, 4 * rate_hz))
     return other

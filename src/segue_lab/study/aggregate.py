@@ -141,7 +141,9 @@ def compare(
     if not seeds:
         return None
     # Paired by seed: [draw, side, x], where side 0 is the variant and 1 the baseline.
+    # Both on common examples, since their evaluations may stand at other places.
     x, points, clips = _aligned([[side[s].curves[measure] for s in seeds] for side in (variant, baseline)])
+    # Variant and baseline move together in every draw: differences keep their pairing.
     drawn = _draws(points, clips, draws, seed)
     mean = points.mean(axis=1)
     certain = len(seeds) == 1 and clips is None  # nothing to draw from: no interval
@@ -165,6 +167,7 @@ def compare(
         area=figure(lambda c: _mean_height(x, c[:, 0])),
         area_difference=figure(lambda c: _mean_height(x, c[:, 0]) - _mean_height(x, c[:, 1]), 0.0),
         to_target=to_target,
+        # Reached before it was first looked at: how soon, nobody measured.
         at_first_evaluation=bool(best[0, 0] >= best[1, -1]),
         to_target_by_seed=tuple(ratios),
         seconds_to_target=to_target.value * float(rate),
@@ -175,6 +178,7 @@ def wall_clock(
     variant: Mapping[int, StudyCurves], baseline: Mapping[int, StudyCurves], level: float = LEVEL
 ) -> Figure | None:
     """Training seconds over the baseline's of the same seed: geometric mean and t interval of the log ratio."""
+    # Ratios multiply: their mean and interval are taken in the logarithm.
     logs = [
         math.log(variant[s].seconds / baseline[s].seconds) for s in variant if s in baseline and baseline[s].seconds > 0
     ]
@@ -185,6 +189,7 @@ def wall_clock(
         return Figure(math.exp(mean), None, 1.0)
     from scipy.stats import t as student
 
+    # Few seeds: Student's t, as for the curves.
     half = float(student.ppf((1 + level) / 2, len(logs) - 1)) * float(np.std(logs, ddof=1)) / math.sqrt(len(logs))
     return Figure(math.exp(mean), (math.exp(mean - half), math.exp(mean + half)), 1.0)
 
@@ -196,6 +201,7 @@ def band(runs: Mapping[int, StudyCurves], measure: str, *, level: float = LEVEL,
         return None
     x, points, clips = _aligned([[run.curves[measure] for run in having]])
     mean = points.mean(axis=1)[0]
+    # The run's seconds spread evenly over its examples.
     total = max(float(run.curves[measure].examples[-1]) for run in having)
     seconds = x / total * float(np.mean([run.seconds for run in having]))
     if len(having) == 1 and clips is None:
@@ -213,6 +219,7 @@ def _aligned(sides: list[list[Curve]]) -> tuple[np.ndarray, np.ndarray, np.ndarr
     every = [curve for side in sides for curve in side]
     x = min((curve.examples for curve in every), key=lambda x: (len(x), -x[-1])).astype(float)
     points = np.stack([[np.interp(x, c.examples, c.values) for c in side] for side in sides])
+    # Losses have no replicates: then seeds alone vary.
     if any(curve.replicates is None for curve in every):
         return x, points, None
     # Deviations from the replicates' own mean: a Frechet distance is biased on resampled clips, its spread is not.
@@ -227,12 +234,15 @@ def _draws(points: np.ndarray, clips: np.ndarray | None, draws: int, seed: int) 
     """Mean curves [draws, A, M] as seeds and clips would vary them. points [A, S, M], clips [R, A, M] or None."""
     generator = np.random.default_rng(seed)
     n = points.shape[1]
+    # All draws begin at the mean curves.
     drawn = np.repeat(points.mean(axis=1)[None], draws, axis=0)
     if n > 1:
+        # One z for each seed, for all points and both sides: a draw moves whole curves.
         z = generator.standard_normal((draws, n))
         spread = np.sqrt(n * generator.chisquare(n - 1, draws))  # sqrt(n (n - 1) q)
         drawn += np.einsum("ds,asm->dam", z / spread[:, None], points - points.mean(axis=1, keepdims=True))
     if clips is not None:
+        # One replicate for a draw: variant and baseline meet the same clips.
         drawn += clips[generator.integers(0, len(clips), draws)]
     return drawn
 

@@ -26,8 +26,10 @@ PHASE_ITERATIONS = 2
 
 def quick(codec: Codec) -> Codec:
     """The codec with 2 phase iterations in place of 8: all evaluators use magnitudes (see docs/studies.md)."""
+    # Only our own autoencoder iterates on phases.
     if codec.name != "autoencoder" or codec.config.refinements <= PHASE_ITERATIONS:
         return codec
+    # A shallow copy shares the weights; its configuration is its own.
     network = copy.copy(codec.network)
     network.config = replace(network.config, refinements=PHASE_ITERATIONS)
     fast = type(codec)(network)
@@ -41,6 +43,7 @@ def checkpoint_loader(device: str) -> Callable[[Path], Pipeline]:
 
     def load(folder: Path) -> Pipeline:
         saved = load_model(folder / "model.safetensors", "ema")
+        # Loaded with the first checkpoint, whose card names them.
         if not parts:
             text = saved.card.text
             parts["codec"] = quick(load_codec(saved.card.codec_source, saved.card.codec["sample_rate_hz"]))

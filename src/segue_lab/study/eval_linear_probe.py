@@ -47,6 +47,7 @@ def make_probe_eval_set(
     Raises:
         UserError: no row has the field, or fewer than two values occur.
     """
+    # Variants of a clip are the same sound again: none of them is asked for or compared with.
     rows = {split: [i for i in cache.rows(split) if is_recorded(cache, i) and (not field or _class(cache, i, field))]
             for split in ("train", "valid", "test")}  # fmt: skip
     if field and not all((rows["train"], rows["valid"] + rows["test"])):
@@ -56,9 +57,11 @@ def make_probe_eval_set(
     # "ear" is the classifier's first name: finished runs keep their keys.
     question = {"cache": cache.meta, "clips": len(clips), "ear": LOG_MEL, "field": field, "count": count, "version": 3}
     key = fingerprint(question)
+    # The key covers all that the answer depends on; another question makes a new set.
     stored = load_eval_set(folder, key)
     if stored is not None:
         return stored
+    # In the order of class and caption, so that every class is asked for.
     asked = _evenly(cache, rows["valid"] + rows["test"], field, count)
     known = _evenly(cache, rows["train"], field, min(REFERENCE_CLIPS * count, len(rows["train"])))
     codec = quick(load_codec(cache.meta["codec_source"], cache.meta["sample_rate_hz"]))
@@ -66,6 +69,7 @@ def make_probe_eval_set(
     by_id = {clip.id: clip for clip in clips}
 
     def embedded(waves: Tensor, of: Sequence[int]) -> np.ndarray:
+        # Each clip for as long as it sounds: padding would make short ones alike.
         return log_mel_statistics(waves, rate_hz, [_length_sec(cache, i) for i in of])
 
     # The reference, and the classifier. It must not take the codec's sound for a class, so it is fitted on recordings
@@ -73,6 +77,7 @@ def make_probe_eval_set(
     decoded = embedded(decoded_rows(cache, known, codec), known)
     reference = embedded(recorded_rows(cache, known, by_id, rate_hz), known) if clips else decoded
     learned = np.concatenate([reference, decoded]) if clips else decoded
+    # Once for the recordings and once for the decoded latents.
     names = [_class(cache, i, field) for i in known] * (len(learned) // len(known))
     classifier = fit_linear_classifier(learned, names) if field else None
 
@@ -113,6 +118,7 @@ def measure_any(
     hits = {}
     if classifier is not None:
         hits["class"] = np.array(classifier.predict(embedding)) == np.array([p["class"] for p in prompts])
+    # Fewer clips than dimensions have no covariance worth a distance.
     return measure_clips(embedding, hits, prompts, reference, usable, distance=DISTANCE, fewest=DIM + 1, by_kind=False)
 
 
@@ -135,4 +141,5 @@ def _evenly(cache: LatentCache, rows: Sequence[int], field: str, count: int) -> 
     """`count` rows evenly spaced in order of class, caption and id; round again where there are fewer."""
     ordered = sorted(rows, key=lambda i: (_class(cache, i, field), cache.row(i)["captions"], cache.row(i)["id"]))
     most = len(ordered)
+    # Round again, so that the number of prompts does not depend on the set.
     return [ordered[k * most // count] if most >= count else ordered[k % most] for k in range(count)]

@@ -47,11 +47,13 @@ def make_note_eval_set(cache: LatentCache, clips: Sequence[Clip], count: int, fo
 
     # The prompts, and other notes to compare with.
     asked = _asked(cache, notes, count)
+    # Not those that are asked for: a clip compared with itself would be no reference.
     others = [i for i in notes if i not in set(asked)][: REFERENCE_NOTES * count]
     prompts = [_prompt(cache.row(i)) for i in asked]
     codec = quick(load_codec(cache.meta["codec_source"], cache.meta["sample_rate_hz"]))
     rate_hz = codec.sample_rate_hz
     by_id = {clip.id: clip for clip in clips}
+    # Recordings are the better reference; without a manifest, latents stand in.
     compared = recorded_rows(cache, others, by_id, rate_hz) if clips else decoded_rows(cache, others, codec)
     reference = classifier.predict(compared, rate_hz).embedding
 
@@ -100,6 +102,7 @@ def _notes(cache: LatentCache, classifier: NoteClassifier) -> list[int]:
     for i in range(len(cache)):
         fields = cache.row(i).get("fields") or {}
         known = fields.get("family") in classifier.families and fields.get("pitch") in classifier.pitches
+        # Variants are softer or later: the recorded note is enough.
         if known and fields.get("kind") == "note" and is_recorded(cache, i):
             found.append(i)
     return found
@@ -107,6 +110,7 @@ def _notes(cache: LatentCache, classifier: NoteClassifier) -> list[int]:
 
 def _asked(cache: LatentCache, notes: list[int], count: int) -> list[int]:
     ordered = sorted(notes, key=lambda i: note_order(cache.row(i)["fields"], cache.row(i)["id"]))
+    # Sorted by instrument and pitch, then spread: the choice does not hang on the cache's order.
     trained, unseen = ([i for i in ordered if cache.row(i)["split"] == split] for split in ("valid", "test"))
     return [*spread(trained, count - count // 3), *spread(unseen, count // 3)]
 

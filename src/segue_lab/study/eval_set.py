@@ -60,6 +60,7 @@ def save_eval_set(found: EvalSet, folder: Path) -> EvalSet:
         "ceilings": found.ceilings,
         "key": found.key,
     }
+    # The arrays first: a description without them would be taken for whole.
     write_bytes(folder / "reference.safetensors", save_arrays(arrays))
     write_text(folder / FILE, json.dumps(stored, indent=1))
     return found
@@ -71,12 +72,14 @@ def read_description(folder: Path) -> dict:
     if path is None:
         return {}
     stored = json.loads(path.read_text(encoding="utf-8"))
+    # Earlier versions had no name for the space.
     return {"space": LOG_MEL if stored.get("ear") else NOTES, "classes": []} | stored
 
 
 def load_eval_set(folder: Path, key: str | None = None) -> EvalSet | None:
     """What `save_eval_set` left in a folder; None where nothing is, or where it has another key than `key`."""
     stored = read_description(folder)
+    # Another key is another question, whose answer must not be taken for this one's.
     if not stored or key not in (None, stored["key"]):
         return None
     arrays = load_file(folder / "reference.safetensors")
@@ -104,7 +107,9 @@ def evaluator_of(
 
     def evaluate(checkpoint: Path) -> tuple[Measures, dict[str, np.ndarray]]:
         pipeline = pipeline_of(checkpoint)
+        # The same seed everywhere: every variant generates from the same noise.
         waves = pipeline.generate(captions, seed=settings.seed, sampling=sampling, batch_size=32)
+        # A broken checkpoint gives broken clips: they count as wrong, and the study goes on.
         finite = torch.isfinite(waves).all(dim=1)
         values, arrays = measure(waves.nan_to_num(0.0, 0.0, 0.0), pipeline.codec.sample_rate_hz, finite.numpy())
         return {"clips": len(captions), **values, "clips_not_finite": int((~finite).sum())}, arrays
@@ -142,9 +147,11 @@ def measure_clips(
         between variants keep their pairing.
     """
     usable = np.ones(len(prompts), bool) if usable is None else usable
+    # A clip that is not usable is wrong, whatever was made of its zeros.
     right = {name: np.asarray(values, bool) & usable for name, values in hits.items()}
     held_out = np.array([p["held_out"] for p in prompts])
     points = embedding.astype(np.float64)
+    # The reference's Gaussian is the same in every replicate.
     target = gaussian_of(reference)
 
     def values(rows: np.ndarray) -> Measures:
@@ -154,14 +161,17 @@ def measure_clips(
         numbers: Measures = {}
         for name, found in right.items():
             numbers |= {f"{name}_accuracy{k}": float(found[rows][m].mean()) for k, m in kinds.items() if m.any()}
+        # Clips that are not usable would move the mean and covariance by their zeros.
         kept = rows[usable[rows]]
         if min(len(kept), len(reference)) >= fewest:
             numbers[distance] = frechet_between_gaussians(*target, *gaussian_of(points[kept]))
         return numbers
 
     found = values(np.arange(len(prompts)))
+    # The same resampled clips in every run: see evaluation.resamples.
     drawn = [values(rows) for rows in resamples(held_out)]
     arrays = {"embedding": embedding.astype(np.float32)}
     arrays |= {f"{name}_right": rows.astype(np.uint8) for name, rows in right.items()}
+    # A replicate without clips of a kind falls back on the value itself.
     arrays |= {f"replicates.{name}": np.array([d.get(name, found[name]) for d in drawn], np.float32) for name in found}
     return found, arrays

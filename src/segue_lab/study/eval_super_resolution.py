@@ -30,13 +30,16 @@ def super_resolution_evaluator(
         cache: whose splits valid and test are measured on.
         filter_: what takes the clips' upper band away.
     """
+    # Neither split was trained on.
     rows = cache.rows("valid") + cache.rows("test")
     count = min(settings.clips, len(rows))
     rows = spread(rows, count)
+    # Drawn once: replicate b has the same clips in every run.
     indices = np.random.default_rng(0).integers(0, count, (REPLICATES, count))
 
     def evaluate(checkpoint: Path) -> tuple[Measures, dict[str, np.ndarray]]:
         resolver = SuperResolver.load(checkpoint, device=device)
+        # In parts, since solving takes memory for every clip.
         pairs = (_pair(resolver, cache, rows, first, filter_, settings) for first in range(0, count, AT_ONCE))
         made, true = (torch.cat(waves) for waves in zip(*pairs, strict=True))
         arrays = {}
@@ -64,5 +67,6 @@ def _pair(
     true = resolver.codec.decode(cache.latents(part)[0], samples)
     low = degrade(true, resolver.sample_rate_hz, [filter_] * len(part))
     frames = resolver.frames(samples)
+    # A seed for each clip: the noise does not hang on the size of the parts.
     noise = torch.stack([resolver.noise(frames, settings.seed + first + i) for i in range(len(part))])
     return resolver.resolve(low, torch.full((len(part),), filter_.cutoff_hz), noise, steps=settings.steps), true

@@ -48,20 +48,25 @@ def at_each_interval(
     Raises:
         UserError: a checkpoint is missing.
     """
+    # What a killed worker had measured is not measured again.
     done = {line["share"] for line in read_log(run_dir / EVALUATIONS)}
     checkpoints = {int(p.name.split("-")[1]): p for p in list_checkpoints(run_dir)}
     for share in (share for share in settings.evaluate_at if share not in done):
+        # The nearest checkpoint: whole batches seldom end exactly at a share.
         seen = min(checkpoints, key=lambda n: abs(n - share * total), default=None)
+        # Farther away it would be another share's.
         if seen is None or abs(seen - share * total) > batch_size + MOST_SNAPSHOTS:
             raise UserError(
                 f"{run_dir}: no checkpoint at {share:g} of the run; hint: delete this folder and run it again"
             )
         started = time.monotonic()
         values, arrays = measure(checkpoints[seen])
+        # Arrays before their line: a line without arrays would be taken for done.
         write_bytes(run_dir / "evaluation" / f"examples-{seen:010d}.safetensors", save_arrays(arrays))
         line = {"event": "evaluation", "examples_seen": seen, "share": share, **values,
                 "seconds": time.monotonic() - started}  # fmt: skip
         _append(run_dir / EVALUATIONS, line)
+    # Only when all are measured; the last one is the model.
     for old in list_checkpoints(run_dir)[:-1]:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -73,7 +78,9 @@ def save_arrays(arrays: dict[str, np.ndarray]) -> bytes:
 
 def resamples(held_out: np.ndarray) -> list[np.ndarray]:
     """[N] indices for each replicate, drawn with replacement within trained and within held-out kinds."""
+    # A fixed seed: it pairs the runs of a study.
     generator = np.random.default_rng(0)
+    # Within each kind, so that the share of held-out pairs never changes.
     kinds = [rows for rows in (np.flatnonzero(~held_out), np.flatnonzero(held_out)) if len(rows)]
     return [
         np.concatenate([rows[generator.integers(0, len(rows), len(rows))] for rows in kinds]) for _ in range(REPLICATES)

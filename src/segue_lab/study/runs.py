@@ -71,6 +71,7 @@ def prepare(study: Study, out: Path) -> Prepared:
         UserError: the data cannot be had, or a variant cannot train on them.
     """
     cache, clips = _data(study.data, out)
+    # Every variant is checked before the first is trained for hours.
     for variant in study.variants:
         try:
             check_before_training(run_config(study, variant, study.seeds[0]), cache)
@@ -82,9 +83,11 @@ def prepare(study: Study, out: Path) -> Prepared:
     eval_set = None
     if tasks == {"generation"}:
         eval_set = _eval_set(study, cache, clips, part_of(out, "eval-set"))
+    # What names a run beside its config: the data, what is asked, and how it is evaluated.
     question = sha256_of([cache.path / "meta.json"]), eval_set.key if eval_set else "", study.evaluation
     runs = [_finished_before(run, part_of(out, "runs"), question) for run in runs_of(study, *question[:2])]
     plan = {"study": asdict(study), "cache": str(cache.path.resolve()), "runs": [asdict(run) for run in runs]}
+    # Written before anything runs: --report-only finds the runs there.
     write_text(out / "plan.json", json.dumps(plan, indent=1))
     return Prepared(cache, eval_set, runs)
 
@@ -127,6 +130,7 @@ def train_runs(
     folder = part_of(out, "runs")
     by_folder = {folder / run.folder: run for run in prepared.runs}
     jobs = [
+        # Known beforehand, so that the meter counts what is left.
         Job(f"{run.variant}/{run.seed}", place, run.config["train"]["total_examples"], done=(place / DONE).exists())
         for place, run in by_folder.items()
     ]
@@ -135,12 +139,14 @@ def train_runs(
         write_run(job.folder, by_folder[job.folder], prepared, study, device)
 
     def end(job: Job, code: int) -> str:
+        # The mark counts, not the exit code: a worker may be killed after its last step.
         if (job.folder / DONE).exists():
             return "done"
         line = last_words(job.folder, code)
         write_text(job.folder / FAILED, json.dumps({"code": code, "line": line}))
         return f"failed ({line})"
 
+    # Two calls of one study would train the same runs.
     with locked(out / "study.lock"):
         return run_jobs(jobs, worker, slots=slots, threads=threads, title=study.name, start=start, end=end, quiet=quiet)
 
@@ -162,6 +168,7 @@ def write_run(folder: Path, run: PlannedRun, prepared: Prepared, study: Study, d
         "eval_set": str(part_of(folder.parent.parent, "eval-set").resolve()) if prepared.eval_set else None,
         "device": device,
     }
+    # A failure of an earlier call is over.
     (folder / FAILED).unlink(missing_ok=True)
     write_text(folder / RUN, json.dumps(about, indent=1))
 
@@ -211,9 +218,11 @@ def _finished_before(run: PlannedRun, folder: Path, question: tuple[str, str, Ev
     """
     if (folder / run.folder / DONE).exists():
         return run
+    # Escaped, since a variant's name may hold signs that glob reads.
     for done in sorted(folder.glob(f"{glob.escape(run.variant)}-seed{run.seed}-*/{DONE}")):
         stored = read_run_file(done.parent)
         config = stored["config"]
+        # Its own key, computed anew, shows that data and question are the same as well.
         if stored["key"] == run_key(config, *question) and same_settings(config, run.config):
             return replace(run, key=stored["key"], config=config)
     return run

@@ -163,6 +163,7 @@ def study_from_json(data: object, where: str) -> Study:
     if not study.seeds or len(set(study.seeds)) < len(study.seeds):
         raise UserError(f"{where}: give at least one seed, each once")
     for variant in variants:
+        # Made and thrown away: a variant that has no config is refused with the file.
         run_config(study, variant, study.seeds[0])
         if odd := set(variant.seeds) - set(study.seeds):
             raise UserError(f"{where}: variant {variant.name}: seed {min(odd)} is none of the study's")
@@ -175,14 +176,17 @@ def run_config(study: Study, variant: Variant, seed: int) -> RunConfig:
     Raises:
         UserError: an unknown recipe or setting, or intervals of evaluation that the batch size cannot meet.
     """
+    # The variant's changes come last, and win.
     config = override(load_recipe(variant.recipe), [*study.set, *variant.set])
     total = variant.examples or study.examples
     every = int(total * snapshot_step(study))
+    # A checkpoint can only stand behind a whole batch.
     if every < config.train.batch_size:
         raise UserError(
             f"variant {variant.name}: evaluate_at asks for a snapshot every {every} examples, less than a batch "
             f"({config.train.batch_size}); hint: give fewer or rounder shares"
         )
+    # Every snapshot is kept until it is evaluated.
     train = replace(
         config.train, total_examples=total, seed=seed, checkpoint_every=every,
         keep_last=MOST_SNAPSHOTS + 1, tensorboard=False,
@@ -192,6 +196,7 @@ def run_config(study: Study, variant: Variant, seed: int) -> RunConfig:
 
 def snapshot_step(study: Study) -> Fraction:
     """Share of a run between checkpoints, so that every share of `evaluate_at` falls on one."""
+    # As fractions: 0.1 in binary is no tenth, and steps would not add up.
     shares = [Fraction(share).limit_denominator(1000) for share in study.evaluation.evaluate_at]
     denominator = reduce(lcm, (share.denominator for share in shares))
     step = Fraction(reduce(gcd, (int(share * denominator) for share in shares)), denominator)
@@ -297,6 +302,7 @@ def _source(given: object, where: str) -> DataSource:
     data = _checked(given, [f.name for f in fields(DataSource)], f"{where}: data")
     clips = data.get("demo_clips", 0)
     cache = data.get("cache", "")
+    # One of the two, never both and never none.
     if bool(clips) == bool(cache):
         raise UserError(f'{where}: data is either {{"demo_clips": 6000}} or {{"cache": PATH}}')
     if clips and (not isinstance(clips, int) or clips < 200):
@@ -317,10 +323,12 @@ def _evaluation(given: dict, where: str) -> EvaluationSettings:
         shares = values["evaluate_at"]
         if not isinstance(shares, list) or not shares or not all(_is_number(s) and 0 < s <= 1 for s in shares):
             raise UserError(f"{where}: evaluate_at is a list of shares of the run, each above 0 and at most 1")
+        # The end of a run is always evaluated: final values come from there.
         values["evaluate_at"] = tuple(sorted({float(s) for s in shares} | {1.0}))
     for key, lowest in (("clips", 0), ("steps", 1)):
         if key in values and _typed(values, key, int, where) < lowest:
             raise UserError(f"{where}: {key} is {values[key]}; hint: give at least {lowest}")
+    # Fewer clips give intervals that say nothing.
     if 0 < values.get("clips", 192) < 8:
         raise UserError(f"{where}: clips is {values['clips']}; hint: give at least 8, or 0 for none")
     if "guidance" in values:
@@ -342,6 +350,7 @@ def _checked(data: object, known: list[str], where: str) -> Mapping:
 
 def _typed(data: Mapping, key: str, kind, where: str):
     value = data[key]
+    # True is an int to Python, but no number in a study file.
     if not isinstance(value, kind) or isinstance(value, bool):
         kinds = {str: "a string", int: "a whole number"}
         raise UserError(f"{where}: {key} is {value!r}; hint: give {kinds.get(kind, 'a number')}")

@@ -92,6 +92,7 @@ def read_curves(out: Path, runs: Sequence[PlannedRun]) -> dict[str, dict[int, St
 def results_of(study: Study, runs: Mapping[str, Mapping[int, StudyCurves]]) -> dict:
     """Every figure of the tables as plain JSON."""
     found = [m for by_seed in runs.values() for run in by_seed.values() for m in run.curves]
+    # Sorted as numbers, since the times are text here.
     losses = sorted({m for m in found if m.startswith(LOSS_AT)}, key=lambda m: float(m.removeprefix(LOSS_AT)))
     names = [m for m in MEASURES if m in found] + losses
     baseline = runs.get(study.baseline, {})
@@ -132,6 +133,7 @@ def tables_of(study: Study, results: Mapping) -> list[Table]:
     planned = {variant.name: len(study.seeds_of(variant)) for variant in study.variants}
     shown = [m for m in MEASURES if measures.get(m)]
     losses = [m for m in measures if m.startswith(LOSS_AT)]
+    # How many of its seeds a variant has finished stands beside every figure.
     seeds = {variant: f"{len(results['seconds'].get(variant, {}))} of {planned[variant]}" for variant in variants}
 
     # A cell of each kind of table.
@@ -208,6 +210,7 @@ def _line(found: Band, axis: str, percent: bool) -> Line:
 
 def _status(study: Study, statuses: Mapping[tuple[str, int], tuple[str, str]]) -> dict:
     done = [key for key, (state, _) in statuses.items() if state == "done"]
+    # A variant may run with fewer seeds than the study.
     wanted = [(variant.name, seed) for variant in study.variants for seed in study.seeds_of(variant)]
     missing = [f"{variant} seed {seed}: {_why(*statuses.get((variant, seed), ('missing', '')))}"
                for variant, seed in wanted if (variant, seed) not in done]  # fmt: skip
@@ -221,6 +224,7 @@ def _why(state: str, line: str) -> str:
 
 def _origin(out: Path, runs: Sequence[PlannedRun], origin: Mapping[str, str]) -> dict:
     done = [part_of(out, "runs") / run.folder / DONE for run in runs]
+    # Runs may have been made at several commits: all are named.
     commits = sorted({json.loads(path.read_text())["commit"] for path in done if path.exists()})
     return {"command": origin.get("command", ""), "machine": origin.get("machine", ""),
             "runs made at commit": ", ".join(commits), "tables made at commit": origin.get("commit", "")}  # fmt: skip
@@ -269,6 +273,7 @@ def _value(entry: Mapping | None, key: str, measure: str, *, mark: bool = True, 
         if MEASURES.get(measure, ("", False, False))[2] and not signed:
             ends = [min(1.0, max(0.0, x)) for x in ends]  # a t interval does not know that shares end
         words += f" [{', '.join(_number(x, measure, signed) for x in ends)}]"
+    # A difference carries its own mark; a value, that of its difference.
     against = figure if signed else entry.get(f"{key}_difference", {})
     return words + (f" {UNSURE}" if mark and against.get("includes_null") else "")
 
@@ -286,6 +291,7 @@ def _number(value: float | str | None, measure: str, signed: bool = False) -> st
     percent = measure in MEASURES and MEASURES[measure][2]
     if percent:
         return f"{100 * value:+.1f}" if signed else f"{100 * value:.1f}"
+    # Losses of variants differ in the third digit: one more is shown.
     significant = 4 if measure.startswith("validation_loss") and not signed else 3
     digits = max(0, significant - 1 - math.floor(math.log10(abs(value)))) if value else 2
     text = f"{value:.{min(digits, 4)}f}"

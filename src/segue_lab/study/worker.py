@@ -31,6 +31,7 @@ def work(folder: Path) -> int:
         run = read_run_file(folder)
         config = from_json(run["config"])
         total = config.train.total_examples
+        # A run that was killed between training and evaluation is not trained again.
         if not list_checkpoints(folder) or _state(folder)["examples_seen"] < total:
             result = continue_training(config, Path(run["cache"]), folder, device=run["device"])
             if not result.finished:
@@ -40,6 +41,7 @@ def work(folder: Path) -> int:
         if evaluator is not None:
             settings = settings_from_json(run["evaluation"])
             at_each_interval(folder, settings, evaluator, total=total, batch_size=config.train.batch_size)
+        # Written last: the mark says that training and evaluation are whole.
         finish_run(folder, _state(folder)["seconds"], commit())
     return 0
 

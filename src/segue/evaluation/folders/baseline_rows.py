@@ -38,6 +38,7 @@ def lows_by_protocol(pairs: Pairs, cutoff_hz: float, protocol: str) -> dict[str,
     from segue.tasks import degradation
 
     by_fft = protocol == "fft"
+    # Of a protocol with several filters it is not known which of them each estimate was made from.
     filters = (degradation.Degradation(cutoff_hz, "fft"),) if by_fft else degradation.protocol(protocol, cutoff_hz)
     if len(filters) > 1:
         raise UserError(
@@ -62,6 +63,7 @@ def lows_of(pairs: Pairs, clips: dict[str, Clip]) -> dict[str, np.ndarray]:
     lows = {}
     for i, (_, reference) in pairs.waves.items():
         rate_hz = header_of(clips[i].path).sample_rate_hz
+        # Interpolated exactly: a resampler's early roll-off would count against every row.
         lows[i] = _fitted(sinc(read(clips[i].path, rate_hz), rate_hz, pairs.rate_hz), len(reference))
     return lows
 
@@ -71,6 +73,7 @@ def rows_beside(
 ) -> dict[str, tuple[Waves, str]]:
     """name -> (pairs whose estimates are the row's, what the row is)."""
     rate_hz = pairs.rate_hz
+    # The codec first: it may have to be fetched, and refuses early.
     coder = load_codec(codec, rate_hz)
     if coder.sample_rate_hz != rate_hz:
         raise UserError(f"--codec {codec}: is for {coder.sample_rate_hz:,} Hz, and the pairs are at {rate_hz:,} Hz")
@@ -85,9 +88,11 @@ def rows_beside(
 def ways_beside(codec: Codec, cutoff_hz: float) -> dict[str, tuple[Way, str]]:
     """name -> (low [1, T], reference [1, T] -> estimate [1, T]; what the row is), all at the codec's rate."""
     rate_hz = codec.sample_rate_hz
+    # Twice the cutoff is the lowest rate that holds the band: down to it and up again is what sinc stands for.
     half_hz = round(2 * cutoff_hz)
 
     def by_sinc(low: Tensor, reference: Tensor) -> Tensor:
+        # float64 there and back, so that the row measures the band's loss and nothing else.
         there_and_back = sinc(sinc(low[0].double().numpy(), rate_hz, half_hz), half_hz, rate_hz)
         return torch.from_numpy(_fitted(there_and_back, low.shape[1]))[None]
 

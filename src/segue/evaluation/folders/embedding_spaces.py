@@ -90,11 +90,13 @@ def embed(clips: dict[str, Clip], embedding: Embedding, folder: Path, what: str)
     Raises:
         UserError: a file is unusable, or its rate is below the embedding's.
     """
+    # Of every clip, before an hour of embedding ends in a refusal.
     for clip in clips.values():  # all of them before the long work
         _refuse_low_rate(clip.path, embedding)
     embedded = {}
     for name, clip in track(clips.items(), len(clips), f"{what} by {embedding.name}", "clips"):
         content = sha256_of([clip.path])
+        # Bound by the default, since the loop's variable changes.
         reader = lambda path=clip.path: read(path, embedding.sample_rate_hz)  # noqa: E731
         embedded[name] = cached(folder, content, embedding, reader)
     return embedded
@@ -128,6 +130,7 @@ def refuse_training_teachers(
 
 def _teacher_of(run: Path, asked: bool, found: Findings) -> dict | None:
     try:
+        # The run names its cache, and that names the teacher; either may have been moved or deleted.
         cache = Path(json.loads((run / "config.json").read_text(encoding="utf-8"))["cache"])
         return json.loads((cache / "meta.json").read_text(encoding="utf-8")).get("teacher")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -143,6 +146,7 @@ def _teacher_of(run: Path, asked: bool, found: Findings) -> dict | None:
 
 
 def _named_runs(clips: dict[str, Clip]) -> list[Path]:
+    # The comment that `segue generate` writes: RUN seed N, and which take where there were several.
     named = (re.fullmatch(r"(.+) seed -?\d+(?: take \d+)?", tag_of(clip.path, "comment")) for clip in clips.values())
     return sorted({Path(match.group(1)) for match in named if match})
 

@@ -69,6 +69,7 @@ def measure_generation(
     if skip_bad:
         sounds, left_out = usable_of(sounds, paired=bool(pairs))
         pairs = [i for i in pairs if i in sounds["GEN"]]
+    # Loaded before the clips are read: a wrong name is told at once.
     by_sound = load_embedding(embedding, layer, crop_seconds, trust_remote_code)
     by_text = None if text_embedding is None else load_clap(text_embedding)
     about_sets = {name: described(source, sounds[name]) for name, source in (("GEN", gen), ("REF", ref))}
@@ -82,6 +83,7 @@ def measure_generation(
     x, y = (np.stack([e["embedding"] for e in embedded[name].values()]) for name in ("GEN", "REF"))
     about: dict[str, Any] = {"embedding": by_sound.card(), "seed": seed}
     found.counts = {"GEN": len(x), "REF": len(y)}
+    # Fewer draws for the dearer figures: each of theirs needs eigenvalues of the whole covariance.
     found.attempt("Frechet distance", frechet_measure, x, y, draws=min(draws, 100), **about)
     found.attempt("FAD-infinity", fad_infinity, x, y, draws=min(draws, 50), **about)
     for scale in SCALES:
@@ -89,6 +91,7 @@ def measure_generation(
     found.attempt("precision, recall, density, coverage", manifold_measures, x, y, k=k, draws=draws, **about)
 
     # Each generated clip beside its nearest neighbour among the real ones.
+    # The distance to the nearest real clip ranks the clips for the picture, too.
     distances, neighbours = nearest(x, y)
     names = list(sounds["GEN"])
     references = list(sounds["REF"])
@@ -106,6 +109,7 @@ def measure_generation(
         _compared_with_text(found, by_text, sounds["GEN"], labels, folder, draws, seed)
 
     # The clips farthest from the real ones and nearest to them, for the picture.
+    # A stable sort: clips of equal distance stay in the order of their ids.
     ranked = [names[i] for i in np.argsort(-distances, kind="stable")]
     found.warnings.append(
         f"clips are ranked by the distance to the nearest reference clip in the space of {by_sound.name}"
@@ -125,6 +129,7 @@ def _pairing(first: dict[str, Clip], second: dict[str, Clip], unpaired: bool) ->
     Raises:
         UserError: some ids are in both and some are not.
     """
+    # No common id at all means unpaired sets; some common ids and some not, a mistake.
     both = [i for i in first if i in second]
     if unpaired or not both:
         return []
@@ -146,6 +151,7 @@ def _captions(source: str | None, clips: dict[str, Clip]) -> dict[str, Clip]:
     if source is None:
         return {}
     if source == "title":
+        # `segue generate` writes the prompt as the title.
         found = {
             i: Clip(i, c.path, (tag_of(c.path, "title"),), "") for i, c in clips.items() if tag_of(c.path, "title")
         }
@@ -165,6 +171,7 @@ def _refuse_idle_captions(
 ) -> None:
     if by_text is not None and source is None:
         raise UserError("--text-embedding needs --captions")
+    # Captions without a measure that reads them are an option in vain, and told.
     asks = isinstance(by_sound, NoteEmbedding) and any(
         _asked(labels, kind) for kind in ("pitch", "family", "instrument")
     )
@@ -254,7 +261,9 @@ def _compared_with_text(
     draws: int,
     seed: int,
 ) -> None:
+    # Through the same cache as other embeddings, under the text model's own key.
     sounds = np.stack([e["embedding"] for e in embed(clips, embedding, folder, "GEN").values()])
+    # The first caption alone: others are further wordings of the same sound.
     texts = np.stack([embedding.embed_text(labels[i].captions[0]) for i in clips])
     for name, value in zip(clips, similarity_by_clip(sounds, texts)):
         found.by_file[name] |= {"caption": labels[name].captions[0], "text_similarity": float(value)}

@@ -65,6 +65,7 @@ def measure_super_resolution(
     """
     if cutoff_hz is None and low is not None:
         raise UserError("--input needs --cutoff-hz: where its band ends")
+    # Found before anything is measured, as all that can be refused is.
     inputs = None if low is None else (low, find_sounds(low))
     found, pairs = _read_pairs({"EST": est, "REF": ref}, trim, skip_bad)
     if cutoff_hz is not None and not 0.0 < cutoff_hz < pairs.rate_hz / 2:
@@ -73,6 +74,7 @@ def measure_super_resolution(
         )
     # The estimates themselves.
     bands = ("full",) if cutoff_hz is None else ("full", "low", "high")
+    # Each LSD with and without matched loudness: a model may be right but for its level.
     measures = _lsd_measures(LSD_PRESETS, bands, cutoff_hz, (False, True)) + _signal_measures(visqol)
     about = {"preprocessing": _preprocessing(trim)}
     _measure_pairs(found, pairs, measures, draws, seed, about)
@@ -88,6 +90,7 @@ def measure_super_resolution(
             made_by = f"as in {inputs[0]}"
             found.sets["input"] = described(*inputs)
         for name, (waves, words) in rows_beside(pairs, lows, cutoff_hz, codec).items():
+            # Baselines have findings of their own, so that their clips do not enter the table by file.
             beside = Findings()
             row = {"row": f"{words}; input: {made_by}"}
             _measure_pairs(beside, Pairs(pairs.rate_hz, waves), measures, draws, seed, about | row)
@@ -169,6 +172,7 @@ def _read_pairs(sources: dict[str, Path], trim: bool, skip_bad: bool) -> tuple[F
     sets = {name: find_sounds(source) for name, source in sources.items()}
     (a_name, first), (b_name, second) = sets.items()
     # Every sound needs its partner.
+    # In one set only, counted for both directions: a wrong folder shows at once.
     lacking = [f"{i} only in {a_name if i in first else b_name}" for i in sorted(set(first) ^ set(second))]
     if lacking:
         raise UserError(
@@ -219,6 +223,7 @@ def _measure_pairs(
             except UserError as error:
                 raise UserError(f"{name}: {error}") from error
             numbers[m.name].append(value)
+            # A file's cell stays empty where a distance is infinite; the mean is refused below.
             row[m.name] = value if np.isfinite(value) else ""
     for m in measures:
         parameters = {"sample_rate_hz": pairs.rate_hz, **m.about(pairs.rate_hz), **about}

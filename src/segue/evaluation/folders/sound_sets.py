@@ -69,6 +69,7 @@ class Findings:
         try:
             made = make(*arguments, **options)
         except UserError as error:
+            # A figure that cannot be had is named in the table with its reason, never silently missing.
             self.not_computed[name] = str(error)
             return
         self.measures.extend(made if isinstance(made, list) else [made])
@@ -80,6 +81,7 @@ def find_sounds(source: Path) -> dict[str, Clip]:
     Raises:
         UserError: no such folder, no sounds, an id twice, or one clip only.
     """
+    # A folder with a manifest is read by it, one without by its files.
     if source.is_dir() and not (source / "manifest.jsonl").exists():
         looked = walk(source)
         _say(source, looked.notes())
@@ -144,6 +146,7 @@ def listed_clips(source: Path, captions: str = "manifest") -> list[Clip]:
     listing = read_listing(source, Reading(captions))
     listing.refuse_faults()
     _say(source, listing.notes)
+    # Files are compared as wholes; a stretch would have to be cut out first.
     part = next((clip for clip in listing.clips if not clip.is_whole), None)
     if part is not None:
         raise UserError(f"{source}: {part.id} is a stretch of {part.path}; hint: cut it out, whole files are compared")
@@ -152,6 +155,7 @@ def listed_clips(source: Path, captions: str = "manifest") -> list[Clip]:
 
 def described(source: Path, clips: dict[str, Clip]) -> dict:
     """A set for the JSON: where it is, how many clips, and a hash of their contents that knows no names or order."""
+    # Sorted hashes of contents: renaming or reordering files is no other set.
     contents = "".join(sorted(sha256_of([clip.path]) for clip in clips.values()))
     return {
         "source": str(source),
@@ -185,6 +189,7 @@ def read(path: Path, rate_hz: int) -> np.ndarray:
 
 def ends(ranked: list[str]) -> list[tuple[str, str]]:
     """("worst" or "best", id) of both ends, worst first; each id once."""
+    # At most half on each end, so that no clip is shown as best and worst.
     shown = min(_SHOWN, len(ranked) // 2)
     return [("worst", i) for i in ranked[:shown]] + [("best", i) for i in ranked[-shown:]]
 

@@ -94,6 +94,7 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         self.bins = bins
         self.pool = pool
+        # Each layer but the first has twice the features of the first: small networks, since every step trains them.
         sizes = (3, width, 2 * width, 2 * width)
         self.layers = nn.ModuleList(
             weight_norm(nn.Conv2d(a, b, (3, 2 * s + 1), stride=(1, s), padding=(1, s)))
@@ -103,6 +104,7 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, picture: Tensor) -> list[Tensor]:
         """The features of every layer, the scores last."""
+        # The lowest bins alone, for a view of partials, or all; pooled, for a view of envelopes.
         x = F.avg_pool2d(picture[..., : self.bins], self.pool)
         features = []
         for layer in self.layers:
@@ -135,10 +137,13 @@ def picture_of(analysis: Analysis) -> Tensor:
     An analysis and a prediction are treated alike: the modulus of a predicted advance, which a synthesis does not use,
     would give it away.
     """
+    # The same clamp as in the loss (codec_losses.py).
     level = analysis.log_magnitude.clamp(max=3)
     before = F.pad(level, (0, 0, 1, 0), value=-14.0)[:, :-1]
+    # A phase advance means something only where there is sound, now and a frame before.
     presence = (0.15 * (level + before)).exp()
     turn = torch.view_as_real(analysis.advance)
+    # The modulus goes; near zero it has no direction, and the floors keep its gradient finite.
     turn = turn / turn.square().sum(-1, keepdim=True).add(1e-6).sqrt().clamp_min(0.05) * presence[..., None]
     return torch.cat([(level[..., None] + 7) / 3.5, turn], dim=-1).permute(0, 3, 1, 2)
 
@@ -152,6 +157,7 @@ def discriminator_loss(real: list[list[Tensor]], fake: list[list[Tensor]]) -> Te
 def decoder_loss(real: list[list[Tensor]], fake: list[list[Tensor]]) -> dict[str, Tensor]:
     """Adversarial losses of the decoder: its sound is to be scored 1, and to give the same features."""
     fooling = add_up((1 - f[-1]).square().mean() for f in fake) / len(fake)
+    # Relative to the real features: layers of large values would outweigh the others.
     distances = [
         (a - b).abs().mean() / b.abs().mean().clamp_min(1e-6)
         for r, f in zip(real, fake, strict=True)
@@ -194,6 +200,7 @@ def start(codec: AutoencoderCodec, config: RefineConfig, device: torch.device | 
     # Only the decoder learns: latents stay what they are.
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name.startswith(DECODER))
+    # Weights are drawn from the seed without disturbing anybody's random state.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         discriminators = Discriminators(network.bins).to(device)
@@ -212,6 +219,7 @@ def refine_step(run: RefineRun, loss: ReconstructionLoss, batch: Tensor, config:
     """One step of the discriminators, then one of the decoder, on [B, T] crops; returns the loss and its parts."""
     network = run.network
     run.set_learning_rate(run.optimizer, config)
+    # The encoder is frozen: no gradient is kept for it.
     with torch.no_grad():
         target = network.analyse(batch)
         mean, log_variance = network.encode(target)
@@ -221,8 +229,10 @@ def refine_step(run: RefineRun, loss: ReconstructionLoss, batch: Tensor, config:
     outputs = (prediction.log_magnitude, prediction.advance)
     losses = loss(prediction, target)
     value = add_up(losses.values())
+    # On the outputs alone: the decoder is gone through once, for both losses together.
     gradients = torch.autograd.grad(value, outputs)
     if run.adversary and config.adversarial_share > 0:
+        # The share rises from zero, since fresh discriminators know nothing.
         share = config.adversarial_share * min(1.0, (run.step + 1) / config.adversary_steps)
         fake, real = (picture_of(a)[: config.adversarial_crops] for a in (prediction, target))
         adversarial = _adversary(run, fake, real, outputs, losses)
@@ -231,6 +241,7 @@ def refine_step(run: RefineRun, loss: ReconstructionLoss, batch: Tensor, config:
     run.optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(outputs, gradients)
     norm = descend(run.optimizer, [p for p in network.parameters() if p.requires_grad], 2.0)
+    # Averaged like the weights of training; frozen parts are the same in both.
     for name in DECODER:
         average(getattr(run.ema, name), getattr(network, name), early_decay(config.ema_decay, run.step))
     run.step += 1
@@ -245,8 +256,10 @@ def _adversary(run: RefineRun, fake: Tensor, real: Tensor, outputs: tuple, losse
     optimizer.zero_grad(set_to_none=True)
     losses["discriminator"].backward()
     descend(optimizer, critic.parameters(), 10.0)
+    # Scored by the discriminators as they are after their step.
     with torch.no_grad():
         wanted = critic(real)
+    # Features of real sounds are targets: no gradient runs into them.
     scores = decoder_loss(wanted, critic(fake))
     losses |= scores
     return torch.autograd.grad(scores["fooling"] + 2 * scores["feature_matching"], outputs)
@@ -312,6 +325,7 @@ def refine_codec(
     samples = round(config.crop_sec * rate_hz)
 
     def step() -> dict[str, float]:
+        # Before the step, so that a resumed run meets the same checks.
         guard(run, loss, audio.valid_waves, config)
         sounds = (audio.training, audio.others, config.extra_share)
         batch = draw_crops(*sounds, config.batch_size, samples, run.generator)

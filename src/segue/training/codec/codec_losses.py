@@ -27,6 +27,7 @@ class ReconstructionLoss:
     def __call__(self, predicted: Analysis, target: Analysis) -> dict[str, Tensor]:
         """Scalar losses by name."""
         assert target.weight is not None  # an analysis of sound has one, a prediction has none
+        # Clamped, since exp of a young network's output could overflow.
         a = predicted.log_magnitude.clamp(max=3).exp()
         b = target.log_magnitude.exp()
         mel_a, mel_b = ((m @ self.mel).log() for m in (a, b))
@@ -47,6 +48,7 @@ class ReconstructionLoss:
 
 def _weighted(x: Tensor, weight: Tensor) -> Tensor:
     """Mean over a crop by weight, then over crops; crops without sound count little."""
+    # Plus one: a crop of silence has no weights to divide by.
     return ((weight * x).sum((1, 2)) / (weight.sum((1, 2)) + 1)).mean()
 
 
@@ -62,6 +64,7 @@ def total_loss(
         target = network.analyse(wave)
     mean, log_variance = network.encode(target)
     losses = loss(network.predict(mean + (0.5 * log_variance).exp() * noise), target)
+    # KL is reported beside the others, and weighted in the total alone.
     reconstruction = sum(losses.values())
     losses["kl"] = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
     return reconstruction + kl_weight * losses["kl"], losses

@@ -76,6 +76,7 @@ class CodecRun(SmallRun):
 
 def start(config: CodecTrainConfig, device: torch.device | str) -> CodecRun:
     """Fresh weights and generator of the configured seed."""
+    # The seed decides the weights; other random states stay as they were.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = Autoencoder(config.model)
@@ -93,6 +94,7 @@ def train_step(run: CodecRun, loss: ReconstructionLoss, batch: Tensor, config: C
     """One optimiser step on [B, T] crops; returns the loss and its parts."""
     run.set_learning_rate(run.optimizer, config)
     frames = math.ceil(batch.shape[-1] / config.model.hop_samples)
+    # Drawn on the CPU, whose generator is saved: a run repeats on any device.
     noise = torch.randn(len(batch), config.model.channels, frames, generator=run.generator)
     value, losses = total_loss(run.network, loss, batch, noise.to(batch.device), config.kl_weight)
     run.optimizer.zero_grad(set_to_none=True)
@@ -108,6 +110,7 @@ def measure_latents(network: Autoencoder, waves: list[Tensor]) -> tuple[Tensor, 
     """Mean and standard deviation [C] of the posterior means over whole sounds, in float64."""
     device = network.latent_mean.device
     latents = torch.cat([_mean_latents(network, w.to(device)).double().cpu() for w in waves], dim=1)
+    # A channel that never moves must not be divided by zero.
     return latents.mean(1), latents.std(1).clamp_min(1e-4)
 
 
@@ -144,6 +147,7 @@ def train_codec(
         run.load(out, config)
     loss = ReconstructionLoss(config.model, device)
 
+    # The generator belongs to the run: its state is saved, and a resumed run draws on.
     def step() -> dict[str, float]:
         batch = draw_batch(audio.training, audio.others, config, run.generator)
         return train_step(run, loss, batch.to(run.network.latent_mean.device), config)
@@ -162,11 +166,13 @@ def train_codec(
 
 
 def _checkpoint(run: CodecRun, config: CodecTrainConfig, audio: TrainingAudio, out: Path) -> None:
+    # A generator of its own: writing a checkpoint must not change what training draws next.
     generator = torch.Generator().manual_seed(0)
     chosen = torch.randperm(len(audio.training), generator=generator)[:STATISTICS_SOUNDS].tolist()
     samples = STATISTICS_FRAMES * run.ema.config.hop_samples
     mean, std = measure_latents(run.ema, [audio.training.wave(i)[:samples] for i in chosen])
     run.ema.latent_mean.copy_(mean)
     run.ema.latent_std.copy_(std)
+    # State and codec hold the same statistics, whichever of them is read.
     run.save(out, config)
     save_codec(run.ema, out)

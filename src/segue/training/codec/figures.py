@@ -40,6 +40,7 @@ def measure_codec(
     decoded_sec = 0.0
     spent_sec = 0.0
     for kind, (split, members) in held_out(clips_of(source, skip_bad)).items():
+        # Evenly spaced over the kind: neighbours in a list are often alike.
         some = members[:: max(1, len(members) // clips)][:clips]
         read = decode(some, codec.sample_rate_hz)
         refuse_bad(read.bad, skip_bad)
@@ -51,6 +52,7 @@ def measure_codec(
         for index in range(len(waves)):
             wave = waves.wave(index)[None, : 2 * codec.sample_rate_hz]
             z = codec.encode(wave)
+            # Timed without the encoder, since generation never runs it.
             began = time.perf_counter()
             estimate = codec.decode(z, wave.shape[-1])
             spent_sec += time.perf_counter() - began
@@ -59,6 +61,7 @@ def measure_codec(
             rows.append([*_distances(estimate, wave, codec), *_distances(noisy, wave, codec)])
             latents.append(z[0].double().cpu())
         table = torch.tensor(rows, dtype=torch.float64)
+        # Silent clips have no SI-SDR: their rows are left out whole, so that all means are of the same clips.
         means = table[torch.isfinite(table).all(1)].mean(0).tolist()
         names = (*MEASURES, *(f"noisy_{name}" for name in MEASURES))
         figures = {name: round(value, 3) for name, value in zip(names, means, strict=True) if math.isfinite(value)}
@@ -99,6 +102,7 @@ def round_trips(
 def held_out(clips: Sequence[Clip]) -> dict[str, tuple[str, list[Clip]]]:
     """kind -> its split "test", else "valid", else "all" of it, and the clips of that."""
     chosen = {}
+    # Kind by kind: sets of different kinds may have been split in different ways.
     for kind in sorted({kind_of(clip) for clip in clips}):
         members = [clip for clip in clips if kind_of(clip) == kind]
         split = next((x for x in ("test", "valid") if any(clip.split == x for clip in members)), "all")
@@ -127,6 +131,7 @@ def _high_band_db(magnitude: Tensor) -> float:
 def _flatness_db(magnitude: Tensor, truth: Tensor) -> float:
     """Geometric over arithmetic mean of the bins' power, over frames where the truth sounds: 0 is white."""
     power = magnitude.double().square() + 1e-7
+    # Flatness of pauses says nothing about the sound.
     level = truth.square().sum(1)
     flatness = 10 * (power.log10().mean(1) - power.mean(1).log10())
     return flatness[level > 1e-4 * level.max()].mean().item()

@@ -27,6 +27,7 @@ def measure_teacher(teacher: Teacher, source: Path | DataSource, *, skip_bad: bo
         UserError: unusable sounds.
     """
     clips = clips_of(source, skip_bad)
+    # Never the training split, where there is any other.
     held_out = [c for c in clips if c.split == "test"] or [c for c in clips if c.split == "valid"] or clips
     chosen = held_out[:: max(1, len(held_out) // MOST_CLIPS)][:MOST_CLIPS]
     read = read_sounds(chosen, teacher.sample_rate_hz, skip_bad)

@@ -23,6 +23,7 @@ def fit_mel(encoder: CompactEncoder, waves: list[Tensor]) -> None:
     device = encoder.mel.mean.device
     columns = torch.cat([encoder.mel(w[None].to(device))[0] for w in waves]).double()
     encoder.mel.mean.copy_(columns.mean(0))
+    # A band that hardly moves must not be blown up.
     encoder.mel.std.copy_(columns.std(0).clamp_min(0.1))
 
 
@@ -34,6 +35,7 @@ def fit_statistics(encoder: CompactEncoder, waves: list[Tensor]) -> None:
     chosen = [i - 1 for i in encoder.config.layers]
     rows: list[list[Tensor]] = [[] for _ in range(depth + 1)]
     for wave in waves:
+        # Normalised as they will be compared, and in float64 over all frames.
         outputs = [normalise(x)[0] for x in encoder(encoder.mel.patches(encoder.mel(wave[None].to(device))))]
         rows[0].append(add_up(outputs[i] for i in chosen) / len(chosen))
         for row, x in zip(rows[1:], outputs, strict=True):
@@ -60,6 +62,7 @@ def collapse_figures(encode: Callable[[Tensor], Tensor], waves: list[Tensor]) ->
     """
     clips = [encode(w[None])[0].double().cpu() for w in waves]
     frames = torch.cat(clips)
+    # Rounding can make an eigenvalue of a flat space slightly negative.
     share = torch.linalg.eigvalsh(torch.cov(frames.T)).clamp_min(0)
     share = share / share.sum().clamp_min(1e-12)
     means = F.normalize(torch.stack([x.mean(0) for x in clips]), dim=1)

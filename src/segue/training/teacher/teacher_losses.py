@@ -50,6 +50,7 @@ class EncoderWithHeads(nn.Module):
 
     def names(self, outputs: list[Tensor]) -> list[Tensor]:
         """Vectors [B/2, F] that identify the crops of every second sound, and then those of the others."""
+        # The time mean of the last block: a name has no place in time.
         pairs = outputs[-1].mean(1).unflatten(0, (2, -1))
         return [head(pairs[:, k::2].flatten(0, 1)) for k, head in enumerate(self.heads)]
 
@@ -70,6 +71,7 @@ class Student(nn.Module):
 def make_targets(target: EncoderWithHeads, patches: Tensor, layers: int) -> tuple[Tensor, list[Tensor]]:
     """Features [B, S, F], whitened over the batch, and names."""
     outputs = target.encoder(patches)
+    # Several upper layers, normalised, so that none of them outweighs the rest.
     mean = add_up(normalise(x) for x in outputs[-layers:]) / layers
     return whiten(mean), target.names(outputs)
 
@@ -79,15 +81,18 @@ def whiten(x: Tensor, shrink: float = 0.02) -> Tensor:
 
     `shrink` times the mean eigenvalue is added to each, lest noise be raised to the level of what can be predicted.
     """
+    # Centred over the batch and all frames: whitening is about directions, not the mean.
     flat = x.flatten(0, 1) - x.mean((0, 1))
     values, axes = torch.linalg.eigh(flat.T @ flat / len(flat))
     scale = (values.clamp_min(0) + shrink * values.mean()).rsqrt()
+    # Back along the same axes, so that dimensions keep their meaning from batch to batch.
     flat = flat @ (axes * scale) @ axes.T
     return (flat / flat.std(0)).view_as(x)
 
 
 def masked_loss(predicted: Tensor, wanted: Tensor, visible: Tensor) -> Tensor:
     """Mean squared error over the masked frames; 1 is what a constant reaches."""
+    # Only masked frames count: the visible ones are in the encoder's input.
     hidden = torch.ones(predicted.shape[:2], device=predicted.device).scatter(1, visible, 0.0)
     return ((predicted - wanted).square().mean(2) * hidden).sum() / hidden.sum()
 
@@ -99,6 +104,7 @@ def clip_loss(names: Tensor, wanted: Tensor, temperature: float) -> tuple[Tensor
     """
     count = len(names) // 2
     scores = F.normalize(names, dim=1) @ F.normalize(wanted, dim=1).T / temperature
+    # A crop would find itself first.
     scores = scores.masked_fill(torch.eye(len(names), dtype=torch.bool, device=names.device), -math.inf)
     right = torch.arange(len(names), device=names.device).roll(count)
     return F.cross_entropy(scores, right), (scores.argmax(1) == right).float().mean()
@@ -106,5 +112,6 @@ def clip_loss(names: Tensor, wanted: Tensor, temperature: float) -> tuple[Tensor
 
 def pitch_loss(readings: Tensor, semitones: Tensor, width: float) -> Tensor:
     """Huber distance of the difference of two crops' readings [B] from that of their speeds, in units of `width`."""
+    # The difference alone is known: nobody says which pitch a recording has.
     difference, wanted = (x[: len(x) // 2] - x[len(x) // 2 :] for x in (readings, semitones / width))
     return F.huber_loss(difference, wanted, delta=0.25)

@@ -79,6 +79,7 @@ def start(config: TeacherTrainConfig, device: torch.device | str) -> TeacherRun:
     target.load_state_dict(online.network.state_dict())
     online.to(device)
     target.to(device).requires_grad_(False)
+    # Biases, norms and the mask token are not decayed.
     decayed = [p for p in online.parameters() if p.dim() > 1]
     plain = [p for p in online.parameters() if p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
@@ -94,6 +95,7 @@ def train_step(run: TeacherRun, views: Views, config: TeacherTrainConfig) -> dic
     run.optimizer.zero_grad(set_to_none=True)
     value.backward()
     norm = descend(run.optimizer, run.online.parameters(), 3.0)
+    # The target stands still at the end: its decay rises to 1 along a cosine.
     decay = 1 - (1 - config.ema_decay) * (1 + math.cos(math.pi * progress)) / 2
     average(run.target, run.online.network, early_decay(decay, run.step))
     run.step += 1
@@ -107,6 +109,7 @@ def total_loss(run: TeacherRun, views: Views, config: TeacherTrainConfig) -> tup
     with torch.no_grad():
         patches = run.target.encoder.mel.patches(run.target.encoder.mel(views.wave))
     frames = patches.shape[1]
+    # Fresh masks in every step, from the run's own generator, which is saved.
     visible = draw_visible(len(patches), frames, config, run.generator).to(patches.device)
     wanted, wanted_names = make_targets(run.target, patches, config.target_layers)
     outputs = network.encoder(patches, visible)
@@ -118,6 +121,7 @@ def total_loss(run: TeacherRun, views: Views, config: TeacherTrainConfig) -> tup
     losses = {
         "masked": masked_loss(predicted, wanted, visible),
         "clip": (clips[0][0] + clips[1][0]) / 2,
+        # At least a semitone, so that training without changes of speed does not divide by zero.
         "pitch": pitch_loss(readings, views.semitones, max(config.speed_semitones, 1.0)),
         "found": clips[0][1],
         "found_faster": clips[1][1],
@@ -134,14 +138,17 @@ def _raw(run: TeacherRun) -> Callable[[Tensor], Tensor]:
 def validate(run: TeacherRun, config: TeacherTrainConfig, waves: list[Tensor]) -> dict[str, float]:
     """Losses on crops of held-out sounds, under fixed masks, and the collapse figures of the averaged copy."""
     samples = round(config.crop_sec * config.model.sample_rate_hz)
+    # Short sounds are filled up with silence, as training crops are.
     crops = [F.pad(w[:samples], (0, max(0, samples - len(w)))) for w in waves]
     batch = torch.stack(crops if len(crops) > 1 else crops * 2)  # each of the two heads takes every second sound
     keep = run.generator
+    # Fixed masks: losses of different steps then compare.
     run.generator = torch.Generator().manual_seed(0)
     try:
         views = Views(torch.cat([batch, 0.5 * batch]), torch.zeros(2 * len(batch)))
         _, losses = total_loss(run, views.to(run.target.encoder.mel.mean.device), config)
     finally:
+        # Put back whatever happens, or the next step would draw from the wrong generator.
         run.generator = keep
     return {**{k: round(v.item(), 4) for k, v in losses.items()}, **collapse_figures(_raw(run), waves)}
 
@@ -177,6 +184,7 @@ def train_teacher(
     if resume:
         run.load(out, config)
     else:
+        # A resumed run brings its statistics along; only a fresh one fits them.
         for encoder in (run.target.encoder, run.online.network.encoder):
             fit_mel(encoder, waves)
 
@@ -184,6 +192,7 @@ def train_teacher(
         return train_step(run, draw_views(audio, config, run.generator).to(device), config)
 
     def checkpoint() -> None:
+        # The averaged weights have moved on: their statistics are those of this checkpoint.
         fit_statistics(run.target.encoder, waves)
         run.save(out, config)
         save_teacher(run.target.encoder, out)

@@ -81,6 +81,7 @@ def draw_views(audio: TrainingAudio, config: TeacherTrainConfig, generator: torc
     extras = torch.rand(count, generator=generator) < (config.extra_share if len(audio.others) else 0.0)
     first = int(extras.sum())
     semitones = (2 * torch.rand(2, count, generator=generator) - 1) * config.speed_semitones
+    # Every second sound has both crops at one speed, which the first head compares.
     semitones[1, ::2] = semitones[0, ::2]
     views = [_views(audio.others, semitones[:, :first], config, generator)] if first else []
     views += [_views(audio.training, semitones[:, first:], config, generator)] if first < count else []
@@ -101,15 +102,19 @@ def _views(sounds: Sounds, semitones: Tensor, config: TeacherTrainConfig, genera
 
     starts = torch.from_numpy(sounds.starts)
     chosen = torch.randint(len(sounds), (count,), generator=generator)
+    # The sounds lie end to end in one array; `starts` has one entry more than there are sounds.
     begin, length = starts[chosen], starts[chosen + 1] - starts[chosen]
     speed = 2 ** (semitones / 12)
+    # How far a crop may begin: faster ones need more samples of their sound.
     room = (length - samples * speed).clamp_min(0)
     at_start = (uniform(count) < 0.5) * torch.ones(2, 1) > 0.5
     # The second crop lies within half a crop of the first: so that their words partly overlap.
     anywhere = (room * uniform(count) + samples / 2 * (uniform(2, count) - 0.5)).clamp_min(0).minimum(room)
+    # A crop at the start may begin a quarter of its length before it: silence, then the attack.
     offset = torch.where(at_start, samples * (-0.25 + 0.3125 * uniform(2, count)), anywhere)
     place = offset[..., None] + torch.arange(samples) * speed[..., None]
     inside = (place >= 0) & (place < (length - 1)[:, None])
+    # Places outside are set to silence below; their indices must lie inside nevertheless.
     low = place.floor().long().clamp_min(0).minimum((length - 1)[:, None])
     high = (low + 1).minimum((length - 1)[:, None])
     fraction = place - place.floor()
@@ -121,7 +126,10 @@ def draw_visible(batch: int, frames: int, config: TeacherTrainConfig, generator:
     """[B, V] sorted indices of the frames that stay visible; the others are masked in spans, somewhere in every row."""
     visible = max(1, frames - round(config.mask_share * frames))
     span = config.span_frames
+    # One draw a span: the frames of a span are masked or visible together.
     spans = torch.rand(batch, frames // span + 2, generator=generator).repeat_interleave(span, dim=1)
+    # Shifted in each row, so that spans do not always begin at the same frames.
     shift = torch.randint(span, (batch, 1), generator=generator)
     score = spans.gather(1, shift + torch.arange(frames))
+    # Stable, so that frames of one span, which have equal scores, stay in order on every machine.
     return score.argsort(dim=1, stable=True)[:, :visible].sort(dim=1).values
