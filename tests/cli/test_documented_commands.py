@@ -76,7 +76,7 @@ def test_the_demos_take_the_options_that_are_named(segue, tmp_path, monkeypatch)
         assert "--measured at least 8" in segue(*shlex.split(command)[1:], "--measured", 1).line
 
 
-def test_the_six_lines(recordings, tmp_path, monkeypatch):
+def test_the_python_lines(recordings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = block(START, "python lines")
     assert len([line for line in code.splitlines() if line.strip()]) <= 8
