@@ -26,18 +26,21 @@ class Meter:
         quiet: bool = False,
         unit: str = "examples",
         first_line_sec: float = 0.0,
+        rate_as: str = "{:.0f}/s",
     ) -> None:
         """
         Args:
             done: units that were behind us before.
             quiet: show nothing.
             first_line_sec: when the first plain line comes.
+            rate_as: how the rate is written.
         """
         self.title = title
         self.total = total
         self.start_at = done
         self.quiet = quiet
         self.unit = unit
+        self.rate_as = rate_as
         self._started = time.monotonic()
         self._next_line = self._started + first_line_sec
         self._bar: Progress | None = None
@@ -62,13 +65,13 @@ class Meter:
     def update(self, done: float, words: str = "") -> None:
         """Show that `done` units are behind us."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, words=f"{self.rate(done):.0f}/s {words}")
+            self._bar.update(self._task, completed=done, words=f"{self.rate_as.format(self.rate(done))} {words}")
         elif not self.quiet and time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _LINE_EVERY_SEC
             rate = self.rate(done)
             left = f", {(self.total - done) / rate:.0f} s left" if rate > 0 and done > self.start_at else ""
             print(
-                f"{self.title}: {done:,.0f}/{self.total:,.0f} {self.unit}, {rate:.0f}/s{left} {words}",
+                f"{self.title}: {done:,.0f}/{self.total:,.0f} {self.unit}, {self.rate_as.format(rate)}{left} {words}",
                 file=sys.stderr,
                 flush=True,
             )

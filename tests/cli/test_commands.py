@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from segue.recipes import RECIPES
 from segue.report.page import duration
 from segue.training.log import read_log
 
@@ -115,10 +116,18 @@ def test_recipes_and_sizes_are_printed(segue):
         assert word in ran.out
 
 
+def test_names_of_recipes_are_whole_on_a_narrow_terminal(segue, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    out = segue("recipes").out
+    assert all(f"{name} " in out for name in RECIPES)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("trian",), "trian"),
+        (("trian",), "Did you mean 'train'?"),
+        (("xylophone",), "No such command 'xylophone'; hint: segue --help"),
+        (("teacher", "--xylophone"), "hint: segue teacher --help"),
         (("train", "static-unifrm", "--data", "{cache}", "--out", "{tmp}/r"), "did you mean static-uniform"),
         (("train", "static-uniform", "--out", "{tmp}/r"), "--data is missing"),
         (("train", "static-uniform", "--data", "{tmp}/none", "--out", "{tmp}/r"), "no latent cache"),

@@ -41,3 +41,13 @@ def test_a_codec_that_gives_back_something_else_is_refused(answer):
 
 def test_the_error_of_a_gain_is_known():
     assert round_trip_error(Broken(lambda x: 0.75 * x), WAVES) == pytest.approx(0.25, abs=1e-4)
+
+
+def test_a_few_sounds_that_a_codec_cannot_render_are_no_broken_codec():
+    def answer(x):
+        return noise(x) if float(x.abs().max()) > 0.5 else x
+
+    waves = torch.cat([WAVES, 3 * WAVES[:1], torch.zeros(4, 16000)])
+    assert check_round_trip(Broken(answer), waves, "mine") < 1e-3
+    with pytest.raises(UserError, match="gives back noise"):
+        check_round_trip(Broken(answer), 3 * waves, "mine")

@@ -67,8 +67,8 @@ def test_nearest_names_the_reference():
 @pytest.mark.parametrize(
     ("x", "y", "words"),
     [
-        (np.zeros((5, 2)), np.zeros((9, 2)), "more than k generated"),
-        (np.zeros((9, 2)), np.zeros((5, 2)), "more than k reference"),
+        (np.zeros((5, 2)), np.zeros((9, 2)), "5 generated clips are too few"),
+        (np.zeros((9, 2)), np.zeros((5, 2)), "5 reference clips are too few"),
         (np.zeros((9, 2)), np.zeros((9, 3)), "generated 2, reference 3"),
         (np.full((9, 2), np.inf), np.zeros((9, 2)), "not finite"),
     ],

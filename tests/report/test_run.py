@@ -14,7 +14,7 @@ def test_page_holds_curves_samples_and_configuration(run_dir):
     page = write_run_report(run_dir).read_text()
     for title in ("validation loss at fixed t", "training loss", "learning rate", "regime r", "alignment weight"):
         assert title in page
-    assert "a &lt;loud&gt; violin" in page and "held-out pair" in page
+    assert "a &lt;loud&gt; violin" in page and "split test" in page
     assert "train.total_examples" in page and "6,400" in page
     assert page.count("<audio") == 1
 

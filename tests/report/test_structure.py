@@ -33,7 +33,7 @@ def test_figures_of_a_run():
     assert len(pictures) == 2 and all("<img" in p for p in pictures)
     assert "switched on" in pictures[1]
     events.append(stage(2000, structure_reason="off: ARI 0.71 < 0.9"))
-    assert "structure term off: ARI 0.71 &lt; 0.9" in structure_figures(events)[1]
+    assert "block term off: ARI 0.71 &lt; 0.9" in structure_figures(events)[1]
 
 
 def test_shallow_stacks_have_a_matrix_but_no_groups():

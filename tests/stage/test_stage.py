@@ -376,3 +376,36 @@ def test_a_resumed_run_must_measure_on_the_same_clips():
     stage = Stage(model.blocks, SLOPE, total_examples=TOTAL, targets=FEATURES, measure=other)
     with pytest.raises(UserError, match="probe's targets are not those"):
         stage.load_state_dict(kept)
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        (lambda model: Stage(model, total_examples=TOTAL, policy=STATIC), "DiT is no list of blocks"),
+        (lambda model: Stage([], total_examples=TOTAL, policy=STATIC), "one or more blocks"),
+        (lambda model: stage_of(model, targets=FEATURES[0, :, 0]), r"targets= is \[12\]"),
+        (lambda model: Discrepancy(model, None, DATA[0], None), r"held-out clips are \[4, 12\]"),
+        (lambda model: Discrepancy(model, None, DATA[:8], lambda z: z.mean((1, 2))), r"features\(\) made \[8\] of 8"),
+        (lambda model: Discrepancy(model, lambda x, t, rows: x[:, :2], DATA[:8], lambda z: z)(), r"predict\(\) made"),
+        (lambda model: stage_of(model).alignment(FEATURES[:4], torch.rand(16)), r"\[4, 12, 5\] and 16 times"),
+        (lambda model: stage_of(model).alignment(FEATURES[0], torch.rand(16)), r"features \[12, 5\]"),
+        (lambda model: stage_of(model).alignment(FEATURES[:16, :, :3], torch.rand(16)), r"\[16, frames, 5\]"),
+    ],
+)
+def test_what_has_another_shape_is_one_clear_line(wrong, words):
+    with pytest.raises(UserError, match=words):
+        wrong(tiny_dit())
+
+
+def stage_of(model, targets=FEATURES):
+    return Stage(model.blocks, total_examples=TOTAL, targets=targets, measure=lambda: 0.5, log=quiet)
+
+
+def test_a_loop_without_after_step_is_told_so():
+    stage = Stage(tiny_dit().blocks, total_examples=64, policy=STATIC)
+    with pytest.raises(UserError, match="after_step"):
+        for _ in range(9):
+            stage.timesteps(16)
+    for _ in range(9):
+        stage.after_step(16)
+        stage.timesteps(16)

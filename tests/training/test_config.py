@@ -48,6 +48,7 @@ def test_overrides():
     ("change", "says"),
     [
         ("optim.learning_rat=1", "did you mean optim.learning_rate"),
+        ("optim.lr=1", "did you mean optim.learning_rate"),
         ("nonsense", "section.name=value"),
         ("train.batch_size=many", "whole number"),
         ("train.batch_size=2.5", "whole number"),

@@ -36,7 +36,7 @@ def compare(
     if len(runs) < 2:
         raise UserError("give at least two run folders: segue compare RUN RUN")
     if len({path.resolve() for path in runs}) < len(runs):
-        raise UserError("a run is given twice")
+        raise UserError("a run is given twice; hint: give the folders of two different runs")
     read = [read_run(path) for path in runs]
     _refuse_other_data(runs, read, force)
     named = dict(zip(_names(runs), read))

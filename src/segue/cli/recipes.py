@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from segue.models.presets import PRESETS, memory_need, parameters_of
 from segue.recipes import DEFAULT_RECIPE, RECIPES
@@ -20,7 +20,8 @@ def recipes(
 ) -> None:
     """List the recipes that `segue train` takes."""
     console = Console(highlight=False)
-    table = Table("recipe", "regime", "times", "alignment", "what it is", box=None, pad_edge=False)
+    name_column = Column("recipe", no_wrap=True, min_width=max(map(len, RECIPES)))  # a name that is cut cannot be typed
+    table = Table(name_column, "regime", "times", "alignment", "what it is", box=None, pad_edge=False)
     for name, make in RECIPES.items():
         config = make()
         # A recipe describes itself: its docstring is the text of the list.

@@ -99,10 +99,11 @@ def upsample(
     def advance(seconds: float) -> None:
         nonlocal done
         done += seconds
-        meter.update(done, f"{meter.rate(done):.1f}x real time")
+        meter.update(done)
 
     # The total counts what headers claim: it is for the meter alone.
-    with Meter("upsampling", sum(_seconds(job) for job in jobs), unit="s of sound") as meter:
+    total_sec = sum(_seconds(job) for job in jobs)
+    with Meter("upsampling", total_sec, unit="s of sound", rate_as="{:.1f} times real time") as meter:
         for job in jobs:
             # A file that fails is a line of its own, and the others are done.
             line = _one(job, resolver, settings, dry_run, skip_bad, taken, advance)

@@ -147,7 +147,10 @@ def run_command(command, name: str, arguments: Sequence[str] | None = None) -> N
     except UserError as error:
         sys.exit(_complain(name, str(error), 2))
     except UsageProblem as error:
-        sys.exit(_complain(name, error.format_message(), 2))
+        line = error.format_message()
+        where = error.ctx.command_path if getattr(error, "ctx", None) else name
+        helps = "hint:" in line or "Did you mean" in line
+        sys.exit(_complain(name, line if helps else f"{line.rstrip('.')}; hint: {where} --help", 2))
     except OSError as error:
         full = " (the disk is full; free some and run the command again)" if error.errno == errno.ENOSPC else ""
         sys.exit(_complain(name, f"{error.filename or 'file'}: {error.strerror}{full}", 2))

@@ -94,9 +94,12 @@ def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _checked(embeddings: np.ndarray, name: str, k: int) -> np.ndarray:
     embeddings = np.asarray(embeddings, dtype=np.float64)
-    if k < 1 or embeddings.ndim != 2 or len(embeddings) <= k:
+    if k < 1 or embeddings.ndim != 2:
+        raise UserError(f"precision and recall: k is {k} and the embeddings {list(embeddings.shape)}, not [N, E]")
+    if len(embeddings) <= k:
         raise UserError(
-            f"precision and recall with k = {k} need more than k {name} clips as [N, E]; got {list(embeddings.shape)}"
+            f"{len(embeddings)} {name} clips are too few for precision and recall with k = {k}; "
+            f"hint: give at least {k + 1}, or a smaller k (--k)"
         )
     if not np.isfinite(embeddings).all():
         raise UserError(f"{name} embeddings hold values that are not finite")

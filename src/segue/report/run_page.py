@@ -93,7 +93,7 @@ def _samples(folder: Path) -> list[str]:
             # One damaged file must not cost the page.
             sound = '<p class="note">This file cannot be read.</p>'
         about = listed.get(path.name, {})
-        badge = '<span class="badge">held-out pair</span>' if about.get("held_out") else ""
+        badge = '<span class="badge">split test</span>' if about.get("held_out") else ""
         title = f'<div class="prompt"><h3>{escape(str(about.get("prompt") or path.stem))}</h3>{badge}</div>'
         cards.append(f'<div class="card" style="margin:0">{title}{sound}</div>')
     return [f'<div class="grid">{"".join(cards)}</div>'] if cards else []

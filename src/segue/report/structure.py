@@ -144,9 +144,9 @@ def _caption(events: Sequence[dict]) -> str:
     # From the end, since the last reason is the one that stands.
     for event in reversed(events):
         if event.get("event") == "stage" and isinstance(event.get("structure_reason"), str):
-            return f"structure term {event['structure_reason']}"
+            return f"block term {event['structure_reason']}"
     on = any(e.get("structure_active") is True for e in events)
-    return f"structure term {'switched on' if on else 'off throughout'}"
+    return f"block term {'switched on' if on else 'off throughout'}"
 
 
 def _style(axes) -> None:

@@ -308,8 +308,13 @@ class Aligner:
             x_0_hat: [B, C, L] one-step prediction of the clean latents, for alignment.space "output".
 
         Raises:
-            UserError: the model has not been run, or the tapped tokens carry no gradient.
+            UserError: the model has not been run, the tapped tokens carry no gradient, or features of another shape.
         """
+        if features.ndim != 3 or len(features) != len(t) or features.shape[-1] != len(self._mean):
+            raise UserError(
+                f"Stage: alignment() got features {list(features.shape)} and {len(t)} times; hint: give it the teacher "
+                f"features of the batch, [{len(t)}, frames, {len(self._mean)}]"
+            )
         target = standardise(features, self._mean.to(features.device), self._std.to(features.device))
         # Output space: the prediction itself is decoded and encoded by the teacher; there is nothing to project.
         if self.projector is None or self.tap is None:

@@ -111,7 +111,13 @@ def probes_in(config: ProbeConfig, total_examples: int, batch_size: int = 1) -> 
 
 
 def target_statistics(targets: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [F] over the real frames of targets [..., S, F]; mask [..., S] bool, None: all."""
+    """Mean and standard deviation [F] over the real frames of targets [..., S, F]; mask [..., S] bool, None: all.
+
+    Raises:
+        UserError: targets of another shape.
+    """
+    if targets.ndim < 2:
+        raise UserError(f"Stage: targets= is {list(targets.shape)}; hint: give teacher features [..., frames, F]")
     # float64: there may be millions of frames, whose sums lose their last digits in float32.
     frames = (targets.detach().flatten(0, -2) if mask is None else targets[mask]).double()
     mean, std = frames.mean(0), frames.std(0, correction=0)
@@ -214,11 +220,13 @@ class Discrepancy:
             at_once: clips in one pass: decoding all at once would set the peak memory of a small run.
 
         Raises:
-            UserError: fewer than 8 clips.
+            UserError: fewer than 8 clips, or clips or features of another shape.
         """
+        if x_0.ndim != 3:
+            raise UserError(f"Discrepancy: the held-out clips are {list(x_0.shape)}; hint: give latents [M, C, L]")
         clips = len(x_0)
         if clips < SMALLEST_PROBE:
-            raise UserError(f"Discrepancy: {clips} clips; it needs at least {SMALLEST_PROBE} held-out clips")
+            raise UserError(f"Discrepancy: {clips} held-out clips; hint: give at least {SMALLEST_PROBE}")
         self.model = model
         self.clips = clips
         self.times = tuple(times)
@@ -235,6 +243,11 @@ class Discrepancy:
             found = torch.cat([features(self._fill_known(part.to(device), some)) for part, some in parts])
         # Codecs and teachers may return inference tensors, which autograd refuses.
         found = found.clone()
+        if found.ndim != 3 or len(found) != clips:
+            raise UserError(
+                f"Discrepancy: features() made {list(found.shape)} of {clips} clips; hint: return teacher features "
+                "[clips, frames, F]"
+            )
         if mask is None:
             mask = torch.ones(found.shape[:2], dtype=torch.bool)
         self._real = mask.to(device)
@@ -274,7 +287,13 @@ class Discrepancy:
             x_0, eps, rows = self._x_0[part], self._eps[part], self._rows[part]
             t = torch.full((len(x_0),), time, device=x_0.device)
             x_t = sample_path(x_0, eps, t)
-            clean = clean_of(x_t, self._predict(x_t, t, rows).to(x_t.dtype), t)
+            velocity = self._predict(x_t, t, rows)
+            if velocity.shape != x_t.shape:
+                raise UserError(
+                    f"Discrepancy: predict() made {list(velocity.shape)} of x_t {list(x_t.shape)}; hint: return the "
+                    "velocity eps - x_0, in the shape of x_t"
+                )
+            clean = clean_of(x_t, velocity.to(x_t.dtype), t)
             if self._latent_mask is not None:
                 # A model that predicts no velocity in padding leaves its noise there, which would be decoded.
                 clean = clean * self._latent_mask[part][:, None]

@@ -29,6 +29,7 @@ from segue.stage.controller import ControllerState, Decision, Due, Observation, 
 from segue.stage.discrepancy import target_statistics
 from segue.stage.policy import Policy, stage_policy
 from segue.stage.reporting import Measured, Printer, log_line, named_measurements
+from segue.stage.tap import list_of_blocks
 from segue.stage.timesteps import importance
 from segue.types import UserError
 
@@ -92,7 +93,7 @@ class Stage:
         self.policy.check(measure, targets, features)
         if world > 1 and reduce is None:
             raise UserError("Stage: several ranks need reduce=, which averages a tensor over them")
-        self.blocks = list(blocks)
+        self.blocks = list_of_blocks(blocks, "Stage")
         self._measure = measure
         self._log = log or Printer()
         self._seed = seed
@@ -164,10 +165,16 @@ class Stage:
     # --- the three calls of a step ------------------------------------------------------------------------------------
 
     def timesteps(self, batch: int, device: torch.device | str | None = None) -> Tensor:
-        """Times [B] float32 of this rank's next batch: stratified over all ranks, keyed by seed and examples seen."""
+        """Times [B] float32 of this rank's next batch: stratified over all ranks, keyed by seed and examples seen.
+
+        Raises:
+            UserError: `after_step` seems to be missing from the loop: more times are drawn than the run has examples.
+        """
         decision = self.decision
         if self._block_step is not None:
             self._block_step.keep(decision.structure, decision.structure_strength, self.steps)
+        if self._drawn > self.total_examples:
+            raise UserError("Stage: more times drawn than the run has; hint: call after_step(examples) after each step")
         # Every rank draws the whole global batch and takes its part, so that the strata span all ranks.
         generator = keyed_generator(self._seed, "times", self.examples_seen + self._drawn)
         self._drawn += batch * self._world

@@ -116,15 +116,24 @@ def attach(blocks: Iterable[nn.Module], at: float = 0.33, prepended: int = 0) ->
     Raises:
         UserError: not a list of blocks, or a tap outside it.
     """
+    return Tap(list_of_blocks(blocks, "attach"), at, prepended)
+
+
+def list_of_blocks(blocks: Iterable[nn.Module], caller: str) -> list[nn.Module]:
+    """Blocks as a list.
+
+    Raises:
+        UserError: not a list of blocks; `caller` begins the message.
+    """
     try:
         blocks = list(blocks)
     except TypeError as error:
         raise UserError(
-            f"attach: {type(blocks).__name__} is no list of blocks; give one, such as model.blocks"
+            f"{caller}: {type(blocks).__name__} is no list of blocks; hint: give one, such as model.blocks"
         ) from error
     if not blocks or not all(isinstance(block, nn.Module) for block in blocks):
-        raise UserError("attach: give a list of one or more blocks (torch modules), such as model.blocks")
-    return Tap(blocks, at, prepended)
+        raise UserError(f"{caller}: hint: give a list of one or more blocks (torch modules), such as model.blocks")
+    return blocks
 
 
 def width_of(block: nn.Module) -> int:

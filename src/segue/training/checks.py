@@ -97,7 +97,8 @@ def _check_text(cache: LatentCache, rows: list[int]) -> str:
     spread = float(pooled.std(0).mean())
     if len(some) > 1 and spread == 0.0:
         return "captions: all the same; the model will not follow prompts"
-    return f"captions: up to {tokens.shape[1]} tokens of {tokens.shape[2]} features, spread {spread:.3f} over clips"
+    shape = f"up to {tokens.shape[1]} tokens of {tokens.shape[2]} features"
+    return f"captions: {shape}, whose deviation over clips is {spread:.3f}"
 
 
 def _check_teacher(cache: LatentCache) -> str:
@@ -106,7 +107,8 @@ def _check_teacher(cache: LatentCache) -> str:
     source = cache.meta["teacher_source"]
     rate_hz = cache.meta["teacher_frame_rate_hz"]
     alive = int((std > 1e-3 * std.max()).sum())
-    return f"teacher: {source['name']}, {len(std)} features ({alive} of them move) at {rate_hz:g} frames a second"
+    varying = f"{len(std)} features ({alive} of them vary over the clips)"
+    return f"teacher: {source['name']}, {varying} at {rate_hz:g} frames a second"
 
 
 def _check_model(config: RunConfig, cache: LatentCache) -> list[str]:

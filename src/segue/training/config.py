@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -217,6 +217,15 @@ def from_json(data: dict) -> RunConfig:
         ) from error
 
 
+def _short_for(name: str, known: Iterable[str]) -> list[str]:
+    """Settings whose words begin with the letters of `name`: optim.lr is short for optim.learning_rate."""
+    section, _, letters = name.partition(".")
+    pairs = ((full, full.partition(".")) for full in known)
+    return [
+        full for full, (s, _, words) in pairs if s == section and "".join(w[:1] for w in words.split("_")) == letters
+    ]
+
+
 def override(config: RunConfig, changes: Sequence[str]) -> RunConfig:
     """The config with `section.name=value` changes applied; names of older versions are understood.
 
@@ -230,7 +239,7 @@ def override(config: RunConfig, changes: Sequence[str]) -> RunConfig:
         name = older.current_name(name)
         known = {f"{s}.{f.name}": (s, f.name) for s, part in _sections(config).items() for f in fields(part)}
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            near = _short_for(name, known) or difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             raise UserError(f"--set {name}: no such setting" + (f"; did you mean {near[0]}?" if near else ""))
         section, key = known[name]
         part = _sections(config)[section]

@@ -78,6 +78,7 @@ class Journal:
         # Monotonic: a clock that is set back changes nothing.
         self._started = time.monotonic()
         self._headline = ""
+        self._discrepancy: float | None = None  # the last that was measured
         self._sums: list[Tensor] = []
 
     def __enter__(self) -> Journal:
@@ -112,10 +113,12 @@ class Journal:
         """
         if decision.headline != self._headline or (again and decision.next_probe is not None):
             self._headline = decision.headline
-            self.meter.say(f"{seen:,} examples: {decision.reason}")
+            measured = "" if self._discrepancy is None else f"discrepancy {self._discrepancy:.3f}, "
+            self.meter.say(f"{seen:,} examples: {measured}{decision.reason}")
 
     def write_decision(self, line: dict, seconds: float) -> None:
         """A "stage" line of the log: what was measured, how long that took, what was decided."""
+        self._discrepancy = line["discrepancy"] if line["discrepancy"] is not None else self._discrepancy
         self.log.write("stage", **{k: v for k, v in line.items() if k != "headline"}, probe_sec=seconds)
 
     def write_memory(self, device: torch.device) -> None:

@@ -26,7 +26,8 @@ class Sample:
         file: its name in samples/.
         wave: [T] waveform.
         prompt: caption that it was made from; the title of the file.
-        held_out: whether training never saw what the prompt asks for.
+        held_out: whether its clip is of the split "test": in the demo, of a pair that was never trained on. A set
+            without such a split shows clips of "valid".
     """
 
     file: str

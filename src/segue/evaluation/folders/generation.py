@@ -100,6 +100,10 @@ def measure_generation(
 
     # What clips are, and whether that was asked for.
     if isinstance(by_sound, NoteEmbedding):
+        found.warnings.append(
+            f"{by_sound.name} knows notes of the demo's instruments; hint: for other sounds take --embedding log-mel, "
+            "compact or CLAP"
+        )
         _classified(found, by_sound, embedded, pairs, labels, draws, about)
     if by_text is not None:
         _compared_with_text(found, by_text, sounds["GEN"], labels, folder, draws, seed)
