@@ -43,10 +43,13 @@ def write_sine(tmp_path):
 
 @pytest.fixture
 def small_set(tmp_path, write_sine):
-    """A folder of 23 short tones of three lengths with a manifest; row 3 has three captions."""
+    """A folder of 23 short tones of three lengths with a manifest; row 3 has three captions.
+
+    Of whole numbers: a float wav holds the time at which it was written, and shards are cut by hashes of the files.
+    """
     rows = []
     for n in range(23):
-        path = write_sine(f"set/tone{n:02d}.wav", hz=203.7 + 41.3 * n, seconds=(0.5, 0.3, 0.9)[n % 3], subtype="FLOAT")
+        path = write_sine(f"set/tone{n:02d}.wav", hz=203.7 + 41.3 * n, seconds=(0.5, 0.3, 0.9)[n % 3], subtype="PCM_24")
         row = {"path": path.name, "split": ("train", "train", "valid", "train", "test")[n % 5], "number": n}
         row |= (
             {"captions": ["one", "two words", "three words here"]} if n == 3 else {"caption": f"a tone of number {n}"}
