@@ -135,7 +135,7 @@ def _sndfile(path: SoundPath, container: Container, stack: ExitStack) -> Source:
             source: bytes | IO[bytes]
             if parts:
                 # Cut, streamed or joined files are shown as they should have been written.
-                source = stack.enter_context(overlaid(path, parts))
+                source = stack.enter_context(overlaid(path.open("rb"), parts))
             elif isinstance(path, Path):
                 source = fsencode(path)  # a name need not be text
             else:  # members of a tar (data/tars.py)
@@ -214,7 +214,7 @@ class _PyAV(Source):
         self._errors = (av.FFmpegError, ValueError)
         # An MPEG file is shown as its frames alone, without the rubbish and the tags between them.
         parts = container.layout.parts if container.layout else [(0, path.stat().st_size)]
-        file = stack.enter_context(overlaid(path, parts))
+        file = stack.enter_context(overlaid(path.open("rb"), parts))
         try:
             self._input = stack.enter_context(av.open(file, "r", format=_DEMUXERS[container.kind]))
         except self._errors as error:

@@ -9,19 +9,17 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import IO
 
-from segue.audio.sound import SoundPath
-
 Part = bytes | tuple[int, int]  # bytes of our own, or (first byte, end) of the file
 
 
-def overlaid(path: SoundPath, parts: Sequence[Part]) -> IO[bytes]:
-    """The parts one after the other, as a seekable file to read."""
-    return io.BufferedReader(_Overlay(path, parts), 1 << 16)
+def overlaid(file: IO[bytes], parts: Sequence[Part]) -> IO[bytes]:
+    """The parts of an opened file one after the other, as a seekable file to read; closing it closes `file`."""
+    return io.BufferedReader(_Overlay(file, parts), 1 << 16)
 
 
 class _Overlay(io.RawIOBase):
-    def __init__(self, path: SoundPath, parts: Sequence[Part]) -> None:
-        self._file = path.open("rb")
+    def __init__(self, file: IO[bytes], parts: Sequence[Part]) -> None:
+        self._file = file
         # Empty parts would stop readinto, for which 0 bytes mean the end.
         self._parts = [part for part in parts if _length(part)]
         self._ends = list(accumulate(map(_length, self._parts)))

@@ -6,7 +6,6 @@ A name with :// is an address. It is opened where the user names one, by fsspec,
 from __future__ import annotations
 
 import io
-import os
 import tarfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import IO
 
+from segue.audio.overlay import overlaid
 from segue.types import UserError, first_line, import_extra, printable
 
 MOST_HEADER_BYTES = 1 << 20  # of a name or a PAX header: tarfile reads them whole
@@ -71,7 +71,7 @@ class TarMember:
         if mode != "rb":
             raise ValueError(f"mode {mode!r}: a member is read only")
         if not is_address(self.archive):
-            return io.BufferedReader(_Window(self.archive, self.offset, self.size), 1 << 16)
+            return overlaid(_opened(self.archive), [(self.offset, self.offset + self.size)])
         if self.size > MOST_FETCHED_BYTES:
             raise UserError(f"{self}: {self.size:,} bytes, more than is fetched at once; hint: copy the tar")
         return io.BytesIO(read_spans([(self.archive, self.offset, self.offset + self.size)])[0])
@@ -186,42 +186,3 @@ def _member(archive: str, header: tarfile.TarInfo) -> TarMember:
     if name.is_absolute() or ".." in name.parts or "\\" in header.name:
         raise UserError(f"{where}: a name that climbs out of the archive; hint: pack it under a plain name")
     return TarMember(archive, str(name), header.offset_data, header.size)
-
-
-class _Window(io.RawIOBase):
-    """Bytes [offset, offset + size) of a file, as a file."""
-
-    def __init__(self, archive: str, offset: int, size: int) -> None:
-        self._file = _opened(archive)
-        self._offset = offset
-        self._size = size
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        if start + position < 0:
-            raise OSError("before the start")
-        self._position = start + position
-        return self._position
-
-    def readinto(self, buffer) -> int:
-        wanted = min(len(buffer), max(0, self._size - self._position))
-        self._file.seek(self._offset + self._position)
-        data = self._file.read(wanted)
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-        super().close()
