@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from segue.cli.data_options import Column, Encoding, FollowLinks, Root, Source, source_of
+from segue.cli.options import ContinueOut, Device, Extra, SkipBad, Steps, Threads, check_rate
 from segue.data.reading import DataSource
 
 
@@ -16,29 +17,22 @@ def train(
     source: Source,
     out: Annotated[Path, typer.Option(help="Folder for the codec, its training state and its log.")],
     minutes: Annotated[float, typer.Option(help="Length of training in minutes, over all resumes.")] = 60.0,
-    steps: Annotated[
-        int | None,
-        typer.Option(help="Length of training in steps, instead of --minutes; such a run is reproducible bit for bit."),
-    ] = None,
+    steps: Steps = None,
     rate: Annotated[int, typer.Option(help="Sample rate in Hz that sounds are resampled to.")] = 16000,
     channels: Annotated[int, typer.Option(help="Number of latent channels.")] = 32,
     kl_weight: Annotated[
         float, typer.Option(help="Weight of the KL loss; a higher weight gives smoother latents.")
     ] = 0.005,
-    extra: Annotated[
-        list[Path] | None, typer.Option(help="Folder of further sounds that are mixed in. May be repeated.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    extra: Extra = None,
+    resume: ContinueOut = False,
     seed: Annotated[int, typer.Option(help="Seed of weights and draws.")] = 0,
-    threads: Annotated[int, typer.Option(help="Number of CPU threads; 0 leaves the choice to PyTorch.")] = 0,
+    threads: Threads = 0,
     root: Root = None,
     follow_links: FollowLinks = False,
     column: Column = None,
     encoding: Encoding = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out files that cannot be used, and name them.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="Device that computes: cpu, cuda, cuda:1, mps or auto.")] = "auto",
+    skip_bad: SkipBad = False,
+    device: Device = "auto",
 ) -> None:
     """Train a codec on your own sounds. Other commands then take its folder: --codec DIR."""
     from segue.cli.options import device_of, finite, use_threads
@@ -51,8 +45,7 @@ def train(
     use_threads(threads)
     place = device_of(device)
     # Options are checked before the sounds are read, which may take minutes.
-    if not 1000 <= rate <= 192000:
-        raise UserError(f"--rate {rate} Hz is outside 1000..192000; hint: give the rate of your sounds")
+    check_rate(rate)
     if channels < 1:
         raise UserError(f"--channels {channels}; hint: give 1 or more (32 is the default)")
     model = AutoencoderConfig.for_rate(rate, channels=channels)
@@ -68,30 +61,23 @@ def refine(
     source: Source,
     out: Annotated[Path, typer.Option(help="Folder for the refined codec, its training state and its log.")],
     minutes: Annotated[float, typer.Option(help="Length of training in minutes, over all resumes.")] = 30.0,
-    steps: Annotated[
-        int | None,
-        typer.Option(help="Length of training in steps, instead of --minutes; such a run is reproducible bit for bit."),
-    ] = None,
+    steps: Steps = None,
     adversarial_share: Annotated[
         float,
         typer.Option(
             help="Gradient norm of the adversarial loss, as a share of the reconstruction's (0 to 1); 0 leaves it out."
         ),
     ] = 0.2,
-    extra: Annotated[
-        list[Path] | None, typer.Option(help="Folder of further sounds that are mixed in. May be repeated.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    extra: Extra = None,
+    resume: ContinueOut = False,
     seed: Annotated[int, typer.Option(help="Seed of discriminators and draws.")] = 0,
-    threads: Annotated[int, typer.Option(help="Number of CPU threads; 0 leaves the choice to PyTorch.")] = 0,
+    threads: Threads = 0,
     root: Root = None,
     follow_links: FollowLinks = False,
     column: Column = None,
     encoding: Encoding = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out files that cannot be used, and name them.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="Device that computes: cpu, cuda, cuda:1, mps or auto.")] = "auto",
+    skip_bad: SkipBad = False,
+    device: Device = "auto",
 ) -> None:
     """Continue training a codec's decoder with an adversarial loss. Latents and caches of the codec stay valid."""
     from segue.cli.options import device_of, finite, use_threads
@@ -135,9 +121,7 @@ def measure(
     follow_links: FollowLinks = False,
     column: Column = None,
     encoding: Encoding = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out files that cannot be used, and name them.")
-    ] = False,
+    skip_bad: SkipBad = False,
 ) -> None:
     """Measure a codec on held-out sounds: reconstruction, robustness to latent noise, decoding speed; as JSON."""
     from segue.cli.options import finite

@@ -19,7 +19,7 @@ from segue.cli.data_options import (
     print_notes,
     reading_of,
 )
-from segue.cli.options import device_of
+from segue.cli.options import Device, SkipBad, device_of
 from segue.codecs import Codec, default_codec, load_codec
 from segue.conditioners import load_conditioner
 from segue.conditioners.base import TextConditioner
@@ -74,9 +74,7 @@ def encode(
     follow_links: FollowLinks = False,
     column: Column = None,
     encoding: Encoding = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out files that cannot be used, and list them.")
-    ] = False,
+    skip_bad: SkipBad = False,
     variants: Annotated[
         int,
         typer.Option(
@@ -87,7 +85,7 @@ def encode(
     dtype: Annotated[str, typer.Option(help="Number format of the cache: float16 or float32.")] = "float16",
     batch_size: Annotated[int, typer.Option(help="Number of clips that are encoded together.")] = 32,
     workers: Annotated[int, typer.Option(help="Number of threads that decode.")] = 2,
-    device: Annotated[str, typer.Option(help="Device that computes: cpu, cuda, cuda:1, mps or auto.")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """Encode sounds, captions and the features of a teacher once, into the cache that `segue train` reads."""
     if teacher == "none" and teacher_layer is not None:

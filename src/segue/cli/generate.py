@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from segue.audio.write import write_wav
-from segue.cli.options import device_of, finite
+from segue.cli.options import Device, device_of, finite
 from segue.conditioners.tokens import count_tokens
 from segue.files import make_folder
 from segue.pipeline import Pipeline, Sampling
@@ -48,7 +48,7 @@ def generate(
     batch_size: Annotated[int, typer.Option(help="Number of prompts that are computed together.", min=1)] = 16,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     weights: Annotated[str, typer.Option(help="Weights to use: ema (averaged) or model (as trained).")] = "ema",
-    device: Annotated[str, typer.Option(help="Device that computes: cpu, cuda, cuda:1, mps or auto.")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """Generate sounds from prompts.
 

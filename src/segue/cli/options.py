@@ -1,10 +1,24 @@
-"""What options of several commands have in common: where a command computes, and numbers that can be computed with."""
+"""What options of several commands have in common: their types and help, and the numbers that can be computed with."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from segue.types import UserError
+
+Device = Annotated[str, typer.Option(help="Device that computes: cpu, cuda, cuda:1, mps or auto.")]
+Threads = Annotated[int, typer.Option(help="Number of CPU threads; 0 leaves the choice to PyTorch.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out files that cannot be used, and name them.")]
+Extra = Annotated[list[Path] | None, typer.Option(help="Folder of further sounds that are mixed in. May be repeated.")]
+Steps = Annotated[
+    int | None,
+    typer.Option(help="Length of training in steps, instead of --minutes; such a run is reproducible bit for bit."),
+]
+ContinueOut = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
 
 # What these options may be, in whichever command.
 _AT_LEAST_ONE = ("--batch-size", "--workers", "--sample-rate-hz")
@@ -80,6 +94,16 @@ def check_option(name: str, value: object) -> None:
         raise UserError(f"--threads {value}: hint: give 1 or more, or 0 for PyTorch's choice")
     elif name == "--device" and isinstance(value, str):
         device_of(value)
+
+
+def check_rate(rate: int) -> None:
+    """Check the --rate that sounds are resampled to.
+
+    Raises:
+        UserError: no rate of sound, in Hz.
+    """
+    if not 1000 <= rate <= 192000:
+        raise UserError(f"--rate {rate} Hz is outside 1000..192000; hint: give the rate of your sounds")
 
 
 def use_threads(threads: int) -> None:

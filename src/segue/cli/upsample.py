@@ -16,7 +16,7 @@ from segue.audio.read import read_claim
 from segue.audio.sound import BadAudio
 from segue.audio.stereo import MODES
 from segue.audio.write import SUBTYPES, SUFFIXES
-from segue.cli.options import device_of, finite
+from segue.cli.options import Device, device_of, finite
 from segue.memory import peak_bytes
 from segue.progress import Meter
 from segue.types import UserError, first_line, printable
@@ -75,7 +75,7 @@ def upsample(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done; write nothing.")] = False,
     weights: Annotated[str, typer.Option(help="Weights to use: ema (averaged) or model (as trained).")] = "ema",
-    device: Annotated[str, typer.Option(help="Device that computes: cpu, cuda, cuda:1, mps or auto.")] = "cpu",
+    device: Device = "cpu",
 ) -> int:
     """Add the missing upper band to sound files. Loudness, length, channels and tags stay.
 

@@ -8,16 +8,16 @@ from typing import Annotated
 
 import typer
 
+from segue.cli.options import SkipBad, Threads
+
 
 def measure(
     teacher: Annotated[str, typer.Argument(help="Name of a teacher, or folder of a trained one.")],
     source: Annotated[Path, typer.Argument(help="Folder of sounds whose manifest has labels to probe for.")],
     layers: Annotated[bool, typer.Option("--layers", help="Probe every layer of a compact teacher.")] = False,
     clips: Annotated[int, typer.Option(help="Number of clips that a probe trains on, at most.")] = 4000,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out files that cannot be used, and name them.")
-    ] = False,
-    threads: Annotated[int, typer.Option(help="Number of CPU threads; 0 leaves the choice to PyTorch.")] = 0,
+    skip_bad: SkipBad = False,
+    threads: Threads = 0,
 ) -> None:
     """Compare a teacher with log-mel statistics and random weights by linear probes, as JSON."""
     from segue.cli.options import finite, use_threads
