@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
-from pathlib import Path
 from typing import Any, get_type_hints
 
 from segue.process.timesteps import distribution_from_json
@@ -282,13 +280,3 @@ def _parse(name: str, text: str, kind: type) -> Any:
     except (ValueError, KeyError, OverflowError) as error:
         wanted = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "numbers with commas")
         raise UserError(f"--set {name}={text}: give {wanted}") from error
-
-
-def read_config(path: Path) -> RunConfig:
-    """The config of a run folder's config.json."""
-    try:
-        return from_json(json.loads(path.read_text()))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; is {path.parent} a run folder?") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); restore it or train anew") from error

@@ -157,8 +157,7 @@ def latent_extract(cache: LatentCache, space: LatentSpace, device: torch.device 
 
     Random features of each frame and its neighbours (rectified, as extreme learning machines have them) and the frames
     themselves, then ridge regression onto the cached features, in closed form: it takes half a second, and is the same
-    on every machine up to rounding. It needs neither codec nor teacher, and finds only a part of the features;
-    `explained` says how large a part.
+    on every machine up to rounding. It needs neither codec nor teacher, and finds only a part of the features.
     """
     # Random weights of the hidden units, and the rows that the regression is fitted on.
     mean, std = teacher_statistics(cache)
@@ -214,16 +213,6 @@ def fit_bytes(cache: LatentCache) -> int:
     chunk = frames * (4 * inputs + (4 + 4 + 8) * features)  # windows; design, its real frames, those in float64
     gram = 3 * 8 * features * (features + cache.meta["teacher_dim"])  # the sum, a summand or the factors, one more
     return chunk + gram + 2 * 4 * HIDDEN * inputs
-
-
-@torch.no_grad()
-def explained(extract: Extract, cache: LatentCache, space: LatentSpace, rows: list[int]) -> float:
-    """R^2 of the teacher features of these rows, as `extract` predicts them from clean latents; over all features."""
-    latents, mask = cache.latents(rows)
-    features, real = _teacher_of(cache, rows)
-    target = standardise(features, *teacher_statistics(cache))[real]
-    found = extract(space.standardise(latents, mask)).cpu()[real]
-    return 1 - float((found - target).square().sum() / (target - target.mean(0)).square().sum())
 
 
 def teacher_mask(cache: LatentCache, rows: list[int]) -> Tensor:
