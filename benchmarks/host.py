@@ -172,7 +172,7 @@ def main() -> None:
         "versions": {"segue": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "threads": torch.get_num_threads(),
         "settings": {"batch": given.batch, "rounds": given.rounds, "rows": len(cache), "dtype": cache.meta["dtype"]},
-        "aims_ms": {name: AIMS_MS["with " in name] for name in figures},
+        "aims_ms": {name: AIMS_MS[name.startswith("with ")] for name in figures},
         "figures_ms": figures,
     }
     if given.json:

@@ -292,7 +292,7 @@ class LatentCache:
         out = torch.empty(len(captions), columns, self.text_dim, dtype=self.dtype, pin_memory=pin)
         # Shards are padded to their own longest caption.
         if any(self._shard(self._text_files[s]).shape("tokens")[1] < columns for s in np.unique(shards)):
-            out.zero_()
+            out.numpy().fill(0)  # not by torch, which would start threads of its own for the thread that reads ahead
         return self._read("tokens", self._text_files, shards, captions - self._text_starts[shards], out)
 
     @property

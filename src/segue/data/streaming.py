@@ -155,11 +155,12 @@ class StreamedCache(LatentCache):
         return np.ceil(length_sec * self.meta["teacher_frame_rate_hz"]).astype(np.int64)
 
     def stored_latents(self, rows: np.ndarray, pin: bool = False) -> Tensor:
-        return torch.stack([row.latents for row in self._rows(rows.tolist())])
+        # Not by torch, which would start threads of its own for the thread that reads ahead.
+        return torch.from_numpy(np.stack([row.latents.numpy() for row in self._rows(rows.tolist())]))
 
     def stored_teacher(self, rows: np.ndarray, pin: bool = False) -> Tensor:
         found = self._rows(rows.tolist(), teacher=True)
-        return torch.stack([row.teacher for row in found if row.teacher is not None])
+        return torch.from_numpy(np.stack([row.teacher.numpy() for row in found if row.teacher is not None]))
 
     def stored_text(self, rows: np.ndarray, choice: Rows | None = None, pin: bool = False) -> tuple[Tensor, Tensor]:
         found = self._rows(rows.tolist())

@@ -43,10 +43,12 @@ class Example:
     def split(self, parts: int) -> list[Example]:
         """The batch in `parts` pieces, for gradient accumulation."""
         pieces = []
-        for rows in torch.arange(len(self.t)).tensor_split(parts):
+        for part in torch.arange(len(self.t)).tensor_split(parts):
             # A batch of fewer examples than parts leaves some parts empty.
-            if len(rows) == 0:
+            if len(part) == 0:
                 continue
+            # A slice: nothing is copied.
+            rows = slice(int(part[0]), int(part[-1]) + 1)
             condition = self.condition.rows(rows)
             mask = None if self.mask is None else self.mask[rows]
             teacher = None if self.teacher is None else (self.teacher[0][rows], self.teacher[1][rows])
