@@ -261,7 +261,7 @@ class LatentCache:
         captions = self.captions_of(rows, choice)
         mask = self.token_masks(captions)
         mask = mask[:, : longest(mask)]
-        return self.stored_tokens(captions, mask.shape[1], pin), torch.from_numpy(mask)
+        return self.stored_tokens(captions, mask, pin), torch.from_numpy(mask)
 
     def captions_of(self, rows: np.ndarray, choice: Rows | None = None) -> np.ndarray:
         """[B] numbers of captions; see `text` for `choice`."""
@@ -286,14 +286,20 @@ class LatentCache:
             self._token_bits_read[shard] = True
         return np.unpackbits(self._token_bits[captions], axis=1, count=self.text_tokens).view(bool)
 
-    def stored_tokens(self, captions: np.ndarray, columns: int, pin: bool = False) -> Tensor:
-        """[B, columns, E] in the cache's dtype: the first tokens of these captions, zero where there are no more."""
+    def stored_tokens(self, captions: np.ndarray, mask: np.ndarray, pin: bool = False) -> Tensor:
+        """[B, K, E] in the cache's dtype: the tokens of these captions up to the last real one, and zeros behind it.
+
+        Args:
+            mask: [B, K] bool, of `token_masks`, of as many columns as are wanted.
+        """
         shards = np.searchsorted(self._text_starts, captions, side="right") - 1
-        out = torch.empty(len(captions), columns, self.text_dim, dtype=self.dtype, pin_memory=pin)
-        # Shards are padded to their own longest caption.
-        if any(self._shard(self._text_files[s]).shape("tokens")[1] < columns for s in np.unique(shards)):
-            out.numpy().fill(0)  # not by torch, which would start threads of its own for the thread that reads ahead
-        return self._read("tokens", self._text_files, shards, captions - self._text_starts[shards], out)
+        out = torch.empty(*mask.shape, self.text_dim, dtype=self.dtype, pin_memory=pin)
+        real = (mask * np.arange(1, mask.shape[1] + 1)).max(1).tolist()
+        # Half of what is stored is padding, so it is not read. Not zeroed by torch, which would start threads of its
+        # own for the thread that reads ahead.
+        for row, count in zip(out.numpy(), real):
+            row[count:] = 0
+        return self._read("tokens", self._text_files, shards, captions - self._text_starts[shards], out, real)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -313,16 +319,29 @@ class LatentCache:
             captions=np.array([caption for row in index for caption in row["caption_rows"]]),
         )
 
-    def _read(self, name: str, files: list[str], shards: np.ndarray, rows: np.ndarray, out: Tensor) -> Tensor:
-        """Fill out [B, ...] with rows of a tensor, each from its file straight into its place; a shorter place takes
-        the row's beginning, and a longer one keeps its end."""
+    def _read(
+        self,
+        name: str,
+        files: list[str],
+        shards: np.ndarray,
+        rows: np.ndarray,
+        out: Tensor,
+        counts: list[int] | None = None,
+    ) -> Tensor:
+        """Fill out [B, N, ...] with rows of a tensor, each from its file straight into its place.
+
+        Args:
+            counts: [B] how much of each row's first axis is read, from its beginning; the whole row by default.
+        """
         whole = out.numpy().data.cast("B")
         size = len(whole) // len(out)
+        each = size // out.shape[1]
         spans = []
-        for at, shard, row in zip(range(0, len(whole), size), shards.tolist(), rows.tolist()):
+        for n, (shard, row) in enumerate(zip(shards.tolist(), rows.tolist())):
             file = self._shard(files[shard])
             first, row_bytes = file.place(name)
-            spans.append((file.path, first + row * row_bytes, whole[at : at + min(size, row_bytes)]))
+            stop = n * size + (size if counts is None else counts[n] * each)
+            spans.append((file.path, first + row * row_bytes, whole[n * size : stop]))
         self._files.read(spans)
         return out
 

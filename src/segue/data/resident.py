@@ -41,8 +41,7 @@ class ResidentRows:
         self._caption_at[self._captions] = np.arange(len(self._captions))
         self.bytes = resident_bytes(cache, rows)
         self._latents = self._moved(rows, cache.stored_latents)
-        columns = cache.text_tokens
-        self._tokens = self._moved(self._captions, lambda part: cache.stored_tokens(part, columns))
+        self._tokens = self._moved(self._captions, lambda part: cache.stored_tokens(part, cache.token_masks(part)))
         self._teacher: Tensor | None = None  # moved when it is first asked for: a run without alignment never does
 
     def batch(self, rows: np.ndarray, choice: np.ndarray, with_teacher: bool) -> Batch:
@@ -60,7 +59,8 @@ class ResidentRows:
         captions = cache.captions_of(rows, choice)
         tokens_mask = cache.token_masks(captions)
         tokens_mask = tokens_mask[:, : longest(tokens_mask)]
-        tokens = self._tokens[:, : tokens_mask.shape[1]][self._moved_index(self._caption_at[captions])]
+        columns = self._tokens.narrow(1, 0, tokens_mask.shape[1])
+        tokens = columns.index_select(0, self._moved_index(self._caption_at[captions]))
         return Batch(
             self._latents.index_select(0, at),
             None if bool(mask.all()) else self._to_device(mask),
