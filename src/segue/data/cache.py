@@ -295,8 +295,8 @@ class LatentCache:
         shards = np.searchsorted(self._text_starts, captions, side="right") - 1
         out = torch.empty(*mask.shape, self.text_dim, dtype=self.dtype, pin_memory=pin)
         real = (mask * np.arange(1, mask.shape[1] + 1)).max(1).tolist()
-        # Padding is not read: in the demo's cache it is half of what is stored. Not zeroed by torch, which would start threads of its
-        # own for the thread that reads ahead.
+        # Padding is not read: in the demo's cache it is half of what is stored. Nor is it zeroed by torch, which would
+        # start threads of its own for the thread that reads ahead.
         for row, count in zip(out.numpy(), real):
             row[count:] = 0
         return self._read("tokens", self._text_files, shards, captions - self._text_starts[shards], out, real)
