@@ -24,6 +24,7 @@ from segue.cli.demo import SETTINGS
 from segue.data.cache import LatentCache
 from segue.data.loader import LatentLoader
 from segue.data.open_cache import open_cache
+from segue.process.noise import BatchDraws
 from segue.provenance import commit, machine
 from segue.recipes import load_recipe
 from segue.stage.controller import StageController
@@ -68,10 +69,9 @@ class Stepper:
         for _ in range(count):
             aligned = self.stage.alignment_weight > 0
             batch = self.loader.next_batch(with_teacher=aligned)
-            prepared = self.task.prepare(batch)
+            draws = BatchDraws(0, self.stage.examples_seen, len(batch.indices))
             t = self.stage.timesteps(len(batch.indices))
-            position = self.stage.examples_seen
-            example = draw_example(*prepared, t, seed=0, position=position, teacher=batch.teacher)
+            example = draw_example(*self.task.prepare(batch, draws), t, draws, teacher=batch.teacher)
             loss, _ = self.losses(self.model, example)
             loss.mean().backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

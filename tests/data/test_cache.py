@@ -14,8 +14,7 @@ import soundfile
 import torch
 
 from segue.audio.read import read_wave
-from segue.data import cache as cache_module
-from segue.data import encoding
+from segue.data import encoding, shards
 from segue.data.cache import LatentCache
 from segue.data.encoding import build_cache
 from segue.data.manifest import load_manifest
@@ -154,11 +153,11 @@ def test_a_shard_cut_under_an_open_cache_is_one_line(build):
 def test_more_shards_than_are_kept_open(build, monkeypatch):
     cache = build()
     everything = cache.latents(range(len(cache)))[0]
-    monkeypatch.setattr(cache_module, "OPEN_SHARDS", 1)
+    monkeypatch.setattr(shards, "OPEN_SHARDS", 1)
     again = LatentCache.open(cache.path)
     for i in reversed(range(len(again))):
         assert torch.equal(again.latents([i])[0][0], everything[i])
-    assert len(again._opened) == 1 < len(cache._opened)
+    assert len(again._files) == 1 < len(cache._files)
 
 
 def test_a_finished_cache_is_opened_at_once_and_equal(build, fakes, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segue.data.cache import LatentCache
+from segue.data.cache import Batch, LatentCache
 from segue.data.encoding import build_cache
 from segue.data.loader import LatentLoader
 from segue.data.manifest import load_manifest
@@ -17,23 +17,19 @@ from segue.types import UserError
 class Rows(LatentCache):
     """A cache of `count` rows whose contents are their numbers; row i has 1 + i % 4 captions."""
 
+    addressable = False
+
     def __init__(self, count):
         self.path, self.meta, self.count = "rows", {"teacher": None}, count
 
     def rows(self, split):
         return [10 * i for i in range(self.count)] if split == "train" else []
 
-    def row(self, i):
-        return {"captions": ["x"] * (1 + i // 10 % 4)}
-
-    def latents(self, indices):
-        return torch.tensor(indices).float()[:, None, None], torch.ones(len(indices), 1, dtype=bool)
-
-    def text(self, indices, choice):
-        return torch.tensor(choice).float()[:, None, None], torch.ones(len(indices), 1, dtype=bool)
-
-    def teacher(self, indices):
-        return None
+    def batch(self, indices, choice, with_teacher, pin):
+        captions = [1 + i // 10 % 4 for i in indices]
+        chosen = torch.tensor([n % count for n, count in zip(choice.tolist(), captions)])
+        real = torch.ones(len(indices), 1, dtype=bool)
+        return Batch(torch.tensor(indices)[:, None, None], None, chosen[:, None, None], real, None, indices.tolist())
 
 
 def take(loader, batches):
@@ -120,8 +116,10 @@ def test_batches_of_a_real_cache(fakes, small_set, tmp_path):
     loader = LatentLoader(cache, "train", 5, 0)
     batch = loader.next_batch(with_teacher=True)
     latents, mask = cache.latents(batch.indices)
-    assert batch.latents.shape == (5, 100, 32) and torch.equal(batch.latents, latents) and torch.equal(batch.mask, mask)
-    assert batch.tokens.shape == (5, 5, 6) and batch.tokens_mask.dtype == torch.bool
+    assert batch.latents.shape == (5, 100, 32) and batch.latents.dtype == torch.float16
+    assert torch.equal(batch.latents.float(), latents) and torch.equal(batch.mask, mask)
+    longest = max(int(m.sum()) for m in batch.tokens_mask)
+    assert batch.tokens.shape == (5, longest, 6) and batch.tokens_mask.dtype == torch.bool
     features, features_mask = batch.teacher
     assert features.shape == (5, 20, 2) and features_mask.shape == (5, 20)
     assert all(cache.row(i)["split"] == "train" for i in batch.indices)

@@ -38,10 +38,14 @@ def batches(cache, count, batch_size=5, start=0, **ranks):
     return [loader.next_batch(with_teacher=True) for _ in range(count)]
 
 
+def masks(batch):
+    return torch.ones(1) if batch.mask is None else batch.mask
+
+
 def same(first, second):
     pairs = zip(
-        (first.latents, first.mask, first.tokens, first.tokens_mask, *first.teacher),
-        (second.latents, second.mask, second.tokens, second.tokens_mask, *second.teacher),
+        (first.latents, masks(first), first.tokens, first.tokens_mask, *first.teacher),
+        (second.latents, masks(second), second.tokens, second.tokens_mask, *second.teacher),
     )
     return first.indices == second.indices and all(torch.equal(a, b) for a, b in pairs)
 

@@ -1,6 +1,7 @@
 import copy
 import json
 import signal
+import threading
 import time
 from dataclasses import replace
 
@@ -70,6 +71,15 @@ def test_seed_decides_the_run(cache, config, tmp_path):
     _, other = run(override(config, ["train.seed=1"]), cache, tmp_path / "c")
     assert_same(first, again)
     assert not torch.equal(first["model.patch_in.weight"], other["model.patch_in.weight"])
+
+
+def test_rows_in_memory_train_the_same_model(taught, recipe, tmp_path):
+    config = recipe("repa", "train.total_examples=32")
+    _, read = run(config, taught, tmp_path / "read", cache_on_device="no")
+    _, kept = run(config, taught, tmp_path / "kept", cache_on_device="yes")
+    assert_same(read, kept)
+    assert timeless(tmp_path / "read" / "log.jsonl") == timeless(tmp_path / "kept" / "log.jsonl")
+    assert not [t for t in threading.enumerate() if t.name.startswith("segue-batches")]
 
 
 @pytest.mark.parametrize("parts", [2, 3, 8])

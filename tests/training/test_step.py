@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from segue.process.noise import keyed_generator
+from segue.process.noise import BatchDraws, keyed_generator
 from segue.process.timesteps import LogitNormal, Uniform
 from segue.training.step import Example, draw_example, losses
 from segue.types import Condition, ModelOutput
@@ -11,10 +11,11 @@ X0 = torch.randn(8, 3, 5, generator=G)
 CONDITION = Condition(torch.randn(8, 2, 4, generator=G), torch.ones(8, 2, dtype=torch.bool))
 
 
-def draw(rows=slice(None), **options):
+def draw(rows=slice(None), position=64, rank=0, world=1, distribution=None, **options):
     part = Condition(CONDITION.tokens[rows], CONDITION.tokens_mask[rows])
-    t = options.pop("distribution", Uniform()).sample(8, keyed_generator(3, "times", 64), stratified=True)[rows]
-    return draw_example(X0[rows], part, None, t, **{"seed": 3, "position": 64, **options})
+    t = (distribution or Uniform()).sample(8, keyed_generator(3, "times", 64), stratified=True)[rows]
+    draws = BatchDraws(3, position, 8 // world, rank, world)
+    return draw_example(X0[rows], part, None, t, draws, **options)
 
 
 def test_ranks_draw_what_one_process_draws():

@@ -9,6 +9,7 @@ from running import assert_same, run, start, timeless
 from safetensors.torch import load_file
 
 from segue.pipeline import SuperResolver
+from segue.process.noise import BatchDraws
 from segue.tasks.degradation import degrade, protocol
 from segue.training.build import build_model, make_task
 from segue.training.checkpoint import list_checkpoints
@@ -28,14 +29,16 @@ def resolution(recipe):
     return make
 
 
-def prepared(config, cache, positions):
+def prepared(config, cache, position, rank=0, world=1):
+    """Of four clips, or of a rank's part of them."""
     task = make_task(config, cache)
-    rows = cache.rows("train")[:4]
-    return task.prepare(cache.batch(rows), positions)
+    rows = cache.rows("train")[:4][rank * 4 // world : (rank + 1) * 4 // world]
+    draws = None if position is None else BatchDraws(config.train.seed, position, len(rows), rank, world)
+    return task.prepare(cache.batch(rows), draws)
 
 
 def test_data_and_condition_are_two_parts_of_one_latent(hisses, resolution):
-    x_0, condition, mask = prepared(resolution("sr-demo-static"), hisses, [5, 6, 7, 8])
+    x_0, condition, mask = prepared(resolution("sr-demo-static"), hisses, 5)
     given = condition.known_mask[..., None].expand_as(x_0)
     assert x_0[given].abs().max() == 0 and condition.audio[~given].abs().max() == 0
     assert 0 < condition.known_mask.sum() < condition.known_mask.numel()
@@ -46,10 +49,10 @@ def test_data_and_condition_are_two_parts_of_one_latent(hisses, resolution):
 
 def test_degradations_are_keyed_by_position_and_fixed_where_there_is_none(hisses, resolution):
     config = resolution("sr-demo-static")
-    first, again, other = (prepared(config, hisses, range(n, n + 4))[1] for n in (40, 40, 80))
+    first, again, other = (prepared(config, hisses, n)[1] for n in (40, 40, 80))
     assert torch.equal(first.audio, again.audio) and not torch.equal(first.audio, other.audio)
-    moved = prepared(config, hisses, [0, 1, 40, 41])[1]
-    assert moved.cutoff[2:].tolist() == first.cutoff[:2].tolist()
+    second = prepared(config, hisses, 40, rank=1, world=2)[1]
+    assert second.cutoff.tolist() == first.cutoff[2:].tolist() and torch.equal(second.audio, first.audio[2:])
     assert prepared(config, hisses, None)[1].cutoff.tolist() == [0.5] * 4
 
 
@@ -131,7 +134,7 @@ def test_checks_say_what_is_taken_away_and_that_a_teacher_is_blind(hisses, resol
 def test_latents_without_bands_are_generated_whole_and_the_low_band_is_kept_all_the_same(taught, resolution, tmp_path):
     config = resolution("sr-demo", "train.total_examples=32")
     assert any("warning: the codec spectral does not keep" in line for line in check_before_training(config, taught))
-    x_0, condition, _ = prepared(config, taught, [5, 6, 7, 8])
+    x_0, condition, _ = prepared(config, taught, 5)
     assert not condition.known_mask.any() and torch.equal(condition.fill_known(x_0), x_0)
     assert (condition.audio != 0).any() and x_0[:, :, 0].abs().min() > 0  # both whole
     run(config, taught, tmp_path)

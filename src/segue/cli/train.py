@@ -45,6 +45,13 @@ def train(
         Path | None, typer.Option(help="Folder of a run to continue, with the settings in its config.json.")
     ] = None,
     device: Annotated[str, typer.Option(help="Device that computes: auto or cpu.")] = "auto",
+    cache_on_device: Annotated[
+        str,
+        typer.Option(
+            help="Whether training rows live in the device's memory: yes, no, or auto (where they take at most a "
+            "quarter of a GPU's free memory)."
+        ),
+    ] = "auto",
     samples: Annotated[
         int, typer.Option(help="Number of sounds to generate at the end, from held-out captions.", min=0)
     ] = 4,
@@ -94,6 +101,7 @@ def train(
         resume=resume is not None,
         device=device,
         samples=samples,
+        cache_on_device=cache_on_device,
         trust_remote_code=trust_remote_code,
         grace_sec=grace_sec,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from segue.codecs.base import Codec
@@ -26,6 +27,15 @@ class LatentSpace:
         self._codec = codec
         self.mean, self.std = mean, std
 
+    @property
+    def device(self) -> torch.device:
+        """Of the statistics, and so of what it works on."""
+        return self.mean.device
+
+    def to(self, device: torch.device | str) -> LatentSpace:
+        """The same space on another device."""
+        return self if self.device == torch.device(device) else self.scaled(self.mean.to(device), self.std.to(device))
+
     @cached_property
     def codec(self) -> Codec:
         """The codec, on the statistics' device."""
@@ -44,12 +54,12 @@ class LatentSpace:
         """The codec's latents [B, C, L], standardised; padding becomes exactly 0.
 
         Args:
-            latents: as `codec.encode` gives them and caches hold them.
+            latents: as `codec.encode` gives them and caches hold them, of any float dtype; they stay what they are.
             mask: [B, L] bool, True where a frame is real; None where all are.
         """
-        x_0 = (latents - self.mean) / self.std
+        x_0 = latents.to(torch.float32, copy=True).sub_(self.mean).div_(self.std)
         # Zero, exactly: padding must look the same whatever the statistics are.
-        return x_0 if mask is None else x_0 * mask[:, None]
+        return x_0 if mask is None else x_0.mul_(mask[:, None])
 
     def scaled(self, mean: Tensor, std: Tensor) -> LatentSpace:
         """The same codec's latents under other statistics."""

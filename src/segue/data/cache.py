@@ -5,50 +5,78 @@ A folder of safetensors shards with index.jsonl (one row a segment) and meta.jso
 
 from __future__ import annotations
 
-import json
-import os
-import re
-from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
-from math import ceil
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from segue.data.cache_checks import check_form, malformed, read_index, read_json, refuse_other_parts
 from segue.data.content import rows_digest
+from segue.data.shards import OpenFiles, ShardFile
 from segue.data.tars import is_address
-from segue.types import UserError, first_line
+from segue.types import UserError
 
 SCHEMA_VERSION = 1
-OPEN_SHARDS = 128  # files; a process may open 256 on some systems
-_DTYPES: dict[str, np.dtype] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "BOOL": np.dtype("?")}
-_SHARD_NAME = re.compile(r"(latents|text)-[0-9a-f]{32}\.safetensors")
+Rows = Sequence[int] | np.ndarray  # numbers of rows, or of their captions
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of a cache, as a task takes them.
+    """Rows of a cache, as a task takes them, in the numbers that are stored: a task makes them float32 on its device.
 
     Attributes:
-        latents: [B, C, L] float32, not standardised.
-        mask: [B, L] bool, True where a frame is real.
-        tokens: [B, K, E] float32 text token embeddings.
+        latents: [B, C, L], not standardised.
+        mask: [B, L] bool, True where a frame is real; None where every frame is.
+        tokens: [B, K, E] text token embeddings; K is that of the longest caption here.
         tokens_mask: [B, K] bool, True where a token is real.
         teacher: [B, S, F] features and [B, S] bool mask, where they are asked for.
         indices: rows of the cache.
     """
 
     latents: Tensor
-    mask: Tensor
+    mask: Tensor | None
     tokens: Tensor
     tokens_mask: Tensor
     teacher: tuple[Tensor, Tensor] | None
     indices: list[int]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with each of its tensors changed."""
+        parts = (self.latents, self.tokens, self.tokens_mask)
+        latents, tokens, tokens_mask = (change(x) for x in parts)
+        mask = None if self.mask is None else change(self.mask)
+        teacher = None if self.teacher is None else (change(self.teacher[0]), change(self.teacher[1]))
+        return Batch(latents, mask, tokens, tokens_mask, teacher, self.indices)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device; a GPU copies pinned memory while this process goes on."""
+        device = torch.device(device)
+        return self.map(lambda x: x.to(device, non_blocking=device.type == "cuda"))
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where each row of a cache stands, as whole arrays.
+
+    Attributes:
+        shard, row: number of its shard, and its row there.
+        frames, length_sec: of its sound.
+        first_caption: of its captions in `captions`, and at last where the next would be.
+        captions: rows of the text shards, counted through all of them.
+    """
+
+    shard: np.ndarray
+    row: np.ndarray
+    frames: np.ndarray
+    length_sec: np.ndarray
+    first_caption: np.ndarray
+    captions: np.ndarray
 
 
 class LatentCache:
@@ -60,9 +88,11 @@ class LatentCache:
         channels, frames: C and L of every row; shorter rows are zero beyond their mask.
         text_dim, text_tokens: E and K of every caption.
         windows: what decides the order of training beside the seed; "" where nothing does.
+        addressable: whether any row is at hand as cheaply as the next, so that whole tensors can be made of them.
     """
 
     windows = ""
+    addressable = True
 
     def __init__(self, path: Path, meta: dict, index: list[dict]) -> None:
         self.path = path
@@ -73,8 +103,14 @@ class LatentCache:
         self.frames = meta["frames"]
         self.text_dim = meta["text_dim"]
         self.text_tokens = meta["text_tokens"]
-        self._opened: dict[str, _ShardFile] = {}
-        self._text_ends = list(accumulate(shard["rows"] for shard in meta["text_shards"]))
+        self._files = OpenFiles()
+        self._heads: dict[str, ShardFile] = {}
+        self._latent_files = [shard["file"] for shard in meta["shards"]]
+        self._text_files = [shard["file"] for shard in meta["text_shards"]]
+        # Where the rows of each text shard begin, counted through all of them, and at last how many there are.
+        self._text_starts = np.array([0, *accumulate(shard["rows"] for shard in meta["text_shards"])])
+        self._token_bits = np.zeros((self._text_starts[-1], -(-self.text_tokens // 8)), np.uint8)  # masks, packed
+        self._token_bits_read = np.zeros(len(self._text_files), bool)
 
     @classmethod
     def open(
@@ -98,7 +134,7 @@ class LatentCache:
         # The two JSON files first: they are checked before anything follows what they say.
         meta = read_json(path / "meta.json")
         if not isinstance(meta, dict):
-            raise UserError(_malformed(path, "no JSON object"))
+            raise UserError(malformed(path, "no JSON object"))
         if meta.get("schema_version") != SCHEMA_VERSION:
             raise UserError(
                 f"{path}: cache format {meta.get('schema_version')}, not {SCHEMA_VERSION} as this version reads; "
@@ -106,7 +142,7 @@ class LatentCache:
             )
         refuse_other_parts(path, meta, codec_fingerprint, text_fingerprint)
         index = read_index(path)
-        _check_form(path, meta, index)
+        check_form(path, meta, index)
         # Then the shards, by their sizes alone: reading all of them would take minutes.
         for shard in (*meta["shards"], *meta["text_shards"]):
             file = path / "shards" / shard["file"]
@@ -140,79 +176,196 @@ class LatentCache:
         """These rows in the order of one epoch."""
         return rows[generator.permutation(len(rows))]
 
-    def expect(self, indices: Sequence[int], teacher: bool) -> None:
-        """Rows that will be asked for next: read ahead where they are streamed, with teacher features if so."""
-
     def row(self, i: int) -> dict:
         """Index entry: id, sha256, shard, row, frames, split, captions, caption_rows, start_sec, length_sec, fields."""
         return self._index[i]
 
-    def batch(self, indices: Sequence[int], choice: Sequence[int] | None = None, with_teacher: bool = False) -> Batch:
-        """These rows; see `text` for `choice`."""
-        # Teacher features are read only where they are asked for: they are most of a batch's bytes.
-        teacher = self.teacher(indices) if with_teacher else None
-        return Batch(*self.latents(indices), *self.text(indices, choice), teacher, list(indices))
+    # --- rows, by whole batches ---------------------------------------------------------------------------------------
 
-    def latents(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def batch(
+        self,
+        indices: Rows,
+        choice: Rows | None = None,
+        with_teacher: bool = False,
+        pin: bool = False,
+    ) -> Batch:
+        """These rows as they are stored; see `text` for `choice`.
+
+        Args:
+            with_teacher: also read the teacher's features, where there are some: they are most of a batch's bytes.
+            pin: into pinned memory, which a GPU copies without waiting.
+        """
+        rows = np.asarray(indices)
+        teacher = None
+        if with_teacher and self.meta["teacher"] is not None:
+            features = self.stored_teacher(rows, pin)
+            teacher = features, real_frames(self.teacher_frames_of(rows), features.shape[1])
+        latents = self.stored_latents(rows, pin)
+        mask = real_frames(self.frames_of(rows), self.frames)
+        text = self.stored_text(rows, choice, pin)
+        # A mask that masks nothing is left away: attention without one takes the faster kernel.
+        batch = Batch(latents, None if bool(mask.all()) else mask, *text, teacher, rows.tolist())
+        return batch.map(lambda x: x if x.is_pinned() else x.pin_memory()) if pin else batch
+
+    def latents(self, indices: Rows) -> tuple[Tensor, Tensor]:
         """[B, C, L] float32 latents, not standardised, and [B, L] bool, True where a frame is real."""
-        latents = self._stacked("latents", indices)
-        frames = torch.tensor([self._index[i]["frames"] for i in indices])
-        return latents, torch.arange(self.frames) < frames.unsqueeze(1)
+        rows = np.asarray(indices)
+        return self.stored_latents(rows).float(), real_frames(self.frames_of(rows), self.frames)
 
-    def text(self, indices: Sequence[int], choice: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
-        """[B, K, E] float32 token embeddings and [B, K] bool mask; K is the same for every batch.
+    def text(self, indices: Rows, choice: Rows | None = None) -> tuple[Tensor, Tensor]:
+        """[B, K, E] float32 token embeddings and [B, K] bool mask; K is that of the cache's longest caption.
 
         Args:
             choice: which of each row's captions, counted modulo their number; the first by default.
         """
-        tokens = torch.zeros(len(indices), self.text_tokens, self.text_dim)
-        mask = torch.zeros(len(indices), self.text_tokens, dtype=torch.bool)
-        for b, (i, which) in enumerate(zip(indices, choice or [0] * len(indices), strict=True)):
-            rows = self._index[i]["caption_rows"]
-            # Modulo, so that one choice serves rows with different numbers of captions.
-            number = rows[which % len(rows)]
-            shard = bisect_right(self._text_ends, number)
-            row = number - (self._text_ends[shard - 1] if shard else 0)
-            text = self._shard(self.meta["text_shards"][shard]["file"])
-            # Shards are padded to their own longest caption, batches to the cache's: shapes then never change.
-            length = text.shape("tokens")[1]
-            tokens[b, :length] = torch.from_numpy(text.row("tokens", row))
-            mask[b, :length] = torch.from_numpy(text.row("mask", row))
+        found, found_mask = self.stored_text(np.asarray(indices), choice)
+        tokens = torch.zeros(len(found), self.text_tokens, self.text_dim)
+        mask = torch.zeros(len(found), self.text_tokens, dtype=torch.bool)
+        tokens[:, : found.shape[1]] = found
+        mask[:, : found.shape[1]] = found_mask
         return tokens, mask
 
-    def teacher(self, indices: Sequence[int]) -> tuple[Tensor, Tensor] | None:
+    def teacher(self, indices: Rows) -> tuple[Tensor, Tensor] | None:
         """[B, S, F] float32 teacher features and [B, S] bool mask, or None where the cache has none."""
         if self.meta["teacher"] is None:
             return None
-        features = self._stacked("teacher", indices)
-        rate_hz = self.meta["teacher_frame_rate_hz"]
-        frames = torch.tensor([ceil(self._index[i]["length_sec"] * rate_hz) for i in indices])
-        return features, torch.arange(features.shape[1]) < frames.unsqueeze(1)
+        rows = np.asarray(indices)
+        features = self.stored_teacher(rows).float()
+        return features, real_frames(self.teacher_frames_of(rows), features.shape[1])
 
-    def _stacked(self, name: str, indices: Sequence[int]) -> Tensor:
-        places = ((self._index[i]["shard"], self._index[i]["row"]) for i in indices)
-        return torch.from_numpy(np.stack([self._shard(shard).row(name, row) for shard, row in places])).float()
+    # --- the same as it is stored, for batches and for what keeps them (data/resident.py) -----------------------------
 
-    def _shard(self, name: str) -> _ShardFile:
-        if name not in self._opened:
-            if len(self._opened) >= OPEN_SHARDS:
-                self._opened.pop(next(iter(self._opened)))  # the file closes with its last name
-            self._opened[name] = self._fitting(name, _ShardFile(self._shards_folder / name))
-        return self._opened[name]
+    def frames_of(self, rows: np.ndarray) -> np.ndarray:
+        """[B] real latent frames."""
+        return self._places.frames[rows]
 
-    def _fitting(self, name: str, shard: _ShardFile) -> _ShardFile:
-        """A shard whose tensors have the shapes that meta.json gives them."""
+    def teacher_frames_of(self, rows: np.ndarray) -> np.ndarray:
+        """[B] real teacher frames."""
+        return np.ceil(self._places.length_sec[rows] * self.meta["teacher_frame_rate_hz"]).astype(np.int64)
+
+    def stored_latents(self, rows: np.ndarray, pin: bool = False) -> Tensor:
+        """[B, C, L] in the cache's dtype."""
+        out = torch.empty(len(rows), self.channels, self.frames, dtype=self.dtype, pin_memory=pin)
+        places = self._places
+        return self._read("latents", self._latent_files, places.shard[rows], places.row[rows], out)
+
+    def stored_teacher(self, rows: np.ndarray, pin: bool = False) -> Tensor:
+        """[B, S, F] in the cache's dtype, of a cache with a teacher."""
+        shards = self._places.shard[rows]
+        shape = self._shard(self._latent_files[shards[0]]).shape("teacher")[1:]
+        out = torch.empty(len(rows), *shape, dtype=self.dtype, pin_memory=pin)
+        return self._read("teacher", self._latent_files, shards, self._places.row[rows], out)
+
+    def stored_text(self, rows: np.ndarray, choice: Rows | None = None, pin: bool = False) -> tuple[Tensor, Tensor]:
+        """[B, K, E] in the cache's dtype and [B, K] bool; K is that of the longest caption here."""
+        captions = self.captions_of(rows, choice)
+        mask = self.token_masks(captions)
+        mask = mask[:, : longest(mask)]
+        return self.stored_tokens(captions, mask, pin), torch.from_numpy(mask)
+
+    def captions_of(self, rows: np.ndarray, choice: Rows | None = None) -> np.ndarray:
+        """[B] numbers of captions; see `text` for `choice`."""
+        places = self._places
+        first = places.first_caption[rows]
+        if choice is None:
+            return places.captions[first]
+        # Modulo, so that one choice serves rows with different numbers of captions.
+        return places.captions[first + np.asarray(choice) % (places.first_caption[rows + 1] - first)]
+
+    def token_masks(self, captions: np.ndarray) -> np.ndarray:
+        """[B, K] bool: which tokens of these captions are real; K is that of the cache's longest caption."""
+        shards = np.searchsorted(self._text_starts, captions, side="right") - 1
+        # They are kept, eight to a byte: they say how much of the tokens must be read.
+        for shard in np.unique(shards[~self._token_bits_read[shards]]).tolist():
+            file = self._shard(self._text_files[shard])
+            whole = np.empty(file.shape("mask"), bool)
+            self._files.read([(file.path, file.place("mask")[0], whole.data.cast("B"))])
+            first = self._text_starts[shard]
+            bits = np.packbits(whole, axis=1)
+            self._token_bits[first : first + len(bits), : bits.shape[1]] = bits
+            self._token_bits_read[shard] = True
+        return np.unpackbits(self._token_bits[captions], axis=1, count=self.text_tokens).view(bool)
+
+    def stored_tokens(self, captions: np.ndarray, mask: np.ndarray, pin: bool = False) -> Tensor:
+        """[B, K, E] in the cache's dtype: the tokens of these captions up to the last real one, and zeros behind it.
+
+        Args:
+            mask: [B, K] bool, of `token_masks`, of as many columns as are wanted.
+        """
+        shards = np.searchsorted(self._text_starts, captions, side="right") - 1
+        out = torch.empty(*mask.shape, self.text_dim, dtype=self.dtype, pin_memory=pin)
+        real = (mask * np.arange(1, mask.shape[1] + 1)).max(1).tolist()
+        # Padding is not read: in the demo's cache it is half of what is stored. Nor is it zeroed by torch, which would
+        # start threads of its own for the thread that reads ahead.
+        for row, count in zip(out.numpy(), real):
+            row[count:] = 0
+        return self._read("tokens", self._text_files, shards, captions - self._text_starts[shards], out, real)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what is stored."""
+        return DTYPES[self.meta["dtype"]]
+
+    @cached_property
+    def _places(self) -> _Places:
+        number = {name: n for n, name in enumerate(self._latent_files)}
+        index = self._index
+        return _Places(
+            shard=np.array([number[row["shard"]] for row in index]),
+            row=np.array([row["row"] for row in index]),
+            frames=np.array([row["frames"] for row in index]),
+            length_sec=np.array([row["length_sec"] for row in index], np.float64),
+            first_caption=np.array([0, *accumulate(len(row["caption_rows"]) for row in index)]),
+            captions=np.array([caption for row in index for caption in row["caption_rows"]]),
+        )
+
+    def _read(
+        self,
+        name: str,
+        files: list[str],
+        shards: np.ndarray,
+        rows: np.ndarray,
+        out: Tensor,
+        counts: list[int] | None = None,
+    ) -> Tensor:
+        """Fill out [B, N, ...] with rows of a tensor, each from its file straight into its place.
+
+        Args:
+            counts: [B] how much of each row's first axis is read, from its beginning; the whole row by default.
+        """
+        whole = out.numpy().data.cast("B")
+        size = len(whole) // len(out)
+        each = size // out.shape[1]
+        spans = []
+        for n, (shard, row) in enumerate(zip(shards.tolist(), rows.tolist())):
+            file = self._shard(files[shard])
+            first, row_bytes = file.place(name)
+            stop = n * size + (size if counts is None else counts[n] * each)
+            spans.append((file.path, first + row * row_bytes, whole[n * size : stop]))
+        self._files.read(spans)
+        return out
+
+    def _shard(self, name: str) -> ShardFile:
+        if name not in self._heads:
+            self._heads[name] = self._fitting(name, ShardFile(self._shards_folder / name))
+        return self._heads[name]
+
+    def _fitting(self, name: str, shard: ShardFile) -> ShardFile:
+        """A shard whose tensors have the shapes and dtypes that meta.json gives them."""
         rows = {s["file"]: s["rows"] for s in (*self.meta["shards"], *self.meta["text_shards"])}[name]
         if name.startswith("text-"):
             tokens = shard.shape("tokens")
             mask = shard.shape("mask")
             fits = len(tokens) == 3 and tokens[::2] == (rows, self.text_dim) and tokens[:2] == mask
-            fits = fits and tokens[1] <= self.text_tokens
+            fits = fits and tokens[1] <= self.text_tokens and shard.dtype("mask").kind == "b"
+            stored = ["tokens"]
         else:
             fits = shard.shape("latents") == (rows, self.channels, self.frames)
+            stored = ["latents"]
             if self.meta["teacher"] is not None:
                 fits = fits and shard.shape("teacher")[::2] == (rows, self.meta["teacher_dim"])
-        if not fits:
+                stored.append("teacher")
+        if not (fits and all(shard.dtype(tensor) == np.dtype(self.meta["dtype"]) for tensor in stored)):
             raise UserError(
                 f"{self._shards_folder / name}: holds other tensors than meta.json says; "
                 f"hint: delete it and {self._shards_folder.parent / 'meta.json'}, and run segue encode again"
@@ -220,195 +373,17 @@ class LatentCache:
         return shard
 
 
-class _ShardFile:
-    """One safetensors file, of which single rows are read."""
+def real_frames(frames: np.ndarray, length: int) -> Tensor:
+    """[B, length] bool: True for the first so many frames of each row."""
+    return torch.from_numpy(np.arange(length) < frames[:, None])
 
-    def __init__(self, path: Path) -> None:
-        # The head is then read again by hand, for the offsets: rows are read in place, without mapping the whole file.
-        read_tensors(path, names=())  # safetensors' own checks of the head: sizes, offsets, overlaps
-        self._path = path
-        self._file = path.open("rb", buffering=0)
-        size = int.from_bytes(self._file.read(8), "little")
-        head = json.loads(self._file.read(size))
-        self._entries = {k: v for k, v in head.items() if k != "__metadata__" and v["dtype"] in _DTYPES}
-        self._first = 8 + size
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor; () where there is none of that name, or one of another kind than segue encode writes."""
-        return tuple(self._entries[name]["shape"]) if name in self._entries else ()
-
-    def row(self, name: str, row: int) -> np.ndarray:
-        """One row, a copy of the caller's own.
-
-        Raises:
-            UserError: the file ends before it.
-        """
-        entry = self._entries[name]
-        dtype = _DTYPES[entry["dtype"]]
-        shape = entry["shape"][1:]
-        size = dtype.itemsize * int(np.prod(shape))
-        # A bytearray, so that torch gets memory that it may write into.
-        data = bytearray(_read_at(self._file, size, self._first + entry["data_offsets"][0] + row * size))
-        if len(data) < size:
-            raise UserError(f"{self._path}: ends too early; hint: delete it and meta.json, run segue encode again")
-        return np.frombuffer(data, dtype).reshape(shape)
+def longest(mask: np.ndarray) -> int:
+    """Columns of a mask [B, K] up to the last that is True anywhere, and at least one: attention needs a token."""
+    used = np.flatnonzero(mask.any(0))
+    return int(used[-1]) + 1 if len(used) else 1
 
 
 def is_packed(path: Path | str) -> bool:
     """Whether these are tar shards of `segue data pack`: an address always is one of them."""
     return is_address(path) or (Path(path) / "shards.json").exists()
-
-
-def _read_at(file, size: int, offset: int) -> bytes:
-    if hasattr(os, "pread"):  # leaves the position alone, which forked processes share
-        return os.pread(file.fileno(), size, offset)
-    file.seek(offset)
-    return file.read(size)
-
-
-def _check_form(path: Path, meta: dict, index: list[dict]) -> None:
-    """Refuse meta.json and index.jsonl that no segue encode writes, before anything follows what they say.
-
-    Raises:
-        UserError: parts missing, of another kind, or out of range; a shard outside the cache's own folder.
-    """
-    try:
-        check_meta(meta)
-        shards = {s["file"]: s["rows"] for s in meta["shards"]}
-        text_rows = sum(s["rows"] for s in meta["text_shards"])
-        files = [s["file"] for s in (*meta["shards"], *meta["text_shards"])]
-        sane = (
-            # Names are followed to files: a name with a slash could lead out of the folder.
-            all(_SHARD_NAME.fullmatch(name) for name in files)
-            and all(type(s["rows"]) is int and s["rows"] > 0 for s in meta["text_shards"])
-            and len(index) > 0
-        )
-        for row in index:
-            check_row(row, meta)
-            # `type(...) is int`, not isinstance: JSON's true and false are ints to Python.
-            sane = (
-                sane
-                and all(type(n) is int for n in (row["row"], *row["caption_rows"]))
-                and 0 <= row["row"] < shards[row["shard"]]
-                and len(row["caption_rows"]) == len(row["captions"])
-                and all(0 <= c < text_rows for c in row["caption_rows"])
-            )
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        # Every lookup above may fail in its own way on a made-up file; the reader gets one line.
-        raise UserError(_malformed(path, f"{type(error).__name__}: {first_line(error)}")) from error
-    if not sane:
-        raise UserError(_malformed(path, "entries out of range"))
-
-
-def refuse_other_parts(path: Path | str, meta: dict, codec: dict | None, text: dict | None) -> None:
-    """
-    Raises:
-        UserError: the cache was not made with this codec or text encoder, where one is given.
-    """
-    for part, wanted in (("codec", codec), ("text", text)):
-        # Through JSON and back: tuples of a fingerprint come back from a file as lists.
-        if wanted is not None and json.loads(json.dumps(wanted)) != meta[part]:
-            found = difference({part: meta[part]}, {part: json.loads(json.dumps(wanted))})
-            raise UserError(f"{path}: made with another {part} ({found}); hint: encode again into another folder")
-
-
-def check_meta(meta: dict) -> None:
-    """What meta.json says of rows, whatever form they are in.
-
-    Raises:
-        KeyError, TypeError, ValueError, AttributeError, RuntimeError: parts missing, of another kind, or out of range.
-    """
-    # Looked up alone: a missing part raises here instead of hours later.
-    for part in ("codec", "text", "teacher", "teacher_source", "teacher_frame_rate_hz", "counts", "dtype"):
-        meta[part]
-    counts = [meta[n] for n in ("channels", "frames", "text_dim", "text_tokens", "sample_rate_hz", "hop_samples")]
-    mean = torch.tensor(meta["statistics"]["mean"])
-    std = torch.tensor(meta["statistics"]["std"])
-    sane = (
-        # Bounded counts: buffers are sized by them.
-        all(type(n) is int and 0 < n < 1 << 31 for n in counts)
-        and mean.shape == std.shape == (meta["channels"],)
-        and bool(mean.isfinite().all() and std.isfinite().all() and (std > 0).all())
-        and type(meta["seconds"]) in (int, float)
-        and 0 < meta["seconds"] < float("inf")
-        and isinstance(meta["codec_source"], str)
-        and (meta["teacher"] is None or (meta["teacher_dim"] > 0 and 0 < meta["teacher_frame_rate_hz"] < 1e6))
-    )
-    if not sane:
-        raise ValueError("entries out of range")
-
-
-def check_row(row: dict, meta: dict) -> None:
-    """What a row says of itself.
-
-    Raises:
-        KeyError, TypeError, ValueError: parts missing, of another kind, or out of range.
-    """
-    sane = (
-        type(row["frames"]) is int
-        and 0 < row["frames"] <= meta["frames"]
-        and isinstance(row["split"], str)
-        and isinstance(row["fields"], dict)
-        # Starts and lengths have been through rounding to samples.
-        and 0 < row["length_sec"] <= meta["seconds"] + 1e-6
-        and len(row["captions"]) > 0
-    )
-    if not sane:
-        raise ValueError("entries out of range")
-
-
-def _malformed(path: Path, why: str) -> str:
-    return f"{path}: meta.json or index.jsonl is not as segue encode writes it ({why}); hint: encode again"
-
-
-def difference(found: dict, wanted: dict) -> str:
-    """Names and values of what differs, one level into fingerprints."""
-    differing = []
-    for name, value in wanted.items():
-        old = found.get(name)
-        if old == value:
-            continue
-        if isinstance(old, dict) and isinstance(value, dict):
-            keys = [k for k in {**old, **value} if old.get(k) != value.get(k)]
-            differing += [f"{name}.{k} {old.get(k)} there, {value.get(k)} here" for k in keys]
-        else:
-            differing.append(f"{name} {_short(old)} there, {_short(value)} here")
-    return "; ".join(differing)
-
-
-def _short(value) -> str:
-    return value.get("name", "another") if isinstance(value, dict) else str(value).replace("None", "none")
-
-
-def read_tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """The tensors of a file, mapped; all of them by default.
-
-    Raises:
-        UserError: missing or damaged.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}); hint: delete it and meta.json, run segue encode again"
-        ) from error
-
-
-def read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}); hint: delete the cache and run segue encode again"
-        ) from error
-
-
-def read_index(path: Path) -> list[dict]:
-    try:
-        with (path / "index.jsonl").open(encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path / 'index.jsonl'}: cannot be read; hint: delete {path / 'meta.json'} and run segue encode again"
-        ) from error

@@ -12,9 +12,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from segue.data.cache import read_tensors
 from segue.data.cache_layout import Parts, Shard
 from segue.data.content import rows_digest
+from segue.data.shards import read_tensors
 from segue.files import write_bytes
 from segue.ssl.base import Teacher
 from segue.types import UserError

@@ -13,17 +13,16 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from segue.codecs.base import Codec
 from segue.conditioners.base import TextConditioner
-from segue.data.cache import SCHEMA_VERSION, difference, read_json
+from segue.data.cache import DTYPES, SCHEMA_VERSION
+from segue.data.cache_checks import difference, read_json
 from segue.data.check import Inspection
 from segue.data.clip import Clip
 from segue.ssl.base import Teacher
 from segue.types import UserError, printable
 
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
 SHORTEST_REST = 0.1  # of a segment: a shorter rest at the end of a long file is left out
 # Of a variant. Small: what the caption says of level and timing shall stay true, and softer never clips.
 MOST_VARIANTS = 100

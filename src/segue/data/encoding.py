@@ -32,10 +32,10 @@ from segue.audio.stereo import to_mono
 from segue.codecs.base import Codec
 from segue.conditioners.base import TextConditioner
 from segue.conditioners.tokens import count_tokens
-from segue.data.cache import LatentCache, read_index, read_json
+from segue.data.cache import DTYPES, LatentCache
+from segue.data.cache_checks import read_index, read_json
 from segue.data.cache_completion import finish_cache
 from segue.data.cache_layout import (
-    DTYPES,
     Parts,
     Segment,
     Shard,

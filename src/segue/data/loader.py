@@ -2,29 +2,56 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
+import torch
 
 from segue.data.cache import Batch, LatentCache
+from segue.data.order import Order
+from segue.data.prefetch import Prefetcher
+from segue.data.resident import resident_rows
 from segue.types import UserError
+
+AHEAD = 2  # batches that are read ahead
+DRAWS = 2  # version of what is drawn beside the order of rows (process/noise.py): 1 had a generator for every example
+
+
+class _Part(NamedTuple):
+    """What one rank asks for: its first position, and whether with teacher features."""
+
+    first: int
+    with_teacher: bool
 
 
 class LatentLoader:
-    """An endless walk through one split. Position p belongs to epoch p // N and takes that epoch's permutation, drawn
-    from (seed, epoch); batches run across epoch ends, so nothing is dropped.
+    """An endless walk through one split (data/order.py); batches run across epoch ends, so nothing is dropped.
 
     A global batch is the next batch_size * world positions; each rank takes its consecutive slice. What a position
     holds (row and caption) depends on seed and position alone, so neither the number of ranks nor a restart changes it.
+    A thread reads the next batches ahead; its state is that of the batches that were handed out. Close it at the end,
+    or use it as a context manager.
     """
 
     def __init__(
-        self, cache: LatentCache, split: str, batch_size: int, seed: int, rank: int = 0, world: int = 1
+        self,
+        cache: LatentCache,
+        split: str,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | str = "cpu",
+        on_device: str = "no",
     ) -> None:
         """
         Args:
             batch_size: rows of this rank's batches.
+            device: that batches are handed out on.
+            on_device: whether the rows live on it, "yes", "no" or "auto" (data/resident.py).
 
         Raises:
-            UserError: the split is empty.
+            UserError: the split is empty, or the rows cannot live on the device.
         """
         if batch_size < 1 or not 0 <= rank < world:
             raise ValueError(f"batch_size {batch_size}, rank {rank} of {world}")
@@ -34,40 +61,76 @@ class LatentLoader:
         self.seed = seed
         self.rank = rank
         self.world = world
+        self.device = torch.device(device)
         self.position = 0
-        self._rows = np.asarray(cache.rows(split))
-        if len(self._rows) == 0:
+        rows = np.asarray(cache.rows(split))
+        if len(rows) == 0:
             raise UserError(
                 f"{cache.path}: no row has split {split!r}; hint: give some clips this split and encode again"
             )
-        self._epochs: dict[int, np.ndarray] = {}
+        self._order = Order(cache, rows, seed)
+        self._resident = resident_rows(cache, rows, self.device, on_device)
+        self._ahead = Prefetcher(self._read, self.device)
+        self._resumed_draws = DRAWS
+
+    def __enter__(self) -> LatentLoader:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the thread that reads ahead."""
+        self._ahead.close()
 
     @property
     def epoch(self) -> int:
         """How many times the split has been walked through."""
-        return self.position // len(self._rows)
+        return self.position // len(self._order)
 
     def next_batch(self, with_teacher: bool = False) -> Batch:
-        """This rank's part of the next global batch.
+        """This rank's part of the next global batch, on the loader's device.
 
         Args:
-            with_teacher: also read the teacher's features: the largest part of a batch, and most steps need none.
+            with_teacher: with the teacher's features: the largest part of a batch, and most steps need none.
+
+        Raises:
+            UserError: a file of the cache cannot be read.
         """
         # Ranks take consecutive slices of one global batch, so that it holds the same rows for any number of them.
+        step = self.batch_size * self.world
         first = self.position + self.rank * self.batch_size
-        indices = self._rows_at(range(first, first + self.batch_size))
-        choice = self._choice(range(first, first + self.batch_size), indices)
+        if self._resident is not None:
+            drawn = self._order.at(first, self.batch_size)
+            batch = self._resident.batch(drawn.rows, drawn.choice, with_teacher)
+        else:
+            following = [_Part(first + n * step, with_teacher) for n in range(1, AHEAD + 1)]
+            batch = self._ahead.take(_Part(first, with_teacher), following).to(self.device)
         # The position counts for all ranks: every one of them saves the same state.
-        self.position += self.batch_size * self.world
-        batch = self.cache.batch(indices, choice, with_teacher=with_teacher)
-        # A streamed cache fetches the next batch while this one is computed on.
-        first = self.position + self.rank * self.batch_size
-        self.cache.expect(self._rows_at(range(first, first + self.batch_size)), with_teacher)
+        self.position += step
         return batch
+
+    def _read(self, part: _Part) -> Batch:
+        drawn = self._order.at(part.first, self.batch_size)
+        return self.cache.batch(drawn.rows, drawn.choice, part.with_teacher, pin=self.device.type == "cuda")
 
     def clips(self, positions: range) -> list[str]:
         """Ids of the clips at these positions, of whichever rank."""
-        return [self.cache.row(i)["id"] for i in self._rows_at(positions)]
+        return [self.cache.row(int(i))["id"] for i in self._order.at(positions.start, len(positions)).rows]
+
+    def describe(self) -> str:
+        """One line for people: where the rows live; after a restart, whether draws differ from those before it."""
+        if self._resident is not None:
+            where = f"on {self.device}, {self._resident.bytes / 1e6:,.0f} MB"
+        else:
+            where = f"read from {self.cache.path}, {AHEAD} batches ahead"
+        line = f"data: {len(self._order):,} rows, {where}"
+        if self._resumed_draws < DRAWS:
+            line += (
+                "; the run goes on from an earlier version of segue: its order of rows stays, noise, dropped captions "
+                "and choices of captions are new draws from here on"
+            )
+        return line
 
     def state_dict(self) -> dict:
         """JSON-able position, the same on every rank."""
@@ -75,8 +138,9 @@ class LatentLoader:
             "position": self.position,
             "seed": self.seed,
             "split": self.split,
-            "rows": len(self._rows),
+            "rows": len(self._order),
             "global_batch_size": self.batch_size * self.world,
+            "draws": DRAWS,
             # Only where windows decide the order: states of plain caches stay comparable with older ones.
             **({"windows": self.cache.windows} if self.cache.windows else {}),
         }
@@ -90,8 +154,8 @@ class LatentLoader:
         own = self.state_dict()
         differing = [
             f"{k} {state.get(k)} there, {own.get(k)} here"
-            # The position is what is restored; all else must be equal.
-            for k in (own | state).keys() - {"position"}
+            # The position is what is restored, and older runs go on with today's draws; all else must be equal.
+            for k in (own | state).keys() - {"position", "draws"}
             if state.get(k) != own.get(k)
         ]
         if differing:
@@ -100,26 +164,4 @@ class LatentLoader:
                 "settings and cache"
             )
         self.position = state["position"]
-
-    def _rows_at(self, positions: range) -> list[int]:
-        # A batch may straddle the end of an epoch: each position looks up its own epoch's order.
-        places = (divmod(position, len(self._rows)) for position in positions)
-        return [int(self._order(epoch)[offset]) for epoch, offset in places]
-
-    def _choice(self, positions: range, indices: list[int]) -> list[int]:
-        """Which of its captions each row comes with."""
-        counts = (len(self.cache.row(i)["captions"]) for i in indices)
-        return [_caption_choice(self.seed, position, count) for position, count in zip(positions, counts)]
-
-    def _order(self, epoch: int) -> np.ndarray:
-        if epoch not in self._epochs:
-            self._epochs = {e: p for e, p in self._epochs.items() if e == epoch - 1}  # two are enough at an epoch's end
-            self._epochs[epoch] = self.cache.shuffled(self._rows, np.random.default_rng([self.seed, epoch]))
-        return self._epochs[epoch]
-
-
-def _caption_choice(seed: int, position: int, captions: int) -> int:
-    # Without a choice no generator is made.
-    if captions == 1:
-        return 0
-    return int(np.random.default_rng([seed, position, captions]).integers(captions))
+        self._resumed_draws = state.get("draws", 1)

@@ -18,7 +18,6 @@ import numpy as np
 from safetensors.torch import save
 
 from segue.data.cache import LatentCache
-from segue.data.cache_layout import DTYPES
 from segue.data.streaming import INDEX, SCHEMA_VERSION, Shard, StreamedCache, key_of
 from segue.data.tars import tar_members
 from segue.files import make_folder, replacing, write_text
@@ -106,7 +105,7 @@ def _sample(cache: LatentCache, i: int) -> dict[str, bytes]:
     """Member name -> bytes; as stored in the cache, captions cut to their longest."""
     row = {k: v for k, v in cache.row(i).items() if k not in ("shard", "row", "caption_rows")}
     captions = len(row["captions"])
-    stored = DTYPES[cache.meta["dtype"]]
+    stored = cache.dtype
     tokens, mask = cache.text([i] * captions, list(range(captions)))
     # At least one token place, since an empty tensor has no shape to batch.
     longest = max(1, int(mask.any(0).sum()))

@@ -12,10 +12,9 @@ import json
 import re
 import tarfile
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
+from threading import RLock
 from typing import cast
 
 import numpy as np
@@ -24,7 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from segue.data.cache import LatentCache, check_meta, check_row, refuse_other_parts
+from segue.data.cache import LatentCache, Rows, longest
+from segue.data.cache_checks import check_meta, check_row, refuse_other_parts
 from segue.data.tars import file_bytes, located, read_spans
 from segue.types import UserError, first_line
 
@@ -83,6 +83,8 @@ class StreamedCache(LatentCache):
         windows: a text that names what decides its order beside the seed.
     """
 
+    addressable = False
+
     def __init__(self, path: Path | str, meta: dict, shards: list[Shard], window: int, rows_per_shard: int) -> None:
         # Shards are listed here with their offsets, so that the base class need not open any.
         super().__init__(cast(Path, path), meta | {"shards": [], "text_shards": []}, [])
@@ -91,8 +93,7 @@ class StreamedCache(LatentCache):
         self._window = window
         self._first = np.cumsum([0, *(shard.rows for shard in shards)])
         self._held: dict[int, _Row] = {}
-        self._ahead: tuple[list[int], Future] | None = None
-        self._pool = ThreadPoolExecutor(1)
+        self._lock = RLock()  # the thread that reads ahead, and who asks for the names of clips
 
     @classmethod
     def open(
@@ -146,28 +147,33 @@ class StreamedCache(LatentCache):
     def row(self, i: int) -> dict:
         return self._rows([i])[0].entry
 
-    def latents(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        rows = self._rows(indices)
-        frames = torch.tensor([row.entry["frames"] for row in rows])
-        latents = torch.stack([row.latents for row in rows]).float()
-        return latents, torch.arange(self.frames) < frames.unsqueeze(1)
+    def frames_of(self, rows: np.ndarray) -> np.ndarray:
+        return np.array([row.entry["frames"] for row in self._rows(rows.tolist())])
 
-    def text(self, indices: Sequence[int], choice: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
-        tokens = torch.zeros(len(indices), self.text_tokens, self.text_dim)
-        mask = torch.zeros(len(indices), self.text_tokens, dtype=torch.bool)
-        for b, (row, which) in enumerate(zip(self._rows(indices), choice or [0] * len(indices), strict=True)):
-            length = row.mask.shape[1]
-            tokens[b, :length] = row.tokens[which % len(row.tokens)].float()
-            mask[b, :length] = row.mask[which % len(row.tokens)]
+    def teacher_frames_of(self, rows: np.ndarray) -> np.ndarray:
+        length_sec = np.array([row.entry["length_sec"] for row in self._rows(rows.tolist())])
+        return np.ceil(length_sec * self.meta["teacher_frame_rate_hz"]).astype(np.int64)
+
+    def stored_latents(self, rows: np.ndarray, pin: bool = False) -> Tensor:
+        # Not by torch, which would start threads of its own for the thread that reads ahead.
+        return torch.from_numpy(np.stack([row.latents.numpy() for row in self._rows(rows.tolist())]))
+
+    def stored_teacher(self, rows: np.ndarray, pin: bool = False) -> Tensor:
+        found = self._rows(rows.tolist(), teacher=True)
+        return torch.from_numpy(np.stack([row.teacher.numpy() for row in found if row.teacher is not None]))
+
+    def stored_text(self, rows: np.ndarray, choice: Rows | None = None, pin: bool = False) -> tuple[Tensor, Tensor]:
+        found = self._rows(rows.tolist())
+        which = [0] * len(found) if choice is None else [int(n) % len(row.tokens) for n, row in zip(choice, found)]
+        mask = torch.zeros(len(found), self.text_tokens, dtype=torch.bool)
+        for at, (row, n) in enumerate(zip(found, which)):
+            mask[at, : row.mask.shape[1]] = row.mask[n]
+        mask = mask[:, : longest(mask.numpy())]
+        tokens = torch.zeros(*mask.shape, self.text_dim, dtype=self.dtype)
+        for at, (row, n) in enumerate(zip(found, which)):
+            part = row.tokens[n, : mask.shape[1]]
+            tokens[at, : len(part)] = part
         return tokens, mask
-
-    def teacher(self, indices: Sequence[int]) -> tuple[Tensor, Tensor] | None:
-        if self.meta["teacher"] is None:
-            return None
-        rows = self._rows(indices, teacher=True)
-        features = torch.stack([row.teacher for row in rows if row.teacher is not None]).float()
-        frames = torch.tensor([ceil(row.entry["length_sec"] * self.meta["teacher_frame_rate_hz"]) for row in rows])
-        return features, torch.arange(features.shape[1]) < frames.unsqueeze(1)
 
     def shuffled(self, rows: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         # Whole shards are permuted first, and rows within a window of them: reading stays near its place.
@@ -176,22 +182,16 @@ class StreamedCache(LatentCache):
         windows = [shards[i : i + self._window] for i in range(0, len(shards), self._window)]
         return np.concatenate([generator.permutation(rows[np.isin(shard_of, window)]) for window in windows])
 
-    def expect(self, indices: Sequence[int], teacher: bool) -> None:
-        wanted = [i for i in indices if not self._has(i, teacher)]
-        self._ahead = (wanted, self._pool.submit(self._read, wanted, teacher)) if wanted else None
-
     def _has(self, i: int, teacher: bool) -> bool:
         wanted = teacher and self.meta["teacher"] is not None
         return i in self._held and not (wanted and self._held[i].teacher is None)
 
     def _rows(self, indices: Sequence[int], teacher: bool = False) -> list[_Row]:
-        if self._ahead is not None and set(self._ahead[0]) & set(indices):
-            self._held |= dict(zip(self._ahead[0], self._ahead[1].result()))
-            self._ahead = None
-        missing = [i for i in dict.fromkeys(indices) if not self._has(i, teacher)]
-        self._held |= dict(zip(missing, self._read(missing, teacher)))
-        found = [self._held[i] for i in indices]
-        self._forget(set(indices))
+        with self._lock:
+            missing = [i for i in dict.fromkeys(indices) if not self._has(i, teacher)]
+            self._held |= dict(zip(missing, self._read_rows(missing, teacher)))
+            found = [self._held[i] for i in indices]
+            self._forget(set(indices))
         return found
 
     def _forget(self, wanted: set[int]) -> None:
@@ -202,7 +202,7 @@ class StreamedCache(LatentCache):
                 break
             spare -= self._held.pop(i).bytes
 
-    def _read(self, indices: Sequence[int], teacher: bool) -> list[_Row]:
+    def _read_rows(self, indices: Sequence[int], teacher: bool) -> list[_Row]:
         spans = []
         for i in indices:
             number = int(np.searchsorted(self._first, i, side="right")) - 1
@@ -236,10 +236,10 @@ class StreamedCache(LatentCache):
 
     def _check_shapes(self, row: _Row) -> None:
         captions = len(row.entry["captions"])
-        longest = row.mask.shape[-1]
-        fits = row.latents.shape == (self.channels, self.frames) and row.latents.is_floating_point()
-        fits = fits and row.tokens.shape == (captions, longest, self.text_dim) and longest <= self.text_tokens
-        fits = fits and row.mask.shape == (captions, longest) and row.mask.dtype == torch.bool
+        columns = row.mask.shape[-1]
+        fits = row.latents.shape == (self.channels, self.frames) and row.latents.dtype == self.dtype
+        fits = fits and row.tokens.shape == (captions, columns, self.text_dim) and columns <= self.text_tokens
+        fits = fits and row.mask.shape == (captions, columns) and row.mask.dtype == torch.bool
         if row.teacher is not None:
             fits = fits and row.teacher.ndim == 2 and row.teacher.shape[1] == self.meta["teacher_dim"]
         if not fits:

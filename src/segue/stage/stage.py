@@ -180,7 +180,7 @@ class Stage:
         self._drawn += batch * self._world
         mine = slice(self._rank * batch, (self._rank + 1) * batch)
         t = decision.timesteps.sample(batch * self._world, generator, stratified=True)[mine]
-        return t.to(device or next(self.blocks[0].parameters()).device)
+        return t.to(device or next(self.blocks[0].parameters()).device, non_blocking=torch.cuda.is_available())
 
     def alignment(self, features: Tensor, t: Tensor, *, reduction: str = "mean", **options) -> Tensor | float:
         """lambda w(t) L_align of a batch, after the model's forward pass on it.

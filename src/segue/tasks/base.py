@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from segue.codecs.latent_space import LatentSpace
 from segue.data.cache import Batch, LatentCache
+from segue.process.noise import BatchDraws
 from segue.types import Condition
 
 
@@ -36,11 +36,12 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def prepare(self, batch: Batch, positions: Sequence[int] | None = None) -> tuple[Tensor, Condition, Tensor | None]:
+    def prepare(self, batch: Batch, draws: BatchDraws | None = None) -> tuple[Tensor, Condition, Tensor | None]:
         """A cached batch as the training step takes it: x_0 [B, C, L], Condition, and the mask (None: all is real).
+
+        All of them are float32 or bool, on the space's device.
 
         Args:
             batch: rows of a cache.
-            positions: of the examples in the run, which key what the task draws; None for held-out clips, where
-                nothing is drawn.
+            draws: what the task draws at random comes from here; None for held-out clips, where nothing is drawn.
         """

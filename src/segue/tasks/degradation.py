@@ -1,8 +1,8 @@
 """Low resolution, simulated: zero-phase low-pass filters of five families, resampling.
 
 A filter is applied as its zero-phase response |H|^2 to the spectra of a whole batch: what scipy.signal.sosfiltfilt does
-away from the edges, at a fraction of its time. Every draw is keyed by (seed, position): a clip meets the same filter on
-one rank or eight, resumed or not.
+away from the edges, at a fraction of its time. What is drawn is a function of numbers that the training step draws for
+a whole batch (process/noise.py): a clip meets the same filter on one rank or eight, resumed or not.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segue.process.noise import keyed_generator
 from segue.types import UserError, import_extra, without_deleted
 
 FAMILIES = ("chebyshev1", "butterworth", "bessel", "elliptic", "fft")
 RESAMPLING = ("fft", "poly", "none")
 STOP_DB = 60.0  # of elliptic filters
 DELETED = {"noise_share": 0.0, "noise_min_db": 30.0, "noise_max_db": 60.0, "companded_share": 0.0}  # older settings
+UNIFORMS = 5  # numbers that a degradation is drawn from
 RINGING_SAMPLES = 4096  # of silence behind a clip, so that a filter's ringing does not come round to its start
 
 
@@ -135,11 +135,8 @@ class DegradationConfig:
         return protocol("nuwave2", self.held_out_cutoff_hz or self.cutoff_max_hz)[0]
 
 
-def draw(config: DegradationConfig, seed: int, position: int) -> Degradation:
-    """The degradation of training example `position`: a function of its arguments alone."""
-    # All five at once, whether they are used or not: each setting keeps its own draw.
-    generator = keyed_generator(seed, "degradation", position)
-    u = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
+def drawn_from(config: DegradationConfig, u: Sequence[float]) -> Degradation:
+    """The degradation that UNIFORMS numbers, evenly drawn from [0, 1), stand for; each decides one setting."""
     families = config.families.split(",")
     top = u[0] < config.top_share
     span = config.cutoff_max_hz - config.cutoff_min_hz

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -13,9 +13,9 @@ from segue.codecs.latent_space import LatentSpace
 from segue.data.cache import Batch, LatentCache
 from segue.memory import malloc_trim
 from segue.models.audio_skip import SKIP_FRAMES, SKIP_KINKS, SkipModel, skip_features
-from segue.process.noise import keyed_noise
+from segue.process.noise import BatchDraws, keyed_noise
 from segue.tasks.base import Task
-from segue.tasks.degradation import DegradationConfig, degrade, draw
+from segue.tasks.degradation import UNIFORMS, DegradationConfig, degrade, drawn_from
 from segue.types import Condition, UserError
 
 LEVEL_WEIGHT = 8.0  # levels are 6 % of the channels and most of the audible error; trials: docs/super-resolution.md
@@ -81,9 +81,11 @@ class SuperResolution(Task):
         for first in range(0, len(rows), SKIP_FIT_AT_ONCE):
             # What the convolution reads at each real frame, and a column of ones for its bias.
             part = rows[first : first + SKIP_FIT_AT_ONCE]
-            batch = cache.batch(part)
-            mask = batch.mask
-            x_0, condition, _ = self.prepare(batch, range(first, first + len(part)))
+            draws = BatchDraws(self.seed, first, len(part), device=self.space.device)
+            x_0, condition, mask = self.prepare(cache.batch(part), draws)
+            # The model is still on the CPU.
+            x_0, condition = x_0.cpu(), condition.to("cpu")
+            mask = torch.ones(len(x_0), x_0.shape[-1], dtype=torch.bool) if mask is None else mask.cpu()
             audio, known = condition.known_audio()
             features = nn.functional.pad(skip_features(audio[:, :levels], known[:, :levels]), (side, side))
             windows = features.unfold(-1, SKIP_FRAMES, 1).permute(0, 2, 1, 3).flatten(2)[mask].double()
@@ -115,22 +117,25 @@ class SuperResolution(Task):
         noise = keyed_noise(x_0.shape[1:], 0, "priming", range(first, first + len(x_0)))
         return model(noise, torch.ones(len(x_0)), condition, mask).prediction
 
-    def prepare(self, batch: Batch, positions: Sequence[int] | None = None) -> tuple[Tensor, Condition, Tensor | None]:
+    def prepare(self, batch: Batch, draws: BatchDraws | None = None) -> tuple[Tensor, Condition, Tensor | None]:
         """See Task.prepare. Captions are not used."""
+        batch = batch.to(self.space.device)
         codec = self.space.codec
         mask = batch.mask
         # A latent that is cached is the waveform: decode it, take its top away, and encode what is left.
-        wave = codec.decode(batch.latents, self.samples)
-        if positions is None:
+        wave = codec.decode(batch.latents.float(), self.samples)
+        if draws is None:
             drawn = [self.config.held_out] * len(wave)
         else:
-            drawn = [draw(self.config, self.seed, position) for position in positions]
+            # The filters are designed on the CPU, whatever computes: their numbers are drawn there.
+            uniform = replace(draws, device="cpu").uniform("degradation", UNIFORMS)
+            drawn = [drawn_from(self.config, numbers) for numbers in uniform.tolist()]
         low = degrade(wave, codec.sample_rate_hz, drawn)
-        cutoff_hz = torch.tensor([degradation.cutoff_hz for degradation in drawn])
+        cutoff_hz = torch.tensor([degradation.cutoff_hz for degradation in drawn], device=wave.device)
         condition = low_band_condition(self.space, low, cutoff_hz, mask)
         # Known bands are no part of what is generated: they are zero there.
         x_0 = self.space.standardise(batch.latents, mask).masked_fill(condition.known_audio()[1][..., None], 0.0)
-        return x_0, condition, None if bool(mask.all()) else mask
+        return x_0, condition, mask
 
 
 def weigh_levels(space: LatentSpace) -> LatentSpace:

@@ -55,29 +55,41 @@ def space_of(cache: LatentCache, mean: torch.Tensor, std: torch.Tensor) -> Laten
     return LatentSpace(partial(codec_of, cache.meta["codec_source"], cache.meta["codec"]), mean, std)
 
 
-def make_task(config: RunConfig, cache: LatentCache, space: LatentSpace | None = None) -> Task:
+def make_task(
+    config: RunConfig,
+    cache: LatentCache,
+    statistics: tuple[torch.Tensor, torch.Tensor] | None = None,
+    device: torch.device | str = "cpu",
+) -> Task:
     """What the run's config calls its task.
 
     Args:
         config: with task, degradation and seed.
         cache: that it is trained on.
-        space: that a run goes on in; the cache's own where it begins.
+        statistics: mean and deviation [C, 1] of the space that a run goes on in; the cache's own where it begins.
+        device: that it works on.
 
     Raises:
         UserError: a cache that does not serve it.
     """
-    return named_task(config.train.task, config.degradation, cache, config.train.seed, space)
+    space = None if statistics is None else space_of(cache, *statistics)
+    return named_task(config.train.task, config.degradation, cache, config.train.seed, space, device)
 
 
 def named_task(
-    name: str, degradation: DegradationConfig, cache: LatentCache, seed: int = 0, space: LatentSpace | None = None
+    name: str,
+    degradation: DegradationConfig,
+    cache: LatentCache,
+    seed: int = 0,
+    space: LatentSpace | None = None,
+    device: torch.device | str = "cpu",
 ) -> Task:
     """The task of a config, or of a model's card."""
     if name == "generation":
-        return Generation(space or cached_space(cache))
+        return Generation((space or cached_space(cache)).to(device))
     samples = round(cache.meta["seconds"] * cache.meta["sample_rate_hz"])
     # The space of a run that goes on has its levels weighed already.
-    return SuperResolution(space or weigh_levels(cached_space(cache)), degradation, samples, seed)
+    return SuperResolution((space or weigh_levels(cached_space(cache))).to(device), degradation, samples, seed)
 
 
 def dit_config(config: RunConfig, cache: LatentCache) -> DiTConfig:

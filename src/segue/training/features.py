@@ -138,7 +138,7 @@ def waveform_extract(
         )
     if cache.meta["teacher"] != _plain(teacher.fingerprint()):
         raise UserError(f"{cache.path}: made with another teacher than {source['name']} is now; encode again")
-    # A codec of its own: the task's stays on the CPU.
+    # A codec of its own: the task's may be another device's, or never loaded.
     load = partial(codec_of, cache.meta["codec_source"], cache.meta["codec"])
     space = LatentSpace(load, space.mean.to(device), space.std.to(device))
     samples = round(cache.meta["seconds"] * rate_hz)
@@ -190,7 +190,7 @@ def latent_extract(cache: LatentCache, space: LatentSpace, device: torch.device 
         part = rows[first : first + FIT_AT_ONCE]
         latents, mask = cache.latents(part)
         features, real = _teacher_of(cache, part)
-        design = hidden(space.standardise(latents, mask), weight, bias, under)[real].double()
+        design = hidden(space.to("cpu").standardise(latents, mask), weight, bias, under)[real].double()
         gram += design.T @ design
         cross += design.T @ standardise(features, mean, std)[real].double()
     gram.diagonal().add_(RIDGE * gram.diagonal().mean())

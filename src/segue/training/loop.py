@@ -9,7 +9,6 @@ a static policy the loop is plain flow matching, bit for bit.
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ import torch
 from segue.data.cache import LatentCache
 from segue.data.loader import LatentLoader
 from segue.files import make_folder
+from segue.process.noise import BatchDraws
 from segue.stage.stage import Stage
 from segue.training import build, checkpoint
 from segue.training.config import RunConfig, crossed, intervals
@@ -39,6 +39,7 @@ def train(
     resume: bool = False,
     device: str = "auto",
     quiet: bool = False,
+    cache_on_device: str = "auto",
     trust_remote_code: bool = False,
     grace_sec: float = 30.0,
 ) -> TrainResult:
@@ -51,6 +52,7 @@ def train(
         resume: go on from the newest checkpoint, if there is one; on a CPU, bit for bit as an uninterrupted run.
         device: "auto" (accelerate chooses), or "cpu".
         quiet: show no progress.
+        cache_on_device: "yes", "no", or "auto": whether training rows live in the device's memory (data/resident.py).
         trust_remote_code: run the code that comes with the teacher, where the discrepancy needs it.
         grace_sec: after SIGTERM the run saves and ends within this time; a step that takes longer is given up.
 
@@ -61,21 +63,19 @@ def train(
     make_folder(run_dir := Path(run_dir))
     accelerator = build.make_accelerator(config, device)
     rank, world = accelerator.process_index, accelerator.num_processes
-    total = config.train.total_examples
-    batch_size = config.train.batch_size
+    total, batch_size = config.train.total_examples, config.train.batch_size
     seed = config.train.seed
 
     # --- The task in its latent space, the model, the running average of its weights (ema), and the data. ---
     saved = checkpoint.read_newest(run_dir, accelerator, cache.meta) if resume else None
-    task = build.make_task(config, cache, build.space_of(cache, *saved.statistics) if saved else None)
+    task = build.make_task(config, cache, saved.statistics if saved else None, accelerator.device)
     model = build.build_model(config, cache, seed)
     if saved is None:
         task.initialise(model, cache)
     ema = build.make_average(config, accelerator, model)
     optim = build.optim_config(config, model)
     optimizer = make_optimizer(model, optim)
-    loader = LatentLoader(cache, "train", batch_size // world, seed, rank, world)
-    draw = partial(draw_example, seed=seed, rank=rank, world=world, dropout=config.train.condition_dropout)
+    loader = LatentLoader(cache, "train", batch_size // world, seed, rank, world, accelerator.device, cache_on_device)
     autocast = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.train.precision == "bf16")
 
     # --- The method: one object around the model's blocks, and the measurements that it asks for. ---
@@ -100,7 +100,8 @@ def train(
     guard = Guard(config.train, model, loader, accelerator, faults)
     every = intervals(config.train)
 
-    with Journal(config, run_dir, accelerator, stage.examples_seen, saved, quiet, grace_sec) as journal:
+    with loader, Journal(config, run_dir, accelerator, stage.examples_seen, saved, quiet, grace_sec) as journal:
+        journal.print_line(loader.describe())
         journal.print_line(measurements.describe())
         while stage.examples_seen < total and not on_any_rank(accelerator, journal.stop_requested):
             # The decision in force. Reading it measures the discrepancy, where that is due.
@@ -112,19 +113,18 @@ def train(
             if validation_due:
                 measurements.validate(journal.log, seen)
 
-            # A batch. Every random draw is keyed by the position of its example in the run.
+            # A batch, on the device. Every random draw is keyed by the position of the batch in the run.
             journal.share.start()
             batch = loader.next_batch(with_teacher=stage.alignment_weight > 0)
-            first = seen + rank * len(batch.indices)
-            x_0, condition, mask = task.prepare(batch, range(first, first + len(batch.indices)))
-            t = stage.timesteps(len(x_0), device="cpu")
-            example = draw(x_0, condition, mask, t, position=seen, teacher=batch.teacher).to(accelerator.device)
+            draws = BatchDraws(seed, seen, loader.batch_size, rank, world, accelerator.device)
+            x_0, condition, mask = task.prepare(batch, draws)
+            t = stage.timesteps(len(x_0), accelerator.device)
+            example = draw_example(x_0, condition, mask, t, draws, config.train.condition_dropout, batch.teacher)
             journal.share.loaded()
 
             # Gradients, in pieces where memory is short; ranks exchange them after the last piece.
             model.train()
-            sums = torch.zeros(2, device=accelerator.device)
-            flow = []
+            sums, flow = torch.zeros(2, device=accelerator.device), []
             pieces = example.split(config.train.accumulation)
             for piece in pieces:
                 with autocast, sync_only(accelerator, ddp, piece is pieces[-1]):

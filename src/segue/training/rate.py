@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import time
 
-import torch
-
 from segue.data.cache import LatentCache
 from segue.data.loader import LatentLoader
-from segue.process.noise import keyed_generator
+from segue.process.noise import BatchDraws
 from segue.training.build import build_model, make_task
 from segue.training.config import RunConfig
 from segue.training.optim import make_optimizer
@@ -24,12 +22,11 @@ def measure_rate(config: RunConfig, cache: LatentCache, steps: int = 8) -> float
     for step in range(steps + 2):
         if step == 2:  # the first two warm caches and allocators
             started = time.monotonic()
-        batch = loader.next_batch()
-        position = step * config.train.batch_size
-        prepared = task.prepare(batch, range(position, position + config.train.batch_size))
-        t = torch.rand(config.train.batch_size, generator=keyed_generator(0, "times", position))
-        example = draw_example(*prepared, t, seed=0, position=position)
+        draws = BatchDraws(0, step * config.train.batch_size, config.train.batch_size)
+        prepared = task.prepare(loader.next_batch(), draws)
+        example = draw_example(*prepared, draws.uniform("times"), draws)
         losses(model, example, model.predicts, config.train.objective).mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+    loader.close()
     return steps * config.train.batch_size / (time.monotonic() - started)

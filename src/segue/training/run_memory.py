@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from segue.data.cache import LatentCache
+from segue.data.loader import AHEAD
 from segue.memory import RUNTIME_BYTES, resident_bytes
 from segue.memory import peak_bytes as process_peak_bytes
 from segue.models.dit import DiTConfig
@@ -29,7 +30,8 @@ class RunNeed:
     Attributes:
         weights: of model, averaged model and heads, with gradients and optimiser.
         activations: what a step keeps for its backward pass, without the allocator's gaps.
-        batch: examples, noise, captions and teacher features of a step; the held-out ones of the probe and validation.
+        batch: examples, noise, captions and teacher features of a step, and those read ahead; the held-out ones of the
+            probe and validation.
         fit: of the regression that turns latents into features, before the first step.
     """
 
@@ -62,6 +64,10 @@ def run_need(config: RunConfig, cache: LatentCache, dit: DiTConfig) -> RunNeed:
     # Latents, x_0 and noise of the whole batch, audio twice; x_t, prediction, error and their gradients of a piece.
     batch = train.batch_size * ((5 if dit.audio else 3) * latent + text) + 5 * piece * latent
     batch += train.validation_clips * (3 * latent + text)
+
+    # The batches that are read ahead, as they are stored.
+    aligned = taught if config.policy.alignment.weight > 0 else 0
+    batch += AHEAD * train.batch_size * (latent + text + aligned) * cache.dtype.itemsize // FLOAT
 
     # The alignment: teacher features of the batch, the projector and its activations.
     if alignment.weight > 0:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from segue.process.noise import keyed_generator, keyed_noise
+from segue.process.noise import BatchDraws
 from segue.process.objectives import masked_mean, min_snr_weight, velocity_loss
 from segue.process.path import clean_of, sample_path, velocity_of
 from segue.types import Condition
@@ -43,10 +43,12 @@ class Example:
     def split(self, parts: int) -> list[Example]:
         """The batch in `parts` pieces, for gradient accumulation."""
         pieces = []
-        for rows in torch.arange(len(self.t)).tensor_split(parts):
+        for part in torch.arange(len(self.t)).tensor_split(parts):
             # A batch of fewer examples than parts leaves some parts empty.
-            if len(rows) == 0:
+            if len(part) == 0:
                 continue
+            # A slice: nothing is copied.
+            rows = slice(int(part[0]), int(part[-1]) + 1)
             condition = self.condition.rows(rows)
             mask = None if self.mask is None else self.mask[rows]
             teacher = None if self.teacher is None else (self.teacher[0][rows], self.teacher[1][rows])
@@ -59,34 +61,23 @@ def draw_example(
     condition: Condition,
     mask: Tensor | None,
     t: Tensor,
-    *,
-    seed: int,
-    position: int,
-    rank: int = 0,
-    world: int = 1,
+    draws: BatchDraws,
     dropout: float = 0.0,
     teacher: tuple[Tensor, Tensor] | None = None,
 ) -> Example:
-    """Draw noise and dropped captions for one rank's part of a global batch.
-
-    Every draw is keyed by position, so that ranks agree without communication.
+    """Draw noise and dropped captions for one rank's part of a global batch, on the device of x_0.
 
     Args:
-        x_0: [B, C, L] this rank's standardised latents; they are examples position + rank * B onwards.
+        x_0: [B, C, L] this rank's standardised latents.
         condition, mask: of the same examples.
         t: [B] their times (`Stage.timesteps`).
-        seed: of the run.
-        position: examples seen before this global batch.
-        rank, world: this process and how many there are.
+        draws: of this batch, on the same device.
         dropout: share of captions replaced by the null.
-        teacher: features of the same examples and their mask, where this step is aligned.
+        teacher: features of the same examples as they are stored, and their mask, where this step is aligned.
     """
-    batch = x_0.shape[0]
-    # Drawn for the whole global batch: the same captions are dropped on any number of ranks.
-    mine = slice(rank * batch, (rank + 1) * batch)
-    drop = torch.rand(batch * world, generator=keyed_generator(seed, "drop", position))[mine] < dropout
-    first = position + rank * batch
-    eps = keyed_noise(x_0.shape[1:], seed, "noise", range(first, first + batch))
+    drop = draws.uniform("drop") < dropout
+    eps = draws.normal("noise", *x_0.shape[1:])
+    teacher = None if teacher is None else (teacher[0].float(), teacher[1])
     return Example(x_0, eps, t, replace(condition, drop=drop), mask, teacher)
 
 

@@ -28,6 +28,7 @@ def run_training(
     device: str = "auto",
     samples: int = 4,
     quiet: bool = False,
+    cache_on_device: str = "auto",
     trust_remote_code: bool = False,
     grace_sec: float = 30.0,
 ) -> TrainResult:
@@ -58,6 +59,7 @@ def run_training(
         resume=resume,
         device=device,
         quiet=quiet,
+        cache_on_device=cache_on_device,
         trust_remote_code=trust_remote_code,
         grace_sec=grace_sec,
     )
