@@ -37,10 +37,10 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors; a test keeps
     from segue.pipeline import SuperResolver as SuperResolver
     from segue.recipes import load_recipe as load_recipe
     from segue.ssl import load_teacher as load_teacher
+    from segue.stage.condition_gain import ConditionGain as ConditionGain
     from segue.stage.controller import StageController as StageController
     from segue.stage.decision import Decision as Decision
     from segue.stage.decision import Observation as Observation
-    from segue.stage.condition_gain import ConditionGain as ConditionGain
     from segue.stage.discrepancy import Discrepancy as Discrepancy
     from segue.stage.policy import Policy as Policy
     from segue.stage.policy import stage_policy as stage_policy

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,9 @@ from segue.stage.regime_state import RegimeReading, RegimeState, percent, stage_
 from segue.stage.slope import Slope
 
 GAIN_TIMES = (0.85, 0.95, 0.999)  # t_k: high noise, where x_t itself says little of the clip
-OTHERS = 1  # other clips' conditions that each prediction is compared with
+OTHERS = 1  # other clips' conditions that each clip is given
+CROSSED_FROM = 0.99  # from this time on other conditions cost no pass (`ConditionGain`)
+CROSSED = 16  # other clips that a prediction is compared with there
 DRAWS = 1  # of the noise
 ROUNDING = 1e-6  # a gain below this is float32 noise
 # Of the first reading alone (`obeyed`).
@@ -38,7 +41,8 @@ AGREEMENT = 0.9  # share of clips that are nearer under their own condition
 CONFIDENCE = 1.64  # standard errors added to the slope
 ONSET = 2.3  # residual standard deviations above 0 at which C counts
 ONSET_PROBES = 3  # on how many consecutive probes
-FALL = 2.0  # residual standard deviations below the highest C at which r is held
+FALL = 2.0  # residual standard deviations below the highest C at which r is held,
+FALL_SHARE = 0.05  # where that is at least this share of it
 
 
 @dataclass(frozen=True)
@@ -107,11 +111,11 @@ class ConditionGain(Discrepancy):
 
     @torch.no_grad()
     def distances(self) -> Tensor:
-        """d of this rank's clips, [K, draws, 1 + others, R] float64: under their own condition, then under others'."""
+        """d of this rank's clips, [K, draws, 2, R] float64: under their own condition, and the mean under others'."""
         was_training = self.model.training
         self.model.eval()
         try:
-            found = [[self._under_each(time, noise) for noise in self._noise] for time in self.times]
+            found = [[self._own_and_others(time, noise) for noise in self._noise] for time in self.times]
         finally:
             self.model.train(was_training)
         return torch.stack([torch.stack(draws) for draws in found])[..., : len(self._mine)]
@@ -121,27 +125,35 @@ class ConditionGain(Discrepancy):
         sums = gain_sums(self.distances())
         return gain_of(sums if self._reduce is None else self._reduce(sums), self.times)
 
-    def _under_each(self, time: float, noise: Tensor) -> Tensor:
-        """d [1 + others, R] at one time, from one draw of the noise."""
-        rows = self._rows.tolist()
-        predicted = torch.stack([self._features_at(time, noise, shift) for shift in (0, *self._shifts)])
-        return frame_distance(unit_features(predicted), unit_features(self._targets[rows]), self._real[rows])
+    def _own_and_others(self, time: float, noise: Tensor) -> Tensor:
+        """d [2, R] at one time, from one draw of the noise."""
+        rows = self._rows
+        targets = unit_features(self._targets)
+        own = unit_features(self._features_at(time, noise))[None]
+        if time >= CROSSED_FROM:
+            # Here x_t holds next to nothing of its clip: what a clip's condition makes of it, it would make of any
+            # other clip's x_t. So the predictions at hand, compared with other clips, tell what other conditions make.
+            step = max(1, self.clips // CROSSED)
+            pairs = [(own, (rows + shift) % self.clips) for shift in range(step, self.clips, step)]
+        else:
+            pairs = [(unit_features(self._features_at(time, noise, shift))[None], rows) for shift in self._shifts]
+        others = [frame_distance(x, targets[to], self._real[rows] & self._real[to]) for x, to in pairs]
+        return torch.cat([frame_distance(own, targets[rows], self._real[rows]), torch.stack(others).mean(0)])
 
 
 def gain_sums(distances: Tensor) -> Tensor:
     """Sums over some clips (a rank's) from which C follows, in float64, so that those of all ranks can be added.
 
     Args:
-        distances: [K, draws, 1 + others, R] as `ConditionGain.distances` returns them.
+        distances: [K, draws, 2, R] as `ConditionGain.distances` returns them.
 
     Returns:
         [K + 4]: the gain at each time; then, of the mean over times, its sum, its square's, clips that it is above 0
         of (0: a half), and clips.
     """
-    # Means over draws and other conditions within a clip; what is left differs between clips.
-    gain = (distances[:, :, 1:].mean(2) - distances[:, :, 0]).mean(1)
+    gain = (distances[:, :, 1] - distances[:, :, 0]).mean(1)
     whole = gain.mean(0)
-    above = (torch.sign(whole) + 1) / 2
+    above = ((whole > ROUNDING).double() + (whole >= -ROUNDING).double()) / 2
     of_clips = torch.stack([whole.sum(), whole.square().sum(), above.sum(), above.new_tensor(float(len(whole)))])
     return torch.cat([gain.sum(1), of_clips])
 
@@ -186,18 +198,21 @@ def estimate(config: RegimeConfig, state: RegimeState, line: Slope, n: int) -> t
     g+ is the upper end of the confidence interval of the slope per doubling, so that noise reads as "still learning".
     """
     # Until C stands out of the noise r* is 0; once it has, that is not asked again.
+    values = [value for _, value, _ in state.history]
     gain = line.fitted
     if state.onset_at is None:
-        stands_out = gain > max(ONSET * line.residual_sd, ROUNDING)
+        # The end of the line alone would stand out of noise too often.
+        stands_out = min(gain, fmean(values[-line.points :])) > max(ONSET * line.residual_sd, ROUNDING)
         state = replace(state, promising=state.promising + 1 if stands_out else 0)
         if state.promising < ONSET_PROBES:
             return state, 0.0, "the condition gain does not stand out of its noise yet"
         state = replace(state, onset_at=n)
-    # A fall is no saturation: conditions are being forgotten, or the noise is large.
-    fall = state.high - gain
-    state = replace(state, high=max(state.high, gain))
-    if gain <= ROUNDING or fall > max(FALL * line.residual_sd, ROUNDING):
-        why = f"holding: the condition gain fell from {state.high:.3f} to {gain:.3f}"
+    # A fall is no saturation. Means of some probes are compared: the highest of many noisy probes lies above the curve,
+    # and the end of a line through a bend, too.
+    level = fmean(values[-max(3, line.points // 4) :])
+    state = replace(state, high=max(state.high, level))
+    if state.high - level > max(FALL * line.residual_sd, FALL_SHARE * state.high) or gain <= ROUNDING:
+        why = f"holding: the condition gain fell from {state.high:.3f} to {level:.3f}"
         return replace(state, unconfirmed=False), None, why
     growth = max(0.0, line.slope + CONFIDENCE * line.standard_error) * math.log(2)
     target = 1.0 - min(1.0, config.kappa * growth / gain)

@@ -27,7 +27,7 @@ class RegimeState:
         reference: median of the first three values after burn-in, or the value at n = 0.
         reference_by_time: the same for the value of each probe time.
         low: running minimum of the local mean of the value.
-        high: running maximum of the line's end ("condition-gain").
+        high: running maximum of the local mean of the value ("condition-gain").
         peak: steepest descent per example so far ("slope-over-peak").
         promising: consecutive probes at which the improvement exceeded the noise.
         onset_at: n at which progress was detected.

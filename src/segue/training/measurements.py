@@ -147,7 +147,7 @@ def _probe_set(
     accelerator,
     autocast: AbstractContextManager,
 ) -> dict[str, Any]:
-    """What `Discrepancy` and `ConditionGain` take: held-out clips of a cache, and the conditions that they come with."""
+    """What `Discrepancy` and `ConditionGain` take: held-out clips of a cache, and their conditions."""
     rows = probe_rows(cache, config.policy.probe.clips)
     x_0, condition, mask = task.prepare(cache.batch(rows))
     condition = condition.to(accelerator.device)
