@@ -102,6 +102,7 @@ class ConditionGain(Discrepancy):
             UserError: fewer than 8 clips, or clips or features of another shape.
         """
         super().__init__(model, predict, x_0, features, times=times, seed=seed, **options)
+        self._partly_known = options.get("fill_known") is not None
         clips = self.clips
         # Conditions of other clips by fixed shifts, not by draws: every condition is used equally often.
         self._shifts = [(k + 1) * clips // (others + 1) for k in range(others)]
@@ -128,17 +129,21 @@ class ConditionGain(Discrepancy):
     def _own_and_others(self, time: float, noise: Tensor) -> Tensor:
         """d [2, R] at one time, from one draw of the noise."""
         rows = self._rows
-        targets = unit_features(self._targets)
+        targets, real = unit_features(self._targets), self._real
         own = unit_features(self._features_at(time, noise))[None]
-        if time >= CROSSED_FROM:
+        pairs = []
+        if time >= CROSSED_FROM and not self._partly_known:
             # Here x_t holds next to nothing of its clip: what a clip's condition makes of it, it would make of any
             # other clip's x_t. So the predictions at hand, compared with other clips, tell what other conditions make.
-            step = max(1, self.clips // CROSSED)
-            pairs = [(own, (rows + shift) % self.clips) for shift in range(step, self.clips, step)]
+            for k in range(1, CROSSED):
+                to = (rows + k * self.clips // CROSSED) % self.clips
+                both = real[rows] & real[to]  # the same frames of both, so that their lengths make no difference
+                pairs.append([frame_distance(own, targets[clips], both)[0] for clips in (rows, to)])
         else:
-            pairs = [(unit_features(self._features_at(time, noise, shift))[None], rows) for shift in self._shifts]
-        others = [frame_distance(x, targets[to], self._real[rows] & self._real[to]) for x, to in pairs]
-        return torch.cat([frame_distance(own, targets[rows], self._real[rows]), torch.stack(others).mean(0)])
+            for shift in self._shifts:
+                other = unit_features(self._features_at(time, noise, shift))[None]
+                pairs.append([frame_distance(x, targets[rows], real[rows])[0] for x in (own, other)])
+        return torch.stack([torch.stack(pair) for pair in pairs]).mean(0)
 
 
 def gain_sums(distances: Tensor) -> Tensor:

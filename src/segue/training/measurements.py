@@ -166,7 +166,7 @@ def _probe_set(
         "mask": teacher_mask(cache, rows),
         "latent_mask": mask,
         # Known parts are the clip's own, also where another clip's condition was given: only what is generated differs.
-        "fill_known": lambda latents, rows: condition.rows(rows).fill_known(latents),
+        "fill_known": None if condition.audio is None else lambda x, rows: condition.rows(rows).fill_known(x),
         "rank": accelerator.process_index,
         "world": accelerator.num_processes,
         "reduce": lambda sums: accelerator.reduce(sums, "sum"),
