@@ -28,7 +28,7 @@ from segue.stage.regime import RegimeConfig
 from segue.stage.regime_state import RegimeReading, RegimeState, percent, stage_name
 from segue.stage.slope import Slope
 
-GAIN_TIMES = (0.85, 0.95, 0.999)  # t_k: high noise, where x_t itself says little of the clip
+GAIN_TIMES = (0.999,)  # t_k: next to pure noise, where the condition alone tells what the clip is
 OTHERS = 1  # other clips' conditions that each clip is given
 CROSSED_FROM = 0.99  # from this time on other conditions cost no pass (`ConditionGain`)
 CROSSED = 16  # other clips that a prediction is compared with there
@@ -83,6 +83,7 @@ class ConditionGain(Discrepancy):
         times: tuple[float, ...] = GAIN_TIMES,
         others: int = OTHERS,
         draws: int = DRAWS,
+        crossed: bool = True,
         seed: int = 0,
         **options,
     ) -> None:
@@ -94,6 +95,8 @@ class ConditionGain(Discrepancy):
             times: t_k.
             others: other clips whose conditions each clip is given in turn.
             draws: of the noise; C is the mean over them.
+            crossed: near pure noise, compare the predictions at hand with other clips in place of asking the model
+                again under other conditions. Where `fill_known` is given the model is always asked again.
             seed: of the noise.
             options: `mask`, `latent_mask`, `fill_known`, `rank`, `world`, `reduce`, `device` and `at_once` of
                 `Discrepancy`.
@@ -102,7 +105,7 @@ class ConditionGain(Discrepancy):
             UserError: fewer than 8 clips, or clips or features of another shape.
         """
         super().__init__(model, predict, x_0, features, times=times, seed=seed, **options)
-        self._partly_known = options.get("fill_known") is not None
+        self._crossed = crossed and options.get("fill_known") is None
         clips = self.clips
         # Conditions of other clips by fixed shifts, not by draws: every condition is used equally often.
         self._shifts = [(k + 1) * clips // (others + 1) for k in range(others)]
@@ -132,7 +135,7 @@ class ConditionGain(Discrepancy):
         targets, real = unit_features(self._targets), self._real
         own = unit_features(self._features_at(time, noise))[None]
         pairs = []
-        if time >= CROSSED_FROM and not self._partly_known:
+        if time >= CROSSED_FROM and self._crossed:
             # Here x_t holds next to nothing of its clip: what a clip's condition makes of it, it would make of any
             # other clip's x_t. So the predictions at hand, compared with other clips, tell what other conditions make.
             for k in range(1, CROSSED):

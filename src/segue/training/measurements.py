@@ -83,7 +83,7 @@ class Measurements:
         policy = config.policy
         if policy.probes or policy.probes_gain:
             assert self.extract is not None  # a policy that probes needs features
-            given = _probe_set(config, task, cache, self._measured, self.extract, accelerator, autocast)
+            given = probe_set(config, task, cache, self._measured, self.extract, accelerator, autocast)
             self.discrepancy = Discrepancy(**given, times=policy.probe.times) if policy.probes else None
             self.gain = ConditionGain(**given) if policy.probes_gain else None
             # The true clips may have gone through codec and teacher, which is large work done once.
@@ -138,7 +138,7 @@ class Measurements:
         )
 
 
-def _probe_set(
+def probe_set(
     config: RunConfig,
     task: Task,
     cache: LatentCache,
