@@ -10,7 +10,7 @@ from scipy.linalg import hadamard
 from torch import nn
 
 from segue.process.path import velocity_from_clean
-from segue.stage.condition_gain import ConditionGain, GainReading, gain_of, gain_sums, obeyed
+from segue.stage.condition_gain import ConditionGain, GainReading, follows_conditions, gain_of, gain_sums
 from segue.stage.controller import ControllerState, Observation, StageController
 from segue.stage.discrepancy import Discrepancy
 from segue.stage.policy import Policy, stage_policy
@@ -63,12 +63,12 @@ def test_the_gain_of_a_mixture_agrees_with_its_closed_form(own, told):
 def test_nothing_is_gained_from_a_condition_that_is_not_read():
     reading = measure_of(lambda x_t, t, conditions: x_t * 0.1, times=(0.85, 0.95))()
     assert reading.value == pytest.approx(0, abs=1e-9)
-    assert reading.agreement == 0.5 and not obeyed(reading)
+    assert reading.agreement == 0.5 and not follows_conditions(reading)
 
 
 def test_a_condition_that_misleads_is_a_loss():
     reading = measure_of(mixes(1.0, -1.5), times=(0.85, 0.95))()
-    assert reading.value < -0.1 and reading.agreement == 0.0 and not obeyed(reading)
+    assert reading.value < -0.1 and reading.agreement == 0.0 and not follows_conditions(reading)
 
 
 def test_near_pure_noise_other_conditions_cost_no_pass():
@@ -236,26 +236,26 @@ def test_a_value_that_is_not_finite_is_skipped():
     assert run[-1][2].regime == pytest.approx(follow("saturating")[-1][2].regime, abs=0.02)
 
 
-# --- models that obey their conditions from the start -----------------------------------------------------------------
+# --- models that follow their conditions from the start -----------------------------------------------------------------
 
 
 def test_one_reading_tells_a_pretrained_model_from_an_untrained_one():
-    assert obeyed(GainReading(0.4, (), 0.04, 0.97))
+    assert follows_conditions(GainReading(0.4, (), 0.04, 0.97))
     for other in (
         GainReading(0.0, (), 0.0, 0.5),  # untrained
         GainReading(0.1, (), 0.04, 0.95),  # within its noise
-        GainReading(0.2, (), 0.02, 0.75),  # obeyed by some clips
+        GainReading(0.2, (), 0.02, 0.75),  # followed by some clips
         GainReading(0.4),  # a loop that knows no standard error
         GainReading(math.nan, (), math.nan, 0.5),
     ):
-        assert not obeyed(other)
+        assert not follows_conditions(other)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.003])
 def test_a_pretrained_model_is_never_aligned(noise):
     run = follow("pretrained", noise, start=0.97)
     assert run[0][2].reason == (
-        "refinement stage: conditions are obeyed at the start: the own one is nearer for 97 % of the clips (r 1.00)"
+        "refinement stage: conditions are followed at the start: the own one is nearer for 97 % of the clips (r 1.00)"
     )
     assert {reading.regime_monotone for _, _, reading in run} == {1.0}
     assert run[-1][2].regime > 0.7
@@ -271,7 +271,7 @@ def test_a_start_that_the_first_line_contradicts_is_taken_back():
     assert run[-1][2].regime > 0.4
 
 
-def test_alignment_does_not_begin_at_a_start_that_obeys():
+def test_alignment_does_not_begin_at_a_start_that_follows_its_conditions():
     blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(6))
     policy = stage_policy()
     policy = Policy(regime=CONFIG, timesteps=policy.timesteps, alignment=policy.alignment)

@@ -188,7 +188,7 @@ def test_captions_that_were_learned_are_known_from_the_start_of_the_next_run(tau
         run(recipe("stage-by-condition-gain", "optim.learning_rate=1e-6"), taught, tmp_path / "next")
     found = stages(tmp_path / "next")
     assert {e["alignment_weight"] for e in found} == {0.0} and {e["regime"] for e in found} == {1.0}
-    assert "conditions are obeyed at the start" in found[0]["reason"]
+    assert "conditions are followed at the start" in found[0]["reason"]
 
 
 def test_a_replaced_probe_is_refused(taught, recipe, tmp_path):

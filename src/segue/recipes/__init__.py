@@ -138,7 +138,7 @@ def stage_by_slope() -> RunConfig:
 
 
 def stage_by_condition_gain() -> RunConfig:
-    """`stage` with r from the slope of the condition gain: how much more the conditions are about to be obeyed."""
+    """`stage` with r from the slope of the condition gain: how much more the conditions are about to be followed."""
     return _policy("stage-by-condition-gain", stage(), regime=RegimeConfig(signal="condition-gain", kappa=KAPPA))
 
 

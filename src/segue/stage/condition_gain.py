@@ -9,7 +9,7 @@ mean, and stops rising at what they can tell, whatever detail is still to come. 
 data set. All of it is our definition (docs/method.md, section 1).
 
 `ConditionGain` measures C, in our training loop and in any other. `estimate` turns its curve into the regime, and
-`obeyed` says of one reading whether the model knows its conditions already, as a pretrained one does.
+`follows_conditions` says of one reading whether the model knows its conditions already, as a pretrained one does.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CROSSED_FROM = 0.99  # from this time on other conditions cost no pass (`Conditi
 CROSSED = 16  # other clips that a prediction is compared with there
 DRAWS = 1  # of the noise
 ROUNDING = 1e-6  # a gain below this is float32 noise
-# Of the first reading alone (`obeyed`).
+# Of the first reading alone (`follows_conditions`).
 STANDS_OUT = 4.0  # standard errors over clips
 AGREEMENT = 0.9  # share of clips that are nearer under their own condition
 # Of the curve (`estimate`).
@@ -175,8 +175,8 @@ def gain_of(sums: Tensor, times: tuple[float, ...]) -> GainReading:
     return GainReading(mean, by_time, math.sqrt(variance), above / clips)
 
 
-def obeyed(gain: GainReading) -> bool:
-    """Whether one reading alone says that the model obeys its conditions already, as a pretrained one does.
+def follows_conditions(gain: GainReading) -> bool:
+    """Whether one reading alone says that the model follows its conditions already, as a pretrained one does.
 
     Its condition gain stands STANDS_OUT standard errors above 0, and the own condition gives the nearer prediction for
     a share of AGREEMENT of the clips. An untrained model has neither. Without a standard error the answer is no: then
@@ -188,13 +188,14 @@ def obeyed(gain: GainReading) -> bool:
 
 
 def begun(state: RegimeState, reading: RegimeReading, gain: GainReading) -> tuple[RegimeState, RegimeReading]:
-    """State and reading of the probe at n = 0: r is 1 from the start where conditions are obeyed, else as they were.
+    """State and reading of the probe at n = 0: r is 1 from the start where conditions are followed, else as they were.
 
     Alignment then never begins. The first line through later probes confirms this or takes it back (`estimate`).
     """
-    if not obeyed(gain):
+    if not follows_conditions(gain):
         return state, reading
-    why = f"conditions are obeyed at the start: the own one is nearer for {percent(gain.agreement or 0.0)} of the clips"
+    share = percent(gain.agreement or 0.0)
+    why = f"conditions are followed at the start: the own one is nearer for {share} of the clips"
     state = replace(state, r=1.0, r_m=1.0, r_s=1.0, onset_at=0, unconfirmed=True)
     reason = f"{stage_name(1.0)}: {why} (r 1.00)"
     return state, replace(reading, regime=1.0, regime_monotone=1.0, regime_slow=1.0, reason=reason)
@@ -228,6 +229,6 @@ def estimate(config: RegimeConfig, state: RegimeState, line: Slope, n: int) -> t
     if state.unconfirmed:
         state = replace(state, unconfirmed=False)
         if target < 0.5:
-            # The model obeyed something at the start, and is now learning its conditions all the same.
+            # The model followed something at the start, and is now learning its conditions all the same.
             return replace(state, r=target, r_m=target, r_s=target), target, f"not done at the start after all: {words}"
     return state, target, words
