@@ -12,7 +12,7 @@ from torch import nn
 from segue.process.path import velocity_from_clean
 from segue.stage.condition_gain import ConditionGain, GainReading, follows_conditions, gain_of, gain_sums
 from segue.stage.controller import ControllerState, Observation, StageController
-from segue.stage.discrepancy import Discrepancy
+from segue.stage.discrepancy import Discrepancy, ProbeConfig
 from segue.stage.policy import Policy, stage_policy
 from segue.stage.regime import RegimeConfig
 from segue.stage.stage import Stage
@@ -324,3 +324,51 @@ def test_the_other_measure_is_refused_by_name():
         assert Stage(blocks, by_level, total_examples=N, measure=gain).decision
     with pytest.raises(UserError, match="nothing measures the regime's signal 'condition-gain'"):
         Stage(blocks, POLICY, total_examples=N)
+
+
+class Labels(nn.Module):
+    """Predicts a clip from its label alone: what a table of labels has learned."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(M, M - 1)
+        self.blocks = nn.ModuleList([nn.Linear(4, 4)])
+        nn.init.zeros_(self.table.weight)
+
+    def forward(self, x_t, t, labels):
+        return velocity_from_clean(x_t, self.table(labels)[:, :, None].expand_as(x_t), t)
+
+
+def trained(steps, kept=None):
+    """A foreign loop whose conditions are labels, from the start or from a kept state; its stage, model and log."""
+    model, log = Labels(), []
+    measure = ConditionGain(model, model, CLIPS, frames)
+    policy = Policy(regime=CONFIG, probe=ProbeConfig(spacing=1.2))
+    stage = Stage(model.blocks, policy, total_examples=6400, measure=measure, log=log.append)
+    if kept is not None:
+        model.load_state_dict(kept[0])
+        stage.load_state_dict(json.loads(json.dumps(kept[1])))
+    for step in range(stage.steps, steps):
+        labels = (torch.arange(16) + step) % M
+        t = stage.timesteps(16)
+        x_t = CLIPS[labels] * (1 - t[:, None, None])
+        clean = x_t - t[:, None, None] * model(x_t, t, labels)
+        loss = (clean - CLIPS[labels]).square().sum()
+        loss.backward()
+        with torch.no_grad():
+            model.table.weight -= 2e-4 * model.table.weight.grad
+        model.zero_grad()
+        stage.after_step(16)
+    assert stage.decision
+    return model, stage, log
+
+
+def test_a_foreign_loop_reads_r_from_the_labels_that_it_learns():
+    """A table learns all labels alike, so that C is that of an oracle from the first step: a curve without a slope."""
+    model, stage, log = trained(400)
+    assert log[0]["condition_gain"] == pytest.approx(0, abs=1e-6) and log[0]["regime"] == 0.0
+    assert log[-1]["condition_gain"] == pytest.approx(16 / 15, abs=1e-3) and log[-1]["regime"] > 0.7
+    half, kept, first = trained(200)
+    again, resumed, second = trained(400, (half.state_dict(), kept.state_dict()))
+    assert torch.equal(again.table.weight, model.table.weight) and resumed.state_dict() == stage.state_dict()
+    assert [e for e in first + second if "condition_gain" in e][-1] == log[-1]
