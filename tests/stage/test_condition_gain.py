@@ -149,7 +149,7 @@ CURVES = {
     "flat": lambda n: 0.0,
     "falling": lambda n: 0.4 * (1 - math.exp(-n / 4_000)) - 0.3 * max(0.0, n / N - 0.5),
     "pretrained": lambda n: 0.4 + 0.01 * n / N,
-    "pretrained elsewhere": lambda n: 0.1 + 0.4 * (1 - math.exp(-n / 20_000)),
+    "pretrained elsewhere": lambda n: 0.15 + 0.4 * (1 - math.exp(-n / 20_000)),
 }
 
 
@@ -243,7 +243,7 @@ def test_one_reading_tells_a_pretrained_model_from_an_untrained_one():
     assert follows_conditions(GainReading(0.4, (), 0.04, 0.97))
     for other in (
         GainReading(0.0, (), 0.0, 0.5),  # untrained
-        GainReading(0.1, (), 0.04, 0.95),  # within its noise
+        GainReading(0.18, (), 0.04, 0.95),  # within its noise
         GainReading(0.2, (), 0.02, 0.75),  # followed by some clips
         GainReading(0.4),  # a loop that knows no standard error
         GainReading(math.nan, (), math.nan, 0.5),
@@ -261,14 +261,17 @@ def test_a_pretrained_model_is_never_aligned(noise):
     assert run[-1][2].regime > 0.7
 
 
-def test_a_start_that_the_first_line_contradicts_is_taken_back():
-    run = follow("pretrained elsewhere", start=0.97)
+@pytest.mark.parametrize("rises_from", [0, 8_000])
+def test_a_start_that_later_lines_contradict_is_taken_back(rises_from):
+    """Also where the curve is flat at first, as averaged weights are."""
+    curve = CURVES["pretrained elsewhere"]
+    run = follow(lambda n: curve(max(0, n - rises_from)), start=0.97)
     first = next(k for k, (_, state, _) in enumerate(run) if not state.unconfirmed)
-    assert first == 8 and run[first - 1][2].regime == 1.0
+    assert first >= 8 and run[7][2].regime == 1.0
     n, _, reading = run[first]
-    assert reading.regime == reading.regime_monotone == reading.regime_slow == 0.0 and n < 0.1 * N
+    assert reading.regime == reading.regime_monotone == reading.regime_slow < 0.5 and n < 0.2 * N
     assert "not done at the start after all" in reading.reason
-    assert run[-1][2].regime > 0.4
+    assert min(later.regime for _, _, later in run[first:]) < 0.05 and run[-1][2].regime > 0.15
 
 
 def test_alignment_does_not_begin_at_a_start_that_follows_its_conditions():

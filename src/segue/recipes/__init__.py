@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from segue.process.timesteps import LogitNormal, Shifted, TimestepDistribution
 from segue.stage.alignment import AlignmentConfig
-from segue.stage.policy import KAPPA, LAMBDA_0, stage_policy
+from segue.stage.policy import GAIN_KAPPA, KAPPA, LAMBDA_0, stage_policy
 from segue.stage.regime import RegimeConfig
 from segue.stage.timesteps import STAGE_TIMESTEPS, TimestepsConfig, stage_distribution
 from segue.stage.variants.block_structure import StructureConfig
@@ -139,7 +139,7 @@ def stage_by_slope() -> RunConfig:
 
 def stage_by_condition_gain() -> RunConfig:
     """`stage` with r from the slope of the condition gain: how much more the conditions are about to be followed."""
-    return _policy("stage-by-condition-gain", stage(), regime=RegimeConfig(signal="condition-gain", kappa=KAPPA))
+    return _policy("stage-by-condition-gain", stage(), regime=RegimeConfig(signal="condition-gain", kappa=GAIN_KAPPA))
 
 
 def stage_per_time() -> RunConfig:

@@ -35,8 +35,9 @@ CROSSED = 16  # other clips that a prediction is compared with there
 DRAWS = 1  # of the noise
 ROUNDING = 1e-6  # a gain below this is float32 noise
 # Of the first reading alone (`follows_conditions`).
-STANDS_OUT = 4.0  # standard errors over clips
+STANDS_OUT = 5.0  # standard errors over clips
 AGREEMENT = 0.9  # share of clips that are nearer under their own condition
+TRIAL = 4.0  # times n of the first line; until then later lines may take it back
 # Of the curve (`estimate`).
 CONFIDENCE = 1.64  # standard errors added to the slope
 ONSET = 2.3  # residual standard deviations above 0 at which C counts
@@ -190,7 +191,7 @@ def follows_conditions(gain: GainReading) -> bool:
 def begun(state: RegimeState, reading: RegimeReading, gain: GainReading) -> tuple[RegimeState, RegimeReading]:
     """State and reading of the probe at n = 0: r is 1 from the start where conditions are followed, else as they were.
 
-    Alignment then never begins. The first line through later probes confirms this or takes it back (`estimate`).
+    Alignment then never begins, unless the lines through later probes take it back (`estimate`).
     """
     if not follows_conditions(gain):
         return state, reading
@@ -222,13 +223,16 @@ def estimate(config: RegimeConfig, state: RegimeState, line: Slope, n: int) -> t
     state = replace(state, high=max(state.high, level))
     if state.high - level > max(FALL * line.residual_sd, FALL_SHARE * state.high) or gain <= ROUNDING:
         why = f"holding: the condition gain fell from {state.high:.3f} to {level:.3f}"
-        return replace(state, unconfirmed=False), None, why
+        return state, None, why
     growth = max(0.0, line.slope + CONFIDENCE * line.standard_error) * math.log(2)
     target = 1.0 - min(1.0, config.kappa * growth / gain)
     words = f"the next doubling is expected to bring {percent(growth / gain)} of the condition gain so far, {gain:.3f}"
     if state.unconfirmed:
-        state = replace(state, unconfirmed=False)
+        # On trial for some doublings after the first line: averaged weights and the warm-up show nothing at first.
+        first = state.onset_at or n
+        state = replace(state, onset_at=first, unconfirmed=n < TRIAL * first)
         if target < 0.5:
             # The model followed something at the start, and is now learning its conditions all the same.
-            return replace(state, r=target, r_m=target, r_s=target), target, f"not done at the start after all: {words}"
+            state = replace(state, unconfirmed=False, r=target, r_m=target, r_s=target)
+            words = f"not done at the start after all: {words}"
     return state, target, words

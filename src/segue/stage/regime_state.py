@@ -33,7 +33,7 @@ class RegimeState:
         onset_at: n at which progress was detected.
         missing: consecutive probes without a finite value.
         fallback: r follows n / N, because the signal showed no progress.
-        unconfirmed: r began at 1, because conditions were followed at n = 0, and no line has been seen yet.
+        unconfirmed: r began at 1, because conditions were followed at n = 0, and later lines may still take it back.
         r, r_m, r_s: the regime; its running maximum; and the one that rises with r but falls slowly.
     """
 
