@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 SIGNALS = (
-    "condition-gain",
     "discrepancy",
+    "condition-gain",
     "level",
     "slope-over-peak",
     "validation",
