@@ -233,6 +233,6 @@ def estimate(config: RegimeConfig, state: RegimeState, line: Slope, n: int) -> t
         state = replace(state, onset_at=first, unconfirmed=n < TRIAL * first)
         if target < 0.5:
             # The model followed something at the start, and is now learning its conditions all the same.
-            state = replace(state, unconfirmed=False, r=target, r_m=target, r_s=target)
-            words = f"not done at the start after all: {words}"
+            state = replace(state, unconfirmed=False, r=0.0, r_m=0.0, r_s=0.0)
+            return state, 0.0, f"not done at the start after all: {words}"
     return state, target, words
