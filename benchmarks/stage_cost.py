@@ -1,9 +1,9 @@
-"""What the stage machinery costs: python benchmarks/stage_cost.py CACHE [--examples 50000] [--rounds 5] [--steps 12]
+"""What the stage machinery costs: python benchmarks/stage_cost.py CACHE [--recipe stage] [--set NAME=VALUE ...]
 
-Steps of the static recipe and of the guided one are timed in turns, in CPU time, so that what else runs on the machine
-disturbs both alike and little; probe and block check are timed by themselves and counted as a run of `--examples` would
-take them. `--whole N` also trains
-both arms of N examples each, in turns, and compares their wall-clock.
+Steps of the static recipe and of the guided one (`--recipe`) are timed in turns, in CPU time, so that what else runs on
+the machine disturbs both alike and little; probe and block check are timed by themselves and counted as a run of
+`--examples` would take them. `--whole N` also trains both arms of N examples each, in turns, and compares their
+wall-clock.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import math
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -93,10 +94,12 @@ def median_sec(call, rounds: int) -> float:
     return statistics.median(seconds)
 
 
-def parts(cache: LatentCache, examples: int, rounds: int, steps: int) -> dict:
+def parts(
+    cache: LatentCache, examples: int, rounds: int, steps: int, guided: str = "stage", settings: Sequence[str] = ()
+) -> dict:
     """CPU seconds of each part, and their share of a run of `examples`."""
-    changes = [f"train.total_examples={examples}", *SETTINGS]
-    static, stage = (override(load_recipe(name), changes) for name in ("static-uniform", "stage"))
+    changes = [f"train.total_examples={examples}", *SETTINGS, *settings]
+    static, stage = (override(load_recipe(name), changes) for name in ("static-uniform", guided))
     accelerator = make_accelerator(static, "cpu")
     arms = {"static": Stepper(static, cache, accelerator), "guided": Stepper(stage, cache, accelerator)}
     times = {name: [] for name in arms}
@@ -115,7 +118,7 @@ def parts(cache: LatentCache, examples: int, rounds: int, steps: int) -> dict:
     make_extract(policy, cache, task.space, accelerator.device)
     fit_sec = time.process_time() - started
     measurements = Measurements(stage, task, cache, model, model, accelerator, nullcontext())
-    probe_sec = median_sec(measurements.discrepancy, rounds)
+    probe_sec = median_sec(measurements, rounds)
     state = StageController(policy).init(examples).structure
     check_sec = median_sec(lambda: measure_structure(policy.structure, state, model.blocks), rounds)
     measured = measure_structure(policy.structure, state, model.blocks)
@@ -146,12 +149,12 @@ def parts(cache: LatentCache, examples: int, rounds: int, steps: int) -> dict:
     }
 
 
-def whole(cache: LatentCache, examples: int, rounds: int) -> dict:
+def whole(cache: LatentCache, examples: int, rounds: int, guided: str, settings: Sequence[str]) -> dict:
     """Wall-clock of whole runs, in turns."""
-    seconds = {"static-uniform": [], "stage": []}
+    seconds = {"static-uniform": [], guided: []}
     for _ in range(rounds):
         for name, kept in seconds.items():
-            changes = [f"train.total_examples={examples}", "train.tensorboard=false", *SETTINGS]
+            changes = [f"train.total_examples={examples}", "train.tensorboard=false", *SETTINGS, *settings]
             config = override(load_recipe(name), changes)
             with tempfile.TemporaryDirectory() as folder:
                 started = time.perf_counter()
@@ -164,6 +167,8 @@ def whole(cache: LatentCache, examples: int, rounds: int) -> dict:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cache", type=Path)
+    parser.add_argument("--recipe", default="stage")
+    parser.add_argument("--set", nargs="*", default=[], help="settings of both arms, beside the demo's")
     parser.add_argument("--examples", type=int, default=50_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=12)
@@ -171,7 +176,7 @@ if __name__ == "__main__":
     given = parser.parse_args()
     opened = open_cache(given.cache)
     report = {"commit": commit(), "machine": machine(), "threads": torch.get_num_threads()}
-    report["parts"] = parts(opened, given.examples, given.rounds, given.steps)
+    report["parts"] = parts(opened, given.examples, given.rounds, given.steps, given.recipe, given.set)
     if given.whole:
-        report["whole"] = whole(opened, given.whole, given.rounds)
+        report["whole"] = whole(opened, given.whole, given.rounds, given.recipe, given.set)
     print(json.dumps(report, indent=1))

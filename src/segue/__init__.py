@@ -9,7 +9,7 @@ Public names, imported when they are first used, so that `import segue` takes no
     load_teacher                           waveform -> frozen self-supervised features
     load_manifest, build_cache, open_cache, LatentCache, LatentLoader
     RunConfig, load_recipe, train          a run and its loop
-    Stage, Discrepancy, stage_policy       the method around anybody's model
+    Stage, Discrepancy, ConditionGain, stage_policy      the method around anybody's model
     attach                                 tap and signatures of anybody's stack of blocks
     Condition, ModelOutput, UserError
 """
@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors; a test keeps
     from segue.pipeline import SuperResolver as SuperResolver
     from segue.recipes import load_recipe as load_recipe
     from segue.ssl import load_teacher as load_teacher
+    from segue.stage.condition_gain import ConditionGain as ConditionGain
     from segue.stage.controller import StageController as StageController
     from segue.stage.decision import Decision as Decision
     from segue.stage.decision import Observation as Observation
@@ -78,6 +79,7 @@ _HOMES = {
     "train": "segue.training.loop",
     "attach": "segue.stage.tap",
     "Stage": "segue.stage.stage",
+    "ConditionGain": "segue.stage.condition_gain",
     "Discrepancy": "segue.stage.discrepancy",
     "stage_policy": "segue.stage.policy",
 }

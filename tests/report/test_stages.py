@@ -33,6 +33,13 @@ def test_every_part_of_a_stage_gets_its_picture():
         assert any(words in f for f in figures), words
 
 
+def test_a_run_by_condition_gain_shows_that_curve():
+    lines = [line | {"discrepancy": None, "discrepancy_by_t": {}} for line in stage_lines()]
+    lines = [line | {"condition_gain": 0.1 * k} for k, line in enumerate(lines)]
+    figures = " ".join(stage_figures(lines))
+    assert 'alt="condition gain' in figures and "discrepancy" not in figures
+
+
 def test_what_has_no_numbers_has_no_picture():
     assert stage_figures([]) == []
     static = [

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from segue.process.timesteps import Uniform
 from segue.recipes import RECIPES
+from segue.training import build
 from segue.training.checkpoint import list_checkpoints
 from segue.training.log import read_log
 from segue.types import UserError
@@ -108,7 +109,16 @@ def test_the_discrepancy_falls_as_the_model_learns(taught, recipe, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["stage", "time-ramp", "time-ramp alignment.every=3", "haste", "uncertainty", "stage-per-time"]
+    "name",
+    [
+        "stage",
+        "stage-by-condition-gain",
+        "time-ramp",
+        "time-ramp alignment.every=3",
+        "haste",
+        "uncertainty",
+        "stage-per-time",
+    ],
 )
 def test_resumed_equals_uninterrupted_across_every_latch(taught, recipe, tmp_path, name):
     """Cut at each checkpoint in turn: alignment goes off or sits out a step, probes fall due, heads have moments."""
@@ -141,6 +151,44 @@ def test_two_ranks_decide_what_one_decides(taught, recipe, tmp_path):
         assert a["discrepancy"] == pytest.approx(b["discrepancy"], abs=2e-3)
         same = ("examples_seen", "regime", "alignment_weight", "timestep_mean", "signal")
         assert {k: a[k] for k in same} == {k: b[k] for k in same}
+
+
+def gains(folder: Path) -> list[dict]:
+    return [e for e in stages(folder) if "condition_gain" in e]
+
+
+def test_two_ranks_measure_the_condition_gain_that_one_measures(taught, recipe, tmp_path):
+    config = recipe("stage-by-condition-gain", "train.total_examples=64", "optim.learning_rate=3e-3")
+    out, err = start(tmp_path / "one", config, taught).communicate(timeout=120)
+    assert "finished 64" in out, err
+    out, err = start(tmp_path / "two", config, taught, *two_ranks(29637)).communicate(timeout=180)
+    assert out.count("finished") == 2, err
+    first, second = gains(tmp_path / "one"), gains(tmp_path / "two")
+    assert len(first) == len(second) > 4 and first[0] != first[-1]
+    for key in ("condition_gain", "condition_gain_se", "regime"):
+        assert [e[key] for e in first] == pytest.approx([e[key] for e in second], abs=1e-3)
+
+
+def test_captions_that_were_learned_are_known_from_the_start_of_the_next_run(taught, recipe, tmp_path):
+    """The gain rises from 0; a run that begins with those weights reads r = 1 and no features of the teacher."""
+    changes = ("train.total_examples=1600", "optim.learning_rate=3e-3", "probe.spacing=1.6")
+    _, tensors = run(recipe("stage-by-condition-gain", *changes), taught, tmp_path / "first")
+    log = gains(tmp_path / "first")
+    assert log[0]["condition_gain"] == pytest.approx(0, abs=0.01) and log[0]["discrepancy"] is None
+    assert log[-1]["condition_gain"] > 0.1 and log[-1]["agreement"] == 1
+    make = build.build_model
+
+    def pretrained(*args):
+        model = make(*args)
+        model.load_state_dict({n.removeprefix("ema."): t for n, t in tensors.items() if n.startswith("ema.")})
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "build_model", pretrained)
+        run(recipe("stage-by-condition-gain", "optim.learning_rate=1e-6"), taught, tmp_path / "next")
+    found = stages(tmp_path / "next")
+    assert {e["alignment_weight"] for e in found} == {0.0} and {e["regime"] for e in found} == {1.0}
+    assert "conditions are followed at the start" in found[0]["reason"]
 
 
 def test_a_replaced_probe_is_refused(taught, recipe, tmp_path):

@@ -1,6 +1,7 @@
 """A super-resolution run keeps the promises of any run; recipes/__init__ makes one of `stage` in a few lines."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -11,11 +12,12 @@ from safetensors.torch import load_file
 from segue.pipeline import SuperResolver
 from segue.process.noise import BatchDraws
 from segue.tasks.degradation import degrade, protocol
-from segue.training.build import build_model, make_task
+from segue.training.build import build_model, make_accelerator, make_task
 from segue.training.checkpoint import list_checkpoints
 from segue.training.checks import check_before_training
 from segue.training.config import from_json, override, to_json
 from segue.training.log import read_log
+from segue.training.measurements import Measurements, probe_rows
 from segue.types import UserError
 
 BAND = ["degradation.cutoff_min_hz=400", "degradation.cutoff_max_hz=500", "model.patch_frames=1"]
@@ -159,3 +161,34 @@ def test_settings_go_to_json_and_back_and_are_set_by_name(resolution, recipe):
     assert "task" not in older["train"] and "attention_window" not in older["model"]
     assert from_json(older).train.task == "generation"
     assert "degradation" not in to_json(recipe("stage"))  # hashes of older runs hold
+
+
+def test_the_condition_gain_of_super_resolution_is_that_of_the_low_band(hisses, resolution):
+    """The regression of the skip reads the low band before the first step; without it a fresh model reads nothing."""
+    config = resolution("sr-demo", "regime.signal=condition-gain")
+    accelerator = make_accelerator(config, "cpu")
+    task, model = make_task(config, hisses), build_model(config, hisses, 0)
+    measurements = Measurements(config, task, hisses, model, model, accelerator, nullcontext())
+    assert measurements()["condition_gain"].value == pytest.approx(0, abs=1e-6)
+    task.initialise(model, hisses)
+    gain = measurements()["condition_gain"]
+    assert gain.value > 0.05 and gain.agreement > 0.5
+
+
+def test_under_another_low_band_only_the_generated_band_differs(hisses, resolution):
+    config = resolution("sr-demo", "regime.signal=condition-gain")
+    accelerator = make_accelerator(config, "cpu")
+    task, model = make_task(config, hisses), build_model(config, hisses, 0)
+    seen = []
+
+    measurements = Measurements(config, task, hisses, model, model, accelerator, nullcontext())
+    task.initialise(model, hisses)
+    gain = measurements.gain
+    features = gain._features
+    gain._features = lambda latents: seen.append(latents) or features(latents)
+    gain()
+    own, other = seen[0], seen[1]
+    differs = (own - other).abs().amax((0, 2)) > 1e-6
+    rows = probe_rows(hisses, config.policy.probe.clips)
+    known = task.prepare(hisses.batch(rows))[1].known_mask[0]
+    assert differs.any() and not (differs & known).any()

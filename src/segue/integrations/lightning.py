@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from segue.stage.condition_gain import ConditionGain
 from segue.stage.discrepancy import Discrepancy
 from segue.stage.stage import Stage
 from segue.types import UserError, import_extra
 
-__all__ = ["Discrepancy", "SegueCallback", "Stage", "batch_size_of"]
+__all__ = ["ConditionGain", "Discrepancy", "SegueCallback", "Stage", "batch_size_of"]
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback

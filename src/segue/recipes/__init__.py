@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from segue.process.timesteps import LogitNormal, Shifted, TimestepDistribution
 from segue.stage.alignment import AlignmentConfig
-from segue.stage.policy import KAPPA, LAMBDA_0, stage_policy
+from segue.stage.policy import GAIN_KAPPA, KAPPA, LAMBDA_0, stage_policy
 from segue.stage.regime import RegimeConfig
 from segue.stage.timesteps import STAGE_TIMESTEPS, TimestepsConfig, stage_distribution
 from segue.stage.variants.block_structure import StructureConfig
@@ -137,6 +137,11 @@ def stage_by_slope() -> RunConfig:
     return _policy("stage-by-slope", stage(), regime=RegimeConfig(signal="discrepancy", kappa=KAPPA))
 
 
+def stage_by_condition_gain() -> RunConfig:
+    """`stage` with r from the slope of the condition gain: how much more the conditions are about to be followed."""
+    return _policy("stage-by-condition-gain", stage(), regime=RegimeConfig(signal="condition-gain", kappa=GAIN_KAPPA))
+
+
 def stage_per_time() -> RunConfig:
     """`stage` with each probe time drawn as often as its own curve still has to improve."""
     return _policy("stage-per-time", stage(), timesteps=TimestepsConfig(distribution="per-time"))
@@ -215,6 +220,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
         stage_only_timesteps,
         stage_only_structure,
         stage_by_slope,
+        stage_by_condition_gain,
         stage_per_time,
         stage_corrected,
         time_ramp,

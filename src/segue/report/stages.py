@@ -14,7 +14,7 @@ _WIDTH_PX, _HEIGHT_PX = 720, 430
 
 
 def stage_figures(events: Sequence[dict], name: str = "") -> list[str]:
-    """HTML figures of one run: regime, alignment weight, mean t, discrepancy by t, groups of blocks, their similarity.
+    """HTML figures of one run: regime, alignment weight, mean t, discrepancy by t or condition gain, blocks.
 
     Args:
         events: lines of its log.jsonl.
@@ -32,6 +32,7 @@ def stage_figures(events: Sequence[dict], name: str = "") -> list[str]:
         _curves("alignment weight", _nonzero(_series(lines, "alignment_weight")), name),
         _curves("mean t drawn", _series(lines, "timestep_mean"), name),
         _curves("SSL-space discrepancy", _discrepancy(lines), name),
+        _curves("condition gain", _series(lines, "condition_gain", "C"), name),
     ]
     return [panel for panel in drawn if panel] + structure_figures(lines)
 

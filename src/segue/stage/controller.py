@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 
 from segue.stage.alignment import alignment_weight
+from segue.stage.condition_gain import begun
 from segue.stage.decision import Decision, Due, Observation
 from segue.stage.discrepancy import next_probe
 from segue.stage.policy import Policy
@@ -173,6 +174,8 @@ class StageController:
             held=observation.decaying,
             estimate=self.policy.estimate,
         )
+        if observation.condition_gain is not None and self.policy.regime.signal == "condition-gain" and seen == 0:
+            regime, reading = begun(regime, reading, observation.condition_gain)
         following = next_probe(self.policy.probe, seen, state.total_examples)
         return replace(state, regime=regime, reading=reading, next_probe=following)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from segue.process.timesteps import TimestepDistribution
+from segue.stage.condition_gain import GainReading
 from segue.stage.discrepancy import Reading
 from segue.stage.regime_state import RegimeReading
 from segue.stage.variants.block_structure import StructureMeasure, StructureReading, StructureState
@@ -33,6 +34,7 @@ class Observation:
         examples_seen: training examples so far, over all ranks.
         due: what was due (`due_at`); None where the loop has not asked, and the controller finds out itself.
         discrepancy: the measured discrepancy, where a probe was due.
+        condition_gain: the measured condition gain, where the signal is "condition-gain" and a probe was due.
         validation_loss: fixed-t loss, where the signal is "validation" and a probe was due.
         gradient_cosine: between alignment and denoising gradients, where the signal is "gradient-cosine".
         structure: similarities and groups of the block weights, where a check was due.
@@ -43,6 +45,7 @@ class Observation:
 
     examples_seen: int
     discrepancy: Reading | None = None
+    condition_gain: GainReading | None = None
     validation_loss: float | None = None
     gradient_cosine: float | None = None
     structure: StructureMeasure | None = None
@@ -57,6 +60,8 @@ class Observation:
             return self.validation_loss
         if name == "gradient-cosine":
             return self.gradient_cosine
+        if name == "condition-gain":
+            return None if self.condition_gain is None else self.condition_gain.value
         return None if self.discrepancy is None else self.discrepancy.value
 
 

@@ -136,14 +136,14 @@ def probe_sums(predicted: Tensor, rows: list[int], targets: Tensor, mask: Tensor
     Returns:
         [K, 3]: distance to the own clip, distance to other clips, clips counted.
     """
-    predicted, targets = _unit(predicted), _unit(targets)
-    own = _distance(predicted, targets[rows], mask[rows])
+    predicted, targets = unit_features(predicted), unit_features(targets)
+    own = frame_distance(predicted, targets[rows], mask[rows])
     others = torch.zeros_like(own)
     clips = len(targets)
     # Partners by fixed shifts, not by draws: a measurement draws nothing, and every clip is a partner equally often.
     for shift in range(1, SHIFTS + 1):
         partner = [(row + shift * clips // (SHIFTS + 1)) % clips for row in rows]
-        others += _distance(predicted, targets[partner], mask[rows] & mask[partner]) / SHIFTS
+        others += frame_distance(predicted, targets[partner], mask[rows] & mask[partner]) / SHIFTS
     return torch.stack([own.sum(1), others.sum(1), torch.full_like(own[:, 0], len(rows))], dim=1)
 
 
@@ -155,13 +155,13 @@ def reading_of(sums: Tensor, times: tuple[float, ...]) -> Reading:
     return Reading(sum(ratios) / len(ratios), tuple(zip(times, ratios)))
 
 
-def _unit(x: Tensor) -> Tensor:
+def unit_features(x: Tensor) -> Tensor:
     """Features [..., F] of length 1, at least float32."""
     return torch.nn.functional.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
 
 
-def _distance(predicted: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """1 - mean cosine over real frames: unit features [K, R, S, F] against [R, S, F] -> [K, R] float64."""
+def frame_distance(predicted: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """1 - mean cosine over real frames: unit features [K, R, S, F] against [R, S, F], mask [R, S] -> [K, R] float64."""
     # Cosines in float32, which takes two thirds of the time of a probe in float64; their sums are in float64.
     cosine = torch.linalg.vecdot(predicted, targets[None]).double()
     weight = mask.double()[None]
@@ -186,7 +186,7 @@ class Discrepancy:
     def __init__(
         self,
         model: nn.Module,
-        predict: Callable[[Tensor, Tensor, Tensor], Tensor],
+        predict: Callable[..., Tensor],
         x_0: Tensor,
         features: Callable[[Tensor], Tensor],
         *,
@@ -205,8 +205,8 @@ class Discrepancy:
         Args:
             model: set to evaluation mode while it is measured. Give the averaged weights where there are any: their
                 curve is smoother (docs/method.md).
-            predict: (x_t [R, C, L], t [R], rows [R]) -> velocity eps - x_0 [R, C, L] of these clips, under their own
-                conditions.
+            predict: (x_t [R, C, L], t [R], rows [R]) -> velocity eps - x_0 [R, C, L] of these clips, under the
+                conditions of the clips `rows`. Where `latent_mask` is given, its rows [R, L] are a fourth argument.
             x_0: [M, C, L] clean latents of held-out clips; M = 64 is enough.
             features: latents [R, C, L] -> teacher features [R, S, F], through the codec.
             mask: [M, S] bool, True where a teacher frame is real; None where all are.
@@ -273,30 +273,34 @@ class Discrepancy:
         was_training = self.model.training
         self.model.eval()
         try:
-            predicted = torch.stack([self._features_at(time) for time in self.times])
+            predicted = torch.stack([self._features_at(time, self._eps) for time in self.times])
         finally:
             self.model.train(was_training)
         # A rank without clips has predicted one for the sake of the others; here it is left out.
         sums = probe_sums(predicted[:, : len(self._mine)], self._mine, self._targets, self._real)
         return reading_of(sums if self._reduce is None else self._reduce(sums), self.times)
 
-    def _features_at(self, time: float) -> Tensor:
-        """Standardised features [R, S, F] of this rank's one-step predictions at one time."""
+    def _features_at(self, time: float, noise: Tensor, shift: int = 0) -> Tensor:
+        """Standardised features [R, S, F] of this rank's one-step predictions at one time, from noise [R, C, L].
+
+        Each clip is given the condition of the clip that stands `shift` behind it; 0: its own.
+        """
         found = []
         for part in torch.arange(len(self._x_0)).tensor_split(self._passes):
-            x_0, eps, rows = self._x_0[part], self._eps[part], self._rows[part]
+            x_0, eps, rows = self._x_0[part], noise[part], self._rows[part]
             t = torch.full((len(x_0),), time, device=x_0.device)
             x_t = sample_path(x_0, eps, t)
-            velocity = self._predict(x_t, t, rows)
+            masks = () if self._latent_mask is None else (self._latent_mask[part],)
+            velocity = self._predict(x_t, t, (rows + shift) % self.clips, *masks)
             if velocity.shape != x_t.shape:
                 raise UserError(
                     f"Discrepancy: predict() made {list(velocity.shape)} of x_t {list(x_t.shape)}; hint: return the "
                     "velocity eps - x_0, in the shape of x_t"
                 )
             clean = clean_of(x_t, velocity.to(x_t.dtype), t)
-            if self._latent_mask is not None:
+            for mask in masks:
                 # A model that predicts no velocity in padding leaves its noise there, which would be decoded.
-                clean = clean * self._latent_mask[part][:, None]
+                clean = clean * mask[:, None]
             found.append(self._features(self._fill_known(clean, rows)).clone())
         frames = self._real.shape[1]
         return standardise(torch.cat(found)[:, :frames].float(), self._mean, self._std)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from segue.process.timesteps import TimestepDistribution, Uniform
+from segue.stage import condition_gain
 from segue.stage.alignment import AlignmentConfig
 from segue.stage.discrepancy import ProbeConfig
 from segue.stage.regime import Estimate, RegimeConfig, level
@@ -25,6 +26,7 @@ from segue.stage.variants.slope_regime import ESTIMATES, remaining_by_time
 from segue.types import UserError
 
 PROBED = ("discrepancy", "level", "slope-over-peak")  # signals that are read off the discrepancy
+CONDITION_GAIN = "condition-gain"
 LAMBDA_0 = 0.5  # REPA's weight of the alignment (arXiv 2410.06940)
 ALIGNED_EVERY = 2  # steps: half the cost, no difference in prompt accuracy (docs/results.md)
 BLOCK_STRENGTH = 0.015  # share of the optimiser update's norm
@@ -32,6 +34,8 @@ BLOCK_STRENGTH = 0.015  # share of the optimiser update's norm
 # still low, and the run ends a little below one that stays there. With 8, r is 0.5 only once the next doubling of n is
 # expected to bring less than a sixteenth of the improvement so far.
 KAPPA = 8.0
+# Of the slope of the condition gain: r leaves 0 at the knee of speech, of drums and of notes (docs/results.md).
+GAIN_KAPPA = 4.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,11 @@ class Policy:
         return self.probe.run == "always" or (self.probe.run == "auto" and needed)
 
     @property
+    def probes_gain(self) -> bool:
+        """Whether the condition gain is measured."""
+        return self.regime.signal == CONDITION_GAIN and self.probe.run != "never"
+
+    @property
     def reads_regime(self) -> bool:
         """Whether r changes anything during the run."""
         return self.regime.signal != "constant"
@@ -68,12 +77,12 @@ class Policy:
     @property
     def needs_teacher(self) -> bool:
         """Whether the cache must hold a teacher's features."""
-        return self.probes or self.alignment.weight > 0
+        return self.probes or self.probes_gain or self.alignment.weight > 0
 
     @property
     def estimate(self) -> Estimate:
         """The function from the line through the signal's last values to r*."""
-        return ESTIMATES.get(self.regime.signal, level)
+        return condition_gain.estimate if self.probes_gain else ESTIMATES.get(self.regime.signal, level)
 
     def check(self, measure: object, targets: object, features: object) -> None:
         """Refuse a loop that lacks something this policy needs.
@@ -86,7 +95,7 @@ class Policy:
         """
         signal = self.regime.signal
         alignment = self.alignment
-        if measure is None and (self.probes or signal in ("validation", "gradient-cosine")):
+        if measure is None and (self.probes or signal in ("validation", "gradient-cosine", CONDITION_GAIN)):
             raise UserError(
                 f"Stage: nothing measures the regime's signal '{signal}'; "
                 "give measure=, or a policy with regime.signal 'time' or 'constant'"

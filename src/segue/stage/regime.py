@@ -19,11 +19,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-from segue.stage.regime_state import RegimeReading, RegimeState, percent, signal_name, stage_name
+from segue.stage.regime_state import SIGNALS, RegimeReading, RegimeState, percent, signal_name, stage_name
 from segue.stage.slope import Slope, log_slope
 from segue.types import UserError
 
-SIGNALS = ("discrepancy", "level", "slope-over-peak", "validation", "gradient-cosine", "time", "constant")
 REFERENCES = ("burn-in", "start")
 WINDOW = 2.0  # the line is fitted over [n / WINDOW, n]
 MIN_POINTS = 8  # fewest points of a line
@@ -41,9 +40,9 @@ class RegimeConfig:
     """How r is measured. The constants are ours; docs/method.md says what each was tuned on.
 
     Attributes:
-        signal: "level" (where the discrepancy lies between `level_open` and `level_closed`), "time" (r = n / N),
-            "constant", or one of variants/slope_regime.py: "discrepancy" and "validation" (the slope of that curve),
-            "slope-over-peak", "gradient-cosine".
+        signal: "level" (where the discrepancy lies between `level_open` and `level_closed`), "condition-gain" (slope of
+            that curve: condition_gain.py), "time" (r = n / N), "constant", or one of variants/slope_regime.py:
+            "discrepancy" and "validation" (the slope of that curve), "slope-over-peak", "gradient-cosine".
         constant: r of the signal "constant".
         kappa: of the slope: r = 1 - kappa (improvement expected of the next doubling) / (improvement so far).
         reference: where the improvement so far is counted from: "burn-in" (the first probes after it), or "start" (the

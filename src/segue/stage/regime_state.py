@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+SIGNALS = (
+    "discrepancy",
+    "condition-gain",
+    "level",
+    "slope-over-peak",
+    "validation",
+    "gradient-cosine",
+    "time",
+    "constant",
+)
+
 
 @dataclass(frozen=True)
 class RegimeState:
@@ -16,11 +27,13 @@ class RegimeState:
         reference: median of the first three values after burn-in, or the value at n = 0.
         reference_by_time: the same for the value of each probe time.
         low: running minimum of the local mean of the value.
+        high: running maximum of the local mean of the value ("condition-gain").
         peak: steepest descent per example so far ("slope-over-peak").
         promising: consecutive probes at which the improvement exceeded the noise.
         onset_at: n at which progress was detected.
         missing: consecutive probes without a finite value.
         fallback: r follows n / N, because the signal showed no progress.
+        unconfirmed: r began at 1, because conditions were followed at n = 0, and later lines may still take it back.
         r, r_m, r_s: the regime; its running maximum; and the one that rises with r but falls slowly.
     """
 
@@ -29,11 +42,13 @@ class RegimeState:
     reference: float | None = None
     reference_by_time: tuple[float, ...] = ()
     low: float | None = None
+    high: float = 0.0
     peak: float = 0.0
     promising: int = 0
     onset_at: int | None = None
     missing: int = 0
     fallback: bool = False
+    unconfirmed: bool = False
     r: float = 0.0
     r_m: float = 0.0
     r_s: float = 0.0
@@ -72,7 +87,8 @@ class RegimeReading:
 
 def signal_name(signal: str) -> str:
     """The quantity that a regime signal measures, as logs name it."""
-    return {"validation": "validation loss", "gradient-cosine": "gradient cosine"}.get(signal, "discrepancy")
+    names = {"validation": "validation loss", "gradient-cosine": "gradient cosine", "condition-gain": "condition gain"}
+    return names.get(signal, "discrepancy")
 
 
 def stage_name(r: float) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from segue.stage.condition_gain import GainReading
 from segue.stage.decision import Decision, Observation
 from segue.stage.discrepancy import Reading
 from segue.stage.policy import Policy
@@ -13,7 +14,7 @@ from segue.stage.regime_state import stage_name
 from segue.types import UserError
 
 # What `measure()` may return: a reading, the value of the policy's signal, or several by the Observation's fields.
-Measured = Reading | float | dict[str, Any]
+Measured = Reading | GainReading | float | dict[str, Any]
 
 
 def named_measurements(found: Measured, policy: Policy, same: Callable[[list[float]], list[float]]) -> dict[str, Any]:
@@ -30,6 +31,13 @@ def named_measurements(found: Measured, policy: Policy, same: Callable[[list[flo
     if isinstance(found, dict):
         return found
     signal = {"validation": "validation_loss", "gradient-cosine": "gradient_cosine"}.get(policy.regime.signal)
+    if policy.regime.signal == "condition-gain":
+        return {"condition_gain": _gain(found, same)}
+    if isinstance(found, GainReading):
+        raise UserError(
+            f"Stage: measure= gives the condition gain, and the policy reads '{policy.regime.signal}'; hint: give a "
+            "Discrepancy, or a policy whose regime.signal is 'condition-gain'"
+        )
     if signal is not None:
         number = found.value if isinstance(found, Reading) else float(found)
         return {signal: same([number])[0]}
@@ -41,6 +49,28 @@ def named_measurements(found: Measured, policy: Policy, same: Callable[[list[flo
     # All numbers in one exchange between ranks.
     value, *parts = same([found.value, *(d for _, d in found.by_time)])
     return {"discrepancy": Reading(value, tuple(zip(times, parts)))}
+
+
+def _gain(found: Reading | GainReading | float, same: Callable[[list[float]], list[float]]) -> GainReading:
+    """A condition gain, the same on every rank.
+
+    Raises:
+        UserError: a discrepancy, which is another number.
+    """
+    if isinstance(found, Reading):
+        raise UserError(
+            "Stage: the policy's signal is 'condition-gain', and measure= gives the discrepancy; hint: give a "
+            "ConditionGain, with the same arguments"
+        )
+    if not isinstance(found, GainReading):
+        return GainReading(same([float(found)])[0])
+    # What is not known is the same on all ranks; all numbers go in one exchange.
+    spread = [x for x in (found.standard_error, found.agreement) if x is not None]
+    value, *rest = same([found.value, *(gain for _, gain in found.by_time), *spread])
+    by_time = tuple(zip((t for t, _ in found.by_time), rest))
+    reduced = iter(rest[len(by_time) :])
+    error = None if found.standard_error is None else next(reduced)
+    return GainReading(value, by_time, error, None if found.agreement is None else next(reduced))
 
 
 def decision_text(policy: Policy, decision: Decision) -> tuple[str, str]:
@@ -89,6 +119,11 @@ def log_line(observation: Observation, decision: Decision) -> dict:
         "reason": f"{decision.reason}; {reading.reason}" + (f"; blocks {check.reason}" if check else ""),
     }
     # What only some policies measure: other signals, and the blocks.
+    if (gain := observation.condition_gain) is not None:
+        line["condition_gain"] = _number(gain.value)
+        line["condition_gain_by_t"] = {f"{t:g}": _number(g) for t, g in gain.by_time}
+        line["condition_gain_se"] = None if gain.standard_error is None else _number(gain.standard_error)
+        line["agreement"] = gain.agreement
     for name in ("validation_loss", "gradient_cosine"):
         if getattr(observation, name) is not None:
             line[name] = _number(getattr(observation, name))

@@ -112,7 +112,8 @@ def make_extract(
     Raises:
         UserError: no teacher in the cache, or one that does not fit the codec.
     """
-    if not policy.probes and not (policy.alignment.weight > 0 and policy.alignment.space == "output"):
+    probed = policy.probes or policy.probes_gain
+    if not probed and not (policy.alignment.weight > 0 and policy.alignment.space == "output"):
         return None
     if policy.probe.space == "latent":
         return latent_extract(cache, space, device)

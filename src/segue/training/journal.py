@@ -78,7 +78,7 @@ class Journal:
         # Monotonic: a clock that is set back changes nothing.
         self._started = time.monotonic()
         self._headline = ""
-        self._discrepancy: float | None = None  # the last that was measured
+        self._measured = ""  # what was measured last, as announced
         self._sums: list[Tensor] = []
 
     def __enter__(self) -> Journal:
@@ -113,12 +113,13 @@ class Journal:
         """
         if decision.headline != self._headline or (again and decision.next_probe is not None):
             self._headline = decision.headline
-            measured = "" if self._discrepancy is None else f"discrepancy {self._discrepancy:.3f}, "
-            self.meter.say(f"{seen:,} examples: {measured}{decision.reason}")
+            self.meter.say(f"{seen:,} examples: {self._measured}{decision.reason}")
 
     def write_decision(self, line: dict, seconds: float) -> None:
         """A "stage" line of the log: what was measured, how long that took, what was decided."""
-        self._discrepancy = line["discrepancy"] if line["discrepancy"] is not None else self._discrepancy
+        for name in ("discrepancy", "condition_gain"):
+            if line.get(name) is not None:
+                self._measured = f"{name.replace('_', ' ')} {line[name]:.3f}, "
         self.log.write("stage", **{k: v for k, v in line.items() if k != "headline"}, probe_sec=seconds)
 
     def write_memory(self, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Measurements of our loop: the discrepancy on a cache's held-out clips, other signals of the regime, loss drops."""
+"""Measurements of our loop: discrepancy and condition gain on a cache's held-out clips, other signals, loss drops."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from segue.memory import malloc_trim
 from segue.models.dit import DiT
 from segue.process.noise import keyed_noise
 from segue.process.path import velocity_of
+from segue.stage.condition_gain import ConditionGain
 from segue.stage.discrepancy import SMALLEST_PROBE, Discrepancy, probes_in
 from segue.stage.stage import Stage
 from segue.tasks.base import Task
@@ -38,7 +39,8 @@ class Measurements:
 
     Attributes:
         discrepancy: its evaluator on held-out clips; None where the policy needs none.
-        fingerprint: of the discrepancy's targets; () without one.
+        gain: the evaluator of the condition gain on the same clips; None where the policy needs none.
+        fingerprint: of the targets of either; () without one.
         stage: the method; set after it has been made, for the cosine of gradients.
         extract: latents -> teacher features; None where the policy needs none.
         validation: last loss at each fixed time.
@@ -76,11 +78,17 @@ class Measurements:
         self.extract = make_extract(config.policy, cache, task.space, accelerator.device, trust_remote_code)
         self.validation: dict[str, float] = {}
         self.discrepancy: Discrepancy | None = None
+        self.gain: ConditionGain | None = None
         self.seconds = 0.0
-        if config.policy.probes:
+        policy = config.policy
+        if policy.probes or policy.probes_gain:
             assert self.extract is not None  # a policy that probes needs features
-            self.discrepancy = _on_cache(config, task, cache, self._measured, self.extract, accelerator, autocast)
-        self.fingerprint = () if self.discrepancy is None else self.discrepancy.fingerprint
+            given = probe_set(config, task, cache, self._measured, self.extract, accelerator, autocast)
+            self.discrepancy = Discrepancy(**given, times=policy.probe.times) if policy.probes else None
+            self.gain = ConditionGain(**given) if policy.probes_gain else None
+            # The true clips may have gone through codec and teacher, which is large work done once.
+            malloc_trim()
+        self.fingerprint = getattr(self.discrepancy or self.gain, "fingerprint", ())
         self._cosine_example: Example | None = None
         if config.policy.regime.signal == "gradient-cosine":
             if config.policy.alignment.weight == 0 or config.policy.alignment.space != "hidden":
@@ -97,6 +105,8 @@ class Measurements:
         found: dict[str, Any] = {}
         if self.discrepancy is not None:
             found["discrepancy"] = self.discrepancy()
+        if self.gain is not None:
+            found["condition_gain"] = self.gain()
         if signal == "validation":
             by_time = validate(self._measured, self._validation_set).values()
             found["validation_loss"] = sum(by_time) / len(by_time)
@@ -111,22 +121,24 @@ class Measurements:
         self.validation = record_validation(log, seen, self._ema, self._validation_set)
 
     def describe(self) -> str | None:
-        """One line on the cost of the discrepancy, measured on the untrained model."""
-        if self.discrepancy is None:
+        """One line on the cost of the probe, measured on the untrained model."""
+        measures = [m for m in (self.discrepancy, self.gain) if m is not None]
+        if not measures:
             return None
         started = time.monotonic()
-        self.discrepancy()
+        for measure in measures:
+            measure()
         seconds = time.monotonic() - started
         probe = self._config.policy.probe
         total = self._config.train.total_examples
         count = probes_in(probe, total, self._config.train.batch_size)
         return (
-            f"probe: {self.discrepancy.clips} clips at t = {', '.join(f'{t:g}' for t in probe.times)}, as "
+            f"probe: {measures[0].clips} clips at t = {', '.join(f'{t:g}' for t in measures[-1].times)}, as "
             f"{probe.space}; {seconds:.2f} s each, {count} times in {total:,} examples: {count * seconds:.0f} s in all"
         )
 
 
-def _on_cache(
+def probe_set(
     config: RunConfig,
     task: Task,
     cache: LatentCache,
@@ -134,35 +146,32 @@ def _on_cache(
     extract: Extract,
     accelerator,
     autocast: AbstractContextManager,
-) -> Discrepancy:
-    """The discrepancy's evaluator on held-out clips of a cache, under the conditions that the task makes of them."""
+) -> dict[str, Any]:
+    """What `Discrepancy` and `ConditionGain` take: held-out clips of a cache, and their conditions."""
     rows = probe_rows(cache, config.policy.probe.clips)
     x_0, condition, mask = task.prepare(cache.batch(rows))
     condition = condition.to(accelerator.device)
     mask = None if mask is None else mask.to(accelerator.device)
 
-    def predict(x_t: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+    def predict(x_t: Tensor, t: Tensor, conditions: Tensor, own_mask: Tensor | None = None) -> Tensor:
         with autocast:
-            prediction = model(x_t, t, condition.rows(rows), None if mask is None else mask[rows]).prediction
+            prediction = model(x_t, t, condition.rows(conditions), own_mask).prediction
         return velocity_of(prediction.float(), model.predicts, x_t, t)
 
-    measure = Discrepancy(
-        model,
-        predict,
-        x_0,
-        extract,
-        mask=teacher_mask(cache, rows),
-        latent_mask=mask,
-        fill_known=lambda latents, rows: condition.rows(rows).fill_known(latents),
-        times=config.policy.probe.times,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-        reduce=lambda sums: accelerator.reduce(sums, "sum"),
-        device=accelerator.device,
-    )
-    # The true clips may have gone through codec and teacher, which is large work done once.
-    malloc_trim()
-    return measure
+    return {
+        "model": model,
+        "predict": predict,
+        "x_0": x_0,
+        "features": extract,
+        "mask": teacher_mask(cache, rows),
+        "latent_mask": mask,
+        # Known parts are the clip's own, also where another clip's condition was given: only what is generated differs.
+        "fill_known": None if condition.audio is None else lambda x, rows: condition.rows(rows).fill_known(x),
+        "rank": accelerator.process_index,
+        "world": accelerator.num_processes,
+        "reduce": lambda sums: accelerator.reduce(sums, "sum"),
+        "device": accelerator.device,
+    }
 
 
 def probe_rows(cache: LatentCache, clips: int) -> list[int]:

@@ -82,7 +82,7 @@ def run_need(config: RunConfig, cache: LatentCache, dit: DiTConfig) -> RunNeed:
 
     # The discrepancy: its probe set, and the regression onto features.
     fit = 0
-    if config.policy.probes:
+    if config.policy.probes or config.policy.probes_gain:
         batch += config.policy.probe.clips * (4 * latent + text + 4 * taught)
         fit = features.fit_bytes(cache) if config.policy.probe.space == "latent" else 0
     return RunNeed(weights, activations, batch, fit)
