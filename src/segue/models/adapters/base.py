@@ -42,7 +42,6 @@ class AdapterConfig:
         transformer: configuration of the diffusers model.
         scheduler: configuration of the diffusers scheduler.
         conditions: configurations and sizes of what the conditions are made with.
-        lora: what is needed to put low-rank adapters in (models/adapters/lora.py); {} = none.
     """
 
     adapter: str
@@ -56,7 +55,6 @@ class AdapterConfig:
     transformer: dict
     scheduler: dict
     conditions: dict = field(default_factory=dict)
-    lora: dict = field(default_factory=dict)
 
     # What DiTConfig has beside: these models have no known part.
     audio: ClassVar[bool] = False
@@ -241,4 +239,4 @@ def diffusers_module() -> Any:
     Raises:
         UserError: it is not installed.
     """
-    return import_extra("diffusers", "diffusers")
+    return import_extra("diffusers", "finetune")
