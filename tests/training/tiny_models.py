@@ -9,14 +9,14 @@ RATE_HZ = 8000
 CHANNELS = 6
 SAMPLE_SIZE = 16  # latent frames of Stable Audio's window
 KINDS = ("stable-audio", "stable-audio-3", "ace-step")
-WORDS = "a soft violin drum snare hard kick bass low bell long perc snap ambi choir hit playing C 5".split()
+SAID = "a soft violin drum snare hard kick bass low bell long perc snap ambi choir hit playing C 5"
 
 
 def _tokenizer(max_length):
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    words = ["<pad>", "</s>", "<unk>", *dict.fromkeys(WORDS)]
+    words = ["<pad>", "</s>", "<unk>", *dict.fromkeys(SAID.split())]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
@@ -78,7 +78,9 @@ def _stable_audio_3():
         "vocab_size": 40, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
         "num_key_value_heads": 1, "head_dim": 8, "sliding_window": 16,
     }  # fmt: skip
-    text_encoder = T5GemmaEncoderModel(T5GemmaConfig(encoder=part, decoder=part, vocab_size=40, is_encoder_decoder=False))
+    text_encoder = T5GemmaEncoderModel(
+        T5GemmaConfig(encoder=part, decoder=part, vocab_size=40, is_encoder_decoder=False)
+    )
     vae = AutoencoderSAME(
         patch_size=64, encoder_channels=4, encoder_c_mults=(4,), encoder_strides=(4,), encoder_transformer_depths=(1,),
         latent_dim=CHANNELS, dim_heads=8, sampling_rate=RATE_HZ,

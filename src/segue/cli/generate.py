@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -39,11 +40,22 @@ def generate(
             min=0,
         ),
     ] = 0,
-    steps: Annotated[int, typer.Option(help="Number of solver steps.")] = 24,
-    solver: Annotated[str, typer.Option(help="Solver of the sampling ODE: euler, heun or multistep.")] = "multistep",
+    steps: Annotated[
+        int | None, typer.Option(help="Number of solver steps; default: 24, of a public model what its pipeline takes.")
+    ] = None,
+    solver: Annotated[
+        str | None,
+        typer.Option(
+            help="Solver of the sampling ODE: euler, heun, multistep or dpm; default: multistep, of a public model "
+            "that of its pipeline."
+        ),
+    ] = None,
     guidance: Annotated[
-        float, typer.Option(help="Scale of classifier-free guidance; 1: none.")
-    ] = Sampling.guidance_scale,
+        float | None,
+        typer.Option(
+            help="Scale of classifier-free guidance; 1: none; default: 2, of a public model that of its pipeline."
+        ),
+    ] = None,
     rescale: Annotated[float, typer.Option(help="Share of guidance rescaling, 0 to 1.")] = 0.0,
     batch_size: Annotated[int, typer.Option(help="Number of prompts that are computed together.", min=1)] = 16,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
@@ -62,7 +74,9 @@ def generate(
         raise UserError('no prompt; for example: segue generate runs/mine "a soft violin playing C 5"')
     for caption in captions:
         _refuse_not_text(caption)
-    sampling = Sampling(steps, solver, guidance, rescale)
+    asked: dict[str, Any] = {"steps": steps, "solver": solver, "guidance_scale": guidance, "guidance_rescale": rescale}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    Sampling(**asked)  # refused before the model is loaded
     place = device_of(device)
     # The number of the take stands in the name: any file can be made again by its number.
     paths = [out / f"{take + index:03d}-{_slug(caption)}.wav" for index, caption in enumerate(captions)]
@@ -71,6 +85,7 @@ def generate(
         _refuse_existing(paths)
     pipeline = Pipeline.load(run, weights, place)
     pipeline.samples_of(seconds)
+    sampling = replace(pipeline.own_sampling, **asked)
     # Words that the encoder cuts or does not know are told: the sound cannot follow them.
     counts = count_tokens(pipeline.conditioner, captions)
     for note in counts.notes("prompt") if counts else []:

@@ -13,6 +13,7 @@ VERBS: dict[str, Verb | Group] = {
     "encode": Verb("segue.cli.encode:encode", "Encode a folder of sounds into a cache to train on."),
     "train": Verb("segue.cli.train:train", "Train a model on a cache, or continue a run."),
     "generate": Verb("segue.cli.generate:generate", "Generate sounds from prompts."),
+    "export": Verb("segue.cli.export:export", "Save a run's model for other libraries."),
     "upsample": Verb("segue.cli.upsample:upsample", "Add the missing upper band to sound files."),
     "recipes": Verb("segue.cli.recipes:recipes", "List the recipes that `segue train` takes."),
     "compare": Verb("segue.cli.compare:compare", "Compare runs, and how soon each reaches a value."),

@@ -278,7 +278,9 @@ def _kind(name: str, folder: Path) -> str:
     # diffusers names classes, transformers model types.
     kind = _OF_DIFFUSERS.get(found, found)
     if kind not in KINDS:
-        raise UserError(f"--codec {name}: a {found} model is no codec known here; use a DAC, EnCodec, Oobleck or SAME model")
+        raise UserError(
+            f"--codec {name}: a {found} model is no codec known here; use a DAC, EnCodec, Oobleck or SAME model"
+        )
     return kind
 
 

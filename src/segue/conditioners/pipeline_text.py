@@ -131,7 +131,8 @@ def _module(folder: PipelineFolder, part: str) -> Any:
         loader = getattr(import_extra("diffusers.pipelines.ace_step", "finetune"), kind, None)
     if loader is None or not hasattr(loader, "from_pretrained"):
         raise UserError(
-            f"{folder.option} {folder.name}: {library} {source.__version__} has no {kind}; hint: pip install -U {library}"
+            f"{folder.option} {folder.name}: {library} {source.__version__} has no {kind}; "
+            f"hint: pip install -U {library}"
         )
     options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
     model, info = loader.from_pretrained(folder.part(part), torch_dtype=torch.float32, **options)
@@ -200,5 +201,8 @@ _MAKERS = {
     "AceStepTransformer1DModel": _ace_step,
 }
 # What stands between the text encoder and the model.
-_BESIDE = {"StableAudioDiTModel": ("projection_model",), "AceStepTransformer1DModel": ("condition_encoder",)}
-_BESIDE["StableAudio3DiTModel"] = ()
+_BESIDE: dict[str, tuple[str, ...]] = {
+    "StableAudioDiTModel": ("projection_model",),
+    "StableAudio3DiTModel": (),
+    "AceStepTransformer1DModel": ("condition_encoder",),
+}

@@ -140,7 +140,7 @@ class LogitNormal(TimestepDistribution):
 
 @dataclass(frozen=True)
 class UniformAngle(TimestepDistribution):
-    """The cosine path's own time (`process.path.cosine_angle`) uniform, as stable-audio-tools draws it for v-prediction.
+    """The cosine path's own time (`process.path.cosine_angle`) uniform, as stable-audio-tools draws it for v.
 
     With t = sin / (sin + cos) of the angle, density (2 / pi) / ((1 - t)^2 + t^2): 1.27 at t = 0.5, 0.64 at both ends.
     """

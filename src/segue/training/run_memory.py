@@ -11,7 +11,7 @@ from torch import nn
 from segue.data.cache import LatentCache
 from segue.memory import RUNTIME_BYTES, resident_bytes
 from segue.memory import peak_bytes as process_peak_bytes
-from segue.models.dit import DiTConfig
+from segue.models.backbone import BackboneConfig
 from segue.models.presets import memory_need
 from segue.stage.alignment import Projector
 from segue.training import features
@@ -44,7 +44,7 @@ class RunNeed:
         return self.weights + self.batch + max(round((1 + GAPS) * self.activations), self.fit)
 
 
-def run_need(config: RunConfig, cache: LatentCache, dit: DiTConfig) -> RunNeed:
+def run_need(config: RunConfig, cache: LatentCache, dit: BackboneConfig) -> RunNeed:
     """Count it for one process. A cache's rows are read, not mapped: they count where they are used, as batches."""
     train = config.train
     alignment = config.policy.alignment

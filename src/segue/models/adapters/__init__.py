@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from segue.models.adapters.ace_step import AceStepAdapter
 from segue.models.adapters.base import Adapter, AdapterConfig, diffusers_module
 from segue.models.adapters.stable_audio import StableAudioAdapter
 from segue.models.adapters.stable_audio_3 import StableAudio3Adapter
+from segue.process.timesteps import TimestepDistribution
 from segue.types import UserError, first_line
 
 ADAPTERS: dict[str, type[Adapter]] = {
@@ -18,6 +20,8 @@ ADAPTERS: dict[str, type[Adapter]] = {
     "StableAudio3DiTModel": StableAudio3Adapter,
     "AceStepTransformer1DModel": AceStepAdapter,
 }
+
+SECONDS = 10.0  # of a clip, where a pipeline has no window of its own
 
 
 def adapter_class(folder: PipelineFolder) -> type[Adapter]:
@@ -50,6 +54,20 @@ def read_adapter_config(name: str, option: str = "--model") -> AdapterConfig:
         raise UserError(
             f"{option} {name}: its configuration lacks {error}; hint: save the pipeline again with save_pretrained"
         ) from error
+
+
+def own_timesteps(config: AdapterConfig) -> TimestepDistribution:
+    """The distribution of t that a checkpoint of this shape was trained with, as far as its publishers say."""
+    return ADAPTERS[config.adapter].own_timesteps(config)
+
+
+def own_seconds(folder: PipelineFolder) -> float:
+    """The length of the sounds that a pipeline generates where it is told nothing; the window of one that has one."""
+    window = folder.config("transformer").get("sample_size")
+    if folder.kind("transformer") != "StableAudioDiTModel" or window is None:
+        return SECONDS
+    vae = folder.config("vae")
+    return window * prod(vae["downsampling_ratios"]) / vae["sampling_rate"]
 
 
 def load_adapter(name: str, option: str = "--model") -> Adapter:
@@ -109,4 +127,14 @@ def _transformer(folder: PipelineFolder, config: AdapterConfig) -> Any:
     return model
 
 
-__all__ = ["ADAPTERS", "Adapter", "AdapterConfig", "adapter_class", "adapter_of", "load_adapter", "read_adapter_config"]
+__all__ = [
+    "ADAPTERS",
+    "Adapter",
+    "AdapterConfig",
+    "adapter_class",
+    "adapter_of",
+    "load_adapter",
+    "own_seconds",
+    "own_timesteps",
+    "read_adapter_config",
+]

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from segue.hub import PipelineFolder
-from segue.models.adapters.base import Adapter, AdapterConfig, OwnSampling, check_scheduler, diffusers_module, plain_config
+from segue.models.adapters.base import (
+    Adapter,
+    AdapterConfig,
+    OwnSampling,
+    check_scheduler,
+    plain_config,
+)
+from segue.process.cfg import Combine
 from segue.process.timesteps import LogitNormal, Shifted, TimestepDistribution
 from segue.types import Condition, UserError
 
@@ -36,7 +43,8 @@ class AceStepAdapter(Adapter):
         self.register_buffer("null_condition", torch.zeros(1, 1, config.text_dim))
         self.register_buffer("silence", torch.zeros(1, config.conditions["silence_frames"], config.channels))
         for block in self.blocks:
-            block.get_submodule("cross_attn").set_processor(_masked_processor())
+            cross: Any = block.get_submodule("cross_attn")
+            cross.set_processor(_masked_processor())
 
     @classmethod
     def read_config(cls, folder: PipelineFolder) -> AdapterConfig:
@@ -65,9 +73,10 @@ class AceStepAdapter(Adapter):
         if condition.drop is not None:
             tokens = torch.where(condition.drop[:, None, None], self.null_condition.to(tokens), tokens)
         # Without a mask attention takes the faster kernel, and gives what the pipeline's gives, bit for bit.
-        context_mask = None if bool(mask.all()) else mask[:, None, None]
+        context_mask = None if mask.is_meta or bool(mask.all()) else mask[:, None, None]
         for block in self.blocks:
-            block.get_submodule("cross_attn").context_mask = context_mask  # type: ignore[assignment]
+            cross: Any = block.get_submodule("cross_attn")
+            cross.context_mask = context_mask
         frames = x.shape[-1]
         repeats = -(-frames // self.silence.shape[1])
         silence = self.silence.repeat(1, repeats, 1)[:, :frames].expand(len(x), -1, -1).to(x)
@@ -81,12 +90,12 @@ class AceStepAdapter(Adapter):
         )[0]
         return found.transpose(1, 2)
 
-    @property
-    def timesteps(self) -> TimestepDistribution:
+    @classmethod
+    def own_timesteps(cls, config: AdapterConfig) -> TimestepDistribution:
         """Logit-normal(-0.4, 1), as the forward pass of its publishers' training draws them; shifted where the
         scheduler is (the shift of 3 in the pipeline belongs to sampling)."""
         own = LogitNormal(-0.4, 1.0)
-        shift = self.config.scheduler.get("shift", 1.0)
+        shift = config.scheduler.get("shift", 1.0)
         return own if shift == 1.0 else Shifted(own, shift)
 
     @property
@@ -98,6 +107,20 @@ class AceStepAdapter(Adapter):
         # Guidance is in the weights of turbo checkpoints, which take eight steps; the others need more than the eight
         # that the pipeline takes by itself.
         return OwnSampling(8, 1.0) if self._is_turbo else OwnSampling(50, 7.0)
+
+    def combiner(self) -> Combine:
+        """Adaptive projected guidance (arXiv 2410.02416), with what its pipeline sets it to."""
+        from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
+
+        momentum = MomentumBuffer(momentum=-0.75)
+
+        def combine(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+            return normalized_guidance(
+                conditional, unconditional, scale - 1.0, momentum, eta=0.0, norm_threshold=2.5,
+                use_original_formulation=True, norm_dim=(2,),
+            )  # fmt: skip
+
+        return combine
 
     def times(self, steps: int) -> Tensor:
         """Evenly spaced, shifted by 3 toward noise, as the pipeline has them."""
@@ -131,7 +154,9 @@ def _tensor(folder: PipelineFolder, name: str) -> Tensor:
                 if name in file.keys():
                     return file.get_tensor(name).float()
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{folder.option} {folder.name}: {path.name} cannot be read ({error}); fetch it anew") from error
+            raise UserError(
+                f"{folder.option} {folder.name}: {path.name} cannot be read ({error}); fetch it anew"
+            ) from error
     raise UserError(
         f"{folder.option} {folder.name}: its condition_encoder holds no {name}; hint: convert the checkpoint again"
     )

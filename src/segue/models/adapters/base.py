@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.hub import PipelineFolder
+from segue.process.cfg import Combine, combine
 from segue.process.path import cosine_angle, cosine_norm, expand
 from segue.process.timesteps import TimestepDistribution
 from segue.types import Condition, ModelOutput, UserError, import_extra
@@ -115,9 +116,9 @@ class Adapter(nn.Module):
     def predict(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """The model on points [B, C, L] of its own path at its own times [B]."""
 
-    @property
+    @classmethod
     @abstractmethod
-    def timesteps(self) -> TimestepDistribution:
+    def own_timesteps(cls, config: AdapterConfig) -> TimestepDistribution:
         """The distribution of t that the checkpoint was trained with, as far as its publishers say."""
 
     @property
@@ -125,9 +126,23 @@ class Adapter(nn.Module):
     def own_sampling(self) -> OwnSampling:
         """What its pipeline does where it is told nothing."""
 
+    def set_window(self, frames: int) -> None:
+        """What it is trained on from here: clips of so many latent frames."""
+
     def window(self, frames: int) -> int:
-        """Latent frames that are generated for a sound of so many frames."""
+        """Latent frames that are generated for a sound of so many frames.
+
+        Raises:
+            UserError: more than it can generate.
+        """
         return frames
+
+    def set_null(self, tokens: Tensor, mask: Tensor) -> None:
+        """Take over the text of an empty caption: tokens [1, K, E], mask [1, K]; see `needs_null`."""
+
+    def combiner(self) -> Combine:
+        """How one sound's sampling combines conditional and unconditional velocity: classifier-free guidance."""
+        return combine
 
     # --- what they share ----------------------------------------------------------------------------------------------
 
@@ -144,8 +159,17 @@ class Adapter(nn.Module):
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, value: bool) -> None:
         if value != self._checkpointing:
-            (self.transformer.enable_gradient_checkpointing if value else self.transformer.disable_gradient_checkpointing)()
+            (
+                self.transformer.enable_gradient_checkpointing
+                if value
+                else self.transformer.disable_gradient_checkpointing
+            )()
         self._checkpointing = value
+
+    @property
+    def timesteps(self) -> TimestepDistribution:
+        """The distribution of t that the checkpoint was trained with: the static baseline of fine-tuning."""
+        return self.own_timesteps(self.config)
 
     def forward(
         self, x_t: Tensor, t: Tensor, condition: Condition | None = None, mask: Tensor | None = None
@@ -170,9 +194,9 @@ class Adapter(nn.Module):
         """[steps + 1] descending times, float64, at which the checkpoint's pipeline evaluates the model, and 0."""
         return times_of_sigmas(sigmas_of(self.config.scheduler, steps))
 
-    def start(self, noise: Tensor, time: float) -> Tensor:
-        """x at the first time, from standard normal noise [B, C, L]: on the cosine path it has a deviation of 1 there."""
-        return noise * math.hypot(1 - time, time) if self.predicts == "v" else noise
+    def start_scale(self, time: float) -> float:
+        """What standard normal noise is multiplied by at the first time; on the cosine path its deviation is 1 there."""
+        return math.hypot(1 - time, time) if self.predicts == "v" else 1.0
 
 
 def own_time(t: Tensor, scheduler: dict) -> Tensor:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from segue.hub import PipelineFolder
-from segue.models.adapters.base import Adapter, AdapterConfig, OwnSampling, check_scheduler, diffusers_module, plain_config
+from segue.models.adapters.base import (
+    Adapter,
+    AdapterConfig,
+    OwnSampling,
+    check_scheduler,
+    diffusers_module,
+    plain_config,
+)
 from segue.process.timesteps import TimestepDistribution, Uniform, UniformAngle
-from segue.types import Condition
+from segue.types import Condition, UserError
 
 
 class StableAudioAdapter(Adapter):
@@ -51,7 +60,9 @@ class StableAudioAdapter(Adapter):
 
     def read_conditions(self, folder: PipelineFolder) -> None:
         loader = diffusers_module().StableAudioProjectionModel
-        loaded = loader.from_pretrained(folder.part("projection_model"), local_files_only=True, torch_dtype=torch.float32)
+        loaded = loader.from_pretrained(
+            folder.part("projection_model"), local_files_only=True, torch_dtype=torch.float32
+        )
         self.start_number.load_state_dict(loaded.start_number_conditioner.state_dict())
         self.end_number.load_state_dict(loaded.end_number_conditioner.state_dict())
 
@@ -82,15 +93,25 @@ class StableAudioAdapter(Adapter):
         cos, sin = get_1d_rotary_pos_embed(half, length, use_real=True, repeat_interleave_real=False)
         return cos.to(device), sin.to(device)
 
-    @property
-    def timesteps(self) -> TimestepDistribution:
+    @classmethod
+    def own_timesteps(cls, config: AdapterConfig) -> TimestepDistribution:
         """Uniform in the path's own time: the default of stable-audio-tools, whose settings of it name no other."""
-        return UniformAngle() if self.predicts == "v" else Uniform()
+        return UniformAngle() if config.predicts == "v" else Uniform()
 
     @property
     def own_sampling(self) -> OwnSampling:
         return OwnSampling(steps=100, guidance_scale=7.0)
 
+    def set_window(self, frames: int) -> None:
+        # Its pipeline always generates windows of this length, and must do so with what is trained now.
+        self.config = replace(self.config, transformer={**self.config.transformer, "sample_size": frames})
+        self.transformer.register_to_config(sample_size=frames)
+
     def window(self, frames: int) -> int:
-        """The model generates windows of one length and is told where the sound in them ends."""
-        return max(frames, self.config.transformer["sample_size"])
+        """The model generates windows of one length, and is told where the sound in them ends."""
+        most = self.config.transformer["sample_size"]
+        if frames > most:
+            raise UserError(
+                f"--seconds: {frames} latent frames, but this model was trained on windows of {most}; hint: give less"
+            )
+        return most

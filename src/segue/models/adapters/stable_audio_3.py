@@ -6,7 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from segue.hub import PipelineFolder
-from segue.models.adapters.base import Adapter, AdapterConfig, OwnSampling, check_scheduler, diffusers_module, plain_config
+from segue.models.adapters.base import (
+    Adapter,
+    AdapterConfig,
+    OwnSampling,
+    check_scheduler,
+    diffusers_module,
+    plain_config,
+)
 from segue.process.timesteps import Shifted, TimestepDistribution, Uniform
 from segue.types import Condition
 
@@ -64,7 +71,9 @@ class StableAudio3Adapter(Adapter):
 
     def read_conditions(self, folder: PipelineFolder) -> None:
         loader = diffusers_module().StableAudio3DurationEmbedder
-        loaded = loader.from_pretrained(folder.part("duration_embedder"), local_files_only=True, torch_dtype=torch.float32)
+        loaded = loader.from_pretrained(
+            folder.part("duration_embedder"), local_files_only=True, torch_dtype=torch.float32
+        )
         self.duration.load_state_dict(loaded.state_dict())
 
     def set_null(self, tokens: Tensor, mask: Tensor) -> None:
@@ -93,10 +102,10 @@ class StableAudio3Adapter(Adapter):
             return_dict=False,
         )[0]
 
-    @property
-    def timesteps(self) -> TimestepDistribution:
+    @classmethod
+    def own_timesteps(cls, config: AdapterConfig) -> TimestepDistribution:
         """Uniform: that of its own fine-tuning script; shifted where the scheduler is."""
-        shift = self.config.scheduler.get("shift", 1.0)
+        shift = config.scheduler.get("shift", 1.0)
         return Uniform() if shift == 1.0 else Shifted(Uniform(), shift)
 
     @property
