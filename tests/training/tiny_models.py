@@ -145,3 +145,29 @@ def tiny_folders(tmp_path_factory) -> dict[str, Path]:
     for kind, folder in folders.items():
         tiny_pipeline(kind).save_pretrained(folder)
     return folders
+
+
+SECONDS = SAMPLE_SIZE * 256 / RATE_HZ  # of a clip: Stable Audio's window
+
+
+def encode(source, folder, out, captions="filename", seconds=SECONDS):
+    """The cache of `segue encode --model`; a random codec gives no sound back, which is not asked here."""
+    from segue.codecs import load_codec
+    from segue.conditioners import load_conditioner
+    from segue.data import encoding
+    from segue.data.manifest import load_manifest
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding, "check_round_trip", lambda *_: 0.0)
+        text = load_conditioner(str(folder)).for_seconds(seconds)
+        clips = load_manifest(source, captions)
+        return encoding.build_cache(clips, load_codec(str(folder)), text, out=out, seconds=seconds, dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def tiny_caches(tiny_folders, recordings, tmp_path_factory):
+    """The recordings, encoded by each tiny pipeline's own parts. Some are shorter than a row."""
+    return {
+        kind: encode(recordings, folder, tmp_path_factory.mktemp("tiny-caches") / kind)
+        for kind, folder in tiny_folders.items()
+    }

@@ -195,7 +195,7 @@ class Adapter(nn.Module):
         return times_of_sigmas(sigmas_of(self.config.scheduler, steps))
 
     def start_scale(self, time: float) -> float:
-        """What standard normal noise is multiplied by at the first time; on the cosine path its deviation is 1 there."""
+        """What standard normal noise is multiplied by at the first time: its deviation is 1 on the cosine path."""
         return math.hypot(1 - time, time) if self.predicts == "v" else 1.0
 
 

@@ -39,6 +39,9 @@ class StableAudio3Adapter(Adapter):
         super().__init__(config, transformer)
         made = diffusers_module().StableAudio3DurationEmbedder.from_config(config.conditions["duration"])
         self.duration = made.requires_grad_(False)
+        # What reads a known part of the sound (inpainting) takes no part here, and would never get a gradient.
+        for block in self.blocks:
+            block.get_submodule("to_local_embed").requires_grad_(False)
         # Numbers, not bools: the average of weights is moved by arithmetic.
         self.register_buffer("null_tokens", torch.zeros(self.text_tokens, config.text_dim))
         self.register_buffer("null_mask", torch.zeros(self.text_tokens))
