@@ -26,7 +26,7 @@ def error(method, steps):
     return float((solve(field, X, time_grid(steps), method) - EXACT).abs().max())
 
 
-@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2), ("multistep", 2)])
+@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2), ("multistep", 2), ("dpm", 2)])
 def test_convergence_order(method, order):
     measured = math.log2(error(method, 128) / error(method, 256))
     assert measured == pytest.approx(order, abs=0.15)

@@ -1,21 +1,26 @@
 """Public models behind adapters: against diffusers itself, through training, sampling and export."""
 
+import json
 from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 from running import assert_same, run
-from tiny_models import CHANNELS, KINDS, SAMPLE_SIZE, SECONDS
+from tiny_models import CHANNELS, KINDS, SAMPLE_SIZE, SECONDS, encode
 from torch.nn import functional as F
 
 from segue.conditioners import load_conditioner
+from segue.data.loader import LatentLoader
 from segue.models.adapters import load_adapter
 from segue.models.files import load_model, model_file
 from segue.pipeline import Pipeline, Sampling
+from segue.process.noise import keyed_generator
 from segue.recipes import fine_tuning, load_recipe
 from segue.training import build
+from segue.training.checkpoint import list_checkpoints
 from segue.training.config import override
+from segue.training.optim import learning_rate
 from segue.training.step import draw_example, run_model
 from segue.types import UserError
 from segue.workflows.export import export_diffusers
@@ -38,10 +43,18 @@ def pipeline_of(kind, folder):
     return pipeline
 
 
+def rows_of(cached):
+    """Four rows to train on, the first two with captions of different lengths."""
+    rows = cached.rows("train")
+    words = [len(cached.row(i)["captions"][0].split()) for i in rows]
+    return [rows[words.index(min(words))], rows[words.index(max(words))], *rows[-2:]]
+
+
 def batch_of(cached, settings, dropout=0.5):
-    """A drawn batch as the loop has it, half of its captions dropped."""
+    """A drawn batch as the loop has it, about half of its captions dropped; captions and clips of several lengths."""
     task = build.make_task(settings, cached)
-    x_0, condition, mask = task.prepare(cached.batch(cached.rows("train")[:4]), range(4))
+    x_0, condition, mask = task.prepare(cached.batch(rows_of(cached)), range(4))
+    assert len(set(condition.tokens_mask.sum(1).tolist())) > 1
     t = torch.tensor([0.1, 0.4, 0.7, 0.95])
     return draw_example(x_0, condition, mask, t, seed=1, position=0, dropout=dropout)
 
@@ -90,6 +103,11 @@ def ace_step(pipeline, transformer, example):
     noisy = (1 - example.t)[:, None, None] * example.x_0 + example.t[:, None, None] * example.eps
     silence = pipeline.condition_encoder.silence_latent[:, : noisy.shape[-1]]
     context = torch.cat([silence, torch.ones_like(silence)], dim=-1)
+    if bool(mask.all()):
+        own = torch.where(example.condition.drop[:, None, None], null, tokens)
+        context = context.expand(len(own), -1, -1)
+        found = transformer(noisy.transpose(1, 2), example.t, example.t, own, context, return_dict=False)[0]
+        return found.transpose(1, 2), example.eps - example.x_0
     found = []
     # One by one: the model attends to padding, and an example alone has none.
     for i, drop in enumerate(example.condition.drop):
@@ -143,21 +161,24 @@ def test_padding_holds_silence_and_counts_for_nothing(kind, tiny_folders, tiny_c
     behind = example.x_0[short][:, ~example.mask[short]]
     silence = build.own_space(cached).encode(torch.zeros(1, round(SECONDS * 8000)))[0][:, ~example.mask[short]]
     assert torch.equal(behind, silence)
-    lengths = [cached.row(i)["length_sec"] for i in cached.rows("train")[:4]]
+    lengths = [cached.row(i)["length_sec"] for i in rows_of(cached)]
     assert torch.equal(example.condition.seconds, torch.tensor(lengths))
     model = build.build_model(settings, cached, 0)
-    other = replace(example, eps=example.eps.where(example.mask[:, None], example.eps))
-    assert torch.equal(run_model(model, example, model.predicts).loss, run_model(model, other, model.predicts).loss)
+    found = run_model(model, example, model.predicts).loss
+    assert torch.isfinite(found).all() and bool(
+        (found != run_model(model, replace(example, mask=None), model.predicts).loss).any()
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_a_controller_a_run_is_a_plain_loop_in_diffusers(kind, tiny_folders, tiny_caches, tmp_path):
+def test_without_a_controller_a_run_is_a_plain_loop_in_diffusers(kind, tiny_folders, tiny_caches, recordings, tmp_path):
     """Bit for bit: batch, times and noise are ours, and the rest is diffusers and torch."""
-    from segue.data.loader import LatentLoader
-    from segue.training.optim import learning_rate
-
     settings = config(kind, tiny_folders, "static-checkpoint", "train.condition_dropout=0", "optim.grad_clip=0")
     cached = tiny_caches[kind]
+    if kind == "ace-step":  # captions of one length: its padding is masked here, which the model alone does not do
+        entries = [{"path": str(p), "caption": "a soft violin"} for p in sorted(recordings.iterdir())]
+        (tmp_path / "list.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        cached = encode(tmp_path / "list.jsonl", tiny_folders[kind], tmp_path / "cache", "manifest")
     _, saved = run(settings, cached, tmp_path)
 
     pipeline = pipeline_of(kind, tiny_folders[kind])
@@ -169,14 +190,10 @@ def test_without_a_controller_a_run_is_a_plain_loop_in_diffusers(kind, tiny_fold
     loader = LatentLoader(cached, "train", 4, 0)
     task = build.make_task(settings, cached)
     times = settings.policy.static_timesteps
-    from segue.process.noise import keyed_generator
-
     for seen in range(0, 24, 4):
         x_0, condition, mask = task.prepare(loader.next_batch(), range(seen, seen + 4))
         t = times.sample(4, keyed_generator(0, "times", seen), stratified=True)
         example = draw_example(x_0, condition, mask, t, seed=0, position=seen)
-        if kind == "ace-step":  # one by one is another order of sums; padding is masked in the batch, as ours does it
-            pytest.skip("its padding is masked by the adapter: equal to 1e-5, above")
         direct_losses(kind, pipeline, transformer, example).mean().backward()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings.optim, seen / 24)
@@ -188,8 +205,6 @@ def test_without_a_controller_a_run_is_a_plain_loop_in_diffusers(kind, tiny_fold
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stopped_run_goes_on_bit_for_bit(kind, tiny_folders, tiny_caches, tmp_path):
-    from segue.training.checkpoint import list_checkpoints
-
     settings = config(kind, tiny_folders)
     _, whole = run(settings, tiny_caches[kind], tmp_path)
     for folder in list_checkpoints(tmp_path)[1:]:
@@ -238,7 +253,6 @@ def test_an_example_of_ace_step_does_not_depend_on_the_others_of_its_batch(tiny_
     together = run_model(model, example, "velocity").loss
     alone = torch.cat([run_model(model, part, "velocity").loss for part in example.split(4)])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
-    assert len(set(example.condition.tokens_mask.sum(1).tolist())) > 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
