@@ -1,6 +1,7 @@
 """Public models behind adapters: against diffusers itself, through training, sampling and export."""
 
 import json
+import shutil
 from dataclasses import replace
 from functools import cache
 
@@ -176,9 +177,10 @@ def test_without_a_controller_a_run_is_a_plain_loop_in_diffusers(kind, tiny_fold
     settings = config(kind, tiny_folders, "static-checkpoint", "train.condition_dropout=0", "optim.grad_clip=0")
     cached = tiny_caches[kind]
     if kind == "ace-step":  # captions of one length: its padding is masked here, which the model alone does not do
-        entries = [{"path": str(p), "caption": "a soft violin"} for p in sorted(recordings.iterdir())]
-        (tmp_path / "list.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-        cached = encode(tmp_path / "list.jsonl", tiny_folders[kind], tmp_path / "cache", "manifest")
+        entries = [{"path": p.name, "caption": "a soft violin"} for p in sorted(recordings.iterdir())]
+        shutil.copytree(recordings, tmp_path / "sounds")
+        (tmp_path / "sounds" / "list.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        cached = encode(tmp_path / "sounds" / "list.jsonl", tiny_folders[kind], tmp_path / "cache", "manifest")
     _, saved = run(settings, cached, tmp_path)
 
     pipeline = pipeline_of(kind, tiny_folders[kind])

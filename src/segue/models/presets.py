@@ -89,7 +89,7 @@ def kept_bytes(config: BackboneConfig, batch: int, frames: int, text_tokens: int
         return saved
 
     with torch.device("meta"):
-        model = backbone_of(config)
+        model = backbone_of(config).to("meta")  # libraries put some buffers elsewhere
         model.gradient_checkpointing = checkpointing
         drop = torch.empty(batch, dtype=torch.bool)
         x_t = torch.empty(batch, config.channels, frames)
