@@ -104,7 +104,7 @@ def write_sounds(waves: dict[str, np.ndarray], rate_hz: int, folder: Path) -> No
     """The same sounds as FLAC, and the real one after the codec's round trip."""
     codec = load_codec("autoencoder")
     real = torch.from_numpy(waves["real"])[None]
-    round_trip = codec.decode(codec.encode(real), real.shape[1])[0].numpy()
+    round_trip = codec.decode(codec.encode(real[:, None]), real.shape[1])[0, 0].numpy()
     folder.mkdir(parents=True, exist_ok=True)
     for name, wave in {**waves, "codec": round_trip}.items():
         soundfile.write(folder / f"{name}.flac", wave / max(1.0, np.abs(wave).max()), rate_hz, subtype="PCM_16")

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from segue.codecs import load_codec
+from segue.codecs import codec_of
 from segue.codecs.base import Codec
 from segue.codecs.latent_space import LatentSpace
 from segue.codecs.spectral import SpectralCodec
@@ -94,7 +94,7 @@ class Pipeline:
             UserError: nothing to load there, or parts that are missing or do not fit.
         """
         saved = load_model(model_file(Path(run)), weights)
-        codec = load_codec(saved.card.codec_source, saved.card.codec["sample_rate_hz"])
+        codec = codec_of(saved.card.codec_source, saved.card.codec)
         text = saved.card.text
         conditioner = load_conditioner(text["name"], text["max_tokens"])
         return cls(saved, codec, conditioner.for_seconds(saved.card.seconds), device)
@@ -191,7 +191,7 @@ class Pipeline:
         first: int = 0,
         on_step: Callable[[], None] | None = None,
     ) -> Tensor:
-        """Waveforms [B, T] at codec.sample_rate_hz for B captions.
+        """Waveforms [B, A, T] at codec.sample_rate_hz for B captions, A = codec.audio_channels.
 
         Args:
             captions: what to generate.
@@ -231,7 +231,7 @@ class SuperResolver:
     """A super-resolution model with its codec: it generates the band above a cutoff, and keeps the band below.
 
     Attributes:
-        sample_rate_hz: of input and output.
+        sample_rate_hz, audio_channels: of input and output.
         hop_samples: samples per latent frame; chunks start at multiples of it.
         context_samples: how far from a sample the input can affect what is generated there, to within 1e-3.
         steps: default number of solver steps.
@@ -260,6 +260,7 @@ class SuperResolver:
         self.space = LatentSpace(self.codec, saved.mean.to(device), saved.std.to(device))
         self._spectrum = SpectralCodec(codec.sample_rate_hz)  # where the two bands are joined
         self.sample_rate_hz = codec.sample_rate_hz
+        self.audio_channels = codec.audio_channels
         self.hop_samples = codec.hop_samples
         trained = saved.card.degradation
         self.cutoffs_hz = (trained.get("cutoff_min_hz", 0.0), trained.get("cutoff_max_hz", codec.sample_rate_hz / 2))
@@ -280,7 +281,7 @@ class SuperResolver:
                 "no super-resolution model is shipped; name the folder of one: segue train sr-demo makes it"
             )
         saved = load_model(SHIPPED_SUPER_RESOLUTION if run is None else model_file(Path(run)), weights)
-        return cls(saved, load_codec(saved.card.codec_source, saved.card.codec["sample_rate_hz"]), device)
+        return cls(saved, codec_of(saved.card.codec_source, saved.card.codec), device)
 
     def frames(self, samples: int) -> int:
         """Latent frames of a wave."""
@@ -296,7 +297,7 @@ class SuperResolver:
 
     @torch.inference_mode()
     def resolve(self, low: Tensor, cutoff_hz: Tensor, noise: Tensor, *, steps: int = 4) -> Tensor:
-        """Full-band waves [B, T] of band-limited ones.
+        """Full-band waves [B, A, T] of band-limited ones.
 
         Below the cutoff the result is the input, by construction: in the spectrum of 32 ms windows, bins up to the
         cutoff are the input's, and bins from two above it are the model's. Band levels are those of the first solver
@@ -304,7 +305,7 @@ class SuperResolver:
         vary as real ones do, which is not audible, and would sometimes be wrong, which is.
 
         Args:
-            low: [B, T] at sample_rate_hz, with nothing above the cutoff.
+            low: [B, A, T] at sample_rate_hz, A = audio_channels, with nothing above the cutoff.
             cutoff_hz: [B].
             noise: [B, C, L], L = frames(T); rows may share it.
             steps: evaluations of the model.
@@ -336,18 +337,20 @@ class SuperResolver:
         return self._joined(low, whole, cutoff_hz).cpu()
 
     def _joined(self, low: Tensor, high: Tensor, cutoff_hz: Tensor) -> Tensor:
-        """A wave [B, T] with the spectrum of `low` up to the cutoff, and that of `high` from two bins above it."""
+        """A wave [B, A, T] with the spectrum of `low` up to the cutoff, and that of `high` from two bins above it."""
         size = self._spectrum.window_samples
         hop = self._spectrum.hop_samples
         window = self._spectrum.window.to(self.device)
         below, above = (
-            torch.stft(x, size, hop, window=window, pad_mode="constant", return_complex=True) for x in (low, high)
+            torch.stft(x.flatten(0, 1), size, hop, window=window, pad_mode="constant", return_complex=True)
+            for x in (low, high)
         )
         bin_hz = self.sample_rate_hz / size
         bins_hz = torch.arange(size // 2 + 1, device=self.device) * bin_hz
-        share = ((bins_hz - cutoff_hz.to(self.device)[:, None]) / (2 * bin_hz)).clamp(0, 1)[..., None]
+        of_sides = cutoff_hz.to(self.device).repeat_interleave(low.shape[1])
+        share = ((bins_hz - of_sides[:, None]) / (2 * bin_hz)).clamp(0, 1)[..., None]
         joined = torch.lerp(below, above, share.to(below.dtype))
-        return torch.istft(joined, size, hop, window=window, length=low.shape[-1])
+        return torch.istft(joined, size, hop, window=window, length=low.shape[-1]).view_as(low)
 
 
 def _check_same(part: str, have: dict, want: dict) -> None:

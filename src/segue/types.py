@@ -1,8 +1,8 @@
 """Terms and types that every package of segue shares: shape letters, the direction of time, Condition, ModelOutput.
 
 Shape letters, used in every docstring of the project:
-    B batch, C latent channels, L latent frames, T waveform samples, D model width, K text tokens, E text features,
-    S teacher frames, F teacher features.
+    B batch, A audio channels (1, or left and right), C latent channels, L latent frames, T waveform samples,
+    D model width, K text tokens, E text features, S teacher frames, F teacher features.
 
 Time: t = 0 is data, t = 1 is noise. x_t = (1 - t) x_0 + t eps, velocity v = eps - x_0.
 """

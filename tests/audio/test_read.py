@@ -45,7 +45,7 @@ def test_segments_join_into_the_whole(tmp_path, rate_hz):
     wave = np.cumsum(rng.standard_normal(3 * rate_hz)) / rate_hz  # a smooth random curve
     soundfile.write(tmp_path / "a.wav", wave, rate_hz, subtype="FLOAT")
     header, whole = read_header(tmp_path / "a.wav"), read_wave(tmp_path / "a.wav", 8000)
-    parts = [read_segment(tmp_path / "a.wav", header, start, 0.75, (8000,))[0] for start in (0, 0.75, 1.5, 2.25)]
+    parts = [read_segment(tmp_path / "a.wav", header, start, 0.75, (8000,))[0][0] for start in (0, 0.75, 1.5, 2.25)]
     joined = np.concatenate(parts)
     assert joined.shape == whole.shape
     assert np.abs(joined - whole)[200:-200].max() < 1e-3 * np.abs(whole).max()

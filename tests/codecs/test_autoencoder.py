@@ -45,10 +45,10 @@ def _spectrogram(wave: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("samples", [1, 63, 64, 65, 1000])
 def test_shapes_and_dtypes(network, samples):
     codec = AutoencoderCodec(network)
-    latents = codec.encode(_wave(3, samples))
+    latents = codec.encode(_wave(3, samples)[:, None])
     assert latents.shape == (3, 4, codec.latent_frames(samples))
     assert latents.dtype == torch.float32
-    assert codec.decode(latents, samples).shape == (3, samples)
+    assert codec.decode(latents, samples).shape == (3, 1, samples)
 
 
 def test_the_transform_is_inverted_by_its_inverse(network):
@@ -96,13 +96,14 @@ def test_standardisation_is_undone_by_decode(network):
     wave = _wave(2, 640)
     mean, _ = network.encode(network.analyse(wave))
     expected = (mean - network.latent_mean[:, None]) / network.latent_std[:, None]
-    torch.testing.assert_close(codec.encode(wave), expected)
-    torch.testing.assert_close(codec.decode(codec.encode(wave), 640), network.synthesise(network.predict(mean), 640))
+    torch.testing.assert_close(codec.encode(wave[:, None]), expected)
+    decoded = codec.decode(codec.encode(wave[:, None]), 640)
+    torch.testing.assert_close(decoded[:, 0], network.synthesise(network.predict(mean), 640))
 
 
 def test_rows_of_a_batch_do_not_touch(network):
     codec = AutoencoderCodec(network)
-    wave = _wave(3, 500)
+    wave = _wave(3, 500)[:, None]
     torch.testing.assert_close(codec.encode(wave)[1:2], codec.encode(wave[1:2]), rtol=1e-4, atol=1e-6)
 
 
@@ -126,7 +127,7 @@ def test_save_and_load_are_inverse(network, tmp_path):
     save_codec(network, tmp_path / "codec")
     assert os.listdir(tmp_path / "codec") == ["codec.safetensors"]
     codec = load_codec(str(tmp_path / "codec"))
-    wave = _wave(1, 640)
+    wave = _wave(1, 640)[:, None]
     original = AutoencoderCodec(network)
     assert torch.equal(codec.encode(wave), original.encode(wave))
     assert codec.fingerprint() == original.fingerprint()
@@ -137,21 +138,21 @@ def test_save_and_load_are_inverse(network, tmp_path):
 
 def test_the_fingerprint_is_of_the_latents(network):
     codec = AutoencoderCodec(network)
-    before, whole, latents = codec.fingerprint(), codec.weights_sha256(), codec.encode(_wave(1, 640))
+    before, whole, latents = codec.fingerprint(), codec.weights_sha256(), codec.encode(_wave(1, 640)[:, None])
     for name, parameter in network.named_parameters():
         parameter.data += name.startswith(DECODER)
     assert codec.fingerprint() == before, "a cache of latents stays good under another decoder"
     assert codec.weights_sha256() != whole
-    assert torch.equal(codec.encode(_wave(1, 640)), latents)
+    assert torch.equal(codec.encode(_wave(1, 640)[:, None]), latents)
     network.to_posterior[1].bias.data[0] += 1
     assert codec.fingerprint() != before
-    assert not torch.equal(codec.encode(_wave(1, 640)), latents)
+    assert not torch.equal(codec.encode(_wave(1, 640)[:, None]), latents)
 
 
 def test_half_precision_is_half_the_size_and_close(network, tmp_path):
     full, half = (save_codec(network, tmp_path / n, half=h) for n, h in (("full", False), ("half", True)))
     assert half.stat().st_size < 0.7 * full.stat().st_size
-    wave = _wave(1, 640)
+    wave = _wave(1, 640)[:, None]
     a, b = (load_autoencoder(p).encode(wave) for p in (full, half))
     torch.testing.assert_close(a, b, atol=0.02, rtol=0.02)
     assert load_autoencoder(full).fingerprint() != load_autoencoder(half).fingerprint()
@@ -159,7 +160,7 @@ def test_half_precision_is_half_the_size_and_close(network, tmp_path):
 
 def test_unusable_files_names_the_hint(network, tmp_path):
     with pytest.raises(UserError, match="0 samples"):
-        AutoencoderCodec(network).encode(torch.zeros(1, 0))
+        AutoencoderCodec(network).encode(torch.zeros(1, 1, 0))
     with pytest.raises(UserError, match="segue codec train"):
         load_codec(str(tmp_path))
     (tmp_path / "codec.safetensors").write_text("no")
@@ -197,7 +198,7 @@ def test_the_shipped_codec_loads_or_says_how_to_train_one():
     for hz in (110, 220, 440):  # tones that it never met; their level suffers (docs/log.md), their shape must not
         partials = sum(torch.sin(2 * torch.pi * hz * k * time_sec) / k for k in range(1, 6))
         note = 0.3 * (-4 * time_sec).exp() * partials
-        estimate = codec.decode(codec.encode(note[None]), 32768)[0]
+        estimate = codec.decode(codec.encode(note[None, None]), 32768)[0, 0]
         window = torch.hann_window(512)
         spectra = [torch.stft(x, 512, 128, window=window, return_complex=True).abs() for x in (note, estimate)]
         shapes = torch.stack([(spectrum + 1e-3).log().flatten() for spectrum in spectra])

@@ -8,7 +8,7 @@ from segue.codecs.gain_shape import FLOOR, OFFSET, GainShapeCodec
 
 
 def _noise(rows, samples, seed=0):
-    return 0.1 * torch.randn(rows, samples, generator=torch.Generator().manual_seed(seed))
+    return 0.1 * torch.randn(rows, 1, samples, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("rate_hz", [2000, 16000, 22050, 44100, 48000])
@@ -16,14 +16,14 @@ def test_reconstruction_is_exact_to_float32(rate_hz):
     codec = load_codec("gain-shape", rate_hz)
     wave = _noise(2, rate_hz // 2 + 7) * torch.linspace(-6, 0, rate_hz // 2 + 7).pow(1).mul(2.3).exp()
     latents = codec.encode(wave)
-    assert latents.shape == (2, codec.channels, codec.latent_frames(wave.shape[1]))
-    error = (codec.decode(latents, wave.shape[1]) - wave).square().mean().sqrt() / wave.square().mean().sqrt()
+    assert latents.shape == (2, codec.channels, codec.latent_frames(wave.shape[-1]))
+    error = (codec.decode(latents, wave.shape[-1]) - wave).square().mean().sqrt() / wave.square().mean().sqrt()
     assert error < 1e-5
 
 
 def test_silence_is_the_floor_and_comes_back_as_zero():
     codec = GainShapeCodec(16000)
-    latents = codec.encode(torch.zeros(1, 4000))
+    latents = codec.encode(torch.zeros(1, 1, 4000))
     torch.testing.assert_close(latents[:, : codec.levels], torch.full((1, 32, 16), OFFSET) + torch.tensor(FLOOR).log())
     assert not latents[:, codec.levels :].any() and not codec.decode(latents, 4000).any()
 

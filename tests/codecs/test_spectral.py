@@ -37,7 +37,7 @@ def _signals(rate_hz: int, samples: int) -> dict[str, torch.Tensor]:
 def test_reconstruction_is_exact_to_float32(rate_hz):
     codec = SpectralCodec(rate_hz)
     for name, wave in _signals(rate_hz, rate_hz + 7).items():
-        estimate = codec.decode(codec.encode(wave[None]), len(wave))[0]
+        estimate = codec.decode(codec.encode(wave[None, None]), len(wave))[0, 0]
         assert _snr_db(estimate, wave) >= 100, name
 
 
@@ -45,7 +45,7 @@ def test_reconstruction_is_exact_to_float32(rate_hz):
 @given(samples=st.integers(1, 2000), level_db=st.integers(-120, 0))
 def test_any_length_and_level_comes_back(samples, level_db):
     codec = SpectralCodec(16000)
-    wave = 10 ** (level_db / 20) * torch.randn(2, samples, generator=torch.Generator().manual_seed(samples))
+    wave = 10 ** (level_db / 20) * torch.randn(2, 1, samples, generator=torch.Generator().manual_seed(samples))
     latents = codec.encode(wave)
     assert latents.shape == (2, codec.channels, codec.latent_frames(samples))
     assert latents.dtype == torch.float32
@@ -56,26 +56,26 @@ def test_any_length_and_level_comes_back(samples, level_db):
 
 def test_silence_is_exactly_zero_both_ways():
     codec = SpectralCodec(16000)
-    latents = codec.encode(torch.zeros(1, 5000))
+    latents = codec.encode(torch.zeros(1, 1, 5000))
     assert not latents.any()
     assert not codec.decode(latents, 5000).any()
 
 
 def test_no_channel_is_dead_and_the_scale_is_stated():
     codec = SpectralCodec(16000)
-    latents = codec.encode(0.1 * torch.randn(1, 16000, generator=torch.Generator().manual_seed(1)))
+    latents = codec.encode(0.1 * torch.randn(1, 1, 16000, generator=torch.Generator().manual_seed(1)))
     assert codec.channels == 512
     assert codec.frame_rate_hz == 62.5
     assert latents.std(dim=(0, 2)).min() > 0.05
     # A full-scale sine at the centre of bin 20 has magnitude 1, whatever the compression.
     sine = torch.sin(2 * math.pi * 20 * torch.arange(16000) / 512)
-    spectrum = codec.encode(sine[None])[0]
+    spectrum = codec.encode(sine[None, None])[0]
     magnitude = (spectrum[20].square() + spectrum[257 + 19].square()).sqrt()
     torch.testing.assert_close(magnitude[2:-2], torch.ones(len(magnitude) - 4), rtol=1e-4, atol=0)
 
 
 def test_compression_acts_on_magnitudes_only():
-    wave = 0.1 * torch.randn(1, 4000, generator=torch.Generator().manual_seed(2))
+    wave = 0.1 * torch.randn(1, 1, 4000, generator=torch.Generator().manual_seed(2))
     plain, compressed = (SpectralCodec(16000, c).encode(wave) for c in (1.0, 0.3))
     real, imag = plain[:, 1:256], plain[:, 257:]
     gain = torch.complex(real, imag).abs() ** -0.7
@@ -86,8 +86,8 @@ def test_compression_acts_on_magnitudes_only():
 def test_without_compression_energy_is_kept():
     """The frame is tight: summed over both signs of frequency, latent energy is waveform energy times a constant."""
     codec = SpectralCodec(16000, 1.0)
-    wave = torch.zeros(1, 8192)
-    wave[:, 1000:7000] = torch.randn(6000, generator=torch.Generator().manual_seed(3))
+    wave = torch.zeros(1, 1, 8192)
+    wave[..., 1000:7000] = torch.randn(6000, generator=torch.Generator().manual_seed(3))
     latents = codec.encode(wave).double()
     energy = 2 * latents.square().sum() - latents[:, [0, 256]].square().sum()
     expected = wave.double().square().sum() * codec.window_samples * codec.scale**2
@@ -108,7 +108,7 @@ def test_fingerprint_tells_settings_apart():
 
 def test_bad_settings_and_names_names_the_hint():
     for call in (
-        lambda: SpectralCodec(16000).encode(torch.zeros(1, 0)),
+        lambda: SpectralCodec(16000).encode(torch.zeros(1, 1, 0)),
         lambda: SpectralCodec(500),
         lambda: SpectralCodec(16000, 0.0),
     ):

@@ -12,25 +12,28 @@ from segue.ssl.base import Teacher
 
 
 class FakeCodec(Codec):
-    """Latents are the wave itself, cut into frames of `hop` samples: [B, hop, L]."""
+    """Latents are the waves themselves, cut into frames of `hop` samples: [B, A * hop, L], one side behind the other."""
 
     name = source = "fake"
     sample_rate_hz = 8000
 
-    def __init__(self, hop: int = 100, statistics: str = "channel", gain: float = 1.0) -> None:
-        self.channels = self.hop_samples = hop
-        self.statistics, self.gain = statistics, gain
+    def __init__(self, hop: int = 100, statistics: str = "channel", gain: float = 1.0, audio_channels: int = 1) -> None:
+        self.hop_samples, self.channels = hop, hop * audio_channels
+        self.statistics, self.gain, self.audio_channels = statistics, gain, audio_channels
 
     def encode(self, wave):
-        short = -wave.shape[1] % self.hop_samples
+        self.check_wave(wave)
+        short = -wave.shape[-1] % self.hop_samples
         wave = torch.nn.functional.pad(wave, (0, short))
-        return self.gain * wave.unflatten(1, (-1, self.hop_samples)).transpose(1, 2).contiguous()
+        return self.gain * wave.unflatten(2, (-1, self.hop_samples)).transpose(2, 3).flatten(1, 2).contiguous()
 
     def decode(self, latents, samples):
-        return latents.transpose(1, 2).flatten(1)[:, :samples] / self.gain
+        sides = latents.unflatten(1, (self.audio_channels, -1))
+        return sides.transpose(2, 3).flatten(2)[..., :samples] / self.gain
 
     def fingerprint(self):
-        return {"codec": "fake", "hop": self.hop_samples, "gain": self.gain}
+        stereo = {"audio_channels": 2} if self.audio_channels == 2 else {}
+        return {"codec": "fake", "hop": self.hop_samples, "gain": self.gain, **stereo}
 
 
 class FakeText(TextConditioner):

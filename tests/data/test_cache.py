@@ -62,7 +62,7 @@ def test_rows_hold_the_sound_captions_and_fields(build, fakes, small_set):
         latents, mask = cache.latents([i])
         assert int(mask.sum()) == row["frames"] == -(-samples // 100)
         assert not latents[0][:, ~mask[0]].any()
-        torch.testing.assert_close(fakes.FakeCodec().decode(latents, samples)[0], wave[start : start + samples])
+        torch.testing.assert_close(fakes.FakeCodec().decode(latents, samples)[0, 0], wave[start : start + samples])
         assert row["split"] == clip.split and row["fields"] == {"number": clip.fields["number"]}
         assert tuple(row["captions"]) == clip.captions
         seen.setdefault(row["id"], []).append((row["start_sec"], row["length_sec"]))
@@ -404,7 +404,7 @@ def test_variants_are_the_recording_later_and_softer(build, fakes, small_set):
             : round(row["length_sec"] * 8000)
         ]
         played = np.pad(wave * 10 ** (variant["gain_db"] / 20), (round(variant["delay_sec"] * 8000), samples))[:samples]
-        expected = codec.encode(torch.from_numpy(played.astype(np.float32))[None])[0, :, : row["frames"]]
+        expected = codec.encode(torch.from_numpy(played.astype(np.float32))[None, None])[0, :, : row["frames"]]
         torch.testing.assert_close(cache.latents([i])[0][0][:, : row["frames"]], expected, atol=1e-5, rtol=1e-5)
     assert varied >= 2 * len({cache.row(i)["id"] for i in cache.rows("train")}) > 0
     starts = {

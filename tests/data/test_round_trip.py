@@ -8,7 +8,7 @@ from segue.types import UserError
 TIME_SEC = torch.arange(16000) / 16000
 WAVES = torch.stack(
     [0.3 * torch.sin(2 * torch.pi * hz * TIME_SEC) * torch.exp(-3 * TIME_SEC) for hz in (220, 440, 900)]
-)
+)[:, None]
 
 
 class Broken:
@@ -47,7 +47,7 @@ def test_a_few_sounds_that_a_codec_cannot_render_are_no_broken_codec():
     def answer(x):
         return noise(x) if float(x.abs().max()) > 0.5 else x
 
-    waves = torch.cat([WAVES, 3 * WAVES[:1], torch.zeros(4, 16000)])
+    waves = torch.cat([WAVES, 3 * WAVES[:1], torch.zeros(4, 1, 16000)])
     assert check_round_trip(Broken(answer), waves, "mine") < 1e-3
     with pytest.raises(UserError, match="gives back noise"):
         check_round_trip(Broken(answer), 3 * waves, "mine")

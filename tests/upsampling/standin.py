@@ -13,6 +13,8 @@ class StandIn:
     steps = 4
     cutoffs_hz = (2000.0, 12_000.0)
 
+    audio_channels = 1
+
     def __init__(self, sample_rate_hz=16000, shake=0.5):
         self.sample_rate_hz = sample_rate_hz
         self.hop_samples = sample_rate_hz // 125  # band replication's own grid
@@ -32,6 +34,6 @@ class StandIn:
 
     def resolve(self, low, cutoff_hz, noise, *, steps):
         self.calls.append(tuple(low.shape))
-        wide = band_replication(low, self.sample_rate_hz, float(cutoff_hz[0]))
-        gain = 1.0 + self.shake * noise.repeat_interleave(self.hop_samples, dim=-1)[:, 0, : low.shape[1]]
+        wide = band_replication(low.flatten(0, 1), self.sample_rate_hz, float(cutoff_hz[0])).view_as(low)
+        gain = 1.0 + self.shake * noise.repeat_interleave(self.hop_samples, dim=-1)[:, :1, : low.shape[-1]]
         return low + gain * (wide - low)

@@ -1,7 +1,9 @@
 """Reading sound files of any kind: headers, whole files, stretches of them, and what can be wrong with them.
 
-All waves are float32; mono ones are the mean of the channels. What a header claims is never believed beyond what can be
-decoded: samples are counted as they come, block by block, and checked alike (`sound.refuse_levels`) by every reader.
+All waves are float32, of as many channels as are asked for: mono is the mean of the channels, stereo is left and right,
+and a mono file is on both sides; more than two channels have no places in stereo, and are refused. What a header claims
+is never believed beyond what can be decoded: samples are counted as they come, block by block, and checked alike
+(`sound.refuse_levels`) by every reader.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from segue.audio.sound import (
     Levels,
     refuse_levels,
 )
-from segue.audio.stereo import to_mono
+from segue.audio.stereo import fitted
 
 _CONTEXT_SEC = 0.05  # read around a stretch, so that the resampler's filter sees its neighbours
 
@@ -58,13 +60,17 @@ def read_header(path: Path) -> Header:
     return header
 
 
-def examine(path: Path) -> tuple[Header, Levels]:
+def examine(path: Path, channels: int = 1) -> tuple[Header, Levels]:
     """Decode a whole file in pieces and check it.
 
+    Args:
+        channels: as which it will be read: 1 or 2.
+
     Raises:
-        BadAudio: what `read_header` raises; damaged, non-finite, beyond any level, too short, silent.
+        BadAudio: what `read_header` raises; damaged, non-finite, beyond any level, too short, silent; more than
+            two channels, where it will be read as stereo.
     """
-    # Loudness is judged in mono, since that is what is trained on; clipping on each channel, where it happened.
+    # Loudness is judged in what is trained on; clipping on each channel, where it happened.
     peak = loudest_channel = 0.0
     clipped = decoded = 0
     with opened(path) as source:
@@ -73,12 +79,17 @@ def examine(path: Path) -> tuple[Header, Levels]:
             magnitude = np.abs(block)
             loudest_channel = max(loudest_channel, float(magnitude.max()))
             clipped += int((magnitude >= CLIPPED_PEAK).any(axis=1).sum())
-            peak = max(peak, float(np.abs(to_mono(block)).max()))
+            peak = max(peak, float(np.abs(_fitted(path, block, channels)).max()))
         header = replace(source.header, frames=decoded)
     # Length and silence are known only at the end, and both count what was decoded, not what was claimed.
     _refuse_short(path, header)
     if peak <= SILENT_PEAK:
-        raise BadAudio(path, "silent" if loudest_channel <= SILENT_PEAK else "silent: its channels cancel in mono")
+        raise BadAudio(
+            path,
+            "silent"
+            if loudest_channel <= SILENT_PEAK
+            else "silent: its channels cancel in mono, and only a stereo codec keeps them",
+        )
     return header, Levels(peak, clipped / decoded)
 
 
@@ -111,20 +122,35 @@ def read_mono(path: Path | str) -> tuple[np.ndarray, int]:
     Raises:
         BadAudio: as `read_wave`.
     """
+    sound, rate_hz = read_sound(path, 1)
+    return sound[0], rate_hz
+
+
+def read_sound(path: Path | str, channels: int) -> tuple[np.ndarray, int]:
+    """A whole file as [channels, n] at its own rate, and that rate in Hz.
+
+    Raises:
+        BadAudio: as `read_wave`; more than two channels where stereo is asked for.
+    """
     path = Path(path) if isinstance(path, str) else path
     with opened(path) as source:
-        mono = np.concatenate([to_mono(block) for block in _judged(path, source)])
+        sound = np.concatenate([_fitted(path, block, channels) for block in _judged(path, source)])
         rate_hz = source.header.sample_rate_hz
-    if np.abs(mono).max() <= SILENT_PEAK:
+    if np.abs(sound).max() <= SILENT_PEAK:
         raise BadAudio(path, "silent")
-    return mono, rate_hz
+    return np.ascontiguousarray(sound.T), rate_hz
 
 
 def read_segment(
-    path: Path, header: Header, start_sec: float, length_sec: float, sample_rates_hz: tuple[int, ...]
+    path: Path,
+    header: Header,
+    start_sec: float,
+    length_sec: float,
+    sample_rates_hz: tuple[int, ...],
+    channels: int = 1,
 ) -> list[np.ndarray]:
     """One stretch of a file; see `Stretches.read`."""
-    with Stretches(path, header, sample_rates_hz) as stretches:
+    with Stretches(path, header, sample_rates_hz, channels) as stretches:
         return stretches.read(start_sec, length_sec)
 
 
@@ -135,18 +161,20 @@ class Stretches:
     behind it. May be used by several threads, one at a time.
     """
 
-    def __init__(self, path: Path, header: Header, sample_rates_hz: Sequence[int]) -> None:
+    def __init__(self, path: Path, header: Header, sample_rates_hz: Sequence[int], channels: int = 1) -> None:
         """
         Args:
             header: of the file, its samples counted: as `read_header` or `examine` gives it.
+            channels: of what is read, 1 or 2.
         """
         self._path = path
         self._header = header
         self._rates_hz = tuple(sample_rates_hz)
+        self._channels = channels
         self._lock = Lock()
         self._opened: ExitStack | None = None
         self._blocks: Iterator[np.ndarray] = iter(())
-        self._held = np.zeros(0, np.float32)
+        self._held = np.zeros((0, channels), np.float32)
         self._start = 0  # sample of the file that `_held` begins with
 
     def __enter__(self) -> Stretches:
@@ -161,7 +189,7 @@ class Stretches:
             self._close()
 
     def read(self, start_sec: float, length_sec: float) -> list[np.ndarray]:
-        """A stretch as mono [round(length_sec * rate)], once for each rate; zeros beyond the file's end.
+        """A stretch as [channels, round(length_sec * rate)], once for each rate; zeros beyond the file's end.
 
         Raises:
             BadAudio: damaged, truncated, non-finite, or beyond any level.
@@ -173,11 +201,11 @@ class Stretches:
         # Not beyond the file's end: what lies behind it is filled with zeros after resampling.
         last = min(self._header.frames, ceil((start_sec + length_sec + _CONTEXT_SEC) * rate_hz))
         with self._lock:
-            mono = self._samples(first, max(first, last))
-        return [_cut(mono, rate_hz, start_sec - first / rate_hz, length_sec, wanted) for wanted in self._rates_hz]
+            sound = self._samples(first, max(first, last))
+        return [_cut(sound, rate_hz, start_sec - first / rate_hz, length_sec, wanted) for wanted in self._rates_hz]
 
     def _samples(self, first: int, last: int) -> np.ndarray:
-        """Samples [first, last) of the file, mono."""
+        """Samples [first, last) of the file, [n, channels]."""
         # Begin anew where the wanted stretch lies behind us, or far ahead in a file that can be sought in.
         end = self._start + len(self._held)
         if self._opened is None or first < self._start:
@@ -190,7 +218,7 @@ class Stretches:
         # Piece by piece, since a header may claim more than memory holds: what is kept is what was there.
         while end < last and (block := next(self._blocks, None)) is not None:
             refuse_levels(self._path, block)
-            piece = to_mono(block)
+            piece = _fitted(self._path, block, self._channels)
             end += len(piece)
             if end <= first:
                 self._start = end
@@ -198,7 +226,7 @@ class Stretches:
                 continue
             pieces.append(piece)
         # Keep what the next stretch may share with this one.
-        held = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+        held = np.concatenate(pieces) if pieces else self._held[:0]
         dropped = min(max(0, first - self._start), len(held))
         self._held = held[dropped:]
         self._start += dropped
@@ -222,17 +250,19 @@ class Stretches:
             self._blocks = iter(())
             self._opened.close()
         self._opened = None
-        self._held = np.zeros(0, np.float32)
+        self._held = self._held[:0].copy()
 
 
 class Readers:
     """The files that were read last, kept open: many stretches of one file cost one pass over it. Thread-safe."""
 
-    def __init__(self, sample_rates_hz: Sequence[int], most: int = 8) -> None:
+    def __init__(self, sample_rates_hz: Sequence[int], most: int = 8, channels: int = 1) -> None:
         """
         Args:
             most: how many files are kept open.
+            channels: of what is read, 1 or 2.
         """
+        self._channels = channels
         self._rates_hz = tuple(sample_rates_hz)
         self._most = most
         self._open: OrderedDict[Path, Stretches] = OrderedDict()
@@ -251,7 +281,7 @@ class Readers:
         old = []
         with self._lock:
             # Taken out and put back at the end: the order of the dictionary is the order of use.
-            stretches = self._open.pop(path, None) or Stretches(path, header, self._rates_hz)
+            stretches = self._open.pop(path, None) or Stretches(path, header, self._rates_hz, self._channels)
             self._open[path] = stretches
             while len(self._open) > self._most:
                 old.append(self._open.popitem(last=False)[1])
@@ -276,15 +306,26 @@ def _judged(path: Path, source: Source, block_frames: int | None = None) -> Iter
         raise BadAudio(path, "zero length: no samples")
 
 
+def _fitted(path: Path, block: np.ndarray, channels: int) -> np.ndarray:
+    """`stereo.fitted`, of a file."""
+    try:
+        return fitted(block, channels)
+    except ValueError as error:
+        raise BadAudio(
+            path, f"{error} channels, where a stereo codec takes 1 or 2; hint: mix it down, as ffmpeg -ac 2 does"
+        ) from None
+
+
 def _refuse_short(path: Path, header: Header) -> None:
     if header.seconds < TOO_SHORT_SEC:
         raise BadAudio(path, f"too short: {header.frames} samples, {1000 * header.seconds:.1f} ms")
 
 
-def _cut(mono: np.ndarray, rate_hz: int, offset_sec: float, length_sec: float, wanted_hz: int) -> np.ndarray:
+def _cut(sound: np.ndarray, rate_hz: int, offset_sec: float, length_sec: float, wanted_hz: int) -> np.ndarray:
+    """[n, channels] -> [channels, round(length_sec * wanted_hz)]."""
     # Resampled with its neighbours and cut after that, so that the filter leaves no seam at the edges.
-    made = resample(mono, rate_hz, wanted_hz)
+    made = resample(sound, rate_hz, wanted_hz)
     start = round(offset_sec * wanted_hz)
     samples = round(length_sec * wanted_hz)
     piece = made[start : start + samples]
-    return np.pad(piece, (0, samples - len(piece)))
+    return np.pad(piece.T, ((0, 0), (0, samples - len(piece))))

@@ -1,4 +1,4 @@
-"""Channels: their mean, and what a model is given of a stereo pair, so that sounds keep their places."""
+"""Channels: as many as a codec has, and what a model is given of a stereo pair, so that sounds keep their places."""
 
 from __future__ import annotations
 
@@ -13,6 +13,19 @@ _CORRELATED = 0.1  # channels that agree less have no common axis
 def to_mono(samples: np.ndarray) -> np.ndarray:
     """[n, channels] -> [n], the mean of the channels."""
     return samples.mean(axis=1)
+
+
+def fitted(samples: np.ndarray, channels: int) -> np.ndarray:
+    """[n, any] -> [n, channels]: mono is the mean of all channels, and a mono sound is on both sides of a stereo one.
+
+    Raises:
+        ValueError: more than two channels, which stereo has no places for.
+    """
+    if channels == 1:
+        return to_mono(samples)[:, None]
+    if samples.shape[1] > channels:
+        raise ValueError(samples.shape[1])
+    return np.broadcast_to(samples, (len(samples), channels))
 
 
 def axes(covariance: np.ndarray, mode: str) -> np.ndarray:

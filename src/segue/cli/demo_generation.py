@@ -39,7 +39,8 @@ def write_report(demo: Trained) -> list[str]:
     reference = classifier.predict(compared, rate).embedding
 
     # Decoded in parts, since the codec's memory grows with the batch.
-    round_trip = torch.cat([codec.decode(codec.encode(part), part.shape[1]) for part in real.split(32)])
+    sides = real[:, None].expand(-1, codec.audio_channels, -1)
+    round_trip = torch.cat([codec.decode(codec.encode(part), part.shape[-1]).mean(dim=1) for part in sides.split(32)])
     references = {
         "real": measure_notes(classifier, real, rate, labels, reference),
         "codec_round_trip": measure_notes(classifier, round_trip, rate, labels, reference),
@@ -52,7 +53,7 @@ def write_report(demo: Trained) -> list[str]:
     for name, result in demo.results.items():
         say(f"    generating with {name}")
         pipeline = Pipeline.load(result.run_dir)
-        made = pipeline.generate([c.captions[0] for c in asked], sampling=sampling)
+        made = pipeline.generate([c.captions[0] for c in asked], sampling=sampling).mean(dim=1)
         measures = measure_notes(classifier, made, rate, labels, reference)
         variants[name] = measures | training_figures(name, result)
         waves = pipeline.generate([c.captions[0] for c in prompts], sampling=sampling)

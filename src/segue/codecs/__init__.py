@@ -9,22 +9,23 @@ from pathlib import Path
 from segue.codecs.base import Codec
 from segue.types import UserError
 
+CHANNEL_WORDS = {1: "mono", 2: "stereo"}
 SHIPPED = Path(__file__).parent.parent / "weights" / "codec"
 
 
-def _spectral(sample_rate_hz: int | None) -> Codec:
+def _spectral(sample_rate_hz: int | None, audio_channels: int | None) -> Codec:
     from segue.codecs.spectral import SpectralCodec
 
-    return SpectralCodec(sample_rate_hz or 16000)
+    return SpectralCodec(sample_rate_hz or 16000, audio_channels=audio_channels or 1)
 
 
-def _gain_shape(sample_rate_hz: int | None) -> Codec:
+def _gain_shape(sample_rate_hz: int | None, audio_channels: int | None) -> Codec:
     from segue.codecs.gain_shape import GainShapeCodec
 
-    return GainShapeCodec(sample_rate_hz or 16000)
+    return GainShapeCodec(sample_rate_hz or 16000, audio_channels=audio_channels or 1)
 
 
-def _shipped(sample_rate_hz: int | None) -> Codec:
+def _shipped(sample_rate_hz: int | None, audio_channels: int | None) -> Codec:
     if not (SHIPPED / "codec.safetensors").is_file():
         raise UserError(
             "no trained codec is shipped; hint: --codec spectral, or train one: segue codec train SOURCE --out DIR"
@@ -63,27 +64,28 @@ def _is_pretrained(folder: Path) -> bool:
     return any('"model_type"' in text or '"_class_name"' in text for text in texts)
 
 
-CODECS: dict[str, Callable[[int | None], Codec]] = {
+CODECS: dict[str, Callable[[int | None, int | None], Codec]] = {
     "spectral": _spectral,
     "gain-shape": _gain_shape,
     "autoencoder": _shipped,
 }
 
 
-def load_codec(name_or_path: str, sample_rate_hz: int | None = None) -> Codec:
+def load_codec(name_or_path: str, sample_rate_hz: int | None = None, audio_channels: int | None = None) -> Codec:
     """A codec by name, a trained one by its folder, or a DAC, EnCodec or Oobleck one by hub name or folder.
 
     Args:
         name_or_path: "spectral" or "gain-shape" (any rate), "autoencoder" (the shipped weights), what `segue codec
             train` wrote, or a hub name (OWNER/NAME) or local folder of a transformers or diffusers codec.
         sample_rate_hz: the rate wanted; None takes the codec's own (16 kHz for those of any rate).
+        audio_channels: channels wanted, 1 or 2; None takes the codec's own (1 for those that take either).
 
     Raises:
-        UserError: an unknown name, no such codec, or a codec of another rate.
+        UserError: an unknown name, no such codec, or a codec of another rate or of other channels.
     """
     path = Path(name_or_path)
     if name_or_path in CODECS:
-        codec = CODECS[name_or_path](sample_rate_hz)
+        codec = CODECS[name_or_path](sample_rate_hz, audio_channels)
     elif _is_pretrained(path):
         # A folder that exists wins over a hub name of the same spelling.
         codec = _pretrained(name_or_path, sample_rate_hz)
@@ -97,8 +99,23 @@ def load_codec(name_or_path: str, sample_rate_hz: int | None = None) -> Codec:
             f"unknown codec {name_or_path!r}; hint: one of {', '.join(CODECS)}, the folder of a trained codec, "
             "or a hub name (OWNER/NAME)"
         )
+    if audio_channels not in (None, codec.audio_channels):
+        has, wanted = (CHANNEL_WORDS.get(n, f"{n} channels") for n in (codec.audio_channels, audio_channels))
+        raise UserError(
+            f"{name_or_path}: a {has} codec, not {wanted}; hint: leave --channels out, or take a {wanted} one "
+            "(--codec spectral takes either, segue codec train makes one)"
+        )
     codec.source = name_or_path
     return codec
+
+
+def codec_of(source: str, fingerprint: dict) -> Codec:
+    """The codec that a cache or a model was made with, from where it came and its fingerprint.
+
+    Raises:
+        UserError: as `load_codec`.
+    """
+    return load_codec(source, fingerprint["sample_rate_hz"], fingerprint.get("audio_channels"))
 
 
 def default_codec() -> str:
@@ -106,4 +123,4 @@ def default_codec() -> str:
     return "autoencoder" if (SHIPPED / "codec.safetensors").is_file() else "spectral"
 
 
-__all__ = ["CODECS", "Codec", "default_codec", "load_codec"]
+__all__ = ["CHANNEL_WORDS", "CODECS", "Codec", "codec_of", "default_codec", "load_codec"]

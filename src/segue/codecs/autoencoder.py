@@ -257,23 +257,21 @@ class AutoencoderCodec(Codec):
 
     @torch.inference_mode()
     def encode(self, wave: Tensor) -> Tensor:
-        """[B, T] -> [B, C, L], mean near 0 and standard deviation near 1 on the sounds that it was trained on.
+        """[B, A, T] -> [B, C, L], mean near 0 and standard deviation near 1 on the sounds that it was trained on.
 
-        Raises:
-            UserError: an empty waveform.
+        See `Codec.encode` for what it raises.
         """
-        if not wave.shape[-1]:
-            raise UserError("cannot encode a waveform of 0 samples; hint: leave empty clips out")
-        wave = wave.to(self.network.latent_mean.device, torch.float32)
+        self.check_wave(wave)
+        wave = wave[:, 0].to(self.network.latent_mean.device, torch.float32)
         mean, _ = self.network.encode(self.network.analyse(wave))
         return (mean - self.network.latent_mean[:, None]) / self.network.latent_std[:, None]
 
     def decode(self, latents: Tensor, samples: int) -> Tensor:
-        """[B, C, L] -> [B, samples]. Weights are frozen; a gradient passes to the latents where they ask for one."""
+        """[B, C, L] -> [B, A, samples]. Weights are frozen; a gradient passes to the latents where they ask for one."""
         latents = latents.to(self.network.latent_mean.device, torch.float32)
         # Statistics first taken off, now put back: the network knows raw latents only.
         raw = latents * self.network.latent_std[:, None] + self.network.latent_mean[:, None]
-        return self.network.synthesise(self.network.predict(raw), samples)
+        return self.network.synthesise(self.network.predict(raw), samples)[:, None]
 
     def fingerprint(self) -> dict:
         """Configuration and hash of what makes latents, so that a cache outlives a refined decoder."""

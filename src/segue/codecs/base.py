@@ -8,14 +8,22 @@ from math import ceil
 import torch
 from torch import Tensor
 
+from segue.types import UserError
+
 
 class Codec(ABC):
-    """Turns mono waveforms into latent frames and back. Frozen: it never trains inside a diffusion run.
+    """Turns waveforms [B, A, T] into latent frames [B, C, L] and back. Frozen: it never trains inside a diffusion run.
+
+    A waveform has A = `audio_channels` channels: 1 (mono), or 2, of which the first is the left one. A codec takes and
+    gives exactly as many as it has; whoever reads files makes them fit (`segue.audio.stereo.fitted`). How the two sides
+    share the latents is the codec's own affair, as long as they come back in their places.
 
     Subclasses set these as attributes or properties:
         name: short name, as the command line knows it.
         source: what `load_codec` takes to make it again, a name or a path; not part of the fingerprint.
         sample_rate_hz: rate of the waveforms.
+        audio_channels: A, channels of the waveforms. Where a codec takes 1 or 2 by choice, its fingerprint says
+            "audio_channels" where it is 2, and nothing where it is 1.
         channels: C, latent channels.
         hop_samples: waveform samples per latent frame.
         statistics: "channel" where latents are standardised per channel, "global" where one mean and one standard
@@ -27,6 +35,7 @@ class Codec(ABC):
     name: str
     source: str
     sample_rate_hz: int
+    audio_channels: int = 1
     channels: int
     hop_samples: int
     statistics: str = "channel"
@@ -42,15 +51,33 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(self, wave: Tensor) -> Tensor:
-        """[B, T] float waveform in [-1, 1] -> [B, C, L] float32 latents, L = latent_frames(T)."""
+        """[B, A, T] float waveform in [-1, 1] -> [B, C, L] float32 latents, L = latent_frames(T).
+
+        Raises:
+            ValueError, UserError: as `check_wave`, which every codec calls first.
+        """
 
     @abstractmethod
     def decode(self, latents: Tensor, samples: int) -> Tensor:
-        """[B, C, L] latents -> [B, samples] float32 waveform."""
+        """[B, C, L] latents -> [B, A, samples] float32 waveform."""
 
     @abstractmethod
     def fingerprint(self) -> dict:
         """JSON-able settings (and weight hash, where there are weights) that decide the latents; keys the cache."""
+
+    def check_wave(self, wave: Tensor) -> None:
+        """Refuse what is no waveform of this codec.
+
+        Raises:
+            ValueError: not [B, A, T].
+            UserError: an empty waveform.
+        """
+        if wave.ndim != 3 or wave.shape[1] != self.audio_channels:
+            raise ValueError(
+                f"the codec {self.name} takes waveforms [B, {self.audio_channels}, T], not {list(wave.shape)}"
+            )
+        if not wave.shape[-1]:
+            raise UserError("cannot encode a waveform of 0 samples; hint: leave empty clips out")
 
     def latent_frames(self, samples: int) -> int:
         """Latent frames of a waveform of `samples` samples."""

@@ -2,8 +2,8 @@
 
 Latents are continuous: of DAC and EnCodec the encoder's output before it is quantised, of Oobleck the posterior's mean.
 The decoders of DAC and EnCodec were trained on quantised latents; here they get them unquantised.
-Waveforms are padded with silence to whole frames, so that T samples give ceil(T / hop) of them. Stereo codecs get a
-mono waveform on both sides, and the mean of their two sides is what they give back.
+Waveforms are padded with silence to whole frames, so that T samples give ceil(T / hop) of them. Sides stay sides: a
+stereo codec takes and gives two channels, a mono one has one.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ _WEIGHTS = (
 _OF_DIFFUSERS = {"AutoencoderOobleck": "oobleck", "AutoencoderSAME": "same"}
 # Quieter chunks are not raised to full level: 80 dB below full scale.
 _LEAST_LEVEL = 1e-4
+# Of the level of both sides that of their mean is taken for at least; a sound on one side alone comes to 0.7.
+_LEAST_SHARE = 0.25
 
 
 class PretrainedCodec(Codec):
@@ -39,30 +41,25 @@ class PretrainedCodec(Codec):
 
     statistics = "channel"
 
-    def __init__(self, source: str, network: Any, sample_rate_hz: int, sides: int, sha256: str) -> None:
+    def __init__(self, source: str, network: Any, sample_rate_hz: int, audio_channels: int, sha256: str) -> None:
         self.source = source
         self.network = network.float().eval().requires_grad_(False)
         self.sample_rate_hz = int(sample_rate_hz)
-        self.sides = sides
+        self.audio_channels = int(audio_channels)
         self._sha256 = sha256
 
     @torch.inference_mode()
     def encode(self, wave: Tensor) -> Tensor:
-        """[B, T] -> [B, C, L], L = ceil(T / hop_samples).
-
-        Raises:
-            UserError: an empty waveform.
-        """
-        if not wave.shape[-1]:
-            raise UserError("cannot encode a waveform of 0 samples; hint: leave empty clips out")
+        """[B, A, T] -> [B, C, L], L = ceil(T / hop_samples); see `Codec.encode` for what it raises."""
+        self.check_wave(wave)
         wave = wave.to(self._device, torch.float32)
         wave = F.pad(wave, (0, -wave.shape[-1] % self.hop_samples))
-        return self._encode(wave[:, None].expand(-1, self.sides, -1)).float()
+        return self._encode(wave).float()
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, samples: int) -> Tensor:
-        """[B, C, L] -> [B, samples]. A decoder may give some samples less than L hops: then silence ends it."""
-        wave = self._decode(latents.to(self._device, torch.float32)).mean(dim=1)[:, :samples]
+        """[B, C, L] -> [B, A, samples]. A decoder may give some samples less than L hops: then silence ends it."""
+        wave = self._decode(latents.to(self._device, torch.float32))[..., :samples]
         # Some decoders give a little less than whole hops.
         return F.pad(wave, (0, samples - wave.shape[-1]))
 
@@ -78,7 +75,7 @@ class PretrainedCodec(Codec):
 
     def describe(self) -> str:
         """One line: rate, latents, sides and normalisation."""
-        sides = "stereo: mono on both sides, mean of both back" if self.sides == 2 else "mono"
+        sides = "stereo" if self.audio_channels == 2 else "mono"
         return (
             f"{self.source} ({self.name}): {self.sample_rate_hz:,} Hz, {sides}, {self.channels} channels at "
             f"{self.frame_rate_hz:g} frames/s, {self._latents}"
@@ -149,8 +146,10 @@ class EncodecCodec(PretrainedCodec):
     def _encode_chunk(self, wave: Tensor) -> Tensor:
         if not self.config.normalize:
             return self.network.encoder(wave)
-        # One level for both sides, so that the mean of the sides keeps it.
-        level = wave.mean(dim=1, keepdim=True).square().mean(dim=-1, keepdim=True).sqrt().clamp_min(_LEAST_LEVEL)
+        # That of the sides' mean, as the library takes it; sides that cancel there must not be raised without end.
+        level = wave.mean(dim=1, keepdim=True).square().mean(dim=-1, keepdim=True).sqrt()
+        least = wave.square().mean(dim=(1, 2), keepdim=True).sqrt() * _LEAST_SHARE
+        level = level.maximum(least).clamp_min(_LEAST_LEVEL)
         latents = self.network.encoder(wave / level)
         return torch.cat([latents, level.log().expand(-1, 1, latents.shape[-1])], dim=1)
 

@@ -33,11 +33,11 @@ class LatentSpace:
         return codec.to(self.mean.device)
 
     def encode(self, wave: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Waveforms [B, T] -> standardised latents [B, C, L]; mask [B, L] bool, True where a frame is real."""
+        """Waveforms [B, A, T] -> standardised latents [B, C, L]; mask [B, L] bool, True where a frame is real."""
         return self.standardise(self.codec.encode(wave), mask)
 
     def decode(self, x_0: Tensor, samples: int) -> Tensor:
-        """Standardised latents [B, C, L] -> waveforms [B, samples]."""
+        """Standardised latents [B, C, L] -> waveforms [B, A, samples]."""
         return self.codec.decode(x_0 * self.std + self.mean, samples)
 
     def standardise(self, latents: Tensor, mask: Tensor | None = None) -> Tensor:

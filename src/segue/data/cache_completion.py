@@ -44,6 +44,7 @@ def finish_cache(
     meta = settings | {
         "codec_source": getattr(parts.codec, "source", parts.codec.name),
         "sample_rate_hz": parts.codec.sample_rate_hz,
+        "audio_channels": parts.codec.audio_channels,
         "hop_samples": parts.codec.hop_samples,
         "channels": parts.codec.channels,
         "frames": parts.frames,

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from segue.audio.folders import is_dangling
@@ -65,13 +66,13 @@ class CheckReport:
     notes: list[str] = field(default_factory=list)
 
 
-def inspect_file(path: Path) -> Inspection:
+def inspect_file(path: Path, channels: int = 1) -> Inspection:
     """Decode and hash one file. What cannot be used is not hashed: it may claim, or be, gigabytes of nothing."""
     try:
         # Dangling links are told apart, since what helps is a fetch and not another file.
         if is_dangling(path):
             return Inspection("", None, None, "a dangling link: the file is elsewhere (git annex get, or dvc pull)")
-        header, levels = examine(path)
+        header, levels = examine(path, channels)
         digest = content_hash(path)
     except OSError as error:
         return Inspection("", None, None, f"unreadable: {error.strerror}")
@@ -80,15 +81,18 @@ def inspect_file(path: Path) -> Inspection:
     return Inspection(digest, header, levels, None)
 
 
-def inspect_clips(clips: Sequence[Clip], workers: int = 4) -> list[Inspection]:
+def inspect_clips(clips: Sequence[Clip], workers: int = 4, channels: int = 1) -> list[Inspection]:
     """One inspection a clip; each file is read once, on `workers` threads (decoding releases the interpreter).
 
-    Of a clip that is a stretch of its file, the problem is that the file does not hold it.
+    Files are judged as they will be read, as mono or as stereo. Of a clip that is a stretch of its file, the problem is
+    that the file does not hold it.
     """
     paths = list(dict.fromkeys(clip.path for clip in clips))
     with ThreadPoolExecutor(workers) as pool:
         try:
-            inspections = list(track(pool.map(inspect_file, paths), len(paths), "checking files", "files"))
+            inspections = list(
+                track(pool.map(partial(inspect_file, channels=channels), paths), len(paths), "checking files", "files")
+            )
         except BaseException:
             # Without this, Ctrl-C would wait for thousands of files that are queued.
             pool.shutdown(wait=False, cancel_futures=True)

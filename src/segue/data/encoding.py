@@ -28,6 +28,7 @@ from torch import Tensor
 
 from segue.audio.read import Readers, read_segment
 from segue.audio.sound import BadAudio, Header
+from segue.audio.stereo import to_mono
 from segue.codecs.base import Codec
 from segue.conditioners.base import TextConditioner
 from segue.conditioners.tokens import count_tokens
@@ -117,7 +118,7 @@ def build_cache(
     # Settings first: they refuse another cache's folder before a file is decoded.
     settings = parts.settings()
     refuse_other_settings(out, settings)
-    inspections = inspect_clips(clips, workers)
+    inspections = inspect_clips(clips, workers, parts.codec.audio_channels)
     skipped = bad_files(clips, inspections, skip_bad)
     # Each turn leaves one more file out, so that this ends; shards that the file is not in are kept by their names.
     while True:
@@ -256,7 +257,7 @@ def _announce_rate(parts: Parts, missing: list[Shard], missing_text: list[Shard]
         segments = missing[0].items[:batch_size]
 
         def encode(some: Sequence[Segment]) -> dict[str, Tensor]:
-            pieces = [_read(segment, parts.seconds, parts.rates_hz) for segment in some]
+            pieces = [_read(segment, parts) for segment in some]
             by_rate = [torch.from_numpy(np.stack(same_rate)) for same_rate in zip(*pieces)]
             return _encode_batch(parts, some, by_rate[0], by_rate[1] if len(by_rate) > 1 else None)
 
@@ -283,7 +284,7 @@ def _check_codec(parts: Parts, segments: Sequence[Segment]) -> None:
     """Refuse a codec that does not give back most of a few clips."""
     # Spread over the set: neighbours may all be silence or all of one kind.
     some = segments[:: max(1, len(segments) // ROUND_TRIPS)][:ROUND_TRIPS]
-    waves = [_read(segment, parts.seconds, (parts.codec.sample_rate_hz,))[0] for segment in some]
+    waves = [_read(segment, replace(parts, teacher=None))[0] for segment in some]
     stacked = torch.from_numpy(np.stack(waves)).to(parts.device)
     error = check_round_trip(parts.codec, stacked, getattr(parts.codec, "source", parts.codec.name))
     print(
@@ -306,7 +307,7 @@ def _is_whole(out: Path, shard: Shard) -> bool:
 def _encode_shards(out: Path, parts: Parts, shards: list[Shard], batch_size: int, workers: int) -> None:
     with ExitStack() as stack, ThreadPoolExecutor(workers) as pool:
         # Room for the files that all threads may be reading, in this batch and in the one read ahead.
-        readers = stack.enter_context(Readers(parts.rates_hz, 2 * workers + 2))
+        readers = stack.enter_context(Readers(parts.rates_hz, 2 * workers + 2, parts.codec.audio_channels))
         batches = _batches(parts, shards, batch_size, pool, readers)
         progress = track(batches, sum(len(s.items) for s in shards), "encoding", "clips", size=lambda b: len(b[1]))
         rows: list[dict[str, Tensor]] = []
@@ -328,7 +329,7 @@ def _batches(
     ]
 
     def submit(segments: Sequence[Segment]) -> list:
-        return [pool.submit(_read, segment, parts.seconds, parts.rates_hz, readers) for segment in segments]
+        return [pool.submit(_read, segment, parts, readers) for segment in segments]
 
     # The next batch is read while this one is encoded.
     ahead = submit(plan[0][1]) if plan else []
@@ -339,25 +340,28 @@ def _batches(
         yield shard, segments, by_rate[0], by_rate[1] if len(by_rate) > 1 else None
 
 
-def _read(
-    segment: Segment, seconds: float, rates_hz: tuple[int, ...], readers: Readers | None = None
-) -> list[np.ndarray]:
+def _read(segment: Segment, parts: Parts, readers: Readers | None = None) -> list[np.ndarray]:
+    """A row's waveform for the codec, [A, T], and, where there is a teacher, for that: [T], the mean of the sides."""
     header = cast(Header, segment.inspection.header)  # there, since the file can be used
     stretch = segment.clip.path, header, segment.start_sec, segment.length_sec
     try:
-        pieces = readers.read(*stretch) if readers else read_segment(*stretch, rates_hz)
+        pieces = (
+            readers.read(*stretch) if readers else read_segment(*stretch, parts.rates_hz, parts.codec.audio_channels)
+        )
     except BadAudio as error:
         raise _Unread(segment.clip.path, error.reason) from error
-    return [_placed(piece, segment.variant, rate, seconds) for piece, rate in zip(pieces, rates_hz)]
+    placed = [_placed(piece, segment.variant, rate, parts.seconds) for piece, rate in zip(pieces, parts.rates_hz)]
+    return [*placed[:1], *(to_mono(piece.T) for piece in placed[1:])]
 
 
 def _placed(piece: np.ndarray, variant: Variant, rate_hz: int, seconds: float) -> np.ndarray:
-    """A piece as its row has it: delayed, softened, filled up with zeros."""
+    """A piece [A, n] as its row has it: delayed, softened, filled up with zeros."""
     whole = round(seconds * rate_hz)
     before = round(variant.delay_sec * rate_hz)
     if variant.gain_db:
         piece = piece * np.float32(10.0 ** (variant.gain_db / 20.0))
-    return np.pad(piece, (before, max(0, whole - before - len(piece))))[:whole]  # two roundings may add a sample
+    # Two roundings may add a sample.
+    return np.pad(piece, ((0, 0), (before, max(0, whole - before - piece.shape[1]))))[:, :whole]
 
 
 @torch.inference_mode()

@@ -26,15 +26,15 @@ def round_trip_error(codec: Codec, waves: Tensor) -> float:
 
     Args:
         codec: what is checked.
-        waves: [B, T] at the codec's rate.
+        waves: [B, A, T] at the codec's rate.
     """
     window = torch.hann_window(512)
-    returned = codec.decode(codec.encode(waves), waves.shape[1]).float().cpu()
+    returned = codec.decode(codec.encode(waves), waves.shape[-1]).float().cpu()
     # A codec that diverges must not pass by way of a NaN that compares false.
     if not bool(torch.isfinite(returned).all()):
         return float("inf")
     wanted, got = (
-        torch.stft(w, 512, 128, window=window, return_complex=True, pad_mode="constant").abs()
+        torch.stft(w.flatten(0, 1), 512, 128, window=window, return_complex=True, pad_mode="constant").abs()
         for w in (waves.cpu(), returned)
     )
     return float((wanted - got).norm() / wanted.norm().clamp(min=1e-9))
@@ -47,7 +47,7 @@ def check_round_trip(codec: Codec, waves: Tensor, name: str) -> float:
     Silent clips tell nothing, and count only where there are no others.
 
     Args:
-        waves: [B, T] at the codec's rate.
+        waves: [B, A, T] at the codec's rate.
         name: of the codec, for the message.
 
     Raises:

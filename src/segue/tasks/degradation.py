@@ -153,7 +153,7 @@ def draw(config: DegradationConfig, seed: int, position: int) -> Degradation:
 
 
 def degrade(wave: Tensor, sample_rate_hz: int, degradations: Sequence[Degradation]) -> Tensor:
-    """Full-band waves [B, T] -> what is left of them [B, T], at the same rate.
+    """Full-band waves [B, T] or [B, A, T] -> what is left of them, in the same shape and at the same rate.
 
     Args:
         wave: at `sample_rate_hz`.
@@ -173,6 +173,8 @@ def degrade(wave: Tensor, sample_rate_hz: int, degradations: Sequence[Degradatio
     size = import_extra("scipy.fft", "train").next_fast_len(samples + RINGING_SAMPLES, real=True)
     bins_hz = np.arange(size // 2 + 1) * (sample_rate_hz / size)
     gain = torch.from_numpy(np.stack([response(d, bins_hz, sample_rate_hz) for d in degradations]))
+    # Both sides of a row lose the same.
+    gain = gain if wave.ndim == 2 else gain[:, None]
     low = _filtered(wave.float(), gain.to(wave.device), size)
     # Rows with resample_poly one by one, since each has another ratio.
     for row, degradation in enumerate(degradations):
@@ -221,6 +223,7 @@ def _down_and_up(low: Tensor, cutoff_hz: float, sample_rate_hz: int) -> Tensor:
     common = gcd(rate_hz, sample_rate_hz)
     up, down = rate_hz // common, sample_rate_hz // common
     signal = import_extra("scipy.signal", "train")
-    there = signal.resample_poly(low.double().cpu().numpy(), up, down)
-    back = signal.resample_poly(there, down, up)[: low.shape[-1]]
-    return torch.from_numpy(np.pad(back, (0, low.shape[-1] - len(back)))).to(low)
+    there = signal.resample_poly(low.double().cpu().numpy(), up, down, axis=-1)
+    back = signal.resample_poly(there, down, up, axis=-1)[..., : low.shape[-1]]
+    missing = [(0, 0)] * (back.ndim - 1) + [(0, low.shape[-1] - back.shape[-1])]
+    return torch.from_numpy(np.pad(back, missing)).to(low)

@@ -149,7 +149,7 @@ def low_band_condition(space: LatentSpace, low: Tensor, cutoff_hz: Tensor, mask:
 
     Args:
         space: where its codec has bands, those above the cutoff are set to 0, and those below are not generated.
-        low: [B, T] at the codec's rate.
+        low: [B, A, T] at the codec's rate.
         cutoff_hz: [B], where each wave's band ends.
         mask: [B, L] bool of real frames.
     """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from segue.codecs import load_codec
+from segue.codecs import codec_of
 from segue.codecs.latent_space import LatentSpace
 from segue.conditioners.pipeline_text import load_pipeline_text
 from segue.data.cache import LatentCache
@@ -61,7 +61,7 @@ def own_space(cache: LatentCache) -> LatentSpace:
 
 def space_of(cache: LatentCache, mean: torch.Tensor, std: torch.Tensor) -> LatentSpace:
     """The space of the cache's codec under other statistics [C, 1], such as a checkpoint's."""
-    return LatentSpace(partial(load_codec, cache.meta["codec_source"], cache.meta["sample_rate_hz"]), mean, std)
+    return LatentSpace(partial(codec_of, cache.meta["codec_source"], cache.meta["codec"]), mean, std)
 
 
 def make_task(config: RunConfig, cache: LatentCache, space: LatentSpace | None = None) -> Task:

@@ -16,7 +16,7 @@ import soxr
 import torch
 from torch import Tensor
 
-from segue.codecs import load_codec
+from segue.codecs import codec_of
 from segue.codecs.latent_space import LatentSpace
 from segue.data.cache import LatentCache
 from segue.memory import malloc_trim
@@ -139,12 +139,13 @@ def waveform_extract(
     if cache.meta["teacher"] != _plain(teacher.fingerprint()):
         raise UserError(f"{cache.path}: made with another teacher than {source['name']} is now; encode again")
     # A codec of its own: the task's stays on the CPU.
-    load = partial(load_codec, cache.meta["codec_source"], rate_hz)
+    load = partial(codec_of, cache.meta["codec_source"], cache.meta["codec"])
     space = LatentSpace(load, space.mean.to(device), space.std.to(device))
     samples = round(cache.meta["seconds"] * rate_hz)
 
     def extract(x_0: Tensor) -> Tensor:
-        wave = space.decode(x_0, samples)
+        # Teachers are mono: they get the mean of the sides, as when the cache was made.
+        wave = space.decode(x_0, samples).mean(dim=1)
         if teacher.sample_rate_hz != rate_hz:
             wave = _resample(wave, rate_hz, teacher.sample_rate_hz)
         return standardise(teacher.encode(wave.to(device)), mean, std)

@@ -230,7 +230,7 @@ class _Reader:
         problem = clip.stretch_problem(header.seconds)
         if problem is not None:
             raise BadAudio(clip.path, problem)
-        return stretches.read(clip.start_sec, clip.seconds(header.seconds))[0], header.sample_rate_hz
+        return stretches.read(clip.start_sec, clip.seconds(header.seconds))[0][0], header.sample_rate_hz
 
     def _opened(self, path: Path) -> tuple[Header, Stretches]:
         if self._open is None or self._open[0] != path:

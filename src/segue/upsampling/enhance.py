@@ -24,7 +24,7 @@ class Resolver(Protocol):
     """What the tool needs of a model; `segue.pipeline.SuperResolver` is one.
 
     Attributes:
-        sample_rate_hz: of what goes in and comes out.
+        sample_rate_hz, audio_channels: of what goes in and comes out.
         hop_samples: grid on which windows begin, and of one frame of noise.
         context_samples: how far around a sample the model looks.
         steps: of the solver, where nothing else is said.
@@ -32,6 +32,7 @@ class Resolver(Protocol):
     """
 
     sample_rate_hz: int
+    audio_channels: int
     hop_samples: int
     context_samples: int
     steps: int
@@ -44,7 +45,7 @@ class Resolver(Protocol):
         """[C, shape_frames], each frame keyed by its position."""
 
     def resolve(self, low: Tensor, cutoff_hz: Tensor, noise: Tensor, *, steps: int) -> Tensor:
-        """[B, T] with a band added above cutoff_hz [B]; noise is [B, C, L]."""
+        """[B, A, T] with a band added above cutoff_hz [B]; noise is [B, C, L]."""
 
 
 @dataclass
@@ -112,9 +113,10 @@ class Enhancer:
         # Noise is keyed by the frame's place in the file, so that chunks of any length get the same.
         noise = self.resolver.noise(self.resolver.frames(length), self.seed, start // hop)
         cutoffs = torch.full((len(audible),), self.cutoff_hz)
-        full = self.resolver.resolve(
-            given, cutoffs, noise[None].expand(len(audible), -1, -1).contiguous(), steps=self.steps
-        )
+        # A stereo model gets each signal on both sides: what it does with one must not hang on the other.
+        sides = given[:, None].expand(-1, self.resolver.audio_channels, -1)
+        noises = noise[None].expand(len(audible), -1, -1).contiguous()
+        full = self.resolver.resolve(sides, cutoffs, noises, steps=self.steps).mean(dim=1)
         # The model's output holds the input's band, too: only the difference is added.
         made[audible] = (full.cpu().float() - given)[:, :samples] / gain
         return self.axes.T @ made

@@ -74,12 +74,13 @@ def rows_of(
 
 
 def by_model(resolver: SuperResolver, cutoff_hz: float, steps: int) -> Model:
-    """What a row of `rows_of` is made by; the number of the clip is the seed."""
+    """What a row of `rows_of` is made by; the number of the clip is the seed. Mono, also by a stereo model."""
 
     # The number of the clip as seed: every model gets the same noise for it.
     def way(low: Tensor, number: int) -> Tensor:
         noise = resolver.noise(resolver.frames(low.shape[1]), number)[None]
-        return resolver.resolve(low, torch.tensor([cutoff_hz]), noise, steps=steps)
+        sides = low[:, None].expand(-1, resolver.audio_channels, -1)
+        return resolver.resolve(sides, torch.tensor([cutoff_hz]), noise, steps=steps).mean(dim=1)
 
     return way
 

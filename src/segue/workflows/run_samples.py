@@ -24,7 +24,7 @@ class Sample:
 
     Attributes:
         file: its name in samples/.
-        wave: [T] waveform.
+        wave: [A, T] waveform.
         prompt: caption that it was made from; the title of the file.
         held_out: whether its clip is of the split "test": in the demo, of a pair that was never trained on. A set
             without such a split shows clips of "valid".

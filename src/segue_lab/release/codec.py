@@ -41,7 +41,7 @@ def classified_round_trip(codec: Codec, source: Path, *, clips: int = 300) -> di
     for index, note in enumerate(notes):
         wave = sounds.wave(index)[None]
         # The same note twice, as it is and after the codec: the difference is the codec's.
-        for row, sound in enumerate((wave, codec.decode(codec.encode(wave), wave.shape[-1]))):
+        for row, sound in enumerate((wave, codec.decode(codec.encode(wave[:, None]), wave.shape[-1])[:, 0])):
             answer = classifier.predict(sound.cpu(), codec.sample_rate_hz)
             for column, (name, place) in enumerate(zip(wanted, places, strict=True)):
                 right[row, column] += int(getattr(answer, name)[0]) == place(note.fields[name])

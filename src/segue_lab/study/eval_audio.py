@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from segue.audio.read import read_wave
-from segue.codecs import load_codec
+from segue.codecs import codec_of
 from segue.codecs.base import Codec
 from segue.conditioners import load_conditioner
 from segue.data.cache import LatentCache
@@ -46,7 +46,7 @@ def checkpoint_loader(device: str) -> Callable[[Path], Pipeline]:
         # Loaded with the first checkpoint, whose card names them.
         if not parts:
             text = saved.card.text
-            parts["codec"] = quick(load_codec(saved.card.codec_source, saved.card.codec["sample_rate_hz"]))
+            parts["codec"] = quick(codec_of(saved.card.codec_source, saved.card.codec))
             parts["text"] = load_conditioner(text["name"], text["max_tokens"])
         return Pipeline(saved, parts["codec"], parts["text"], device)
 
@@ -59,10 +59,10 @@ def is_recorded(cache: LatentCache, row: int) -> bool:
 
 
 def decoded_rows(cache: LatentCache, rows: Sequence[int], codec: Codec) -> Tensor:
-    """Rows of a cache through the codec's decoder, [B, T]."""
+    """Rows of a cache through the codec's decoder, [B, T]: the mean of the sides, as `recorded_rows` reads them."""
     samples = round(cache.meta["seconds"] * codec.sample_rate_hz)
     parts = [rows[i : i + 32] for i in range(0, len(rows), 32)]
-    return torch.cat([codec.decode(cache.latents(part)[0], samples) for part in parts])
+    return torch.cat([codec.decode(cache.latents(part)[0], samples).mean(dim=1) for part in parts])
 
 
 def recorded_rows(cache: LatentCache, rows: Sequence[int], clips: Mapping[str, Clip], sample_rate_hz: int) -> Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from segue.codecs import load_codec
+from segue.codecs import codec_of
 from segue.data.cache import LatentCache
 from segue.data.clip import Clip
 from segue.evaluation.log_mel import DIM, log_mel_statistics
@@ -64,7 +64,7 @@ def make_probe_eval_set(
     # In the order of class and caption, so that every class is asked for.
     asked = _evenly(cache, rows["valid"] + rows["test"], field, count)
     known = _evenly(cache, rows["train"], field, min(REFERENCE_CLIPS * count, len(rows["train"])))
-    codec = quick(load_codec(cache.meta["codec_source"], cache.meta["sample_rate_hz"]))
+    codec = quick(codec_of(cache.meta["codec_source"], cache.meta["codec"]))
     rate_hz = codec.sample_rate_hz
     by_id = {clip.id: clip for clip in clips}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from segue.codecs import load_codec
+from segue.codecs import codec_of
 from segue.data.cache import LatentCache
 from segue.data.clip import Clip
 from segue.evaluation.note_classifier import NoteClassifier, NotePrediction
@@ -50,7 +50,7 @@ def make_note_eval_set(cache: LatentCache, clips: Sequence[Clip], count: int, fo
     # Not those that are asked for: a clip compared with itself would be no reference.
     others = [i for i in notes if i not in set(asked)][: REFERENCE_NOTES * count]
     prompts = [_prompt(cache.row(i)) for i in asked]
-    codec = quick(load_codec(cache.meta["codec_source"], cache.meta["sample_rate_hz"]))
+    codec = quick(codec_of(cache.meta["codec_source"], cache.meta["codec"]))
     rate_hz = codec.sample_rate_hz
     by_id = {clip.id: clip for clip in clips}
     # Recordings are the better reference; without a manifest, latents stand in.

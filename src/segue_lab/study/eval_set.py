@@ -108,7 +108,7 @@ def evaluator_of(
     def evaluate(checkpoint: Path) -> tuple[Measures, dict[str, np.ndarray]]:
         pipeline = pipeline_of(checkpoint)
         # The same seed everywhere: every variant generates from the same noise.
-        waves = pipeline.generate(captions, seed=settings.seed, sampling=sampling, batch_size=32)
+        waves = pipeline.generate(captions, seed=settings.seed, sampling=sampling, batch_size=32).mean(dim=1)
         # A broken checkpoint gives broken clips: they count as wrong, and the study goes on.
         finite = torch.isfinite(waves).all(dim=1)
         values, arrays = measure(waves.nan_to_num(0.0, 0.0, 0.0), pipeline.codec.sample_rate_hz, finite.numpy())

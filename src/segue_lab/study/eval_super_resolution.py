@@ -44,8 +44,10 @@ def super_resolution_evaluator(
         made, true = (torch.cat(waves) for waves in zip(*pairs, strict=True))
         arrays = {}
         for band in ("full", "low", "high"):
-            values = lsd(made, true, resolver.sample_rate_hz, PRESET, band=band, cutoff_hz=filter_.cutoff_hz).numpy()
-            arrays["lsd" if band == "full" else f"lsd_{band}"] = values
+            pair = made.flatten(0, 1), true.flatten(0, 1)
+            values = lsd(*pair, resolver.sample_rate_hz, PRESET, band=band, cutoff_hz=filter_.cutoff_hz)
+            # The mean over the sides of a clip.
+            arrays["lsd" if band == "full" else f"lsd_{band}"] = values.view(count, -1).mean(dim=1).numpy()
         found = {name: float(values.mean()) for name, values in arrays.items()}
         replicates = {f"replicates.{n}": v[indices].mean(1).astype(np.float32) for n, v in arrays.items()}
         return {"clips": count, **found}, arrays | replicates
@@ -61,7 +63,7 @@ def _pair(
     filter_: Degradation,
     settings: EvaluationSettings,
 ) -> tuple[Tensor, Tensor]:
-    """What is made of some rows, and the truth, [B, T] each."""
+    """What is made of some rows, and the truth, [B, A, T] each."""
     part = rows[first : first + AT_ONCE]
     samples = round(cache.meta["seconds"] * resolver.sample_rate_hz)
     true = resolver.codec.decode(cache.latents(part)[0], samples)

@@ -98,7 +98,8 @@ def ways_beside(codec: Codec, cutoff_hz: float) -> dict[str, tuple[Way, str]]:
 
     @torch.inference_mode()
     def through_codec(low: Tensor, reference: Tensor) -> Tensor:
-        return codec.decode(codec.encode(reference), reference.shape[1])
+        sides = reference[:, None].expand(-1, codec.audio_channels, -1)
+        return codec.decode(codec.encode(sides), reference.shape[1]).mean(dim=1)
 
     return {
         "unprocessed": (lambda low, reference: low, "the input, at the rate of the pairs"),

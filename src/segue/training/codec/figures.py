@@ -51,13 +51,13 @@ def measure_codec(
         rows = []
         for index in range(len(waves)):
             wave = waves.wave(index)[None, : 2 * codec.sample_rate_hz]
-            z = codec.encode(wave)
+            z = codec.encode(wave[:, None])
             # Timed without the encoder, since generation never runs it.
             began = time.perf_counter()
-            estimate = codec.decode(z, wave.shape[-1])
+            estimate = codec.decode(z, wave.shape[-1])[:, 0]
             spent_sec += time.perf_counter() - began
             decoded_sec += wave.shape[-1] / codec.sample_rate_hz
-            noisy = codec.decode(z + noise * torch.randn(z.shape, generator=generator).to(z), wave.shape[-1])
+            noisy = codec.decode(z + noise * torch.randn(z.shape, generator=generator).to(z), wave.shape[-1])[:, 0]
             rows.append([*_distances(estimate, wave, codec), *_distances(noisy, wave, codec)])
             latents.append(z[0].double().cpu())
         table = torch.tensor(rows, dtype=torch.float64)
@@ -93,9 +93,9 @@ def round_trips(
         read = decode(members, rate_hz)
         refuse_bad(read.bad, skip_bad)
         for index, clip in enumerate(read.clips):
-            wave = read.sounds.wave(index)[None, : 4 * rate_hz]
-            decoded = {k: c.decode(c.encode(wave), wave.shape[-1])[0].cpu().numpy() for k, c in codecs.items()}
-            trips.append((kind, clip.path.name, {"original": wave[0].numpy(), **decoded}))
+            wave = read.sounds.wave(index)[None, None, : 4 * rate_hz]
+            decoded = {k: c.decode(c.encode(wave), wave.shape[-1])[0, 0].cpu().numpy() for k, c in codecs.items()}
+            trips.append((kind, clip.path.name, {"original": wave[0, 0].numpy(), **decoded}))
     return trips
 
 
