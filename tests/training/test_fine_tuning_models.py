@@ -160,7 +160,7 @@ def test_padding_holds_silence_and_counts_for_nothing(kind, tiny_folders, tiny_c
     example = batch_of(cached, settings)
     short = int(example.mask.sum(1).argmin())
     behind = example.x_0[short][:, ~example.mask[short]]
-    silence = build.own_space(cached).encode(torch.zeros(1, round(SECONDS * 8000)))[0][:, ~example.mask[short]]
+    silence = build.own_space(cached).encode(torch.zeros(1, 2, round(SECONDS * 8000)))[0][:, ~example.mask[short]]
     assert torch.equal(behind, silence)
     lengths = [cached.row(i)["length_sec"] for i in rows_of(cached)]
     assert torch.equal(example.condition.seconds, torch.tensor(lengths))

@@ -87,9 +87,7 @@ def _pretrained_task(config: RunConfig, cache: LatentCache, space: LatentSpace) 
     padding = None
     if any(cache.row(i)["frames"] < cache.frames for i in range(len(cache))):
         samples = round(cache.meta["seconds"] * cache.meta["sample_rate_hz"])
-        sides = getattr(space.codec, "audio_channels", None)
-        silence = torch.zeros(1, samples) if sides is None else torch.zeros(1, sides, samples)
-        padding = space.encode(silence)[0].cpu()
+        padding = space.encode(torch.zeros(1, space.codec.audio_channels, samples))[0].cpu()
     return Generation(space, lambda rows: [cache.row(i)["length_sec"] for i in rows], padding)
 
 
