@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import soundfile
+from tiny_models import tiny_caches, tiny_folders  # noqa: F401
 
 NAMES = ("drum_snare_hard", "drum_kick_soft", "ambi_choir", "bass_hit_low", "bell_long", "perc_snap")
 

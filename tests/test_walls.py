@@ -23,7 +23,7 @@ ALLOWED = {
     "__init__": {"*"},
     "process": set(),
     "stage": {"process"},
-    "models": set(),
+    "models": {"process"},
     "codecs": set(),
     "conditioners": set(),
     "ssl": set(),
@@ -47,7 +47,7 @@ CLI_FOR_OTHERS = {"segue.cli.verbs", "segue.cli.options"}
 OWNED = {
     "accelerate": {"training"},
     "tensorboard": {"training"},
-    "diffusers": {"integrations", "codecs"},
+    "diffusers": {"integrations", "codecs", "conditioners", "models"},
     "lightning": {"integrations"},
     "stable_audio_tools": {"integrations"},
     "matplotlib": {"report"},

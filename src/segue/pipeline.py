@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,8 +20,9 @@ from segue.codecs.latent_space import LatentSpace
 from segue.codecs.spectral import SpectralCodec
 from segue.conditioners import load_conditioner
 from segue.conditioners.base import TextConditioner
+from segue.models.adapters import Adapter
 from segue.models.files import SavedModel, load_model, model_file
-from segue.process.cfg import guided
+from segue.process.cfg import Combine, combine, guided
 from segue.process.noise import keyed_noise
 from segue.process.path import velocity_of
 from segue.process.solvers import SOLVERS, solve, time_grid
@@ -47,7 +48,7 @@ class Sampling:
 
     Attributes:
         steps: solver steps.
-        solver: "euler", "heun" (two evaluations a step) or "multistep" (second order, one evaluation a step).
+        solver: "euler", "heun" (two evaluations a step), "multistep" or "dpm" (second order, one evaluation a step).
         guidance_scale: of classifier-free guidance; 1 = none. 2 was best on the demo set (docs/log.md).
         guidance_rescale: 0..1, share of Lin et al.'s rescaling (arXiv 2305.08891).
         guidance_interval: times (low, high) between which guidance acts (arXiv 2404.07724).
@@ -95,7 +96,16 @@ class Pipeline:
         saved = load_model(model_file(Path(run)), weights)
         codec = codec_of(saved.card.codec_source, saved.card.codec)
         text = saved.card.text
-        return cls(saved, codec, load_conditioner(text["name"], text["max_tokens"]), device)
+        conditioner = load_conditioner(text["name"], text["max_tokens"])
+        return cls(saved, codec, conditioner.for_seconds(saved.card.seconds), device)
+
+    @property
+    def own_sampling(self) -> Sampling:
+        """The solver and the guidance that the model is used with where nothing else is asked for."""
+        if not isinstance(self.model, Adapter):
+            return Sampling()
+        own = self.model.own_sampling
+        return Sampling(own.steps, "dpm" if self.model.predicts == "v" else "euler", own.guidance_scale)
 
     @torch.inference_mode()
     def latents(
@@ -103,26 +113,39 @@ class Pipeline:
         captions: Sequence[str],
         *,
         frames: int,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         sampling: Sampling | None = None,
-        first: int = 0,
+        numbers: Sequence[int] | None = None,
         on_step: Callable[[], None] | None = None,
+        seconds: float | None = None,
+        noise: Tensor | None = None,
     ) -> Tensor:
-        """Standardised latents [B, C, frames] for B captions.
+        """Standardised latents [B, C, frames] for B captions; of a model with a fixed window, the whole window.
 
         Args:
             captions: what to generate.
             frames: L.
-            seed: of the noise; caption i takes draw first + i, so a long list may be cut into batches anywhere.
+            seed: of the noise; one for all captions, or one for each.
             sampling: solver and guidance.
-            first: position of the first caption in the whole list.
+            numbers: of the captions in the whole list; a caption's noise depends on its seed and its number alone, so
+                that a long list may be cut into batches anywhere.
             on_step: called after every evaluation of the model.
+            seconds: what models that are conditioned on it are told; default: the length of the training clips.
+            noise: [B, C, frames] to begin with, in place of the seed's.
         """
-        sampling = sampling or Sampling()
-        tokens, tokens_mask = self.conditioner.encode(captions)
+        sampling = sampling or self.own_sampling
+        seconds = self.saved.card.seconds if seconds is None else seconds
+        tokens, tokens_mask = self.conditioner.for_seconds(seconds).encode(captions)
         condition = Condition(tokens, tokens_mask).to(self.device)
         channels = self.saved.model.config.channels
-        noise = keyed_noise((channels, frames), seed, "generation", range(first, first + len(captions)))
+        times, scale = time_grid(sampling.steps), 1.0
+        guide: Combine = combine
+        if isinstance(self.model, Adapter):
+            condition = replace(condition, seconds=torch.full((len(captions),), seconds, device=self.device))
+            frames, times, guide = self.model.window(frames), self.model.times(sampling.steps), self.model.combiner()
+            scale = self.model.start_scale(float(times[0]))
+        if noise is None:
+            noise = _noise_of((channels, frames), seed, numbers, len(captions))
 
         def velocity(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
             if on_step is not None:
@@ -132,9 +155,14 @@ class Pipeline:
             return velocity_of(prediction, self.model.predicts, x, t, floor=1e-4)
 
         field = guided(
-            velocity, condition, sampling.guidance_scale, sampling.guidance_rescale, sampling.guidance_interval
+            velocity,
+            condition,
+            sampling.guidance_scale,
+            sampling.guidance_rescale,
+            sampling.guidance_interval,
+            guide,
         )
-        return solve(field, noise.to(self.device), time_grid(sampling.steps), sampling.solver)
+        return solve(field, scale * noise.to(self.device), times, sampling.solver)
 
     def samples_of(self, seconds: float | None) -> int:
         """Samples of a clip of so many seconds; None: as long as the training clips.
@@ -158,10 +186,10 @@ class Pipeline:
         captions: Sequence[str],
         *,
         seconds: float | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         sampling: Sampling | None = None,
         batch_size: int = 16,
-        first: int = 0,
+        numbers: Sequence[int] | None = None,
         on_step: Callable[[], None] | None = None,
     ) -> Tensor:
         """Waveforms [B, A, T] at codec.sample_rate_hz for B captions, A = codec.audio_channels.
@@ -169,10 +197,11 @@ class Pipeline:
         Args:
             captions: what to generate.
             seconds: length; the training clips' length where it is not given.
-            seed: of the noise. The same seed, captions and batch size give the same waveforms, bit for bit on a CPU.
+            seed: of the noise; one for all captions, or one for each: several takes of a caption differ by it. The same
+                seed, captions and batch size give the same waveforms, bit for bit on a CPU.
             sampling: solver and guidance.
             batch_size: captions computed together.
-            first: position of the first caption in a longer list, so that any one of it can be generated again alone.
+            numbers: of the captions in a longer list, so that any one of it can be generated again alone; 0, 1, 2...
             on_step: called after every evaluation of the model.
 
         Raises:
@@ -184,10 +213,20 @@ class Pipeline:
         if not captions or any(not caption.strip() for caption in captions):
             raise UserError('an empty prompt; say what to generate, for example "a soft violin playing C 5"')
         frames = self.codec.latent_frames(samples)
+        seeds = [seed] * len(captions) if isinstance(seed, int) else list(seed)
+        numbers = range(len(captions)) if numbers is None else numbers
         waves = []
         for begin in range(0, len(captions), batch_size):
             part = captions[begin : begin + batch_size]
-            x_0 = self.latents(part, frames=frames, seed=seed, sampling=sampling, first=first + begin, on_step=on_step)
+            x_0 = self.latents(
+                part,
+                frames=frames,
+                seed=seeds[begin : begin + batch_size],
+                sampling=sampling,
+                numbers=numbers[begin : begin + batch_size],
+                on_step=on_step,
+                seconds=seconds,
+            )
             waves.append(self.space.decode(x_0, samples).cpu())
         return torch.cat(waves)
 
@@ -316,6 +355,20 @@ class SuperResolver:
         share = ((bins_hz - of_sides[:, None]) / (2 * bin_hz)).clamp(0, 1)[..., None]
         joined = torch.lerp(below, above, share.to(below.dtype))
         return torch.istft(joined, size, hop, window=window, length=low.shape[-1]).view_as(low)
+
+
+def _noise_of(shape: tuple[int, int], seed: int | Sequence[int], numbers: Sequence[int] | None, count: int) -> Tensor:
+    """[count, *shape] standard normal, a draw for each caption by its seed and its number in the list.
+
+    Raises:
+        ValueError: not as many seeds or numbers as captions.
+    """
+    seeds = [seed] * count if isinstance(seed, int) else seed
+    numbers = range(count) if numbers is None else numbers
+    drawn = [keyed_noise(shape, s, "generation", [n]) for s, n in zip(seeds, numbers, strict=True)]
+    if len(drawn) != count:
+        raise ValueError(f"{len(drawn)} seeds for {count} captions")
+    return torch.cat(drawn)
 
 
 def _check_same(part: str, have: dict, want: dict) -> None:

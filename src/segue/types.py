@@ -83,6 +83,7 @@ class Condition:
         known_mask: [B, C] bool, True where `audio` holds a channel of the result, which is then not generated.
             Required with `audio`.
         cutoff: [B] upper end of the known band, as a share of half the sample rate. Required with `audio`.
+        seconds: [B] length of the sound, for models that are conditioned on it.
     """
 
     tokens: Tensor | None = None
@@ -91,6 +92,7 @@ class Condition:
     audio: Tensor | None = None
     known_mask: Tensor | None = None
     cutoff: Tensor | None = None
+    seconds: Tensor | None = None
 
     def text(self) -> tuple[Tensor, Tensor]:
         """tokens [B, K, E] and tokens_mask [B, K].

@@ -1,9 +1,24 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segue.process.path import clean_of, noise_of, sample_path, velocity_from_clean, velocity_of, velocity_target
+from segue.process.path import (
+    clean_of,
+    cosine_angle,
+    cosine_norm,
+    cosine_target,
+    expand,
+    log_snr,
+    noise_of,
+    sample_path,
+    time_of_log_snr,
+    velocity_from_clean,
+    velocity_of,
+    velocity_target,
+)
 
 G = torch.Generator().manual_seed(0)
 X0, EPS = torch.randn(2, 3, 4, 5, dtype=torch.float64, generator=G)
@@ -42,3 +57,32 @@ def test_velocity_of():
     torch.testing.assert_close(velocity_of(X0, "clean", EPS, t), (EPS - X0) * 2)
     with pytest.raises(ValueError, match="clean"):
         velocity_of(X0, "noise", EPS, t)
+
+
+# --- what t means on every path ---------------------------------------------------------------------------------------
+
+TIMES = torch.tensor([1e-4, 0.02, 0.3, 0.5, 0.77, 0.999], dtype=torch.float64)
+
+
+def test_a_time_is_a_log_snr_on_every_path():
+    """The straight path, the cosine path by its angle, and noise over data, each by its own closed form."""
+    wanted = log_snr(TIMES)
+    torch.testing.assert_close(wanted, torch.log((1 - TIMES) ** 2 / TIMES**2))
+    assert torch.allclose(time_of_log_snr(wanted), TIMES, rtol=1e-12, atol=0)
+    angle = cosine_angle(TIMES) * math.pi / 2
+    torch.testing.assert_close(torch.log(angle.cos() ** 2 / angle.sin() ** 2), wanted)
+    sigma = TIMES / (1 - TIMES)
+    torch.testing.assert_close(-2 * torch.log(sigma), wanted)
+
+
+def test_the_cosine_path_is_the_straight_one_scaled():
+    x_0, eps = torch.randn(2, len(TIMES), 3, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    angle = (cosine_angle(TIMES) * math.pi / 2)[:, None, None]
+    point = angle.cos() * x_0 + angle.sin() * eps
+    x_t = sample_path(x_0, eps, TIMES)
+    torch.testing.assert_close(x_t / expand(cosine_norm(TIMES), x_t), point)
+    v = cosine_target(x_0, eps, TIMES)
+    torch.testing.assert_close(v, angle.cos() * eps - angle.sin() * x_0)
+    # v gives back the clean sample on its own path, and the velocity on ours.
+    torch.testing.assert_close(angle.cos() * point - angle.sin() * v, x_0)
+    torch.testing.assert_close(velocity_of(v, "v", x_t, TIMES), eps - x_0)

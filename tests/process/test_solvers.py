@@ -33,6 +33,22 @@ def test_convergence_order(method, order):
     assert error(method, 256) < 0.02
 
 
+def test_dpm_is_of_second_order_in_log_snr():
+    """Between two noise levels: at the ends of the path, which lie infinitely far in log-SNR, it takes Euler steps."""
+
+    def at(t):
+        return (1 - t) * M + math.sqrt((1 - t) ** 2 * S**2 + t**2) * X
+
+    def error(steps):
+        times = torch.sigmoid(torch.linspace(3.5, -3.5, steps + 1, dtype=torch.float64))
+        return float((solve(field, at(float(times[0])), times, "dpm") - at(float(times[-1]))).abs().max())
+
+    assert math.log2(error(128) / error(256)) == pytest.approx(2, abs=0.15)
+    # A step that ends at the data is an Euler step: it lands on the clean sample.
+    ends = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
+    assert torch.allclose(solve(field, X, ends, "dpm"), solve(field, X, ends, "euler"))
+
+
 @pytest.mark.parametrize("method", ["heun", "multistep"])
 def test_order_holds_on_uneven_grids(method):
     errors = [float((solve(field, X, time_grid(n, shift=3.0), method) - EXACT).abs().max()) for n in (1024, 2048)]

@@ -6,7 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from segue.process.timesteps import LogitNormal, Mixture, Piecewise, Shifted, Truncated, Uniform, distribution_from_json
+from segue.process.timesteps import (
+    LogitNormal,
+    Mixture,
+    Piecewise,
+    Shifted,
+    Truncated,
+    Uniform,
+    UniformAngle,
+    distribution_from_json,
+)
 
 LAWS = [
     Uniform(),
@@ -14,6 +23,7 @@ LAWS = [
     LogitNormal(0.8, 1.3),
     Shifted(LogitNormal(0.0, 1.0), 3.0),
     Shifted(Uniform(), 0.5),
+    UniformAngle(),
     Truncated(Uniform(), 0.2, 0.7),
     Truncated(LogitNormal(-0.5, 1.0), 0.1, 0.95),
     Mixture(0.5, LogitNormal(0.8, 1.0)),

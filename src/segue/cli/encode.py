@@ -21,15 +21,19 @@ from segue.cli.data_options import (
 )
 from segue.cli.options import Device, SkipBad, device_of
 from segue.codecs import Codec, default_codec, load_codec
-from segue.conditioners import load_conditioner
+from segue.conditioners import PIPELINE, load_conditioner
 from segue.conditioners.base import TextConditioner
 from segue.conditioners.tokens import DEFAULT_TOKENS, fit_tokens
 from segue.data.cache_layout import earlier_tokens
 from segue.data.clip import Clip
 from segue.data.encoding import build_cache
 from segue.data.manifest import read_listing
+from segue.hub import is_pipeline, pipeline_folder
+from segue.models.adapters import own_seconds, read_adapter_config
 from segue.ssl import Teacher, load_teacher
 from segue.types import UserError
+
+DEFAULT_SECONDS = 2.048
 
 
 def encode(
@@ -37,6 +41,13 @@ def encode(
     out: Annotated[
         Path, typer.Option(help="Folder of the cache. The same command continues it after a kill, or with more files.")
     ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or hub name of a diffusers pipeline that is to be trained on: its own codec and text encoder "
+            "take the place of --codec and --text (docs/fine-tuning.md)."
+        ),
+    ] = None,
     codec: Annotated[
         str | None,
         typer.Option(help="Codec: spectral, folder of a trained one, or hub name; default: the shipped autoencoder."),
@@ -44,10 +55,23 @@ def encode(
     sample_rate_hz: Annotated[
         int | None, typer.Option(help="Sample rate of the codec in Hz; default: its own.")
     ] = None,
+    channels: Annotated[
+        int | None,
+        typer.Option(
+            help="Channels of the sound: 1 (mono) or 2 (stereo), where a codec takes either, as spectral does; "
+            "default: as the codec, mono where it takes either.",
+            min=1,
+            max=2,
+        ),
+    ] = None,
     seconds: Annotated[
-        float, typer.Option(help="Length of a row in seconds; longer files are cut, shorter ones padded.")
-    ] = 2.048,
-    text: Annotated[str, typer.Option(help="Text encoder: a name or a local path.")] = "minilm",
+        float | None,
+        typer.Option(
+            help="Length of a row in seconds; longer files are cut, shorter ones padded; default: 2.048, with --model "
+            "what that generates."
+        ),
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="Text encoder: a name or a local path; default: minilm.")] = None,
     teacher: Annotated[
         str,
         typer.Option(
@@ -91,17 +115,23 @@ def encode(
     if teacher == "none" and teacher_layer is not None:
         raise UserError("--teacher-layer needs a --teacher")
     device = device_of(device)
+    if model is not None:
+        codec, text, seconds = _of_pipeline(
+            model, seconds, {"--codec": codec, "--text": text, "--max-tokens": max_tokens}
+        )
+    seconds = DEFAULT_SECONDS if seconds is None else seconds
     # The list is read first: a wrong path is told before any model is loaded.
     # What there is to encode.
     listing = read_listing(source, reading_of(captions, root, follow_links, column, encoding))
     print_notes(source, listing.notes)
     leave_out_rows(source, listing, skip_bad)
     # What encodes it.
-    encoder = load_codec(codec or default_codec(), sample_rate_hz)
+    encoder = load_codec(codec or default_codec(), sample_rate_hz, channels)
     frozen = None if teacher == "none" else load_teacher(teacher, teacher_layer, trust_remote_code).to(device)
     # Printed before the long work, so that a wrong rate can be stopped.
     _describe(encoder, frozen)
-    conditioner = _fitting(load_conditioner(text), listing.clips, max_tokens, out)
+    conditioner = load_conditioner(text or "minilm").for_seconds(seconds)
+    conditioner = _fitting(conditioner, listing.clips, max_tokens, out)
     cache = build_cache(
         listing.clips,
         encoder,
@@ -121,6 +151,23 @@ def encode(
         f"{out}: {counts['rows']:,} rows of {cache.channels} x {cache.frames} from {counts['clips']:,} clips "
         f"({counts['hours']:.2f} hours), {counts['captions']:,} captions, {len(cache.meta['skipped'])} files left out"
     )
+
+
+def _of_pipeline(name: str, seconds: float | None, given: dict[str, object]) -> tuple[str, str, float]:
+    """Codec, text encoder and length of rows for a pipeline's model.
+
+    Raises:
+        UserError: it cannot be trained here, or one of its parts was asked for as well.
+    """
+    other = [option for option, value in given.items() if value is not None]
+    if other:
+        raise UserError(f"--model {name} brings its own; hint: leave {', '.join(other)} away")
+    # Before anything is loaded: its model must be one that can be trained, and its codec must be there.
+    read_adapter_config(name)
+    folder = pipeline_folder("--model", name)
+    folder.part("vae")
+    text = name if is_pipeline(name) else f"{PIPELINE}{name}"
+    return name, text, own_seconds(folder) if seconds is None else seconds
 
 
 def _fitting(conditioner: TextConditioner, clips: list[Clip], max_tokens: int | None, out: Path) -> TextConditioner:

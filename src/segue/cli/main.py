@@ -10,9 +10,11 @@ from segue.cli.verbs import Group, Verb, make_command, run_command
 # A line must fit beside its verb in 80 columns.
 VERBS: dict[str, Verb | Group] = {
     "demo": Verb("segue.cli.demo:demo", "Render sounds, train two recipes on them, compare them."),
+    "caption": Verb("segue.cli.caption:caption", "Make captions for a folder of sounds, to edit."),
     "encode": Verb("segue.cli.encode:encode", "Encode a folder of sounds into a cache to train on."),
     "train": Verb("segue.cli.train:train", "Train a model on a cache, or continue a run."),
     "generate": Verb("segue.cli.generate:generate", "Generate sounds from prompts."),
+    "export": Verb("segue.cli.export:export", "Save a run's model for other libraries."),
     "upsample": Verb("segue.cli.upsample:upsample", "Add the missing upper band to sound files."),
     "recipes": Verb("segue.cli.recipes:recipes", "List the recipes that `segue train` takes."),
     "compare": Verb("segue.cli.compare:compare", "Compare runs, and how soon each reaches a value."),

@@ -12,7 +12,7 @@ import typer
 
 from segue.data.open_cache import open_cache
 from segue.data.tars import located
-from segue.recipes import load_recipe
+from segue.recipes import fine_tuning, load_recipe
 from segue.training.checks import check_before_training
 from segue.training.config import RunConfig, override, to_json
 from segue.types import UserError
@@ -27,6 +27,13 @@ def train(
         typer.Option(
             help="Latent cache of `segue encode`, or shards of `segue data pack`: a folder or an address. With "
             "--resume: where the cache of the run lies now."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or hub name of a diffusers pipeline whose model is trained on (docs/fine-tuning.md); the "
+            "cache is that of segue encode --model."
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run, which must be new.")] = None,
@@ -72,6 +79,7 @@ def train(
             n
             for n, v in {
                 "RECIPE": recipe,
+                "--model": model,
                 "--out": out,
                 "--seed": seed,
                 "--set": set_,
@@ -86,7 +94,7 @@ def train(
         if recipe is None or data is None or out is None:
             name = "RECIPE" if recipe is None else "--data" if data is None else "--out"
             raise UserError(f"{name} is missing; hint: segue train static-uniform --data CACHE --out runs/mine")
-        config = _config(recipe, examples, seed, set_ or [])
+        config = _config(recipe, model, examples, seed, set_ or [])
         cache_path = located(data)
     # A dry run ends with the checks.
     if dry_run:
@@ -116,8 +124,10 @@ def train(
     return 0
 
 
-def _config(recipe: str, examples: int | None, seed: int | None, changes: list[str]) -> RunConfig:
+def _config(recipe: str, model: str | None, examples: int | None, seed: int | None, changes: list[str]) -> RunConfig:
     config = load_recipe(recipe)
+    if model is not None:
+        config = fine_tuning(config, model)
     if examples is not None:
         config = replace(config, train=replace(config.train, total_examples=examples))
     if seed is not None:

@@ -1,4 +1,4 @@
-"""Codecs of the transformers and diffusers libraries: DAC, EnCodec and the Oobleck VAE, by hub name or local folder.
+"""Codecs of transformers and diffusers: DAC, EnCodec, the Oobleck and SAME autoencoders, by hub name or local folder.
 
 Latents are continuous: of DAC and EnCodec the encoder's output before it is quantised, of Oobleck the posterior's mean.
 The decoders of DAC and EnCodec were trained on quantised latents; here they get them unquantised.
@@ -22,8 +22,14 @@ from segue.files import sha256_of
 from segue.hub import model_folder
 from segue.types import UserError, first_line, import_extra
 
-KINDS = ("dac", "encodec", "oobleck")
-_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "diffusion_pytorch_model.safetensors")
+KINDS = ("dac", "encodec", "oobleck", "same")
+_WEIGHTS = (
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model-*-of-*.safetensors",
+)
+_OF_DIFFUSERS = {"AutoencoderOobleck": "oobleck", "AutoencoderSAME": "same"}
 # Quieter chunks are not raised to full level: 80 dB below full scale.
 _LEAST_LEVEL = 1e-4
 # Of the level of both sides that of their mean is taken for at least; a sound on one side alone comes to 0.7.
@@ -178,8 +184,27 @@ class OobleckCodec(PretrainedCodec):
         return self.network.decode(latents).sample
 
 
+class SameCodec(PretrainedCodec):
+    """The autoencoder of Stable Audio 3 (2605.17991): latents of a transformer, normalised by itself."""
+
+    name = "same"
+    _latents = "softly normalised, level as it is"
+
+    def __init__(self, source: str, network: Any, sha256: str) -> None:
+        config = network.config
+        super().__init__(source, network, config.sampling_rate, config.audio_channels, sha256)
+        self.channels = config.latent_dim
+        self.hop_samples = network.downsampling_ratio
+
+    def _encode(self, wave: Tensor) -> Tensor:
+        return self.network.encode(wave).latents
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self.network.decode(latents).sample
+
+
 def load_pretrained_codec(name_or_path: str) -> PretrainedCodec:
-    """A DAC, EnCodec or Oobleck codec by hub name (NAME@REVISION for another revision) or local folder.
+    """A DAC, EnCodec, Oobleck or SAME codec by hub name (NAME@REVISION for another revision) or local folder.
 
     Of a whole diffusers pipeline the `vae` folder is taken. Reads safetensors only, and refuses a model that lacks
     weights. HF_HUB_OFFLINE=1 keeps to what was fetched before.
@@ -188,6 +213,38 @@ def load_pretrained_codec(name_or_path: str) -> PretrainedCodec:
         UserError: a folder that lacks a part, a model that is no such codec, a name that cannot be fetched.
     """
     name = name_or_path
+    folder, kind, weights = _found(name)
+    from safetensors import SafetensorError
+
+    try:
+        network = _load_network(name, folder, kind)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"--codec {name}: cannot load it ({first_line(error)}); save or fetch it anew") from error
+    codec = {"dac": DacCodec, "encodec": EncodecCodec, "oobleck": OobleckCodec, "same": SameCodec}[kind]
+    return codec(name, network, _hash(folder, weights))
+
+
+def pretrained_codec_hash(name_or_path: str) -> str:
+    """What the fingerprint of this codec has as "weights_sha256", from its files alone.
+
+    Raises:
+        UserError: as `load_pretrained_codec`.
+    """
+    folder, _, weights = _found(name_or_path)
+    return _hash(folder, weights)
+
+
+def _hash(folder: Path, weights: list[Path]) -> str:
+    # The configuration belongs to the hash: the same weights read otherwise give other latents.
+    return sha256_of([folder / "config.json", *weights])
+
+
+def _found(name: str) -> tuple[Path, str, list[Path]]:
+    """The folder of a codec, its kind, and its weight files, fetched where they lie on the hub.
+
+    Raises:
+        UserError: no such folder or name, no codec, or no weights.
+    """
     # The configuration first: a repository may hold gigabytes beside the codec.
     folder = model_folder("--codec", name, ("config.json", "vae/config.json"))
     within = "vae/" if (folder / "vae" / "config.json").is_file() else ""
@@ -201,15 +258,7 @@ def load_pretrained_codec(name_or_path: str) -> PretrainedCodec:
             f"--codec {name}: no safetensors weights there (pickled ones are not read); load the model with its "
             "library once and save_pretrained it into a folder, or name a revision that has them (NAME@refs/pr/N)"
         )
-    from safetensors import SafetensorError
-
-    try:
-        network = _load_network(name, folder, kind)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"--codec {name}: cannot load it ({first_line(error)}); save or fetch it anew") from error
-    codec = {"dac": DacCodec, "encodec": EncodecCodec, "oobleck": OobleckCodec}[kind]
-    # The configuration belongs to the hash: the same weights read otherwise give other latents.
-    return codec(name, network, sha256_of([folder / "config.json", *weights]))
+    return folder, kind, weights
 
 
 def _kind(name: str, folder: Path) -> str:
@@ -226,9 +275,11 @@ def _kind(name: str, folder: Path) -> str:
             f"--codec {name}: no readable config.json there; give a folder saved with save_pretrained, or a hub name"
         ) from error
     # diffusers names classes, transformers model types.
-    kind = {"AutoencoderOobleck": "oobleck"}.get(found, found)
+    kind = _OF_DIFFUSERS.get(found, found)
     if kind not in KINDS:
-        raise UserError(f"--codec {name}: a {found} model is no codec known here; use a DAC, EnCodec or Oobleck model")
+        raise UserError(
+            f"--codec {name}: a {found} model is no codec known here; use a DAC, EnCodec, Oobleck or SAME model"
+        )
     return kind
 
 
@@ -240,8 +291,9 @@ def _load_network(name: str, folder: Path, kind: str) -> Any:
     """
     options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
     loader: Any
-    if kind == "oobleck":
-        loader = import_extra("diffusers", "hub").AutoencoderOobleck
+    of_diffusers = {kind: name for name, kind in _OF_DIFFUSERS.items()}
+    if kind in of_diffusers:
+        loader = getattr(import_extra("diffusers", "hub"), of_diffusers[kind])
         network, info = loader.from_pretrained(folder, low_cpu_mem_usage=False, **options)
     else:
         import transformers

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from segue.conditioners.base import TextConditioner
+from segue.hub import is_pipeline
 from segue.types import UserError
+
+PIPELINE = "pipeline:"  # before the hub name of a diffusers pipeline, whose own text encoder is meant
 
 
 def load_token_counter(name_or_path: str, max_tokens: int | None = None) -> TextConditioner:
@@ -24,8 +27,8 @@ def load_conditioner(name_or_path: str, max_tokens: int = 48) -> TextConditioner
     """A text encoder.
 
     Args:
-        name_or_path: "minilm" (from the extra `text`, or from the hub), or the hub name or local folder of a T5, CLAP
-            or BERT-like model.
+        name_or_path: "minilm" (from the extra `text`, or from the hub), the hub name or local folder of a T5, CLAP or
+            BERT-like model, the folder of a diffusers pipeline, or "pipeline:" and the hub name of one.
         max_tokens: longer captions are cut.
 
     Raises:
@@ -33,6 +36,10 @@ def load_conditioner(name_or_path: str, max_tokens: int = 48) -> TextConditioner
     """
     from segue.conditioners.text import load_minilm, load_transformers
 
+    if name_or_path.startswith(PIPELINE) or is_pipeline(name_or_path):
+        from segue.conditioners.pipeline_text import load_pipeline_text
+
+        return load_pipeline_text(name_or_path.removeprefix(PIPELINE))
     if max_tokens < 1:
         raise UserError(f"max_tokens is {max_tokens}; give at least 1")
     return load_minilm(max_tokens) if name_or_path == "minilm" else load_transformers(name_or_path, max_tokens)

@@ -39,6 +39,10 @@ class TextConditioner(ABC):
     def fingerprint(self) -> dict:
         """JSON-able settings and a weight hash; keys the cache."""
 
+    def for_seconds(self, seconds: float) -> TextConditioner:
+        """The same encoder for sounds of this length, where it writes the length into the text."""
+        return self
+
     def count_tokens(self, captions: Sequence[str]) -> tuple[list[int], list[int]] | None:
         """Of each caption: the tokens that it has before any is cut, and how many of them stand for something unknown.
 

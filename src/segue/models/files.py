@@ -14,7 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from segue.models.dit import DiT, DiTConfig
+from segue.models.adapters import AdapterConfig
+from segue.models.backbone import Backbone, BackboneConfig, backbone_of
+from segue.models.dit import DiTConfig
 from segue.types import UserError, first_line, without_deleted
 
 SCHEMA_VERSION = 1
@@ -25,7 +27,7 @@ class ModelCard:
     """What a model file says of itself, kept in the file's metadata.
 
     Attributes:
-        model: fields of DiTConfig.
+        model: fields of DiTConfig, or of AdapterConfig.
         codec: fingerprint of the codec whose latents it models.
         codec_source: name or path that loads this codec.
         text: fingerprint of the text encoder.
@@ -58,18 +60,20 @@ class SavedModel:
         card: what the file says of itself.
     """
 
-    model: DiT
+    model: Backbone
     mean: Tensor
     std: Tensor
     card: ModelCard
 
 
-def config_of(card: ModelCard) -> DiTConfig:
+def config_of(card: ModelCard) -> BackboneConfig:
     """The shape that a card of whichever version describes.
 
     Raises:
         UserError: a model that this version cannot build.
     """
+    if "adapter" in card.model:
+        return AdapterConfig(**card.model)
     return DiTConfig(**without_deleted(card.model, {"norm": "layer"}, "model."))
 
 
@@ -131,7 +135,7 @@ def load_model(path: Path, weights: str = "ema") -> SavedModel:
         own = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
         config = config_of(card)
         _refuse_other_shapes(config, own)
-        model = DiT(config)
+        model = backbone_of(config)
         model.load_state_dict(own)
         return SavedModel(model.eval(), tensors["latents.mean"], tensors["latents.std"], card)
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
@@ -139,7 +143,7 @@ def load_model(path: Path, weights: str = "ema") -> SavedModel:
         raise UserError(f"{path}: its weights do not fit its card ({line}); use another checkpoint") from error
 
 
-def _refuse_other_shapes(config: DiTConfig, tensors: dict[str, Tensor]) -> None:
+def _refuse_other_shapes(config: BackboneConfig, tensors: dict[str, Tensor]) -> None:
     """Compare shapes before anything is allocated: a card may claim a model that no memory holds.
 
     Raises:
@@ -149,7 +153,7 @@ def _refuse_other_shapes(config: DiTConfig, tensors: dict[str, Tensor]) -> None:
     if not 0 < config.depth <= len(tensors):
         raise ValueError(f"{config.depth} blocks, but {len(tensors)} tensors")
     with torch.device("meta"):
-        wanted = {k: v.shape for k, v in DiT(config).state_dict().items()}
+        wanted = {k: v.shape for k, v in backbone_of(config).state_dict().items()}
     for name, shape in wanted.items():
         if name in tensors and tensors[name].shape != shape:
             raise ValueError(f"{name} is {list(tensors[name].shape)}, not {list(shape)}")

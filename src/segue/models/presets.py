@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from segue.models.dit import DiT, DiTConfig
+from segue.models.backbone import BackboneConfig, backbone_of
+from segue.models.dit import DiTConfig
 from segue.types import Condition, UserError
 
 PRESETS: dict[str, DiTConfig] = {
@@ -42,10 +43,10 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def parameters_of(config: DiTConfig) -> int:
+def parameters_of(config: BackboneConfig) -> int:
     """Trainable parameters of a config, counted on a model that holds no memory."""
     with torch.device("meta"):
-        return count_parameters(DiT(config))
+        return count_parameters(backbone_of(config))
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class MemoryNeed:
 
 
 def memory_need(
-    config: DiTConfig, batch: int, frames: int, text_tokens: int = 48, checkpointing: bool = False
+    config: BackboneConfig, batch: int, frames: int, text_tokens: int = 48, checkpointing: bool = False
 ) -> MemoryNeed:
     """Memory of one float32 training step: weights, gradients, two Adam moments and EMA; activations for backward.
 
@@ -78,7 +79,7 @@ def memory_need(
     return MemoryNeed(weights=20 * parameters, activations=activations)
 
 
-def kept_bytes(config: DiTConfig, batch: int, frames: int, text_tokens: int, checkpointing: bool) -> int:
+def kept_bytes(config: BackboneConfig, batch: int, frames: int, text_tokens: int, checkpointing: bool) -> int:
     """Bytes that autograd keeps between forward and backward of one batch, beside the weights."""
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -88,7 +89,7 @@ def kept_bytes(config: DiTConfig, batch: int, frames: int, text_tokens: int, che
         return saved
 
     with torch.device("meta"):
-        model = DiT(config)
+        model = backbone_of(config).to("meta")  # libraries put some buffers elsewhere
         model.gradient_checkpointing = checkpointing
         drop = torch.empty(batch, dtype=torch.bool)
         x_t = torch.empty(batch, config.channels, frames)
@@ -98,7 +99,8 @@ def kept_bytes(config: DiTConfig, batch: int, frames: int, text_tokens: int, che
             condition = Condition(drop=drop, audio=torch.empty_like(x_t), known_mask=known, cutoff=torch.empty(batch))
         else:
             mask = torch.empty(batch, text_tokens, dtype=torch.bool)
-            condition = Condition(torch.empty(batch, text_tokens, config.text_dim), mask, drop)
+            tokens = torch.empty(batch, text_tokens, config.text_dim)
+            condition = Condition(tokens, mask, drop, seconds=torch.empty(batch))
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
             model(x_t, t, condition, torch.empty(batch, frames, dtype=torch.bool))
     # Weights are saved for the backward pass as well, but they are counted elsewhere.

@@ -11,6 +11,7 @@ from torch import Tensor
 from segue.process.path import clean_of, expand
 from segue.types import Condition
 
+Combine = Callable[[Tensor, Tensor, float], Tensor]  # conditional, unconditional, scale -> guided
 VelocityFn = Callable[[Tensor, Tensor, Condition], Tensor]
 
 
@@ -45,6 +46,7 @@ def guided(
     scale: float,
     rescale: float = 0.0,
     interval: tuple[float, float] = (0.0, 1.0),
+    combine: Combine = combine,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """A field (x_t, t [B]) -> velocity that steers `velocity` by its condition.
 
@@ -57,6 +59,7 @@ def guided(
         scale: guidance scale.
         rescale: share of the rescaling, 0 to 1.
         interval: times (low, high), both included, in which guidance acts.
+        combine: makes one velocity of the two.
     """
 
     def field(x: Tensor, t: Tensor) -> Tensor:

@@ -1,11 +1,18 @@
-"""The linear path between data and noise, and what can be read off a point of it.
+"""The linear path between data and noise, what can be read off a point of it, and the cosine path beside it.
 
 x_t = (1 - t) x_0 + t eps, velocity v = eps - x_0 (flow matching with the linear path, arXiv 2210.02747; rectified flow,
 arXiv 2209.03003). t = 0 is data, t = 1 is noise.
+
+t stands for a noise level, not for a path: its log-SNR is 2 ln((1 - t) / t) on every path. A point of the cosine path
+(v-prediction, arXiv 2202.00512: z = alpha x_0 + sigma eps, alpha^2 + sigma^2 = 1) of the same log-SNR is the point of
+the linear path, scaled. So all of segue works on the linear path, and a model of the cosine path scales what it gets.
 """
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
 # Dividing a clean-sample error by t blows up as t -> 0; below this the error is measured as if t stood here.
@@ -46,12 +53,39 @@ def velocity_from_clean(x_t: Tensor, clean: Tensor, t: Tensor, floor: float = T_
     return (x_t - clean) / expand(t, x_t).clamp(min=floor)
 
 
+def log_snr(t: Tensor) -> Tensor:
+    """ln(SNR) = 2 ln((1 - t) / t): what t means on every path; falls from infinity (data) to minus infinity (noise)."""
+    return 2 * (torch.log1p(-t) - torch.log(t))
+
+
+def time_of_log_snr(value: Tensor) -> Tensor:
+    """The inverse of `log_snr`: t = sigmoid(-value / 2)."""
+    return torch.sigmoid(-value / 2)
+
+
+def cosine_norm(t: Tensor) -> Tensor:
+    """sqrt((1 - t)^2 + t^2): a point of the linear path over it is the point of the cosine path at the same log-SNR."""
+    return torch.hypot(1 - t, t)
+
+
+def cosine_angle(t: Tensor) -> Tensor:
+    """The cosine path's own time in [0, 1], alpha = cos(pi u / 2): u = (2 / pi) atan(t / (1 - t))."""
+    return torch.atan2(t, 1 - t) * (2 / math.pi)
+
+
+def cosine_target(x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """What a model of the cosine path predicts: v = alpha eps - sigma x_0 (arXiv 2202.00512, appendix D)."""
+    alpha, sigma = (1 - t) / cosine_norm(t), t / cosine_norm(t)
+    return expand(alpha, eps) * eps - expand(sigma, x_0) * x_0
+
+
 def velocity_of(prediction: Tensor, predicts: str, x_t: Tensor, t: Tensor, floor: float = T_FLOOR) -> Tensor:
     """A model's prediction as a velocity.
 
     Args:
         prediction: [B, C, L].
-        predicts: "velocity" or "clean".
+        predicts: "velocity", "clean", or "v" (of the cosine path; with n = cosine_norm(t), the velocity of the linear
+            path is v / n + (2 t - 1) x_t / n^2).
         x_t: [B, C, L].
         t: [B].
         floor: of `velocity_from_clean`. The default bounds a loss's weight; a sampler passes a floor below its
@@ -64,4 +98,7 @@ def velocity_of(prediction: Tensor, predicts: str, x_t: Tensor, t: Tensor, floor
         return prediction
     if predicts == "clean":
         return velocity_from_clean(x_t, prediction, t, floor)
-    raise ValueError(f"predicts is '{predicts}'; use 'velocity' or 'clean'")
+    if predicts == "v":
+        norm = expand(cosine_norm(t), x_t)
+        return prediction / norm + expand(2 * t - 1, x_t) * x_t / norm**2
+    raise ValueError(f"predicts is '{predicts}'; use 'velocity', 'clean' or 'v'")

@@ -139,6 +139,32 @@ class LogitNormal(TimestepDistribution):
 
 
 @dataclass(frozen=True)
+class UniformAngle(TimestepDistribution):
+    """The cosine path's own time (`process.path.cosine_angle`) uniform, as stable-audio-tools draws it for v.
+
+    With t = sin / (sin + cos) of the angle, density (2 / pi) / ((1 - t)^2 + t^2): 1.27 at t = 0.5, 0.64 at both ends.
+    """
+
+    def density(self, t: Tensor) -> Tensor:
+        inside = (t >= 0) & (t <= 1)
+        return torch.where(inside, (2 / math.pi) / ((1 - t) ** 2 + t**2), torch.zeros_like(t))
+
+    def cdf(self, t: Tensor) -> Tensor:
+        t = t.clamp(0, 1)
+        return torch.atan2(t, 1 - t) * (2 / math.pi)
+
+    def quantile(self, u: Tensor) -> Tensor:
+        angle = u * (math.pi / 2)
+        return angle.sin() / (angle.sin() + angle.cos())
+
+    def to_json(self) -> dict:
+        return {"distribution": "uniform-angle"}
+
+    def __str__(self) -> str:
+        return "U(0, 1) of the cosine path's angle"
+
+
+@dataclass(frozen=True)
 class Shifted(TimestepDistribution):
     """t = s u / (1 + (s - 1) u) of a base distribution's u (arXiv 2403.03206, eq. 23); s > 1 favours high noise."""
 
@@ -349,6 +375,7 @@ def distribution_from_json(data: dict) -> TimestepDistribution:
     kinds = {
         "uniform": Uniform,
         "logit-normal": LogitNormal,
+        "uniform-angle": UniformAngle,
         "shifted": Shifted,
         "truncated": Truncated,
         "mixture": Mixture,

@@ -9,7 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+from segue.models.adapters import own_timesteps, read_adapter_config
 from segue.process.timesteps import LogitNormal, Shifted, TimestepDistribution
 from segue.stage.alignment import AlignmentConfig
 from segue.stage.policy import GAIN_KAPPA, KAPPA, LAMBDA_0, stage_policy
@@ -37,6 +39,14 @@ def static_logit_normal() -> RunConfig:
 def static_shifted() -> RunConfig:
     """Logit-normal(0, 1) times shifted by 3 toward noise, as ACE-Step draws them."""
     return _static("static-shifted", Shifted(LogitNormal(0.0, 1.0), 3.0))
+
+
+CHECKPOINT = "static-checkpoint"
+
+
+def static_checkpoint() -> RunConfig:
+    """The timestep distribution that a pretrained model (--model) was trained with: the baseline of fine-tuning."""
+    return RunConfig(recipe=CHECKPOINT)
 
 
 def static_average() -> RunConfig:
@@ -230,6 +240,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
         static_uniform,
         static_logit_normal,
         static_shifted,
+        static_checkpoint,
         semantic_timesteps,
         min_snr,
         uncertainty,
@@ -244,6 +255,24 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     )
 }
 DEFAULT_RECIPE = "stage"
+
+
+def fine_tuning(config: RunConfig, model: str) -> RunConfig:
+    """The config for a public model that is trained on.
+
+    Args:
+        model: folder or hub name of a diffusers pipeline.
+
+    Raises:
+        UserError: no such pipeline, or one whose model has no adapter.
+    """
+    shape = read_adapter_config(model)
+    # Absolute, so that the run can be continued from another folder.
+    name = str(Path(model).resolve()) if Path(model).exists() else model
+    config = replace(config, model=replace(config.model, pretrained=name))
+    if config.recipe != CHECKPOINT:
+        return config
+    return _policy(CHECKPOINT, config, static_timesteps=own_timesteps(shape))
 
 
 def load_recipe(name: str) -> RunConfig:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
 from torch import Tensor
 
+from segue.codecs.latent_space import LatentSpace
 from segue.data.cache import Batch
 from segue.process.noise import BatchDraws
 from segue.tasks.base import Task
@@ -15,8 +20,29 @@ class Generation(Task):
 
     name = "generation"
 
+    def __init__(
+        self,
+        space: LatentSpace,
+        lengths: Callable[[Sequence[int]], Sequence[float]] | None = None,
+        padding: Tensor | None = None,
+    ) -> None:
+        """
+        Args:
+            lengths: seconds of rows of the cache, for models that are conditioned on the length; None for others.
+            padding: [C, L] standardised latents that stand behind the end of a sound; None: zeros.
+        """
+        super().__init__(space)
+        self._lengths = lengths
+        self._padding = padding
+
     def prepare(self, batch: Batch, draws: BatchDraws | None = None) -> tuple[Tensor, Condition, Tensor | None]:
         """See Task.prepare."""
         batch = batch.to(self.space.device)
         x_0 = self.space.standardise(batch.latents, batch.mask)
-        return x_0, Condition(batch.tokens.float(), batch.tokens_mask), batch.mask
+        if self._padding is not None and batch.mask is not None:
+            x_0 = x_0.where(batch.mask[:, None], self._padding.to(x_0.device))
+        condition = Condition(batch.tokens.float(), batch.tokens_mask)
+        if self._lengths is not None:
+            seconds = torch.tensor(self._lengths(batch.indices), dtype=torch.float32, device=x_0.device)
+            condition = replace(condition, seconds=seconds)
+        return x_0, condition, batch.mask

@@ -11,7 +11,10 @@ import torch
 
 from segue.codecs import codec_of
 from segue.codecs.latent_space import LatentSpace
+from segue.conditioners.pipeline_text import load_pipeline_text
 from segue.data.cache import LatentCache
+from segue.models.adapters import Adapter, load_adapter
+from segue.models.backbone import Backbone
 from segue.models.dit import DiT, DiTConfig
 from segue.models.files import ModelCard, model_file, read_tensors
 from segue.models.presets import preset
@@ -24,6 +27,7 @@ from segue.training.config import OptimConfig, RunConfig
 from segue.training.sharding import check_sharding, gathered_blocks, norm_of, shard_models
 from segue.types import UserError, import_extra
 
+FINE_TUNING_RATE = 2e-5  # of a pretrained model, where optim.learning_rate leaves the choice; from no trials
 TOKENS_PER_SEC = 16  # what model.patch_frames = 0 aims at
 
 
@@ -50,6 +54,11 @@ def cached_space(cache: LatentCache) -> LatentSpace:
     return space_of(cache, *cache.statistics)
 
 
+def own_space(cache: LatentCache) -> LatentSpace:
+    """The cache's latents as the codec gives them: the scale that a pretrained model knows them in."""
+    return space_of(cache, torch.zeros(cache.channels, 1), torch.ones(cache.channels, 1))
+
+
 def space_of(cache: LatentCache, mean: torch.Tensor, std: torch.Tensor) -> LatentSpace:
     """The space of the cache's codec under other statistics [C, 1], such as a checkpoint's."""
     return LatentSpace(partial(codec_of, cache.meta["codec_source"], cache.meta["codec"]), mean, std)
@@ -73,7 +82,22 @@ def make_task(
         UserError: a cache that does not serve it.
     """
     space = None if statistics is None else space_of(cache, *statistics)
+    if config.model.pretrained:
+        return _pretrained_task(config, cache, space or own_space(cache), device)
     return named_task(config.train.task, config.degradation, cache, config.train.seed, space, device)
+
+
+def _pretrained_task(config: RunConfig, cache: LatentCache, space: LatentSpace, device: torch.device | str) -> Task:
+    """Generation by a model that is told how long a sound is, and that was trained on silence behind its end."""
+    if config.train.task != "generation":
+        raise UserError(f"--model {config.model.pretrained}: a model for generation; train.task is {config.train.task}")
+    space = space.to(device)
+    padding = None
+    if any(cache.row(i)["frames"] < cache.frames for i in range(len(cache))):
+        samples = round(cache.meta["seconds"] * cache.meta["sample_rate_hz"])
+        silence = torch.zeros(1, space.codec.audio_channels, samples, device=space.device)
+        padding = space.encode(silence)[0]
+    return Generation(space, lambda rows: [cache.row(i)["length_sec"] for i in rows], padding)
 
 
 def named_task(
@@ -113,34 +137,50 @@ def peak_learning_rate(config: RunConfig, width: int) -> float:
     Adam moves every weight by about the rate, and a unit of a wider layer adds up more of them (arXiv 2203.03466). The
     constant is ours, from trials with dit-3m: 2e-3 beat 1e-3 at every fixed t (docs/log.md, 2026-11-22).
     """
+    if config.model.pretrained:
+        return config.optim.learning_rate or FINE_TUNING_RATE
     return config.optim.learning_rate or 2e-3 * min(1.0, 160 / width)
 
 
-def optim_config(config: RunConfig, model: DiT) -> OptimConfig:
+def optim_config(config: RunConfig, model: Backbone) -> OptimConfig:
     """The config's optimiser, with the rate that it leaves to the model's width filled in."""
     return replace(config.optim, learning_rate=peak_learning_rate(config, model.config.width))
 
 
-def make_average(config: RunConfig, accelerator, model: DiT) -> DiT:
+def make_average(config: RunConfig, accelerator, model: Backbone) -> Backbone:
     """The model whose weights will be the running average; both are split over the ranks where that is asked for."""
     ema = copy.deepcopy(model).eval().requires_grad_(False)
     shard_models(config, accelerator, model, ema)
     return ema
 
 
-def build_model(config: RunConfig, cache: LatentCache, seed: int) -> DiT:
-    """The backbone for this cache, initialised from the seed alone."""
+def pretrained_model(config: RunConfig, cache: LatentCache) -> Adapter:
+    """The public model that the config names, for clips of this cache.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    model = load_adapter(config.model.pretrained)
+    if model.needs_null:
+        model.set_null(*load_pipeline_text(config.model.pretrained, "--model").encode([""]))
+    model.set_window(cache.frames)
+    return model
+
+
+def build_model(config: RunConfig, cache: LatentCache, seed: int) -> Backbone:
+    """The backbone for this cache, initialised from the seed alone; or a public one."""
+    model: Backbone
     with torch.random.fork_rng(devices=[]):
         # torch's initialisers take no generator; the global one is borrowed and put back.
         torch.manual_seed(keyed_generator(seed, "weights").initial_seed())
-        model = DiT(dit_config(config, cache))
+        model = pretrained_model(config, cache) if config.model.pretrained else DiT(dit_config(config, cache))
     if config.train.start_from:
         _start(model, Path(config.train.start_from))
     model.gradient_checkpointing = config.model.gradient_checkpointing
     return model
 
 
-def _start(model: DiT, path: Path) -> None:
+def _start(model: Backbone, path: Path) -> None:
     """Put a trained model's averaged weights into a fresh one; what a task fits (the skip) is fitted anew.
 
     Raises:
@@ -155,11 +195,12 @@ def _start(model: DiT, path: Path) -> None:
     model.load_state_dict(weights, strict=False)
 
 
-def stage_options(config: RunConfig, accelerator) -> dict:
-    """Options of `segue.Stage` for a run: schedule, seed, ranks, and how weights are split."""
+def stage_options(config: RunConfig, accelerator, model: Backbone) -> dict:
+    """Options of `segue.Stage` for a run: schedule, seed, ranks, how weights are split, tokens of no time."""
     optim = config.optim
     total = config.train.total_examples
     options = {
+        "prepended": getattr(model.config, "prepended", 0),
         "seed": config.train.seed,
         "rank": accelerator.process_index,
         "world": accelerator.num_processes,
@@ -174,7 +215,7 @@ def stage_options(config: RunConfig, accelerator) -> dict:
     return options
 
 
-def model_card(config: RunConfig, cache: LatentCache, model: DiT, examples_seen: int) -> ModelCard:
+def model_card(config: RunConfig, cache: LatentCache, model: Backbone, examples_seen: int) -> ModelCard:
     """The card that is saved with the model."""
     meta = cache.meta
     return ModelCard(

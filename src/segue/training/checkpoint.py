@@ -24,7 +24,7 @@ from segue.codecs.latent_space import LatentSpace
 from segue.data.cache import LatentCache
 from segue.data.loader import LatentLoader
 from segue.files import sync, write_text
-from segue.models.dit import DiT
+from segue.models.backbone import Backbone
 from segue.models.files import ModelCard, read_tensors, save_model
 from segue.stage.stage import Stage
 from segue.training.build import model_card
@@ -76,8 +76,8 @@ class Parts:
         loader: the training data.
     """
 
-    model: DiT
-    ema: DiT
+    model: Backbone
+    ema: Backbone
     optimizer: torch.optim.Optimizer
     heads: Heads
     stage: Stage

@@ -6,11 +6,15 @@ import os
 
 import torch
 
+from segue.codecs.huggingface import pretrained_codec_hash
+from segue.conditioners.pipeline_text import pipeline_text_hash
 from segue.data.cache import LatentCache
+from segue.hub import pipeline_folder
 from segue.memory import format_bytes
+from segue.models.adapters import AdapterConfig, adapter_class, own_timesteps, read_adapter_config
 from segue.models.presets import parameters_of
 from segue.tasks.super_resolution import tells_bands
-from segue.training.build import cached_space, dit_config, make_task
+from segue.training.build import cached_space, dit_config, make_task, own_space
 from segue.training.config import RunConfig
 from segue.training.features import teacher_statistics
 from segue.training.run_memory import run_need, stated_bytes
@@ -34,8 +38,12 @@ def check_before_training(config: RunConfig, cache: LatentCache) -> list[str]:
         raise UserError(
             f"{cache.path}: no clip has split 'valid'; give some in the manifest, or encode a larger folder"
         )
+    if config.model.pretrained:
+        _refuse_other_parts(config, cache)
+    elif config.recipe == "static-checkpoint":
+        raise UserError("static-checkpoint is the baseline of a model that is trained on; hint: --model FOLDER")
     conditions = [_check_text(cache, train)] if config.train.task == "generation" else _check_degradation(config, cache)
-    lines = [_check_latents(cache, train), *conditions, *_check_model(config, cache)]
+    lines = [_check_latents(config, cache, train), *conditions, *_check_model(config, cache)]
     return lines + ([_check_teacher(cache)] if config.policy.needs_teacher else [])
 
 
@@ -67,17 +75,41 @@ def _check_degradation(config: RunConfig, cache: LatentCache) -> list[str]:
     return lines
 
 
-def _check_latents(cache: LatentCache, rows: list[int]) -> str:
+def _refuse_other_parts(config: RunConfig, cache: LatentCache) -> None:
+    """A pretrained model knows the latents of its own codec alone, and the tokens of its own text encoder.
+
+    Raises:
+        UserError: the cache was made with another one, or the run is one that such a model cannot have.
+    """
+    name = config.model.pretrained
+    folder = pipeline_folder("--model", name)
+    adapter_class(folder)
+    folder.part("vae")
+    own = {"codec": pretrained_codec_hash(name), "text encoder": pipeline_text_hash(folder)}
+    found = {"codec": cache.meta["codec"].get("weights_sha256"), "text encoder": cache.meta["text"].get("weights")}
+    names = {"codec": cache.meta["codec_source"], "text encoder": cache.meta["text"]["name"]}
+    other = [f"the {part} {names[part]}" for part in own if own[part] != found[part]]
+    if other:
+        raise UserError(
+            f"{cache.path}: made with {' and '.join(other)}, not with those of {name}; hint: segue encode SOUNDS "
+            f"--model {name} --out CACHE makes one that fits"
+        )
+    if config.train.sharding != "none":
+        raise UserError("train.sharding=fsdp2 was not tried on pretrained models; take train.sharding=none")
+
+
+def _check_latents(config: RunConfig, cache: LatentCache, rows: list[int]) -> str:
     """A codec whose latents are far from standard trains a model of the wrong scale, or of noise."""
     some = rows[:: max(1, len(rows) // 256)][:256]
     latents, mask = cache.latents(some)
-    x = cached_space(cache).standardise(latents, mask)
+    space = own_space(cache) if config.model.pretrained else cached_space(cache)
+    x = space.standardise(latents, mask)
     # Real frames alone: padding is 0 and would make the deviation smaller.
     values = x.transpose(1, 2)[mask]
     mean, std = float(values.mean()), float(values.std())
     if not bool(torch.isfinite(values).all()):
         raise UserError(f"{cache.path}: latents hold NaN or Inf; delete the cache and run `segue encode` again")
-    if abs(mean) > 0.2 or not 0.7 < std < 1.4:
+    if not config.model.pretrained and (abs(mean) > 0.2 or not 0.7 < std < 1.4):
         raise UserError(
             f"{cache.path}: standardised latents have mean {mean:.2f} and std {std:.2f}, not 0 and 1; "
             "the cache's statistics are not its own: delete it and run `segue encode` again"
@@ -112,18 +144,20 @@ def _check_teacher(cache: LatentCache) -> str:
 
 
 def _check_model(config: RunConfig, cache: LatentCache) -> list[str]:
-    dit = dit_config(config, cache)
+    dit = read_adapter_config(config.model.pretrained) if config.model.pretrained else dit_config(config, cache)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     need = run_need(config, cache, dit)
     lines = [
-        f"model: {config.model.preset}, {parameters_of(dit) / 1e6:.2f} M parameters, "
+        f"model: {config.model.pretrained or config.model.preset}, {parameters_of(dit) / 1e6:.2f} M parameters, "
         f"{-(-cache.frames // dit.patch_frames)} tokens a clip, predicts {dit.predicts}; peak memory about "
         f"{format_bytes(stated_bytes(need, device))} ({format_bytes(need.weights)} weights and optimiser, "
         f"{format_bytes(need.activations)} activations)"
     ]
+    if isinstance(dit, AdapterConfig):
+        lines.append(f"timesteps of the checkpoint: {own_timesteps(dit)}; of this run: {_timesteps_of(config)}")
     token = dit.channels * dit.patch_frames
     # Only where "velocity" was asked for: "auto" takes the clean sample for wide tokens.
-    if token > dit.width and config.model.predicts == "velocity":
+    if token > dit.width and config.model.predicts == "velocity" and not config.model.pretrained:
         raise UserError(
             f"model.predicts=velocity through a model of width {dit.width} cannot fit tokens of {token} numbers; "
             "use model.predicts=clean or a wider preset"
@@ -136,3 +170,9 @@ def _check_model(config: RunConfig, cache: LatentCache) -> list[str]:
                 "use a smaller model.preset, train.accumulation or model.gradient_checkpointing=true"
             )
     return lines
+
+
+def _timesteps_of(config: RunConfig) -> str:
+    policy = config.policy
+    fixed = policy.timesteps.distribution == "static"
+    return str(policy.static_timesteps) if fixed else f"timesteps.distribution={policy.timesteps.distribution}"

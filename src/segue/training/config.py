@@ -34,6 +34,8 @@ class ModelConfig:
             fitted, since the noise in it does not pass through the model's width).
         gradient_checkpointing: recompute activations in backward.
         attention_window: tokens to each side that a token attends to; 0 = all.
+        pretrained: folder or hub name of a diffusers pipeline whose model is trained on; "" = one of our own, anew. Of
+            the settings above, gradient_checkpointing alone applies to it.
     """
 
     preset: str = "dit-3m"
@@ -41,6 +43,7 @@ class ModelConfig:
     predicts: str = "auto"
     gradient_checkpointing: bool = False
     attention_window: int = field(default=0, metadata=LATER)
+    pretrained: str = field(default="", metadata=LATER)
 
 
 @dataclass(frozen=True)

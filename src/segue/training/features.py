@@ -20,7 +20,7 @@ from segue.codecs import codec_of
 from segue.codecs.latent_space import LatentSpace
 from segue.data.cache import LatentCache
 from segue.memory import malloc_trim
-from segue.models.dit import DiTConfig
+from segue.models.backbone import BackboneConfig
 from segue.process.noise import keyed_generator
 from segue.ssl import load_teacher
 from segue.stage.alignment import standardise
@@ -78,7 +78,7 @@ class FrameGrid:
     patch_frames: int
 
     @classmethod
-    def of(cls, cache: LatentCache, dit: DiTConfig) -> FrameGrid:
+    def of(cls, cache: LatentCache, dit: BackboneConfig) -> FrameGrid:
         """The grid of a model of this shape on a cache with a teacher."""
         latent_rate_hz = cache.meta["sample_rate_hz"] / cache.meta["hop_samples"]
         return cls(latent_rate_hz / dit.patch_frames, cache.meta["teacher_frame_rate_hz"], dit.patch_frames)

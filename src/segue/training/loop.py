@@ -88,7 +88,7 @@ def train(
         targets=alignment_targets(config.policy, cache, accelerator.device),
         features=measurements.extract,
         log=lambda line: journal.write_decision(line, measurements.seconds),
-        **build.stage_options(config, accelerator),
+        **build.stage_options(config, accelerator, model),
     )
     losses = StepLosses(config, cache, model.config, stage, optim, accelerator)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.data.cache import LatentCache
-from segue.models.dit import DiTConfig
+from segue.models.backbone import BackboneConfig
 from segue.stage.stage import Stage
 from segue.training.config import OptimConfig, RunConfig
 from segue.training.features import FrameGrid
@@ -76,7 +76,7 @@ class StepLosses:
     """
 
     def __init__(
-        self, config: RunConfig, cache: LatentCache, dit: DiTConfig, stage: Stage, optim: OptimConfig, accelerator
+        self, config: RunConfig, cache: LatentCache, dit: BackboneConfig, stage: Stage, optim: OptimConfig, accelerator
     ) -> None:
         """
         Args:

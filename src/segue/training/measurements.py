@@ -15,7 +15,7 @@ from torch import Tensor
 
 from segue.data.cache import LatentCache
 from segue.memory import malloc_trim
-from segue.models.dit import DiT
+from segue.models.backbone import Backbone
 from segue.process.noise import keyed_noise
 from segue.process.path import velocity_of
 from segue.stage.condition_gain import ConditionGain
@@ -52,8 +52,8 @@ class Measurements:
         config: RunConfig,
         task: Task,
         cache: LatentCache,
-        model: DiT,
-        ema: DiT,
+        model: Backbone,
+        ema: Backbone,
         accelerator,
         autocast: AbstractContextManager,
         trust_remote_code: bool = False,
@@ -142,7 +142,7 @@ def probe_set(
     config: RunConfig,
     task: Task,
     cache: LatentCache,
-    model: DiT,
+    model: Backbone,
     extract: Extract,
     accelerator,
     autocast: AbstractContextManager,
@@ -193,7 +193,7 @@ def probe_rows(cache: LatentCache, clips: int) -> list[int]:
     return [valid[i * len(valid) // count] for i in range(count)]
 
 
-def gradient_cosine(model: DiT, stage: Stage, example: Example, grid: FrameGrid) -> float:
+def gradient_cosine(model: Backbone, stage: Stage, example: Example, grid: FrameGrid) -> float:
     """Cosine between the gradients of alignment and denoising on the blocks up to the tap (HASTE, arXiv 2505.16792).
 
     On a fixed held-out batch; no gradient is left behind.
@@ -227,7 +227,7 @@ def _cosine_example(task: Task, cache: LatentCache, device: torch.device) -> Exa
 
 
 @contextmanager
-def measured_drops(due: bool, model: DiT, example: Example, accelerator) -> Iterator[list[tuple[float, float]]]:
+def measured_drops(due: bool, model: Backbone, example: Example, accelerator) -> Iterator[list[tuple[float, float]]]:
     """Around the optimiser's step: (time, by how much its loss fell) of each example of the global batch; or [].
 
     Args:
@@ -244,7 +244,7 @@ def measured_drops(due: bool, model: DiT, example: Example, accelerator) -> Iter
 
 
 @torch.no_grad()
-def _losses(model: DiT, example: Example) -> Tensor:
+def _losses(model: Backbone, example: Example) -> Tensor:
     """Sum over DROP_TIMES of each example's loss, [B] float64, with the noise that it was trained with."""
     at = [replace(example, t=torch.full_like(example.t, t)) for t in DROP_TIMES]
     return reduce(add, (losses(model, e, model.predicts).double() for e in at))

@@ -12,7 +12,7 @@ from segue.data.cache import LatentCache
 from segue.data.loader import AHEAD
 from segue.memory import RUNTIME_BYTES, resident_bytes
 from segue.memory import peak_bytes as process_peak_bytes
-from segue.models.dit import DiTConfig
+from segue.models.backbone import BackboneConfig
 from segue.models.presets import memory_need
 from segue.stage.alignment import Projector
 from segue.training import features
@@ -46,7 +46,7 @@ class RunNeed:
         return self.weights + self.batch + max(round((1 + GAPS) * self.activations), self.fit)
 
 
-def run_need(config: RunConfig, cache: LatentCache, dit: DiTConfig) -> RunNeed:
+def run_need(config: RunConfig, cache: LatentCache, dit: BackboneConfig) -> RunNeed:
     """Count it for one process. A cache's rows are read, not mapped: they count where they are used, as batches."""
     train = config.train
     alignment = config.policy.alignment

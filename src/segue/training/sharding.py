@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from segue.models.dit import DiT
+from segue.models.backbone import Backbone
 from segue.training.config import RunConfig
 from segue.types import ModelOutput, UserError
 
@@ -54,7 +54,7 @@ def check_sharding(config: RunConfig, accelerator) -> None:
         )
 
 
-def shard_models(config: RunConfig, accelerator, model: DiT, averaged: DiT) -> None:
+def shard_models(config: RunConfig, accelerator, model: Backbone, averaged: Backbone) -> None:
     """Put the averaged model on this rank's device; under fsdp2 split both models over the ranks, in place.
 
     Each rank builds the whole model in its main memory first, so that it begins with the weights that the seed gives.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from segue.process.noise import BatchDraws
 from segue.process.objectives import masked_mean, min_snr_weight, velocity_loss
-from segue.process.path import clean_of, sample_path, velocity_of
+from segue.process.path import clean_of, cosine_target, sample_path, velocity_of
 from segue.types import Condition
 
 
@@ -108,7 +108,7 @@ def run_model(model: nn.Module, example: Example, predicts: str, objective: str 
     Args:
         model: called as model(x_t, t, condition, mask).
         example: the batch.
-        predicts: what the model returns, "velocity" or "clean".
+        predicts: what the model returns, "velocity", "clean" or "v" (of the cosine path).
         objective: "velocity", "min-snr" (arXiv 2303.09556), or "auto" and "uncertainty": as `predicts` says.
     """
     x_t = sample_path(example.x_0, example.eps, example.t)
@@ -120,6 +120,9 @@ def run_model(model: nn.Module, example: Example, predicts: str, objective: str 
     # Not by way of the velocity, which is clamped at small t (process/path.py) and would change the error there.
     if predicts == objective == "clean":
         loss = masked_mean((prediction - example.x_0).square(), example.mask)
+    elif predicts == objective == "v":
+        target = cosine_target(example.x_0, example.eps, example.t)
+        loss = masked_mean((prediction - target).square(), example.mask)
     else:
         # The clean sample's error is t times the velocity's, so its square counts t^2 times.
         weights = {"velocity": lambda t: 1.0, "clean": lambda t: t**2, "min-snr": min_snr_weight}

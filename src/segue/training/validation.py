@@ -6,7 +6,7 @@ import torch
 
 from segue.data.cache import LatentCache
 from segue.memory import malloc_trim
-from segue.models.dit import DiT
+from segue.models.backbone import Backbone
 from segue.process.noise import keyed_noise
 from segue.tasks.base import Task
 from segue.training.config import RunConfig
@@ -26,12 +26,12 @@ def make_validation_set(task: Task, cache: LatentCache, config: RunConfig, devic
 
 
 @torch.no_grad()
-def validate(model: DiT, examples: list[Example]) -> dict[str, float]:
+def validate(model: Backbone, examples: list[Example]) -> dict[str, float]:
     """Mean loss at each fixed time, measured in what the model predicts."""
     return {f"{t:g}": float(losses(model, e, model.predicts).mean()) for t, e in zip(VALIDATION_TIMES, examples)}
 
 
-def record_validation(log: RunLog, seen: int, model: DiT, examples: list[Example]) -> dict[str, float]:
+def record_validation(log: RunLog, seen: int, model: Backbone, examples: list[Example]) -> dict[str, float]:
     """`validate`, and the result as a line of the log."""
     found = validate(model, examples)
     log.write("validation", seen, loss_by_t=found, loss=sum(found.values()) / len(found))
