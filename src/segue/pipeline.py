@@ -103,9 +103,9 @@ class Pipeline:
         captions: Sequence[str],
         *,
         frames: int,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         sampling: Sampling | None = None,
-        first: int = 0,
+        numbers: Sequence[int] | None = None,
         on_step: Callable[[], None] | None = None,
     ) -> Tensor:
         """Standardised latents [B, C, frames] for B captions.
@@ -113,16 +113,17 @@ class Pipeline:
         Args:
             captions: what to generate.
             frames: L.
-            seed: of the noise; caption i takes draw first + i, so a long list may be cut into batches anywhere.
+            seed: of the noise; one for all captions, or one for each.
             sampling: solver and guidance.
-            first: position of the first caption in the whole list.
+            numbers: of the captions in the whole list; a caption's noise depends on its seed and its number alone, so
+                that a long list may be cut into batches anywhere.
             on_step: called after every evaluation of the model.
         """
         sampling = sampling or Sampling()
         tokens, tokens_mask = self.conditioner.encode(captions)
         condition = Condition(tokens, tokens_mask).to(self.device)
         channels = self.saved.model.config.channels
-        noise = keyed_noise((channels, frames), seed, "generation", range(first, first + len(captions)))
+        noise = _noise_of((channels, frames), seed, numbers, len(captions))
 
         def velocity(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
             if on_step is not None:
@@ -158,10 +159,10 @@ class Pipeline:
         captions: Sequence[str],
         *,
         seconds: float | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         sampling: Sampling | None = None,
         batch_size: int = 16,
-        first: int = 0,
+        numbers: Sequence[int] | None = None,
         on_step: Callable[[], None] | None = None,
     ) -> Tensor:
         """Waveforms [B, A, T] at codec.sample_rate_hz for B captions, A = codec.audio_channels.
@@ -169,10 +170,11 @@ class Pipeline:
         Args:
             captions: what to generate.
             seconds: length; the training clips' length where it is not given.
-            seed: of the noise. The same seed, captions and batch size give the same waveforms, bit for bit on a CPU.
+            seed: of the noise; one for all captions, or one for each: several takes of a caption differ by it. The same
+                seed, captions and batch size give the same waveforms, bit for bit on a CPU.
             sampling: solver and guidance.
             batch_size: captions computed together.
-            first: position of the first caption in a longer list, so that any one of it can be generated again alone.
+            numbers: of the captions in a longer list, so that any one of it can be generated again alone; 0, 1, 2...
             on_step: called after every evaluation of the model.
 
         Raises:
@@ -184,10 +186,19 @@ class Pipeline:
         if not captions or any(not caption.strip() for caption in captions):
             raise UserError('an empty prompt; say what to generate, for example "a soft violin playing C 5"')
         frames = self.codec.latent_frames(samples)
+        seeds = [seed] * len(captions) if isinstance(seed, int) else list(seed)
+        numbers = range(len(captions)) if numbers is None else numbers
         waves = []
         for begin in range(0, len(captions), batch_size):
             part = captions[begin : begin + batch_size]
-            x_0 = self.latents(part, frames=frames, seed=seed, sampling=sampling, first=first + begin, on_step=on_step)
+            x_0 = self.latents(
+                part,
+                frames=frames,
+                seed=seeds[begin : begin + batch_size],
+                sampling=sampling,
+                numbers=numbers[begin : begin + batch_size],
+                on_step=on_step,
+            )
             waves.append(self.space.decode(x_0, samples).cpu())
         return torch.cat(waves)
 
@@ -316,6 +327,20 @@ class SuperResolver:
         share = ((bins_hz - of_sides[:, None]) / (2 * bin_hz)).clamp(0, 1)[..., None]
         joined = torch.lerp(below, above, share.to(below.dtype))
         return torch.istft(joined, size, hop, window=window, length=low.shape[-1]).view_as(low)
+
+
+def _noise_of(shape: tuple[int, int], seed: int | Sequence[int], numbers: Sequence[int] | None, count: int) -> Tensor:
+    """[count, *shape] standard normal, a draw for each caption by its seed and its number in the list.
+
+    Raises:
+        ValueError: not as many seeds or numbers as captions.
+    """
+    seeds = [seed] * count if isinstance(seed, int) else seed
+    numbers = range(count) if numbers is None else numbers
+    drawn = [keyed_noise(shape, s, "generation", [n]) for s, n in zip(seeds, numbers, strict=True)]
+    if len(drawn) != count:
+        raise ValueError(f"{len(drawn)} seeds for {count} captions")
+    return torch.cat(drawn)
 
 
 def _check_same(part: str, have: dict, want: dict) -> None:

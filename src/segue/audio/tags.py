@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from os import fsencode
 from pathlib import Path
 
@@ -21,6 +23,24 @@ def read_tags(path: Path) -> dict[str, str]:
     if subject := _subject(path):
         found["title"] = subject
     return found
+
+
+def read_settings(path: Path) -> dict:
+    """What `segue generate` wrote into a file: its prompt, run, seed, number and settings; empty for other files.
+
+    Files of before settings were kept have run, seed and number alone.
+    """
+    tags = read_tags(path)
+    comment = tags.get("comment", "")
+    try:
+        found = json.loads(comment)
+    except ValueError:
+        earlier = re.fullmatch(r"(.+) seed (-?\d+)(?: take (\d+))?", comment)
+        if earlier is None:
+            return {}
+        found = {"run": earlier[1], "seed": int(earlier[2]), "number": int(earlier[3] or 0)}
+    # Any program may write JSON into a comment; ours names the run.
+    return {"prompt": tags.get("title", "")} | found if isinstance(found, dict) and "run" in found else {}
 
 
 def _subject(path: Path) -> str:

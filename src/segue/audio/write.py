@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from os import fsencode
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import soundfile
@@ -60,24 +61,33 @@ def output_format(header: Header, container: str, subtype: str | None, rate_hz: 
     return OutputFormat(container, subtype, rate_hz, header.channels)
 
 
-def write_wav(path: Path, wave: np.ndarray, sample_rate_hz: int, title: str = "", comment: str = "") -> None:
-    """Write one wave [T] of any library as a 16-bit wav; equal input, equal bytes.
+def write_wav(
+    path: Path, wave: np.ndarray, sample_rate_hz: int, title: str = "", comment: str = "", subtype: str = "PCM_16"
+) -> float:
+    """Write one wave [T] or [A, T] of any library, as flac or wav by the file's name; equal input, equal bytes.
 
-    A wave beyond full scale is scaled to it as a whole.
+    Samples of whole numbers end at full scale: a wave beyond it is scaled to it as a whole. FLOAT keeps every level.
 
     Args:
         title: the prompt, kept whole however long it is: what other programs do not read of it stands in the subject.
+        subtype: encoding of the samples, such as PCM_24 or FLOAT.
+
+    Returns:
+        The gain that was applied; 1 where the wave is as it was.
 
     Raises:
         UserError: samples that are not finite, a full disk, or a place that cannot be written.
     """
-    samples = np.asarray(wave, dtype=np.float32)
+    samples = np.atleast_2d(np.asarray(wave, dtype=np.float32)).T
     loudest = float(np.abs(samples).max(initial=0.0))
     _refuse_not_finite(path, loudest)
     tags = {"comment": comment, "software": f"segue {__version__}", "title": title}
-    form = OutputFormat("wav", "PCM_16", sample_rate_hz, 1)
+    container = "flac" if path.suffix == SUFFIXES["flac"] else "wav"
+    form = OutputFormat(container, subtype, sample_rate_hz, samples.shape[1])
     # One gain for the whole wave: a limiter would change the sound, a gain only its level.
-    write_sound(path, [(samples / np.float32(max(1.0, loudest)))[:, None]], form, len(samples), tags)
+    over = 1.0 if form.full_scale is None else max(1.0, loudest)
+    write_sound(path, [samples / np.float32(over)], form, len(samples), tags)
+    return 1.0 / over
 
 
 def write_sound(
@@ -100,7 +110,7 @@ def write_sound(
         with file:
             for tag, text in tags.items():
                 if text:  # libsndfile takes an empty one for a fault
-                    setattr(file, tag, _shortened(text))
+                    setattr(file, tag, text if kind == "FLAC" else _shortened(text))
             for block in blocks:
                 _refuse_not_finite(path, float(np.abs(block).max(initial=0.0)))
                 try:
@@ -111,6 +121,8 @@ def write_sound(
         title = tags.get("title", "")
         if kind == "WAV" and _shortened(title) != title:
             _add_subject(temporary, title)
+        if form.container == "wav" and form.full_scale is None:
+            _forget_time(temporary)
         # libsndfile says nothing of a header or a last block that it could not write.
         if soundfile.info(fsencode(temporary)).frames != samples:
             raise UserError(f"{path}: could not be written whole; hint: see that the disk has room")
@@ -159,6 +171,24 @@ def _add_subject(path: Path, text: str) -> None:
         size = file.tell() - 8
         file.seek(4)
         file.write(size.to_bytes(4, "little"))
+
+
+def _forget_time(path: Path) -> None:
+    """Zero the time of writing that libsndfile puts into a float wav: equal sound, equal bytes."""
+    with path.open("r+b") as file:
+        at = 12
+        # Chunk by chunk up to the samples, since a tag may hold the same letters.
+        while len(head := _read_at(file, at, 8)) == 8 and head[:4] != b"data":
+            if head[:4] == b"PEAK":
+                file.seek(at + 12)
+                file.write(bytes(4))
+                return
+            at += 8 + int.from_bytes(head[4:], "little")
+
+
+def _read_at(file: IO[bytes], at: int, count: int) -> bytes:
+    file.seek(at)
+    return file.read(count)
 
 
 def _cannot_write(path: Path, error: Exception) -> UserError:

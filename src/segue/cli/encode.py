@@ -44,6 +44,15 @@ def encode(
     sample_rate_hz: Annotated[
         int | None, typer.Option(help="Sample rate of the codec in Hz; default: its own.")
     ] = None,
+    channels: Annotated[
+        int | None,
+        typer.Option(
+            help="Channels of the sound: 1 (mono) or 2 (stereo), where a codec takes either, as spectral does; "
+            "default: as the codec, mono where it takes either.",
+            min=1,
+            max=2,
+        ),
+    ] = None,
     seconds: Annotated[
         float, typer.Option(help="Length of a row in seconds; longer files are cut, shorter ones padded.")
     ] = 2.048,
@@ -97,7 +106,7 @@ def encode(
     print_notes(source, listing.notes)
     leave_out_rows(source, listing, skip_bad)
     # What encodes it.
-    encoder = load_codec(codec or default_codec(), sample_rate_hz)
+    encoder = load_codec(codec or default_codec(), sample_rate_hz, channels)
     frozen = None if teacher == "none" else load_teacher(teacher, teacher_layer, trust_remote_code).to(device)
     # Printed before the long work, so that a wrong rate can be stopped.
     _describe(encoder, frozen)

@@ -1,123 +1,270 @@
-"""`segue generate`: captions in, wav files out."""
+"""`segue generate`: captions in, wav or flac files out."""
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import typer
 
-from segue.audio.write import write_wav
+from segue._version import __version__
+from segue.audio.loudness import QUIETEST_LUFS, gain_to
+from segue.audio.tags import read_settings
+from segue.audio.write import SUFFIXES, write_wav
 from segue.cli.options import Device, device_of, finite
 from segue.conditioners.tokens import count_tokens
 from segue.files import make_folder
 from segue.pipeline import Pipeline, Sampling
 from segue.progress import Meter
-from segue.types import UserError, printable
+from segue.types import UserError, import_extra, printable
 
 MOST_SLUG = 60  # characters of the prompt in a file's name
+SUBTYPES = ("PCM_16", "PCM_24", "FLOAT")
+_MOST_PATH = 400  # characters of the run's path in the metadata
+# What --like takes over from a file, and of which type it is there.
+_KEPT: dict[str, type] = {"seed": int, "number": int, "seconds": float, "steps": int, "solver": str, "guidance": float,
+         "rescale": float, "loudness": float, "weights": str}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Take:
+    """One sound to make, and the file that it goes into."""
+
+    caption: str
+    seed: int
+    number: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class _Output:
+    """How files are written: encoding of samples, loudness in LUFS (None: as it comes), settings for the metadata."""
+
+    subtype: str
+    loudness: float | None
+    settings: dict[str, Any]
+
+    def write(self, take: _Take, wave: np.ndarray, rate_hz: int) -> None:
+        """Write a sound [A, T]; what had to be changed of its level is printed."""
+        wanted = 1.0
+        if self.loudness is not None and np.isfinite(wave).all():
+            wanted, hindered = gain_to(wave, rate_hz, self.loudness)
+            if hindered:
+                print(printable(f"note: {take.path.name}: {hindered}"), file=sys.stderr)
+        about = {"segue": __version__, "seed": take.seed, "number": take.number} | self.settings
+        comment = json.dumps(about, ensure_ascii=False)
+        gain = write_wav(take.path, wave * np.float32(wanted), rate_hz, take.caption, comment, self.subtype)
+        # A hair above full scale is rounding, of a sound that was brought there.
+        if gain < 0.999:
+            line = f"{take.path.name}: {-20 * np.log10(gain):.1f} dB softer, so as not to clip; hint: --subtype FLOAT"
+            print(printable(f"note: {line} keeps the level"), file=sys.stderr)
 
 
 def generate(
     run: Annotated[Path, typer.Argument(help="Run folder, checkpoint folder, or model.safetensors.")],
     prompts: Annotated[
-        list[str] | None, typer.Argument(help="Texts to generate sounds from; each makes one file.")
+        list[str] | None, typer.Argument(help="Texts to generate sounds from; each makes --count files.")
     ] = None,
     prompts_file: Annotated[Path | None, typer.Option(help="Text file in UTF-8 with one prompt a line.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the wav files.")] = Path("generated"),
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            help="File that `segue generate` wrote: its prompt, seed and settings are taken where no others are given."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("generated"),
     seconds: Annotated[
         float | None, typer.Option(help="Length of each sound in seconds; default: that of the training clips.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the noise; the same seed gives the same bytes.")] = 0,
-    take: Annotated[
-        int,
+    count: Annotated[
+        int, typer.Option(help="Number of takes of each prompt; their seeds are --seed, --seed + 1 and so on.", min=1)
+    ] = 1,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the noise; the same seed gives the same bytes; default: 0.")
+    ] = None,
+    number: Annotated[
+        int | None,
         typer.Option(
-            help="Number of the first prompt's take: `--take 5` with the sixth prompt of a list makes its file again.",
+            "--number",
+            "--take",
+            help="Number of the first prompt: `--number 5` with the sixth prompt of a list makes its file again; "
+            "default: 0.",
             min=0,
         ),
-    ] = 0,
-    steps: Annotated[int, typer.Option(help="Number of solver steps.")] = 24,
-    solver: Annotated[str, typer.Option(help="Solver of the sampling ODE: euler, heun or multistep.")] = "multistep",
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of solver steps; default: 24.")] = None,
+    solver: Annotated[
+        str | None,
+        typer.Option(help="Solver of the sampling ODE: euler, heun or multistep; default: multistep."),
+    ] = None,
     guidance: Annotated[
-        float, typer.Option(help="Scale of classifier-free guidance; 1: none.")
-    ] = Sampling.guidance_scale,
-    rescale: Annotated[float, typer.Option(help="Share of guidance rescaling, 0 to 1.")] = 0.0,
-    batch_size: Annotated[int, typer.Option(help="Number of prompts that are computed together.", min=1)] = 16,
+        float | None, typer.Option(help="Scale of classifier-free guidance; 1: none; default: 2.")
+    ] = None,
+    rescale: Annotated[float | None, typer.Option(help="Share of guidance rescaling, 0 to 1; default: 0.")] = None,
+    container: Annotated[str, typer.Option("--format", help="Format of the files: wav or flac.")] = "wav",
+    subtype: Annotated[
+        str, typer.Option(help="Encoding of the samples: PCM_16, PCM_24 or FLOAT (wav alone; keeps every level).")
+    ] = "PCM_16",
+    loudness: Annotated[
+        float | None,
+        typer.Option(
+            help="Loudness of each sound in LUFS, such as -14; never louder than its peak allows; default: as it comes."
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Number of sounds that are computed together.", min=1)] = 16,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
-    weights: Annotated[str, typer.Option(help="Weights to use: ema (averaged) or model (as trained).")] = "ema",
+    weights: Annotated[
+        str | None, typer.Option(help="Weights to use: ema (averaged) or model (as trained); default: ema.")
+    ] = None,
     device: Device = "cpu",
 ) -> None:
     """Generate sounds from prompts.
 
-    Each file keeps its prompt, the seed and the number of its take in its metadata. Files appear as they are made, and
-    none is replaced without --overwrite.
+    Each file keeps its prompt, seed, number and settings in its metadata, and number and seed in its name. Files appear
+    as they are made, and none is replaced without --overwrite.
     """
-    finite("--rescale", rescale, 0.0, 1.0)
+    form = _form(container, subtype)
     # Prompts of the command line come first, and are numbered before those of a file.
     captions = [*(prompts or []), *(_read_prompts(prompts_file) if prompts_file else [])]
+    given: dict[str, Any] = {
+        "seed": seed,
+        "number": number,
+        "seconds": seconds,
+        "steps": steps,
+        "solver": solver,
+        "guidance": guidance,
+        "rescale": rescale,
+        "loudness": loudness,
+        "weights": weights,
+    }
+    asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    # Options win over what --like names; its number belongs to its own prompt.
+    if like is not None:
+        kept = _settings_of(like)
+        number_of_another = {"number"} if captions else set()
+        captions = captions or [kept["prompt"]]
+        asked = {name: kept[name] for name in _KEPT.keys() - number_of_another if name in kept} | asked
+    finite("--rescale", asked.get("rescale"), 0.0, 1.0)
+    finite("--loudness", asked.get("loudness"), QUIETEST_LUFS, 0.0)
     if not captions:
         raise UserError('no prompt; for example: segue generate runs/mine "a soft violin playing C 5"')
     for caption in captions:
         _refuse_not_text(caption)
-    sampling = Sampling(steps, solver, guidance, rescale)
+    sampling = _sampling(asked)
     place = device_of(device)
-    # The number of the take stands in the name: any file can be made again by its number.
-    paths = [out / f"{take + index:03d}-{_slug(caption)}.wav" for index, caption in enumerate(captions)]
+    if "loudness" in asked:
+        import_extra("pyloudnorm", "evaluate")
+    # All takes of a prompt follow each other. Number and seed stand in the name: any file can be made again by them.
+    first, lowest = asked.get("number", 0), asked.get("seed", 0)
+    takes = [
+        _Take(caption, s, n, out / f"{n:03d}-{_slug(caption)}-seed{s}{SUFFIXES[form]}")
+        for n, caption in enumerate(captions, first)
+        for s in range(lowest, lowest + count)
+    ]
     # All names are checked before the model is loaded: nothing is half done.
     if not overwrite:
-        _refuse_existing(paths)
-    pipeline = Pipeline.load(run, weights, place)
-    pipeline.samples_of(seconds)
+        _refuse_existing([take.path for take in takes])
+    kind = asked.get("weights", "ema")
+    pipeline = Pipeline.load(run, kind, place)
+    length_sec = pipeline.samples_of(asked.get("seconds")) / pipeline.codec.sample_rate_hz
     # Words that the encoder cuts or does not know are told: the sound cannot follow them.
     counts = count_tokens(pipeline.conditioner, captions)
     for note in counts.notes("prompt") if counts else []:
         print(f"note: {note}", file=sys.stderr)
     make_folder(out)
-    _generate(pipeline, captions, paths, f"{run} seed {seed}", seconds, seed, take, sampling, batch_size)
+    settings = {
+        "run": str(run)[-_MOST_PATH:],  # the end of a long path says most of the run
+        "weights": kind,
+        "seconds": length_sec,
+        "steps": sampling.steps,
+        "solver": sampling.solver,
+        "guidance": sampling.guidance_scale,
+        "rescale": sampling.guidance_rescale,
+        **({"loudness": asked["loudness"]} if "loudness" in asked else {}),
+    }
+    output = _Output(subtype.upper(), asked.get("loudness"), settings)
+    _generate(pipeline, takes, sampling, length_sec, batch_size, output)
+
+
+def _form(container: str, subtype: str) -> str:
+    """The container, in small letters.
+
+    Raises:
+        UserError: one that is not written, or samples that it cannot hold.
+    """
+    form = container.lower()
+    if form not in SUFFIXES:
+        raise UserError(f"--format {container}: use one of {', '.join(SUFFIXES)}")
+    if subtype.upper() not in SUBTYPES:
+        raise UserError(f"--subtype {subtype}: use one of {', '.join(SUBTYPES)}")
+    if form == "flac" and subtype.upper() == "FLOAT":
+        raise UserError("--subtype FLOAT: flac holds whole numbers; hint: --subtype PCM_24, or --format wav")
+    return form
+
+
+def _sampling(asked: dict[str, Any]) -> Sampling:
+    names = {"steps": "steps", "solver": "solver", "guidance": "guidance_scale", "rescale": "guidance_rescale"}
+    return Sampling(**{names[name]: value for name, value in asked.items() if name in names})
+
+
+def _settings_of(path: Path) -> dict[str, Any]:
+    """What --like names.
+
+    Raises:
+        UserError: no such file, or not one of ours.
+    """
+    if not path.is_file():
+        raise UserError(f"--like {path}: no such file; hint: name a file that segue generate wrote")
+    found = read_settings(path)
+    fits = all(
+        isinstance(found[name], (kind, int) if kind is float else kind) for name, kind in _KEPT.items() if name in found
+    )
+    if not found or not found["prompt"] or not fits:
+        raise UserError(f"--like {path}: no settings of segue generate in it; hint: name a file that it wrote")
+    return found
 
 
 def _generate(
     pipeline: Pipeline,
-    captions: Sequence[str],
-    paths: Sequence[Path],
-    about: str,
-    seconds: float | None,
-    seed: int,
-    take: int,
+    takes: Sequence[_Take],
     sampling: Sampling,
+    seconds: float,
     batch_size: int,
+    output: _Output,
 ) -> None:
     """Compute batch after batch, and write each before the next one begins."""
     # Heun evaluates twice a step, but for the last one.
     per_batch = 2 * sampling.steps - 1 if sampling.solver == "heun" else sampling.steps
     done = 0
-    with Meter("generating", per_batch * -(-len(captions) // batch_size), unit="evaluations", first_line_sec=15) as bar:
+    with Meter("generating", per_batch * -(-len(takes) // batch_size), unit="evaluations", first_line_sec=15) as bar:
 
         def advance() -> None:
             nonlocal done
             done += 1
             bar.update(done)
 
-        for first in range(0, len(captions), batch_size):
-            part = captions[first : first + batch_size]
-            # Noise is keyed by the take's number, so that batches of any size give the same sounds.
+        for first in range(0, len(takes), batch_size):
+            part = takes[first : first + batch_size]
+            # Noise is keyed by seed and number, so that batches of any size give the same sounds.
             waves = pipeline.generate(
-                part,
+                [take.caption for take in part],
                 seconds=seconds,
-                seed=seed,
+                seed=[take.seed for take in part],
                 sampling=sampling,
                 batch_size=batch_size,
-                first=take + first,
+                numbers=[take.number for take in part],
                 on_step=advance,
             )
             # Written at once: a killed command keeps what it has made.
-            for index, wave in enumerate(waves, first):
-                comment = f"{about} take {take + index}"
-                write_wav(paths[index], wave.numpy(), pipeline.codec.sample_rate_hz, captions[index], comment)
-                print(printable(str(paths[index])), flush=True)
+            for take, wave in zip(part, waves):
+                output.write(take, wave.numpy(), pipeline.codec.sample_rate_hz)
+                print(printable(str(take.path)), flush=True)
 
 
 def _refuse_existing(paths: Sequence[Path]) -> None:

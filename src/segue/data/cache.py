@@ -332,6 +332,7 @@ def check_meta(meta: dict) -> None:
         and type(meta["seconds"]) in (int, float)
         and 0 < meta["seconds"] < float("inf")
         and isinstance(meta["codec_source"], str)
+        and meta.get("audio_channels", 1) in (1, 2)
         and (meta["teacher"] is None or (meta["teacher_dim"] > 0 and 0 < meta["teacher_frame_rate_hz"] < 1e6))
     )
     if not sane:

@@ -18,6 +18,7 @@ import torch
 from segue.codecs.base import Codec
 from segue.conditioners.base import TextConditioner
 from segue.data.cache import SCHEMA_VERSION, difference, read_json
+from segue.data.channels import refuse_other_channels
 from segue.data.check import Inspection
 from segue.data.clip import Clip
 from segue.ssl.base import Teacher
@@ -225,6 +226,7 @@ def refuse_other_settings(out: Path, settings: dict) -> None:
     # Caches of before variants existed were made with one.
     found = {"variants": 1} | read_json(made_with)
     settings = {"variants": 1} | settings
+    refuse_other_channels(out, found, settings)
     # Captions alone are embedded anew then, so that this difference refuses nothing.
     if isinstance(found.get("text"), dict) and "max_tokens" in found["text"] and "max_tokens" in settings["text"]:
         found["text"] = found["text"] | {"max_tokens": settings["text"]["max_tokens"]}

@@ -49,6 +49,7 @@ from segue.data.cache_layout import (
     segments_of,
     shards_of,
 )
+from segue.data.channels import what_becomes
 from segue.data.check import Inspection, inspect_clips
 from segue.data.clip import Clip
 from segue.data.round_trip import check_round_trip
@@ -120,6 +121,9 @@ def build_cache(
     refuse_other_settings(out, settings)
     inspections = inspect_clips(clips, workers, parts.codec.audio_channels)
     skipped = bad_files(clips, inspections, skip_bad)
+    headers = list({c.path: i.header for c, i in zip(clips, inspections) if i.problem is None and i.header}.values())
+    for line in what_becomes(headers, codec) if headers else []:
+        print(f"sound: {line}", file=sys.stderr)
     # Each turn leaves one more file out, so that this ends; shards that the file is not in are kept by their names.
     while True:
         try:
@@ -286,9 +290,10 @@ def _check_codec(parts: Parts, segments: Sequence[Segment]) -> None:
     some = segments[:: max(1, len(segments) // ROUND_TRIPS)][:ROUND_TRIPS]
     waves = [_read(segment, replace(parts, teacher=None))[0] for segment in some]
     stacked = torch.from_numpy(np.stack(waves)).to(parts.device)
-    error = check_round_trip(parts.codec, stacked, getattr(parts.codec, "source", parts.codec.name))
+    found = check_round_trip(parts.codec, stacked, getattr(parts.codec, "source", parts.codec.name))
     print(
-        f"codec round trip on {len(some)} clips: spectral error {error:.3f} in the median (0 is perfect)",
+        f"codec round trip on {len(some)} clips: levels {found.level_error_db:.2f} dB off in the median, "
+        f"{found.meaning}; spectral error {found.spectral_error:.3f} (0 is perfect)",
         file=sys.stderr,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from segue.data.cache import LatentCache
+from segue.data.channels import WORDS, channels_of
 from segue.types import UserError
 
 
@@ -12,7 +13,9 @@ def identity(cache: LatentCache) -> dict:
     `contents` is a hash of every row's id, content, stretch, split and captions; the counts are for people.
     """
     splits = {split: len(cache.rows(split)) for split in ("train", "valid", "test")}
-    return {"contents": cache.contents, "rows": len(cache), "splits": splits}
+    # Named for stereo alone, so that mono caches are what they were.
+    stereo = {"audio_channels": 2} if channels_of(cache.meta) == 2 else {}
+    return {"contents": cache.contents, "rows": len(cache), "splits": splits, **stereo}
 
 
 def refuse_other_contents(run: object, then: dict | None, cache: LatentCache) -> None:
@@ -27,6 +30,12 @@ def refuse_other_contents(run: object, then: dict | None, cache: LatentCache) ->
     """
     now = identity(cache)
     # Runs of before identities were kept cannot be refused for it.
+    if then is not None and channels_of(then) != channels_of(now):
+        was, holds = (WORDS[channels_of(data)] for data in (then, now))
+        raise UserError(
+            f"{run}: trained on {was} sound, and {cache.path} holds {holds}; hint: --data CACHE names a {was} cache, "
+            "or start a new run"
+        )
     if then is None or all(then.get(name) == now[name] for name in ("contents", "splits")):
         return
     if then.get("splits") != now["splits"]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from segue.audio.tags import read_tags
+from segue.audio.tags import read_settings, read_tags
 from segue.data.clip import Clip
 from segue.evaluation.embeddings import Embedding, EncoderEmbedding, NoteEmbedding, cached, is_teacher
 from segue.evaluation.folders.sound_sets import Findings, header_of, read
@@ -107,7 +106,7 @@ def refuse_training_teachers(
 ) -> None:
     """An embedding that took part in a run's training may not measure it.
 
-    The run is --run, or what `segue generate` wrote into the files ("RUN seed N"). A cache's teacher counts
+    The run is --run, or what `segue generate` wrote into the files. A cache's teacher counts
     whether the recipe used it or not.
 
     Raises:
@@ -146,9 +145,8 @@ def _teacher_of(run: Path, asked: bool, found: Findings) -> dict | None:
 
 
 def _named_runs(clips: dict[str, Clip]) -> list[Path]:
-    # The comment that `segue generate` writes: RUN seed N, and which take where there were several.
-    named = (re.fullmatch(r"(.+) seed -?\d+(?: take \d+)?", tag_of(clip.path, "comment")) for clip in clips.values())
-    return sorted({Path(match.group(1)) for match in named if match})
+    runs = (read_settings(clip.path).get("run") for clip in clips.values())
+    return sorted({Path(run) for run in runs if isinstance(run, str)})
 
 
 def tag_of(path: Path, tag: str) -> str:
