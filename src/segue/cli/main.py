@@ -10,6 +10,7 @@ from segue.cli.verbs import Group, Verb, make_command, run_command
 # A line must fit beside its verb in 80 columns.
 VERBS: dict[str, Verb | Group] = {
     "demo": Verb("segue.cli.demo:demo", "Render sounds, train two recipes on them, compare them."),
+    "caption": Verb("segue.cli.caption:caption", "Make captions for a folder of sounds, to edit."),
     "encode": Verb("segue.cli.encode:encode", "Encode a folder of sounds into a cache to train on."),
     "train": Verb("segue.cli.train:train", "Train a model on a cache, or continue a run."),
     "generate": Verb("segue.cli.generate:generate", "Generate sounds from prompts."),

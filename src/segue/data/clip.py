@@ -70,13 +70,14 @@ def caption_from_name(path: PurePosixPath) -> str:
     """
     # macOS writes accents apart from their letters: without this, words would part there.
     path = PurePosixPath(normalize("NFC", str(path)))
-    words = _words_of(path.stem)
+    words = words_of(path.stem)
     # Names such as "piano/piano C4" would say everything twice.
-    folder = [w for w in _words_of(path.parent.name) if w not in words] if path.parent.name else []
+    folder = [w for w in words_of(path.parent.name) if w not in words] if path.parent.name else []
     return ", ".join(" ".join(part) for part in (words, folder) if part)
 
 
-def _words_of(name: str) -> list[str]:
+def words_of(name: str) -> list[str]:
+    """The words of a name, in small letters; numbers go, note names stay."""
     words = []
     # CamelCase is parted first; # and digits stay with the letters before them, for note names.
     for word in re.findall(r"[^\W_]+#?\d*", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)):

@@ -189,13 +189,15 @@ class ClapEmbedding(Embedding):
         return self.model.text_projection(states.pooler_output)[0].double().numpy()
 
 
-def load_clap(name: str) -> ClapEmbedding:
+def load_clap(name: str, option: str = "--text-embedding") -> ClapEmbedding:
     """A CLAP model by hub name (NAME@REVISION for another revision) or local folder; safetensors only.
+
+    Args:
+        option: what named it, for the line of an error.
 
     Raises:
         UserError: it cannot be had, is no CLAP model, or lacks weights.
     """
-    option = "--text-embedding"
     patterns = ("*.json", "*.txt", "model.safetensors")
     # Named patterns: nothing else of a repository is fetched, pickles least of all.
     folder = model_folder(option, name, patterns)
