@@ -21,7 +21,10 @@ def what_becomes(headers: Sequence[Header], codec: Codec) -> list[str]:
     """
     rate_hz = codec.sample_rate_hz
     counts = Counter((header.sample_rate_hz, header.channels) for header in headers)
-    kinds = [_kind(*kind) + (f" ({count:,} files)" if len(counts) > 1 else "") for kind, count in counts.most_common()]
+    kinds = [
+        _kind(*kind) + (f" ({count:,} file{'s' * (count > 1)})" if len(counts) > 1 else "")
+        for kind, count in counts.most_common()
+    ]
     verb = "becomes" if len(kinds) == 1 else "become"
     lines = [f"{', '.join(kinds)} {verb} {_kind(rate_hz, codec.audio_channels)}"]
     # What is lost on the way, of how many of the files.
