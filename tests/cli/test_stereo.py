@@ -85,7 +85,7 @@ def test_a_model_that_makes_a_tone_on_one_side_gives_a_file_with_it_there(traine
     def loaded(*given):
         pipeline = load(*given)
         x_0 = pipeline.space.encode(wave)
-        pipeline.model.forward = lambda x, *_, **__: ModelOutput(x_0.expand_as(x), None)
+        pipeline.model.forward = lambda x, *_, **__: ModelOutput(x_0.expand_as(x))
         pipeline.model.predicts = "clean"
         return pipeline
 
