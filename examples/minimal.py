@@ -55,5 +55,5 @@ print("validation loss at fixed t:", {t: round(loss, 3) for t, loss in result.va
 # 4. Captions in, waveforms out.
 waves = Pipeline.load(folder / "run").generate(["a loud tone on E", "a soft tone on A"], seed=0)
 for index, wave in enumerate(waves):
-    soundfile.write(folder / f"generated-{index}.wav", wave.numpy(), RATE_HZ)
+    soundfile.write(folder / f"generated-{index}.wav", wave.numpy().T, RATE_HZ)
 print("wrote", folder / "generated-0.wav", "and", folder / "generated-1.wav")

@@ -16,9 +16,9 @@ from segue.types import UserError
 RATE_HZ, CUTOFF = 16000, torch.tensor([4000.0])
 
 
-def saved(task="super-resolution") -> SavedModel:
+def saved(task="super-resolution", codec=None) -> SavedModel:
     torch.manual_seed(0)
-    codec = load_codec("gain-shape", RATE_HZ)
+    codec = codec or load_codec("gain-shape", RATE_HZ)
     shape = DiTConfig(channels=codec.channels, width=32, depth=3, heads=4, predicts="clean", audio=True)
     model = DiT(replace(shape, attention_window=3))
     for parameter in model.parameters():
@@ -98,3 +98,18 @@ def test_another_codec_and_no_steps_are_refused(resolver):
         SuperResolver(saved(), load_codec("gain-shape", 48000))
     with pytest.raises(UserError, match="--steps 0"):
         resolver.resolve(sound(0.1)[1], CUTOFF, resolver.noise(7, 0)[None], steps=0)
+
+
+def test_a_stereo_model_keeps_the_low_band_on_its_side():
+    torch.manual_seed(1)
+    codec = load_codec("gain-shape", RATE_HZ, 2)
+    stereo = saved(codec=codec)
+    resolver = SuperResolver(stereo, codec)
+    assert resolver.audio_channels == 2
+    _, low = sound(1.0)
+    sides = torch.cat([low, torch.zeros_like(low)], dim=1)
+    out = resolver.resolve(sides, CUTOFF, resolver.noise(resolver.frames(low.shape[-1]), 0)[None])
+    assert out.shape == sides.shape
+    assert lsd(out[:, 0], low[:, 0], RATE_HZ, "nuwave2", band="low", cutoff_hz=4000.0) < 0.1
+    spectra = torch.stft(out[0], 512, window=torch.hann_window(512), return_complex=True).abs()[:, :120, 5:-5]
+    assert spectra[1].max() < 1e-3 * spectra[0].max(), "nothing of the low band crosses over"

@@ -8,6 +8,7 @@ Public names, imported when they are first used, so that `import segue` takes no
     load_codec, load_conditioner           waveform <-> latent; captions -> embeddings
     load_teacher                           waveform -> frozen self-supervised features
     load_manifest, build_cache, open_cache, LatentCache, LatentLoader
+    read_settings                          what `segue generate` wrote into a file
     RunConfig, load_recipe, train          a run and its loop
     Stage, Discrepancy, ConditionGain, stage_policy      the method around anybody's model
     attach                                 tap and signatures of anybody's stack of blocks
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 from segue._version import __version__
 
 if TYPE_CHECKING:  # the same names, for type checkers and editors; a test keeps the two lists equal
+    from segue.audio.tags import read_settings as read_settings
     from segue.codecs import load_codec as load_codec
     from segue.conditioners import load_conditioner as load_conditioner
     from segue.data.cache import LatentCache as LatentCache
@@ -74,6 +76,7 @@ _HOMES = {
     "LatentCache": "segue.data.cache",
     "LatentLoader": "segue.data.loader",
     "open_cache": "segue.data.open_cache",
+    "read_settings": "segue.audio.tags",
     "RunConfig": "segue.training.config",
     "load_recipe": "segue.recipes",
     "train": "segue.training.loop",

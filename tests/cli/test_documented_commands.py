@@ -91,4 +91,4 @@ def test_the_python_lines(recordings, tmp_path, monkeypatch):
     assert marker in code
     scope: dict = {}
     exec(code.replace(marker, marker + short), scope)
-    assert scope["waves"].shape == (1, 32768) and scope["result"].finished
+    assert scope["waves"].shape == (1, 1, 32768) and scope["result"].finished

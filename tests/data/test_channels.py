@@ -122,7 +122,7 @@ def test_another_channel_count_is_refused_by_a_cache_and_by_a_run(build, tmp_pat
                                 (2, "mono", "a cache of mono sound, and the codec is stereo")):  # fmt: skip
         with pytest.raises(UserError, match=f"{says}; hint: --out another folder"):
             build(tmp_path / "set", channels, out)
-    with pytest.raises(UserError, match="trained on mono sound, and .* holds stereo; hint: --data"):
+    with pytest.raises(UserError, match=r"trained on mono sound, and .* holds stereo; hint: --data"):
         refuse_other_contents("run", identity(mono), both)
     refuse_other_contents("run", json.loads(json.dumps(identity(both))), LatentCache.open(tmp_path / "cache"))
     assert "audio_channels" not in identity(mono)

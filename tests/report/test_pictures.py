@@ -49,7 +49,7 @@ def test_any_length_can_be_drawn(samples):
     assert spectrogram_png(np.zeros(samples, np.float32), 16000).startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("bad", [np.zeros((2, 5)), np.zeros(0), np.array([0.0, np.nan])])
+@pytest.mark.parametrize("bad", [np.zeros((1, 2, 5)), np.zeros(0), np.array([0.0, np.nan])])
 def test_refuses_what_is_not_a_clip(bad):
     with pytest.raises(UserError, match="one clip"):
         spectrogram_png(bad, 16000)

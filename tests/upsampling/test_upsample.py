@@ -114,6 +114,15 @@ def test_a_source_keeps_its_place(sound, write, run, left, right, stereo):
     assert power(across) < 1e-6 * power(new)
 
 
+def test_a_stereo_model_gives_each_channel_what_a_mono_one_gives(sound, write, run, stand_in):
+    path = write("a.wav", np.stack([sound(2.0), 0 * sound(2.0)], axis=1), subtype="FLOAT")
+    model = stand_in()
+    model.audio_channels = 2
+    out, _, _ = run(path, model)
+    np.testing.assert_allclose(out, run(path)[0], atol=1e-6)
+    assert all(shape[1] == 2 for shape in model.calls) and not out[:, 1].any()
+
+
 def test_dual_mono_is_what_mono_gives(sound, write, run):
     wave = sound(2.0)
     mono, _, _ = run(write("m.wav", wave, subtype="FLOAT"))

@@ -84,5 +84,6 @@ def measured_notes(everything: Sequence[Clip], count: int) -> list[Clip]:
 
 def _prompt_clip(classifier: NoteClassifier, clip: Clip, wave: Tensor, sample_rate_hz: int) -> PromptClip:
     single = clip.fields["kind"] in ("note", "drum")  # of chords and sequences the classifier knows nothing
-    classified = describe(classifier, wave, sample_rate_hz) if single else ""
+    mono = wave if wave.ndim == 1 else wave.mean(dim=0)
+    classified = describe(classifier, mono, sample_rate_hz) if single else ""
     return PromptClip(clip.captions[0], clip.split == "test", wave.numpy(), sample_rate_hz, classified)

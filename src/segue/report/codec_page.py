@@ -36,7 +36,7 @@ class RoundTrip:
 
     Attributes:
         kind, name: of the sound.
-        waves: label -> [T] float; the original first.
+        waves: label -> [T] or [A, T] float; the original first.
         sample_rate_hz: of all of them.
     """
 

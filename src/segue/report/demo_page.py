@@ -38,7 +38,7 @@ class PromptClip:
     Attributes:
         prompt: the caption that it was made from, or that a recording carries.
         held_out: True where this (instrument, pitch) pair was never trained on.
-        wave: [T] float.
+        wave: [T] or [A, T] float.
         sample_rate_hz: of the wave.
         classified: what the note classifier says of it, in words; empty where it was not asked.
     """

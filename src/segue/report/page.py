@@ -81,21 +81,21 @@ def image(png: bytes, words: str) -> str:
 
 
 def player(wave: np.ndarray, sample_rate_hz: int) -> str:
-    """A player that carries its sound."""
+    """A player that carries its sound, [T] or [A, T]."""
     sound = base64.b64encode(wav_bytes(wave, sample_rate_hz)).decode()
     return f'<audio controls preload="none" src="data:audio/wav;base64,{sound}"></audio>'
 
 
 def wav_bytes(wave: np.ndarray, sample_rate_hz: int) -> bytes:
-    """[T] float -> mono WAV, PCM 16; samples beyond full scale are clipped."""
+    """[T] or [A, T] float -> WAV, PCM 16; samples beyond full scale are clipped."""
     # Clipped and rounded, not wrapped: int16 would turn an overshoot into a click.
-    samples = np.clip(np.asarray(wave, dtype=np.float64), -1.0, 1.0)
+    samples = np.clip(np.atleast_2d(np.asarray(wave, dtype=np.float64)), -1.0, 1.0)
     buffer = BytesIO()
     with wave_file.open(buffer, "wb") as file:
-        file.setnchannels(1)
+        file.setnchannels(len(samples))
         file.setsampwidth(2)
         file.setframerate(sample_rate_hz)
-        file.writeframes(np.round(samples * 32767.0).astype("<i2").tobytes())
+        file.writeframes(np.round(samples.T * 32767.0).astype("<i2").tobytes())
     return buffer.getvalue()
 
 

@@ -31,7 +31,7 @@ def spectrogram_png(
     range_db=SPECTROGRAM_RANGE_DB,
     linear: bool = False,
 ) -> bytes:
-    """Log-mel spectrogram of one clip [T]: 96 HTK bands, 1024-point Hann window, axes in s and Hz.
+    """Log-mel spectrogram of one clip [T] or [A, T]: 96 HTK bands, 1024-point Hann window, axes in s and Hz.
 
     `linear` draws the bins themselves, 15 Hz apart at 16 kHz: the upper half of a band is then half of the picture.
 
@@ -41,8 +41,10 @@ def spectrogram_png(
         UserError: not one non-empty clip of finite samples, or matplotlib is not installed.
     """
     wave = np.asarray(wave, dtype=np.float32)
+    # Of a stereo sound the mean of its sides is drawn.
+    wave = wave.mean(axis=0) if wave.ndim == 2 and wave.size else wave
     if wave.ndim != 1 or wave.size == 0 or not np.isfinite(wave).all():
-        raise UserError(f"a spectrogram needs one clip [T] of finite samples; got {list(wave.shape)}")
+        raise UserError(f"a spectrogram needs one clip [T] or [A, T] of finite samples; got {list(wave.shape)}")
     clip = torch.from_numpy(wave)
     decibels = linear_db(clip) if linear else log_mel_db(clip, sample_rate_hz)
     figure, axes = _figure(width_px, height_px)

@@ -10,7 +10,6 @@ import numpy as np
 
 from segue.audio.read import read_blocks, read_claim
 from segue.audio.sound import BadAudio
-from segue.audio.stereo import to_mono
 from segue.report.curves import curve_figures, read_events
 from segue.report.page import duration, facts, figure, heading, image, number, page, player, write_page
 from segue.report.pictures import spectrogram_png
@@ -84,11 +83,10 @@ def _samples(folder: Path) -> list[str]:
     listed = {str(s.get("file")): s for s in _json(folder / "samples.json", list) if isinstance(s, dict)}
     cards = []
     for path in sorted(folder.glob("*.wav"))[:MOST_SAMPLES]:
-        # Mono, as the players of the page are.
         try:
             rate = read_claim(path).sample_rate_hz
-            mono = np.concatenate([to_mono(block) for block in read_blocks(path)])
-            sound = figure(image(spectrogram_png(mono, rate), f"spectrogram of {path.name}")) + player(mono, rate)
+            wave = np.concatenate([*read_blocks(path)]).T
+            sound = figure(image(spectrogram_png(wave, rate), f"spectrogram of {path.name}")) + player(wave, rate)
         except (BadAudio, UserError):
             # One damaged file must not cost the page.
             sound = '<p class="note">This file cannot be read.</p>'

@@ -165,7 +165,9 @@ def _plan(header: Header, resolver: Resolver, settings: Settings) -> Plan:
     total = round(header.frames * rate_hz / header.sample_rate_hz)
     # The model's own view, or what gate and limiter look at, whichever is wider.
     context = max(resolver.context_samples, math.ceil(LOOK_SEC * rate_hz))
-    core = chunk_samples(settings.max_memory, settings.in_use, context, header.channels, rate_hz)
+    # A stereo model computes both sides of each channel.
+    channels = header.channels * resolver.audio_channels
+    core = chunk_samples(settings.max_memory, settings.in_use, context, channels, rate_hz)
     if settings.chunk_sec is not None:
         asked = total if math.isinf(settings.chunk_sec) else round(settings.chunk_sec * rate_hz)
         # The memory limit still binds where a chunk length was asked for.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -23,10 +23,11 @@ Way = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Pairs:
-    """id -> (estimate [T], reference [T]), all at one rate."""
+    """id -> (estimate [T], reference [T]), all at one rate; `sides` has them as [2, T] where all of them are stereo."""
 
     rate_hz: int
     waves: Waves
+    sides: Waves = field(default_factory=dict)
 
 
 def lows_by_protocol(pairs: Pairs, cutoff_hz: float, protocol: str) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from segue.evaluation.folders.sound_sets import (
     find_sounds,
     header_of,
     read,
+    read_sides,
     some,
     usable_of,
 )
@@ -34,6 +35,7 @@ from segue.evaluation.spectral_distances import (
     snr_db,
     visqol_mos,
 )
+from segue.evaluation.stereo import VIEWS, view, width_error_db
 from segue.progress import track
 from segue.types import UserError, import_extra
 
@@ -78,6 +80,7 @@ def measure_super_resolution(
     measures = _lsd_measures(LSD_PRESETS, bands, cutoff_hz, (False, True)) + _signal_measures(visqol)
     about = {"preprocessing": _preprocessing(trim)}
     _measure_pairs(found, pairs, measures, draws, seed, about)
+    _measure_sides(found, pairs, draws, seed, trim)
     if cutoff_hz is None:
         found.warnings.append("no --cutoff-hz: no low and high band, and no rows beside")
     else:
@@ -111,6 +114,7 @@ def measure_files(
     found, pairs = _read_pairs({"A": a, "B": b}, trim, skip_bad)
     measures = _lsd_measures(("nuwave2",), ("full",), None, (False,)) + _signal_measures(visqol)
     _measure_pairs(found, pairs, measures, draws, seed, {"preprocessing": _preprocessing(trim)})
+    _measure_sides(found, pairs, draws, seed, trim)
     return _with_examples(found, pairs, "LSD nuwave2 full", ("A", "B"))
 
 
@@ -201,11 +205,17 @@ def _read_pairs(sources: dict[str, Path], trim: bool, skip_bad: bool) -> tuple[F
             )
     # Only now decode.
     waves = {}
+    sides = {}
+    channels = {header.channels for pair in headers.values() for header in pair}
     for i, (a, b) in track(headers.items(), len(headers), "reading", "pairs"):
         samples = min(a.frames, b.frames)
         waves[i] = read(first[i].path, rate_hz)[:samples], read(second[i].path, rate_hz)[:samples]
+        if channels == {2}:
+            sides[i] = read_sides(first[i].path)[:, :samples], read_sides(second[i].path)[:, :samples]
     about = {name: described(sources[name], clips) for name, clips in sets.items()}
-    return Findings(about, warnings=left_out), Pairs(rate_hz, waves)
+    if len(channels) > 1:
+        left_out.append("sides are not compared: not all of the files are stereo")
+    return Findings(about, warnings=left_out), Pairs(rate_hz, waves, sides)
 
 
 def _measure_pairs(
@@ -229,6 +239,30 @@ def _measure_pairs(
         parameters = {"sample_rate_hz": pairs.rate_hz, **m.about(pairs.rate_hz), **about}
         options = {"better": m.better, "unit": m.unit, "parameters": parameters, "draws": draws, "seed": seed}
         found.attempt(m.name, mean_over_clips, m.name, np.array(numbers[m.name]), **options)
+
+
+def _measure_sides(found: Findings, pairs: Pairs, draws: int, seed: int, trim: bool) -> None:
+    """LSD and log-mel L1 of left, right and side, and the error of the width, where all files are stereo.
+
+    The mean of the channels, which all other figures are of, is the mid.
+    """
+    if not pairs.sides:
+        return
+    measures = [*_lsd_measures(("nuwave2",), ("full",), None, (False,)), *_signal_measures(False)[:1]]
+    for name in VIEWS:
+        waves = {i: (_view(estimate, name), _view(reference, name)) for i, (estimate, reference) in pairs.sides.items()}
+        named = [replace(m, name=f"{m.name}, {name}") for m in measures]
+        about = {"preprocessing": _preprocessing(trim).replace("mean of channels", name)}
+        _measure_pairs(found, Pairs(pairs.rate_hz, waves), named, draws, seed, about)
+    width = _PairMeasure(
+        "width error", "dB", "lower", lambda e, r, hz: width_error_db(e, r),
+        lambda hz: {"definition": "absolute difference of side over mid in dB, each from -60 to 60 (our definition)"},
+    )  # fmt: skip
+    _measure_pairs(found, Pairs(pairs.rate_hz, pairs.sides), [width], draws, seed, {})
+
+
+def _view(wave: np.ndarray, name: str) -> np.ndarray:
+    return view(torch.from_numpy(wave)[None], name)[0].numpy()
 
 
 def _with_examples(found: Findings, pairs: Pairs, by: str, labels: tuple[str, str]) -> Findings:

@@ -12,7 +12,7 @@ import numpy as np
 
 from segue.audio.folders import walk
 from segue.audio.names import identities
-from segue.audio.read import examine, read_header, read_wave
+from segue.audio.read import examine, read_header, read_sound, read_wave
 from segue.audio.sound import SUFFIXES, BadAudio, Header
 from segue.data.clip import Clip
 from segue.data.manifest import read_listing
@@ -185,6 +185,15 @@ def read(path: Path, rate_hz: int) -> np.ndarray:
         UserError: the file cannot be used.
     """
     return _usable(read_wave, path, rate_hz)
+
+
+def read_sides(path: Path) -> np.ndarray:
+    """[2, T] of a stereo file, at its own rate.
+
+    Raises:
+        UserError: the file cannot be used.
+    """
+    return _usable(read_sound, path, 2)[0]
 
 
 def ends(ranked: list[str]) -> list[tuple[str, str]]:
