@@ -1,6 +1,7 @@
 """Checkpoints: one folder each, moved into place whole; the last few are kept.
 
-    checkpoints/examples-00012800/model.safetensors      weights, EMA, statistics, card: all that inference needs
+    checkpoints/examples-00012800/model.safetensors      weights, EMA, statistics, card: all that inference needs; of a run
+                                                           with LoRA its adapters alone, and where their base is
                                   optimizer.safetensors  the optimiser's state, the heads that train beside the model
                                   state.json             counters, positions, controller state; written last
 
@@ -26,8 +27,9 @@ from segue.data.loader import LatentLoader
 from segue.files import sync, write_text
 from segue.models.backbone import Backbone
 from segue.models.files import ModelCard, read_tensors, save_model
+from segue.models.lora import load_trained, trained_tensors
 from segue.stage.stage import Stage
-from segue.training.build import model_card
+from segue.training.build import base_of, model_card
 from segue.training.config import RunConfig
 from segue.training.guards import FaultState, Guard
 from segue.training.losses import Heads
@@ -117,14 +119,15 @@ class Keeper:
         tensors = saved.tensors
         kept = saved.kept
         parts = self._parts
+        if self._config.lora.rank and saved.card.get("base") != base_of(self._config):
+            start = self._config.train.start_from
+            raise UserError(f"{start}: not the weights that the adapters were trained on; hint: put those back")
         try:
             weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
             # Every rank has read the whole file; of a sharded tensor it keeps its own part.
             held = parts.model.state_dict()
-            parts.model.load_state_dict(
-                {k: distribute_like(v, held[k]) if k in held else v for k, v in weights.items()}
-            )
-            for name, value in parts.ema.state_dict().items():
+            load_trained(parts.model, {k: distribute_like(v, held[k]) if k in held else v for k, v in weights.items()})
+            for name, value in trained_tensors(parts.ema).items():
                 to_local(value).copy_(to_local(distribute_like(tensors[f"ema.{name}"], value)))
             _restore_optimizer(parts.optimizer, {k: v for k, v in kept.items() if not k.startswith("head.")})
             parts.heads.load(kept)
@@ -186,8 +189,8 @@ def write_checkpoint(
     target = folder / f"examples-{state.examples_seen:010d}"
     temporary = folder / f".{target.name}.{os.getpid()}"
     # Gathering is work of all ranks; one of them writes.
-    weights = full_tensors(parts.model.state_dict(), writes)
-    averaged = full_tensors(parts.ema.state_dict(), writes)
+    weights = full_tensors(trained_tensors(parts.model), writes)
+    averaged = full_tensors(trained_tensors(parts.ema), writes)
     moments = full_tensors(_optimizer_tensors(parts.optimizer), writes)
     if not writes:
         return
@@ -244,12 +247,14 @@ class Saved:
     Attributes:
         folder: of the checkpoint.
         state: counters and states.
+        card: of the model file.
         tensors: tensors of the model file.
         kept: tensors of the optimiser and the heads.
     """
 
     folder: Path
     state: RunState
+    card: dict
     tensors: dict[str, Tensor]
     kept: dict[str, Tensor]
 
@@ -297,7 +302,7 @@ def read_checkpoint(folder: Path, cache_meta: dict) -> Saved:
         raise UserError(
             f"{folder}: trained on a cache of another {' and '.join(other)}; resume with the run's own cache"
         )
-    return Saved(folder, state, tensors, kept)
+    return Saved(folder, state, card, tensors, kept)
 
 
 def _read(folder: Path) -> tuple[RunState, dict, dict[str, Tensor], dict[str, Tensor]]:

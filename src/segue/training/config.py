@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from typing import Any, get_type_hints
 
+from segue.models.lora import LoraConfig
 from segue.process.timesteps import distribution_from_json
 from segue.stage.policy import Policy
 from segue.tasks.degradation import DegradationConfig
@@ -177,6 +178,12 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     policy: Policy = field(default_factory=Policy)
     degradation: DegradationConfig = field(default_factory=DegradationConfig, metadata=LATER)
+    lora: LoraConfig = field(default_factory=LoraConfig, metadata=LATER)
+
+    @property
+    def holds_bfloat16(self) -> bool:
+        """Whether frozen weights are held in bfloat16."""
+        return self.lora.rank > 0 and self.train.precision == "bf16"
 
 
 def to_json(config: Any) -> dict:
@@ -211,6 +218,7 @@ def from_json(data: dict) -> RunConfig:
             train=TrainConfig(**data["train"]),
             policy=Policy(static_timesteps=distribution_from_json(policy["static_timesteps"]), **parts),
             degradation=DegradationConfig.from_json(data.get("degradation", {})),
+            lora=LoraConfig(**data.get("lora", {})),
         )
     except (KeyError, TypeError) as error:
         raise UserError(
@@ -256,7 +264,7 @@ def override(config: RunConfig, changes: Sequence[str]) -> RunConfig:
 def _sections(config: RunConfig) -> dict[str, Any]:
     """What `--set section.name` reaches: the run's parts, and the policy's by their own names."""
     policy = {f.name: getattr(config.policy, f.name) for f in fields(config.policy) if f.name != "static_timesteps"}
-    own = {name: getattr(config, name) for name in ("model", "optim", "train", "degradation")}
+    own = {name: getattr(config, name) for name in ("model", "optim", "train", "degradation", "lora")}
     return own | policy
 
 

@@ -192,7 +192,8 @@ def gradient_cosine(model: Backbone, stage: Stage, example: Example, grid: Frame
     aligner = stage.aligner
     assert aligner is not None and aligner.tap is not None  # `Measurements` has refused other policies
     # Both gradients at the weights that both losses reach.
-    weights = [p for block in list(model.blocks)[: aligner.tap.index + 1] for p in block.parameters()]
+    reached = [p for block in list(model.blocks)[: aligner.tap.index + 1] for p in block.parameters()]
+    weights = [p for p in reached if p.requires_grad]
     with torch.enable_grad():
         outcome = run_model(model, example, model.predicts)
         features, options = alignment_inputs(outcome, example, grid)

@@ -131,7 +131,9 @@ def update_average(
         config: its kind, and the EMA's decay.
         steps: optimiser steps done.
     """
-    weights = average.state_dict()
+    # Frozen weights are shared by both, and stay as they are.
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    weights = {name: value for name, value in average.state_dict().items() if name in trained}
     update_ema(weights, model, config.ema_decay, steps)
     if config.kind == "schedule-free":  # the model holds y = (1 - beta1) z + beta1 x; x is the average
         for name, y in model.named_parameters():
