@@ -96,7 +96,7 @@ def test_targets_are_ends_of_names(base):
 def test_dora_refuses_rows_without_a_norm(base):
     nn.init.zeros_(base.blocks[1].mlp_in.weight[3])
     with pytest.raises(
-        UserError, match="dora: blocks.1.mlp_in has rows of zeros, which have no norm; hint: leave dora"
+        UserError, match=r"dora: blocks.1.mlp_in has rows of zeros, which have no norm; hint: leave dora"
     ):
         add_lora(base, LoraConfig(2, dora=True))
 

@@ -53,7 +53,8 @@ def train(
     ] = None,
     device: Annotated[str, typer.Option(help="Device that computes: auto or cpu.")] = "auto",
     samples: Annotated[
-        int, typer.Option(help="Number of sounds to generate at the end, from held-out captions.", min=0)
+        int,
+        typer.Option(help="Number of sounds to generate at each checkpoint and at the end; 0: none.", min=0),
     ] = 4,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that comes with the teacher.")

@@ -62,9 +62,7 @@ def lora_config(text: str) -> LoraConfig:
         elif item.strip() == "dora":
             dora = True
         else:
-            raise UserError(
-                f"--lora {text}: '{item.strip()}' is none of its parts; hint: --lora rank=16 or rank=16,dora"
-            )
+            raise UserError(f"--lora {text}: '{item.strip()}' is none of its parts; hint: --lora rank=16,dora")
     if rank == 0:
         raise UserError(f"--lora {text}: no rank; hint: --lora rank=16,{text}")
     return LoraConfig(rank, dora)
@@ -135,7 +133,7 @@ def load_trained(model: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 
 def averaged_copy(model: Network) -> Network:
-    """A copy whose weights will be the running average; frozen weights are shared, so that they take no memory twice."""
+    """A copy whose weights will be the running average; frozen weights are shared, and take no memory twice."""
     shared = {id(p): p for p in model.parameters() if not p.requires_grad} if has_lora(model) else {}
     return copy.deepcopy(model, shared).eval().requires_grad_(False)
 

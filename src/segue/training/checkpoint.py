@@ -1,7 +1,6 @@
 """Checkpoints: one folder each, moved into place whole; the last few are kept.
 
-    checkpoints/examples-00012800/model.safetensors      weights, EMA, statistics, card: all that inference needs; of a run
-                                                           with LoRA its adapters alone, and where their base is
+    checkpoints/examples-00012800/model.safetensors      weights (with LoRA: adapters), EMA, statistics, card
                                   optimizer.safetensors  the optimiser's state, the heads that train beside the model
                                   state.json             counters, positions, controller state; written last
 
@@ -14,6 +13,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -338,10 +338,19 @@ _OF_GROUPS = ("k", "weight_sum", "lr_max")
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's state as index.name -> tensor, and group.index.name."""
     data = optimizer.state_dict()
-    kept = {f"{i}.{k}": v for i, s in data["state"].items() for k, v in s.items()}
+    kept = {f"{i}.{k}": v for i, s in data["state"].items() for k, v in _flat(s)}
     for i, group in enumerate(data["param_groups"]):
         kept |= {f"group.{i}.{k}": torch.tensor(group[k], dtype=torch.float64) for k in _OF_GROUPS if k in group}
     return kept
+
+
+def _flat(state: dict) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of one parameter's state. bitsandbytes nests some, shares some, and counts steps without a tensor."""
+    for name, value in state.items():
+        if isinstance(value, dict):
+            yield from ((inner, tensor.clone()) for inner, tensor in value.items())
+        else:
+            yield name, torch.as_tensor(value)
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
@@ -355,7 +364,10 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
             group = data["param_groups"][int(index)]
             group[name] = type(group[name])(value.item())
         else:
-            data["state"].setdefault(int(index), {})[name] = distribute_like(value, parameters[int(index)])
+            # A whole number is a count of steps that the optimiser holds as Python's own.
+            whole = value.ndim == 0 and value.dtype == torch.int64
+            held = value.item() if whole else distribute_like(value, parameters[int(index)])
+            data["state"].setdefault(int(index), {})[name] = held
     # Before its first step an optimiser has no state at all.
     if data["state"] and len(data["state"]) != len(parameters):
         raise RuntimeError("the optimiser has another number of parameters")

@@ -106,9 +106,10 @@ class Measurements:
         self.seconds = time.monotonic() - started
         return found
 
-    def validate(self, log: RunLog, seen: int) -> None:
-        """Measure the loss of the averaged weights at each fixed time, and write it to the log."""
-        self.validation = record_validation(log, seen, self._ema, self._validation_set)
+    def validate(self, log: RunLog, seen: int) -> str:
+        """Measure the loss of the averaged weights at each fixed time, and log it; a sentence where it has turned."""
+        self.validation, turn = record_validation(log, seen, self._ema, self._validation_set)
+        return turn
 
     def describe(self) -> str | None:
         """One line on the cost of the discrepancy, measured on the untrained model."""
