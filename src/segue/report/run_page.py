@@ -119,10 +119,11 @@ def _sounds_during(folder: Path) -> list[str]:
         for sample in [s for s in _json(time / "samples.json", list) if isinstance(s, dict)]:
             sound = _sound(time / Path(str(sample.get("file"))).name, f"{seen} examples")
             by_prompt.setdefault(str(sample.get("prompt")), []).append(sound)
-    return [
-        f'<div class="card"><div class="prompt"><h3>{escape(prompt)}</h3></div><div class="grid">{"".join(sounds)}</div></div>'
-        for prompt, sounds in by_prompt.items()
-    ]
+    cards = []
+    for prompt, sounds in by_prompt.items():
+        title = f'<div class="prompt"><h3>{escape(prompt)}</h3></div>'
+        cards.append(f'<div class="card">{title}<div class="grid">{"".join(sounds)}</div></div>')
+    return cards
 
 
 def _json(path: Path, kind: type):

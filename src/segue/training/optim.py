@@ -111,11 +111,15 @@ def pull_to_start(optimizer: torch.optim.Optimizer, strength: float) -> None:
 
     @torch.no_grad()
     def pull(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        # A faulty step moves no weight; a fused optimiser knows on the device alone that it is one.
+        fault = getattr(optimizer, "found_inf", None)
         for group in optimizer.param_groups:
+            share = group["lr"] * strength
             for p in group["params"]:
                 # The model may have moved to another device since.
                 start[p] = start[p].to(p.device)
-                to_local(p).lerp_(to_local(start[p]), group["lr"] * strength)
+                weight = share if fault is None else torch.where(fault > 0, 0.0, share).to(p.dtype)
+                to_local(p).lerp_(to_local(start[p]), weight)
 
     optimizer.register_step_post_hook(pull)
 

@@ -1,7 +1,7 @@
 """Sounds while a run trains: the same held-out captions and the same noise each time, so that only the model changes.
 
-They are made by the averaged weights in memory, from the cached embeddings of their captions: no text encoder is loaded.
-Their noise is keyed by their number (process/noise.py), so that training goes on as if they had not been made.
+They are made by the averaged weights in memory, from the cached embeddings of their captions: no text encoder is
+loaded. Their noise is keyed by their number (process/noise.py), so that training goes on as if they had not been made.
 """
 
 from __future__ import annotations
@@ -142,10 +142,8 @@ def sounds_at_checkpoints(config: RunConfig, cache: LatentCache, run_dir: Path, 
         raise UserError(
             "train.sample_every: under train.sharding=fsdp2 no process holds the model; hint: leave it away"
         )
-    if (
-        count == 0
-        or (not config.train.sample_every
-        and (config.train.task != "generation" or config.train.sharding != "none"))
+    if count == 0 or (
+        not config.train.sample_every and (config.train.task != "generation" or config.train.sharding != "none")
     ):
         return None
     return CheckpointSounds(config, cache, run_dir, count)
