@@ -12,8 +12,8 @@ from segue.codecs import codec_of
 from segue.codecs.latent_space import LatentSpace
 from segue.conditioners.pipeline_text import load_pipeline_text
 from segue.data.cache import LatentCache
-from segue.models.adapters import Adapter, load_adapter
-from segue.models.backbone import Backbone
+from segue.models.adapters import Adapter, load_adapter, read_adapter_config
+from segue.models.backbone import Backbone, BackboneConfig
 from segue.models.dit import DiT, DiTConfig
 from segue.models.files import ModelCard, base_weights, load_model, model_file
 from segue.models.lora import add_lora, averaged_copy, freeze_as_bfloat16
@@ -118,6 +118,13 @@ def dit_config(config: RunConfig, cache: LatentCache) -> DiTConfig:
     return replace(dit, predicts=predicts, audio_skip=levels)
 
 
+def model_shape(config: RunConfig, cache: LatentCache) -> BackboneConfig:
+    """The shape of what a config trains on this cache: one of our own backbones, or a public one."""
+    if not config.model.pretrained:
+        return dit_config(config, cache)
+    return read_adapter_config(config.model.pretrained)
+
+
 def peak_learning_rate(config: RunConfig, width: int) -> float:
     """The config's rate, or where it leaves the choice, one that falls with the width.
 
@@ -126,7 +133,9 @@ def peak_learning_rate(config: RunConfig, width: int) -> float:
     """
     if config.model.pretrained:
         return config.optim.learning_rate or FINE_TUNING_RATE
-    return config.optim.learning_rate or 2e-3 * min(1.0, 160 / width)
+    # All weights of a public model are moved by a tenth of it; adapters, which begin at zero, by the whole.
+    share = 0.1 if config.model.pretrained and not config.lora.rank else 1.0
+    return config.optim.learning_rate or share * 2e-3 * min(1.0, 160 / width)
 
 
 def optim_config(config: RunConfig, model: Backbone) -> OptimConfig:

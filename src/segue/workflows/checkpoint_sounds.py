@@ -18,7 +18,7 @@ from segue.codecs.latent_space import LatentSpace
 from segue.conditioners.base import TextConditioner
 from segue.data.cache import LatentCache
 from segue.files import write_bytes
-from segue.models.dit import DiT
+from segue.models.backbone import Backbone
 from segue.models.files import SavedModel
 from segue.pipeline import Pipeline
 from segue.report.pictures import spectrogram_png
@@ -74,7 +74,7 @@ class CheckpointSounds:
         self._codec: Codec | None = None
         self._last: float | None = None
 
-    def __call__(self, model: DiT, space: LatentSpace, seen: int, log: RunLog) -> str:
+    def __call__(self, model: Backbone, space: LatentSpace, seen: int, log: RunLog) -> str:
         """Write the sounds of a model; returns a line for people.
 
         What fails here costs its sounds and not the run: the line then says what it was.
@@ -94,7 +94,7 @@ class CheckpointSounds:
         log.write("sounds", seen, count=len(self._captions.rows), sound_sec=seconds)
         return self._cost(seen, seconds)
 
-    def _write(self, model: DiT, space: LatentSpace, seen: int, log: RunLog) -> None:
+    def _write(self, model: Backbone, space: LatentSpace, seen: int, log: RunLog) -> None:
         meta = self._cache.meta
         if self._codec is None:
             self._codec = load_codec(meta["codec_source"], meta["sample_rate_hz"])
