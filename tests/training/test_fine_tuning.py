@@ -88,7 +88,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(cache, adapted, tmp_path, chan
 
 def test_frozen_matrices_are_bfloat16_under_autocast(cache, adapted):
     model = build.build_model(adapted("rank=4", "train.precision=bf16"), cache, seed=0)
-    kinds = {(p.requires_grad, p.dtype) for p in model.parameters() if p.ndim == 2}
+    kinds = {(p.requires_grad, p.dtype) for p in model.blocks.parameters() if p.ndim == 2}
     assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
     exact = build.build_model(adapted("rank=4"), cache, seed=0)
     x, t = torch.randn(2, cache.channels, cache.frames), torch.rand(2)

@@ -121,6 +121,45 @@ def load_model(path: Path, weights: str = "ema") -> SavedModel:
     Raises:
         UserError: not a segue model, another schema version, or weights that do not fit the card.
     """
+    card, own, tensors = _read_model(path, weights)
+    try:
+        if card.lora:
+            model = merge_lora(model_with_lora(card, own))
+        else:
+            config = config_of(card)
+            _refuse_other_shapes(config, own)
+            model = backbone_of(config)
+            model.load_state_dict(own)
+        return SavedModel(model.eval(), tensors["latents.mean"], tensors["latents.std"], card)
+    except _MISFITS as error:
+        raise _misfit(path, error) from error
+
+
+def load_adapters(path: Path, weights: str = "ema") -> tuple[Backbone, ModelCard]:
+    """Read the model file of a run with LoRA: the model with its adapters apart, and the card.
+
+    Raises:
+        UserError: as `load_model`; a model without adapters.
+    """
+    card, own, _ = _read_model(path, weights)
+    if not card.lora:
+        raise UserError(f"{path}: a model without LoRA; hint: segue export --to diffusers")
+    try:
+        return model_with_lora(card, own).eval(), card
+    except _MISFITS as error:
+        raise _misfit(path, error) from error
+
+
+# What a card that contradicts its tensors may run into.
+_MISFITS = (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError)
+
+
+def _misfit(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: its weights do not fit its card ({first_line(error)}); use another checkpoint")
+
+
+def _read_model(path: Path, weights: str) -> tuple[ModelCard, dict[str, Tensor], dict[str, Tensor]]:
+    """Card, weights of the kind that is asked for, and all tensors of a file."""
     if weights not in ("ema", "model"):
         raise UserError(f"--weights {weights}: use ema (averaged) or model (as trained)")
     tensors, metadata = read_tensors(path)
@@ -139,18 +178,9 @@ def load_model(path: Path, weights: str = "ema") -> SavedModel:
     try:
         card = ModelCard(**data)
         prefix = f"{weights}."
-        own = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-        if card.lora:
-            model = merge_lora(model_with_lora(card, own))
-        else:
-            config = config_of(card)
-            _refuse_other_shapes(config, own)
-            model = backbone_of(config)
-            model.load_state_dict(own)
-        return SavedModel(model.eval(), tensors["latents.mean"], tensors["latents.std"], card)
-    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
-        line = first_line(error)
-        raise UserError(f"{path}: its weights do not fit its card ({line}); use another checkpoint") from error
+        return card, {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}, tensors
+    except _MISFITS as error:
+        raise _misfit(path, error) from error
 
 
 def model_with_lora(card: ModelCard, adapters: dict[str, Tensor]) -> Backbone:

@@ -134,7 +134,8 @@ def load_trained(model: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 def averaged_copy(model: Network) -> Network:
     """A copy whose weights will be the running average; frozen weights are shared, and take no memory twice."""
-    shared = {id(p): p for p in model.parameters() if not p.requires_grad} if has_lora(model) else {}
+    own = trained_tensors(model)
+    shared = {id(p): p for name, p in model.named_parameters() if name not in own}
     return copy.deepcopy(model, shared).eval().requires_grad_(False)
 
 

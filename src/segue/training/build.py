@@ -29,6 +29,7 @@ from segue.training.sharding import check_sharding, gathered_blocks, norm_of, sh
 from segue.types import UserError, import_extra
 
 FINE_TUNING_RATE = 2e-5  # of a pretrained model, where optim.learning_rate leaves the choice; from no trials
+LORA_RATE = 1e-4  # adapters begin at zero, and take more; peft's examples have the same
 TOKENS_PER_SEC = 16  # what model.patch_frames = 0 aims at
 
 
@@ -132,10 +133,8 @@ def peak_learning_rate(config: RunConfig, width: int) -> float:
     constant is ours, from trials with dit-3m: 2e-3 beat 1e-3 at every fixed t (docs/log.md, 2026-11-22).
     """
     if config.model.pretrained:
-        return config.optim.learning_rate or FINE_TUNING_RATE
-    # All weights of a public model are moved by a tenth of it; adapters, which begin at zero, by the whole.
-    share = 0.1 if config.model.pretrained and not config.lora.rank else 1.0
-    return config.optim.learning_rate or share * 2e-3 * min(1.0, 160 / width)
+        return config.optim.learning_rate or (LORA_RATE if config.lora.rank else FINE_TUNING_RATE)
+    return config.optim.learning_rate or 2e-3 * min(1.0, 160 / width)
 
 
 def optim_config(config: RunConfig, model: Backbone) -> OptimConfig:

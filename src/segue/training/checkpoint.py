@@ -119,9 +119,8 @@ class Keeper:
         tensors = saved.tensors
         kept = saved.kept
         parts = self._parts
-        if self._config.lora.rank and saved.card.get("base") != base_of(self._config):
-            start = self._config.train.start_from
-            raise UserError(f"{start}: not the weights that the adapters were trained on; hint: put those back")
+        if self._config.lora.rank and saved.card.get("base") != (base := base_of(self._config)):
+            raise UserError(f"{base['source']}: not the weights that the adapters were trained on; hint: put those back")
         try:
             weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
             # Every rank has read the whole file; of a sharded tensor it keeps its own part.
@@ -368,7 +367,7 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
             whole = value.ndim == 0 and value.dtype == torch.int64
             held = value.item() if whole else distribute_like(value, parameters[int(index)])
             data["state"].setdefault(int(index), {})[name] = held
-    # Before its first step an optimiser has no state at all.
-    if data["state"] and len(data["state"]) != len(parameters):
+    # A weight that has had no gradient yet has no state: before the first step none has, and unused layers never do.
+    if any(index >= len(parameters) for index in data["state"]):
         raise RuntimeError("the optimiser has another number of parameters")
     optimizer.load_state_dict(data)
