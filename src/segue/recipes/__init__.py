@@ -15,7 +15,7 @@ from segue.models.adapters import own_timesteps, read_adapter_config
 from segue.process.timesteps import LogitNormal, Shifted, TimestepDistribution
 from segue.stage.alignment import AlignmentConfig
 from segue.stage.policy import KAPPA, LAMBDA_0, stage_policy
-from segue.stage.regime import RegimeConfig
+from segue.stage.regime import SIGNALS, RegimeConfig
 from segue.stage.timesteps import STAGE_TIMESTEPS, TimestepsConfig, stage_distribution
 from segue.stage.variants.block_structure import StructureConfig
 from segue.tasks.degradation import DegradationConfig
@@ -264,6 +264,10 @@ def fine_tuning(config: RunConfig, model: str) -> RunConfig:
     # Absolute, so that the run can be continued from another folder.
     name = str(Path(model).resolve()) if Path(model).exists() else model
     config = replace(config, model=replace(config.model, pretrained=name))
+    # The levels of the discrepancy are the demo set's. A model that knows its conditions is past the semantic stage: the
+    # condition gain tells at the start, and alignment then never begins.
+    if config.policy.regime.signal == "level" and "condition-gain" in SIGNALS:
+        config = _policy(config.recipe, config, regime=RegimeConfig(signal="condition-gain", kappa=KAPPA))
     if config.recipe != CHECKPOINT:
         return config
     return _policy(CHECKPOINT, config, static_timesteps=own_timesteps(shape))

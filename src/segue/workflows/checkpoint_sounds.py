@@ -103,7 +103,8 @@ class CheckpointSounds:
         pipeline = Pipeline(saved, self._codec, self._captions, str(device))
         captions = list(self._captions.rows)
         try:
-            waves = pipeline.generate(captions)
+            # One after the other: a codec may need more memory for a batch than training leaves.
+            waves = pipeline.generate(captions, batch_size=1)
         finally:
             # A device that trains needs its memory.
             self._codec = self._codec.to("cpu")
