@@ -13,9 +13,7 @@ from segue.workflows.export import EXPORTS
 
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder, checkpoint folder, or model.safetensors.")],
-    to: Annotated[
-        str, typer.Option(help="Form of the result: diffusers (a whole pipeline) or peft (adapters alone).")
-    ],
+    to: Annotated[str, typer.Option(help="Form of the result: diffusers (a whole pipeline) or peft (adapters alone).")],
     out: Annotated[Path, typer.Option(help="Folder of the result, which must be new.")],
     weights: Annotated[str, typer.Option(help="Weights to use: ema (averaged) or model (as trained).")] = "ema",
 ) -> None:

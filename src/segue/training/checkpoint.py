@@ -120,7 +120,9 @@ class Keeper:
         kept = saved.kept
         parts = self._parts
         if self._config.lora.rank and saved.card.get("base") != (base := base_of(self._config)):
-            raise UserError(f"{base['source']}: not the weights that the adapters were trained on; hint: put those back")
+            raise UserError(
+                f"{base['source']}: not the weights that the adapters were trained on; hint: put those back"
+            )
         try:
             weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
             # Every rank has read the whole file; of a sharded tensor it keeps its own part.

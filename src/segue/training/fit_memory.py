@@ -71,7 +71,7 @@ def _in_pieces(config: RunConfig, piece: int) -> RunConfig:
 
 def _line(config: RunConfig, gib: float, need: int) -> str:
     train = config.train
-    parts = [f"batches of {train.batch_size} in {train.accumulation} parts", "bf16"]
+    parts = [f"{ceil(train.batch_size / train.accumulation)} of {train.batch_size} examples at a time", "bf16"]
     if config.model.gradient_checkpointing:
         parts.append("gradient checkpointing")
     if config.optim.kind == "adamw-8bit":
