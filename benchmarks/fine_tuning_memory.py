@@ -1,6 +1,6 @@
 """Memory that fine-tuning a public model needs, and what `--memory` chooses, computed without the model or a GPU.
 
-    python benchmarks/fine_tuning_memory.py            # the tables of docs/fine-tuning.md
+    python benchmarks/fine_tuning_memory.py [GIB ...]        # the table of docs/fine-tuning.md
 
 The shapes are those that diffusers gives its classes by default, which are the published models'. Weights, moments and
 what a forward pass keeps are counted on tensors without values (models/step_memory.py). No checkpoint was loaded.
@@ -8,6 +8,7 @@ what a forward pass keeps are counted on tensors without values (models/step_mem
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -58,10 +59,11 @@ def main() -> None:
     sizes: dict[str, Any] = {"frames": FRAMES, "channels": 64, "text_tokens": TEXT_TOKENS, "text_dim": 768}
     cache = cast(LatentCache, SimpleNamespace(meta=meta, **sizes))
     print(f"{parameters_of(shape) / 1e6:,.0f} M weights; {SECONDS} s; batches of {BATCH}\n", flush=True)
+    wanted = sys.argv[1:] or ["8", "12", "16", "24"]
     for name, config in configs().items():
         whole = run_need(replace(config, train=replace(config.train, precision="bf16")), cache, shape)
         print(f"{name}, bf16, whole batch: {(whole.total + DEVICE_BYTES) / GIB:.1f} GiB", flush=True)
-        for gib in (8, 12, 16, 24):
+        for gib in map(float, wanted):
             try:
                 print(f"| {name} | {fit_memory(config, cache, shape, gib)[1]} |", flush=True)
             except UserError as error:

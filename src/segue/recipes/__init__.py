@@ -264,8 +264,8 @@ def fine_tuning(config: RunConfig, model: str) -> RunConfig:
     # Absolute, so that the run can be continued from another folder.
     name = str(Path(model).resolve()) if Path(model).exists() else model
     config = replace(config, model=replace(config.model, pretrained=name))
-    # The levels of the discrepancy are the demo set's. The condition gain tells at the start whether a model is past the
-    # semantic stage already; alignment then never begins.
+    # The levels of the discrepancy are the demo set's. The condition gain tells at the start whether a model is past
+    # the semantic stage already; alignment then never begins.
     if config.policy.regime.signal == "level" and "condition-gain" in SIGNALS:
         config = _policy(config.recipe, config, regime=RegimeConfig(signal="condition-gain", kappa=KAPPA))
     if config.recipe != CHECKPOINT:

@@ -21,6 +21,7 @@ from segue.types import UserError
 GIB = 2**30
 # What a GPU's own runtime takes: CUDA context, kernels, the buffers of matrix products.
 DEVICE_BYTES = GIB
+USED = 0.95  # share of the memory that is planned with: the allocator cannot use the last of it
 
 
 def fit_memory(config: RunConfig, cache: LatentCache, shape: BackboneConfig, gib: float) -> tuple[RunConfig, str]:
@@ -28,13 +29,13 @@ def fit_memory(config: RunConfig, cache: LatentCache, shape: BackboneConfig, gib
 
     Args:
         shape: of the model.
-        gib: of an accelerator; one of them is what its runtime takes.
+        gib: of an accelerator; one of them is what its runtime takes, and a twentieth stays free.
 
     Raises:
         UserError: not even one example at a time fits; the line says what does.
     """
     config = replace(config, train=replace(config.train, precision="bf16"))
-    room = round(gib * GIB) - DEVICE_BYTES
+    room = round(USED * gib * GIB) - DEVICE_BYTES
     least = 0
     for candidate in _ladder(config):
         # The need grows evenly with the examples of a piece: two counts tell the rest.
@@ -47,7 +48,7 @@ def fit_memory(config: RunConfig, cache: LatentCache, shape: BackboneConfig, gib
         chosen = _in_pieces(candidate, piece)
         return chosen, _line(chosen, gib, run_need(chosen, cache, shape).total + DEVICE_BYTES)
     needed = format_bytes(least + DEVICE_BYTES)
-    hint = f"encode shorter clips, or --memory {ceil((least + DEVICE_BYTES) / GIB)}"
+    hint = f"encode shorter clips, or --memory {ceil((least + DEVICE_BYTES) / GIB / USED)}"
     if not config.lora.rank:
         structure = replace(config.policy.structure, enabled=False, strength=0.0)
         adapted = replace(config, lora=LoraConfig(16), policy=replace(config.policy, structure=structure))
