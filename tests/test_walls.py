@@ -48,6 +48,7 @@ OWNED = {
     "accelerate": {"training"},
     "tensorboard": {"training"},
     "diffusers": {"integrations", "codecs", "conditioners", "models"},
+    "peft": {"models"},
     "lightning": {"integrations"},
     "stable_audio_tools": {"integrations"},
     "matplotlib": {"report"},

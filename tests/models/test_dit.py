@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from segue.models.dit import DiT, DiTConfig
 from segue.models.files import ModelCard, config_of
 from segue.models.positions import rotary_tables, rotate
-from segue.models.presets import PRESETS, memory_need, parameters_of, preset
+from segue.models.presets import PRESETS, parameters_of, preset
+from segue.models.step_memory import StepKind, memory_need
 from segue.types import Condition, UserError
 
 SMALL = DiTConfig(channels=6, text_dim=10, width=32, depth=3, heads=4, adaln_rank=4)
@@ -134,7 +135,7 @@ def test_memory_need():
     config = preset("dit-3m", channels=32, text_dim=384)
     need = memory_need(config, batch=32, frames=64)
     assert need.weights == 20 * parameters_of(config)  # weight, gradient, two moments, EMA: 5 x 4 bytes
-    assert memory_need(config, 32, 64, checkpointing=True).activations < need.activations / 3
+    assert memory_need(config, 32, 64, kind=StepKind(checkpointing=True)).activations < need.activations / 3
     assert set(PRESETS) >= {"dit-3m", "dit-1b"}
 
 

@@ -31,7 +31,7 @@ def assert_same(first, second, **tolerance):
 
 def timeless(log: Path) -> list[dict]:
     """The log without what a clock or the machine says."""
-    own = ("examples_per_sec", "probe_sec", "loader_share", "peak_bytes")
+    own = ("examples_per_sec", "probe_sec", "loader_share", "peak_bytes", "sound_sec")
     return [{k: v for k, v in e.items() if k not in own} for e in read_log(log)]
 
 

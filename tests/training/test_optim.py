@@ -135,7 +135,7 @@ def test_schedule_free_averages_by_its_closed_form():
 def test_schedule_free_has_no_decay_and_unknown_kinds_are_named():
     assert learning_rate(replace(BASE, kind="schedule-free"), 0.99) == 2.0
     assert learning_rate(replace(BASE, kind="schedule-free"), 0.05) == pytest.approx(1.0)
-    with pytest.raises(UserError, match=r"optim\.kind is 'adam'; choose one of adamw, muon, schedule-free"):
+    with pytest.raises(UserError, match=r"optim\.kind is 'adam'; choose one of adamw, adamw-8bit, muon, schedule-free"):
         OptimConfig(kind="adam")
 
 
@@ -143,6 +143,45 @@ def test_a_missing_optimizer_names_its_hint(monkeypatch):
     monkeypatch.setitem(sys.modules, "schedulefree", None)
     with pytest.raises(UserError, match=r"segue-audio\[optimizers\]"):
         make_optimizer(small_dit(), OptimConfig(kind="schedule-free"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UserError, match=r"bitsandbytes, which is not installed; hint: .*segue-audio\[optimizers\]"):
+        make_optimizer(small_dit(), OptimConfig(kind="adamw-8bit"))
     monkeypatch.delattr(torch.optim, "Muon")
     with pytest.raises(UserError, match=r"optim.kind=muon needs torch 2\.9"):
         make_optimizer(small_dit(), OptimConfig(kind="muon"))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adamw-8bit"])
+def test_the_pull_is_weight_decay_toward_the_start(kind):
+    """Without gradients AdamW stays; the distance to the start then falls by 1 - rate * pull in each step."""
+    model = torch.nn.Linear(80, 80)
+    optimizer = make_optimizer(model, OptimConfig(kind=kind, learning_rate=0.1, pull=2.0, weight_decay=0.0))
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1.0)
+            p.grad = torch.zeros_like(p)
+    for _ in range(3):
+        optimizer.step()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.detach(), start[name] + 0.8**3, msg=name)
+    with pytest.raises(UserError, match=r"optim.pull is -1.0; give 0 or a positive number"):
+        OptimConfig(pull=-1.0)
+
+
+def test_eight_bit_moments_follow_the_exact_ones():
+    torch.manual_seed(0)
+    exact = torch.nn.Linear(96, 96)
+    coarse = copy.deepcopy(exact)
+    pairs = [(net, make_optimizer(net, OptimConfig(kind=kind, learning_rate=1e-3)))
+             for net, kind in ((exact, "adamw"), (coarse, "adamw-8bit"))]  # fmt: skip
+    first = exact.weight.detach().clone()
+    for _ in range(20):
+        x = torch.randn(16, 96)
+        for net, optimizer in pairs:
+            (net(x) - x.roll(1, 1)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert pairs[1][1].state[coarse.weight]["state1"].dtype == torch.uint8
+    moved = (exact.weight - first).norm()
+    assert (exact.weight - coarse.weight).norm() < 0.1 * moved

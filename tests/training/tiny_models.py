@@ -150,7 +150,7 @@ def tiny_folders(tmp_path_factory) -> dict[str, Path]:
 SECONDS = SAMPLE_SIZE * 256 / RATE_HZ  # of a clip: Stable Audio's window
 
 
-def encode(source, folder, out, captions="filename", seconds=SECONDS):
+def encode(source, folder, out, captions="filename", seconds=SECONDS, teacher=None):
     """The cache of `segue encode --model`; a random codec gives no sound back, which is not asked here."""
     from segue.codecs import load_codec
     from segue.conditioners import load_conditioner
@@ -161,7 +161,8 @@ def encode(source, folder, out, captions="filename", seconds=SECONDS):
         patch.setattr(round_trip, "WORST", float("inf"))
         text = load_conditioner(str(folder)).for_seconds(seconds)
         clips = load_manifest(source, captions)
-        return encoding.build_cache(clips, load_codec(str(folder)), text, out=out, seconds=seconds, dtype="float32")
+        codec = load_codec(str(folder))
+        return encoding.build_cache(clips, codec, text, teacher, out=out, seconds=seconds, dtype="float32")
 
 
 @pytest.fixture(scope="session")

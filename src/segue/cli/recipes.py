@@ -8,7 +8,8 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from segue.models.presets import PRESETS, memory_need, parameters_of
+from segue.models.presets import PRESETS, parameters_of
+from segue.models.step_memory import memory_need
 from segue.recipes import DEFAULT_RECIPE, RECIPES
 from segue.stage.policy import Policy
 

@@ -13,8 +13,11 @@ import typer
 from segue.data.open_cache import open_cache
 from segue.data.tars import located
 from segue.recipes import fine_tuning, load_recipe
+from segue.training.build import model_shape
 from segue.training.checks import check_before_training
 from segue.training.config import RunConfig, override, to_json
+from segue.training.fine_tuning import with_lora
+from segue.training.fit_memory import fit_memory
 from segue.types import UserError
 from segue.workflows.run_config import resumed
 from segue.workflows.train_run import run_training
@@ -34,6 +37,16 @@ def train(
         typer.Option(
             help="Folder or hub name of a diffusers pipeline whose model is trained on (docs/fine-tuning.md); the "
             "cache is that of segue encode --model."
+        ),
+    ] = None,
+    lora: Annotated[
+        str | None,
+        typer.Option(help="Train low-rank adapters in place of all weights: rank=16, or rank=16,dora."),
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            help="GiB of the GPU: choose parts of a batch, checkpointing and 8-bit moments that fit, in bf16."
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run, which must be new.")] = None,
@@ -60,7 +73,8 @@ def train(
         ),
     ] = "auto",
     samples: Annotated[
-        int, typer.Option(help="Number of sounds to generate at the end, from held-out captions.", min=0)
+        int,
+        typer.Option(help="Number of sounds to generate at each checkpoint and at the end; 0: none.", min=0),
     ] = 4,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that comes with the teacher.")
@@ -80,6 +94,8 @@ def train(
             for n, v in {
                 "RECIPE": recipe,
                 "--model": model,
+                "--lora": lora,
+                "--memory": memory,
                 "--out": out,
                 "--seed": seed,
                 "--set": set_,
@@ -94,8 +110,12 @@ def train(
         if recipe is None or data is None or out is None:
             name = "RECIPE" if recipe is None else "--data" if data is None else "--out"
             raise UserError(f"{name} is missing; hint: segue train static-uniform --data CACHE --out runs/mine")
-        config = _config(recipe, model, examples, seed, set_ or [])
+        config = _config(recipe, model, lora, examples, seed, set_ or [])
         cache_path = located(data)
+        if memory is not None:
+            cache = open_cache(cache_path)
+            config, line = fit_memory(config, cache, model_shape(config, cache), memory)
+            print(line, file=sys.stderr)
     # A dry run ends with the checks.
     if dry_run:
         print(json.dumps(to_json(config), indent=1))
@@ -124,10 +144,14 @@ def train(
     return 0
 
 
-def _config(recipe: str, model: str | None, examples: int | None, seed: int | None, changes: list[str]) -> RunConfig:
+def _config(
+    recipe: str, model: str | None, lora: str | None, examples: int | None, seed: int | None, changes: list[str]
+) -> RunConfig:
     config = load_recipe(recipe)
     if model is not None:
         config = fine_tuning(config, model)
+    if lora is not None:
+        config = with_lora(config, lora)
     if examples is not None:
         config = replace(config, train=replace(config.train, total_examples=examples))
     if seed is not None:

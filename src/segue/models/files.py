@@ -14,9 +14,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from segue.models.adapters import AdapterConfig
+from segue.files import sha256_of
+from segue.hub import pipeline_folder
+from segue.models.adapters import Adapter, AdapterConfig, adapter_of, load_adapter
 from segue.models.backbone import Backbone, BackboneConfig, backbone_of
 from segue.models.dit import DiTConfig
+from segue.models.lora import LoraConfig, add_lora, load_trained, merge_lora
 from segue.types import UserError, first_line, without_deleted
 
 SCHEMA_VERSION = 1
@@ -36,6 +39,8 @@ class ModelCard:
         recipe: name of the recipe.
         task: "generation" or "super-resolution".
         degradation: fields of DegradationConfig that a super-resolution model was trained under.
+        lora: fields of LoraConfig, where the file holds adapters alone.
+        base: what these belong to: {"source": its file or pipeline, "weights": `base_weights` of it}.
     """
 
     model: dict
@@ -47,6 +52,8 @@ class ModelCard:
     recipe: str
     task: str = "generation"
     degradation: dict = field(default_factory=dict)
+    lora: dict = field(default_factory=dict)
+    base: dict = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
 
@@ -114,6 +121,45 @@ def load_model(path: Path, weights: str = "ema") -> SavedModel:
     Raises:
         UserError: not a segue model, another schema version, or weights that do not fit the card.
     """
+    card, own, tensors = _read_model(path, weights)
+    try:
+        if card.lora:
+            model = merge_lora(model_with_lora(card, own))
+        else:
+            config = config_of(card)
+            _refuse_other_shapes(config, own)
+            model = backbone_of(config)
+            model.load_state_dict(own)
+        return SavedModel(model.eval(), tensors["latents.mean"], tensors["latents.std"], card)
+    except _MISFITS as error:
+        raise _misfit(path, error) from error
+
+
+def load_adapters(path: Path, weights: str = "ema") -> tuple[Backbone, ModelCard]:
+    """Read the model file of a run with LoRA: the model with its adapters apart, and the card.
+
+    Raises:
+        UserError: as `load_model`; a model without adapters.
+    """
+    card, own, _ = _read_model(path, weights)
+    if not card.lora:
+        raise UserError(f"{path}: a model without LoRA; hint: segue export --to diffusers")
+    try:
+        return model_with_lora(card, own).eval(), card
+    except _MISFITS as error:
+        raise _misfit(path, error) from error
+
+
+# What a card that contradicts its tensors may run into.
+_MISFITS = (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError)
+
+
+def _misfit(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: its weights do not fit its card ({first_line(error)}); use another checkpoint")
+
+
+def _read_model(path: Path, weights: str) -> tuple[ModelCard, dict[str, Tensor], dict[str, Tensor]]:
+    """Card, weights of the kind that is asked for, and all tensors of a file."""
     if weights not in ("ema", "model"):
         raise UserError(f"--weights {weights}: use ema (averaged) or model (as trained)")
     tensors, metadata = read_tensors(path)
@@ -132,15 +178,46 @@ def load_model(path: Path, weights: str = "ema") -> SavedModel:
     try:
         card = ModelCard(**data)
         prefix = f"{weights}."
-        own = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+        return card, {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}, tensors
+    except _MISFITS as error:
+        raise _misfit(path, error) from error
+
+
+def model_with_lora(card: ModelCard, adapters: dict[str, Tensor]) -> Backbone:
+    """The base that a card names, with the low-rank adapters of its file on it.
+
+    Raises:
+        UserError: the base is not where it was, or is another model now.
+        RuntimeError: adapters of other layers or ranks than the card says.
+    """
+    source = card.base["source"]
+    if base_weights(source) != card.base["weights"]:
+        raise UserError(f"{source}: not the weights that the adapters were trained on; hint: put those back")
+    model = load_model(Path(source)).model if Path(source).is_file() else load_adapter(source)
+    if isinstance(model, Adapter):
+        # The window and the conditions are those of the run, which are in its own file.
         config = config_of(card)
-        _refuse_other_shapes(config, own)
-        model = backbone_of(config)
-        model.load_state_dict(own)
-        return SavedModel(model.eval(), tensors["latents.mean"], tensors["latents.std"], card)
-    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
-        line = first_line(error)
-        raise UserError(f"{path}: its weights do not fit its card ({line}); use another checkpoint") from error
+        assert isinstance(config, AdapterConfig)
+        model = adapter_of(config, model.transformer)
+    add_lora(model, LoraConfig(**card.lora))
+    load_trained(model, adapters)
+    return model
+
+
+def base_weights(source: str) -> str:
+    """What tells a model's weights from others: a hash of the bytes of its file, or of its pipeline's files.
+
+    Args:
+        source: a model.safetensors, or the folder or hub name of a diffusers pipeline.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    if Path(source).is_file():
+        return sha256_of([Path(source)])
+    if source.endswith(".safetensors"):
+        raise UserError(f"{source}: these weights are gone, and a model with LoRA needs them; hint: put them back")
+    return sha256_of(sorted(pipeline_folder("the base of LoRA", source).part("transformer").glob("*.safetensors")))
 
 
 def _refuse_other_shapes(config: BackboneConfig, tensors: dict[str, Tensor]) -> None:

@@ -1,18 +1,18 @@
-"""Sizes of the backbone by name, with the memory that each needs.
+"""Sizes of the backbone by name; models/step_memory.py counts the memory that each needs.
 
 `segue recipes --presets` prints this table with counted parameters.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from segue.models.backbone import BackboneConfig, backbone_of
 from segue.models.dit import DiTConfig
-from segue.types import Condition, UserError
+from segue.types import UserError
 
 PRESETS: dict[str, DiTConfig] = {
     "dit-tiny": DiTConfig(width=48, depth=3, heads=4, adaln_rank=4),  # for tests and first tries
@@ -47,63 +47,3 @@ def parameters_of(config: BackboneConfig) -> int:
     """Trainable parameters of a config, counted on a model that holds no memory."""
     with torch.device("meta"):
         return count_parameters(backbone_of(config))
-
-
-@dataclass(frozen=True)
-class MemoryNeed:
-    """Bytes that a training step needs, by part."""
-
-    weights: int
-    activations: int
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.activations
-
-
-def memory_need(
-    config: BackboneConfig, batch: int, frames: int, text_tokens: int = 48, checkpointing: bool = False
-) -> MemoryNeed:
-    """Memory of one float32 training step: weights, gradients, two Adam moments and EMA; activations for backward.
-
-    The activations are counted, not estimated: a forward pass on tensors that hold no memory, adding up what autograd
-    keeps. The first such tensor of a process takes a second or two, in which torch imports torch._dynamo; its first
-    optimiser would do the same, so a run that trains pays nothing for the count. With checkpointing, twice one block's
-    part is added: its recomputed tensors and their gradients.
-    """
-    parameters = parameters_of(config)
-    activations = kept_bytes(config, batch, frames, text_tokens, checkpointing)
-    if checkpointing:
-        activations += 2 * kept_bytes(config, batch, frames, text_tokens, False) // config.depth
-    # 20 bytes: weight, gradient, two moments and average, 4 bytes each.
-    return MemoryNeed(weights=20 * parameters, activations=activations)
-
-
-def kept_bytes(config: BackboneConfig, batch: int, frames: int, text_tokens: int, checkpointing: bool) -> int:
-    """Bytes that autograd keeps between forward and backward of one batch, beside the weights."""
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def pack(saved: torch.Tensor) -> torch.Tensor:
-        # By storage: views of one tensor share its memory. It is held, since a freed one's address may be used again.
-        kept[saved.untyped_storage()._cdata] = saved.untyped_storage()
-        return saved
-
-    with torch.device("meta"):
-        model = backbone_of(config).to("meta")  # libraries put some buffers elsewhere
-        model.gradient_checkpointing = checkpointing
-        drop = torch.empty(batch, dtype=torch.bool)
-        x_t = torch.empty(batch, config.channels, frames)
-        t = torch.empty(batch)
-        if config.audio:
-            known = torch.empty(batch, config.channels, dtype=torch.bool)
-            condition = Condition(drop=drop, audio=torch.empty_like(x_t), known_mask=known, cutoff=torch.empty(batch))
-        else:
-            mask = torch.empty(batch, text_tokens, dtype=torch.bool)
-            tokens = torch.empty(batch, text_tokens, config.text_dim)
-            condition = Condition(tokens, mask, drop, seconds=torch.empty(batch))
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
-            model(x_t, t, condition, torch.empty(batch, frames, dtype=torch.bool))
-    # Weights are saved for the backward pass as well, but they are counted elsewhere.
-    for weight in model.parameters():
-        kept.pop(weight.untyped_storage()._cdata, None)
-    return sum(storage.nbytes() for storage in kept.values())

@@ -270,6 +270,10 @@ def fine_tuning(config: RunConfig, model: str) -> RunConfig:
     # Absolute, so that the run can be continued from another folder.
     name = str(Path(model).resolve()) if Path(model).exists() else model
     config = replace(config, model=replace(config.model, pretrained=name))
+    # The levels of the discrepancy are the demo set's. The condition gain tells at the start whether a model is past
+    # the semantic stage already; alignment then never begins.
+    if config.policy.regime.signal == "level":
+        config = _policy(config.recipe, config, regime=RegimeConfig(signal="condition-gain", kappa=GAIN_KAPPA))
     if config.recipe != CHECKPOINT:
         return config
     return _policy(CHECKPOINT, config, static_timesteps=own_timesteps(shape))

@@ -17,6 +17,7 @@ from segue.report.stages import stage_figures
 from segue.types import UserError
 
 MOST_SAMPLES = 32  # each carries its sound inside the page
+MOST_TIMES = 6  # of the sounds during training
 
 
 def write_run_report(run_dir: Path) -> Path:
@@ -47,6 +48,9 @@ def write_run_report(run_dir: Path) -> Path:
     samples = _samples(run_dir / "samples")
     if samples:
         body += ["<h2>Samples</h2>", *samples]
+    during = _sounds_during(run_dir / "samples")
+    if during:
+        body += ["<h2>Sounds during training</h2>", *during]
     if config:
         where = {name: stored[name] for name in ("segue", "cache") if name in stored}
         body += ["<h2>Configuration</h2>", facts((where | config).items())]
@@ -83,18 +87,41 @@ def _samples(folder: Path) -> list[str]:
     listed = {str(s.get("file")): s for s in _json(folder / "samples.json", list) if isinstance(s, dict)}
     cards = []
     for path in sorted(folder.glob("*.wav"))[:MOST_SAMPLES]:
-        try:
-            rate = read_claim(path).sample_rate_hz
-            wave = np.concatenate([*read_blocks(path)]).T
-            sound = figure(image(spectrogram_png(wave, rate), f"spectrogram of {path.name}")) + player(wave, rate)
-        except (BadAudio, UserError):
-            # One damaged file must not cost the page.
-            sound = '<p class="note">This file cannot be read.</p>'
+        sound = _sound(path)
         about = listed.get(path.name, {})
         badge = '<span class="badge">split test</span>' if about.get("held_out") else ""
         title = f'<div class="prompt"><h3>{escape(str(about.get("prompt") or path.stem))}</h3>{badge}</div>'
         cards.append(f'<div class="card" style="margin:0">{title}{sound}</div>')
     return [f'<div class="grid">{"".join(cards)}</div>'] if cards else []
+
+
+def _sound(path: Path, about: str = "") -> str:
+    """A sound's spectrogram, with a line under it, and its player."""
+    try:
+        rate = read_claim(path).sample_rate_hz
+        wave = np.concatenate([*read_blocks(path)]).T
+        return figure(image(spectrogram_png(wave, rate), f"spectrogram of {path.name}"), about) + player(wave, rate)
+    except (BadAudio, UserError):
+        # One damaged file must not cost the page.
+        return '<p class="note">This file cannot be read.</p>'
+
+
+def _sounds_during(folder: Path) -> list[str]:
+    """A card for each caption: what the model made of it at some examples, from the same noise each time."""
+    times = sorted(folder.glob("examples-*"))
+    # Evenly spaced, the last among them: a page carries its sounds.
+    times = times[:: -max(1, -(-len(times) // MOST_TIMES))][::-1]
+    by_prompt: dict[str, list[str]] = {}
+    for time in times:
+        seen = number(int(time.name.rpartition("-")[2])) if time.name.rpartition("-")[2].isdecimal() else time.name
+        for sample in [s for s in _json(time / "samples.json", list) if isinstance(s, dict)]:
+            sound = _sound(time / Path(str(sample.get("file"))).name, f"{seen} examples")
+            by_prompt.setdefault(str(sample.get("prompt")), []).append(sound)
+    cards = []
+    for prompt, sounds in by_prompt.items():
+        title = f'<div class="prompt"><h3>{escape(prompt)}</h3></div>'
+        cards.append(f'<div class="card">{title}<div class="grid">{"".join(sounds)}</div></div>')
+    return cards
 
 
 def _json(path: Path, kind: type):

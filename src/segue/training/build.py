@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -13,10 +12,11 @@ from segue.codecs import codec_of
 from segue.codecs.latent_space import LatentSpace
 from segue.conditioners.pipeline_text import load_pipeline_text
 from segue.data.cache import LatentCache
-from segue.models.adapters import Adapter, load_adapter
-from segue.models.backbone import Backbone
+from segue.models.adapters import Adapter, load_adapter, read_adapter_config
+from segue.models.backbone import Backbone, BackboneConfig
 from segue.models.dit import DiT, DiTConfig
-from segue.models.files import ModelCard, model_file, read_tensors
+from segue.models.files import ModelCard, base_weights, load_model, model_file
+from segue.models.lora import add_lora, averaged_copy, freeze_as_bfloat16
 from segue.models.presets import preset
 from segue.process.noise import keyed_generator
 from segue.tasks.base import Task
@@ -24,10 +24,12 @@ from segue.tasks.degradation import DegradationConfig
 from segue.tasks.generation import Generation
 from segue.tasks.super_resolution import SuperResolution, levels_of, weigh_levels
 from segue.training.config import OptimConfig, RunConfig
+from segue.training.fine_tuning import check_lora
 from segue.training.sharding import check_sharding, gathered_blocks, norm_of, shard_models
 from segue.types import UserError, import_extra
 
 FINE_TUNING_RATE = 2e-5  # of a pretrained model, where optim.learning_rate leaves the choice; from no trials
+LORA_RATE = 1e-4  # adapters begin at zero, and take more; peft's examples have the same
 TOKENS_PER_SEC = 16  # what model.patch_frames = 0 aims at
 
 
@@ -131,6 +133,13 @@ def dit_config(config: RunConfig, cache: LatentCache) -> DiTConfig:
     return replace(dit, predicts=predicts, audio_skip=levels)
 
 
+def model_shape(config: RunConfig, cache: LatentCache) -> BackboneConfig:
+    """The shape of what a config trains on this cache: one of our own backbones, or a public one."""
+    if not config.model.pretrained:
+        return dit_config(config, cache)
+    return read_adapter_config(config.model.pretrained)
+
+
 def peak_learning_rate(config: RunConfig, width: int) -> float:
     """The config's rate, or where it leaves the choice, one that falls with the width.
 
@@ -138,7 +147,7 @@ def peak_learning_rate(config: RunConfig, width: int) -> float:
     constant is ours, from trials with dit-3m: 2e-3 beat 1e-3 at every fixed t (docs/log.md, 2026-11-22).
     """
     if config.model.pretrained:
-        return config.optim.learning_rate or FINE_TUNING_RATE
+        return config.optim.learning_rate or (LORA_RATE if config.lora.rank else FINE_TUNING_RATE)
     return config.optim.learning_rate or 2e-3 * min(1.0, 160 / width)
 
 
@@ -148,8 +157,11 @@ def optim_config(config: RunConfig, model: Backbone) -> OptimConfig:
 
 
 def make_average(config: RunConfig, accelerator, model: Backbone) -> Backbone:
-    """The model whose weights will be the running average; both are split over the ranks where that is asked for."""
-    ema = copy.deepcopy(model).eval().requires_grad_(False)
+    """The model whose weights will be the running average; both are split over the ranks where that is asked for.
+
+    Of a model with low-rank adapters it averages those alone, and shares the frozen weights.
+    """
+    ema = averaged_copy(model)
     shard_models(config, accelerator, model, ema)
     return ema
 
@@ -168,14 +180,23 @@ def pretrained_model(config: RunConfig, cache: LatentCache) -> Adapter:
 
 
 def build_model(config: RunConfig, cache: LatentCache, seed: int) -> Backbone:
-    """The backbone for this cache, initialised from the seed alone; or a public one."""
+    """The backbone for this cache, initialised from the seed alone, or a public one; with adapters where it gets some.
+
+    Raises:
+        UserError: a start that is missing or of another shape, or low-rank adapters that cannot be.
+    """
+    check_lora(config)
     model: Backbone
     with torch.random.fork_rng(devices=[]):
         # torch's initialisers take no generator; the global one is borrowed and put back.
         torch.manual_seed(keyed_generator(seed, "weights").initial_seed())
         model = pretrained_model(config, cache) if config.model.pretrained else DiT(dit_config(config, cache))
-    if config.train.start_from:
-        _start(model, Path(config.train.start_from))
+        if config.train.start_from:
+            _start(model, Path(config.train.start_from))
+        if config.lora.rank:
+            add_lora(model, config.lora)
+    if config.holds_bfloat16:
+        freeze_as_bfloat16(model)
     model.gradient_checkpointing = config.model.gradient_checkpointing
     return model
 
@@ -186,8 +207,7 @@ def _start(model: Backbone, path: Path) -> None:
     Raises:
         UserError: no model there, or one of another shape.
     """
-    tensors, _ = read_tensors(model_file(path))
-    found = {k.removeprefix("ema."): v for k, v in tensors.items() if k.startswith("ema.")}
+    found = load_model(model_file(path)).model.state_dict()
     weights = {name: found.get(name) for name, _ in model.named_parameters()}
     other = [n for n, v in weights.items() if v is None or v.shape != model.get_parameter(n).shape]
     if other:
@@ -228,4 +248,23 @@ def model_card(config: RunConfig, cache: LatentCache, model: Backbone, examples_
         recipe=config.recipe,
         task=config.train.task,
         degradation=asdict(config.degradation) if config.train.task == "super-resolution" else {},
+        lora=asdict(config.lora) if config.lora.rank else {},
+        base=base_of(config) if config.lora.rank else {},
     )
+
+
+def base_of(config: RunConfig) -> dict:
+    """What the adapters of a run belong to: where its frozen weights are, and what tells them from others."""
+    if config.train.start_from:
+        source = str(model_file(Path(config.train.start_from)).resolve())
+    else:
+        # A local folder by its whole path, so that the run can be used from elsewhere; a hub name as it is.
+        named = Path(config.model.pretrained)
+        source = str(named.resolve()) if named.exists() else config.model.pretrained
+    return {"source": source, "weights": _hash_once(source)}
+
+
+@cache
+def _hash_once(source: str) -> str:
+    """`base_weights`, for every checkpoint of this process."""
+    return base_weights(source)

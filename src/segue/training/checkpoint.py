@@ -1,6 +1,6 @@
 """Checkpoints: one folder each, moved into place whole; the last few are kept.
 
-    checkpoints/examples-00012800/model.safetensors      weights, EMA, statistics, card: all that inference needs
+    checkpoints/examples-00012800/model.safetensors      weights (with LoRA: adapters), EMA, statistics, card
                                   optimizer.safetensors  the optimiser's state, the heads that train beside the model
                                   state.json             counters, positions, controller state; written last
 
@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -26,8 +27,9 @@ from segue.data.loader import LatentLoader
 from segue.files import sync, write_text
 from segue.models.backbone import Backbone
 from segue.models.files import ModelCard, read_tensors, save_model
+from segue.models.lora import load_trained, trained_tensors
 from segue.stage.stage import Stage
-from segue.training.build import model_card
+from segue.training.build import base_of, model_card
 from segue.training.config import RunConfig
 from segue.training.guards import FaultState, Guard
 from segue.training.losses import Heads
@@ -117,14 +119,16 @@ class Keeper:
         tensors = saved.tensors
         kept = saved.kept
         parts = self._parts
+        if self._config.lora.rank and saved.card.get("base") != (base := base_of(self._config)):
+            raise UserError(
+                f"{base['source']}: not the weights that the adapters were trained on; hint: put those back"
+            )
         try:
             weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
             # Every rank has read the whole file; of a sharded tensor it keeps its own part.
             held = parts.model.state_dict()
-            parts.model.load_state_dict(
-                {k: distribute_like(v, held[k]) if k in held else v for k, v in weights.items()}
-            )
-            for name, value in parts.ema.state_dict().items():
+            load_trained(parts.model, {k: distribute_like(v, held[k]) if k in held else v for k, v in weights.items()})
+            for name, value in trained_tensors(parts.ema).items():
                 to_local(value).copy_(to_local(distribute_like(tensors[f"ema.{name}"], value)))
             _restore_optimizer(parts.optimizer, {k: v for k, v in kept.items() if not k.startswith("head.")})
             parts.heads.load(kept)
@@ -186,8 +190,8 @@ def write_checkpoint(
     target = folder / f"examples-{state.examples_seen:010d}"
     temporary = folder / f".{target.name}.{os.getpid()}"
     # Gathering is work of all ranks; one of them writes.
-    weights = full_tensors(parts.model.state_dict(), writes)
-    averaged = full_tensors(parts.ema.state_dict(), writes)
+    weights = full_tensors(trained_tensors(parts.model), writes)
+    averaged = full_tensors(trained_tensors(parts.ema), writes)
     moments = full_tensors(_optimizer_tensors(parts.optimizer), writes)
     if not writes:
         return
@@ -244,12 +248,14 @@ class Saved:
     Attributes:
         folder: of the checkpoint.
         state: counters and states.
+        card: of the model file.
         tensors: tensors of the model file.
         kept: tensors of the optimiser and the heads.
     """
 
     folder: Path
     state: RunState
+    card: dict
     tensors: dict[str, Tensor]
     kept: dict[str, Tensor]
 
@@ -297,7 +303,7 @@ def read_checkpoint(folder: Path, cache_meta: dict) -> Saved:
         raise UserError(
             f"{folder}: trained on a cache of another {' and '.join(other)}; resume with the run's own cache"
         )
-    return Saved(folder, state, tensors, kept)
+    return Saved(folder, state, card, tensors, kept)
 
 
 def _read(folder: Path) -> tuple[RunState, dict, dict[str, Tensor], dict[str, Tensor]]:
@@ -333,10 +339,19 @@ _OF_GROUPS = ("k", "weight_sum", "lr_max")
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's state as index.name -> tensor, and group.index.name."""
     data = optimizer.state_dict()
-    kept = {f"{i}.{k}": v for i, s in data["state"].items() for k, v in s.items()}
+    kept = {f"{i}.{k}": v for i, s in data["state"].items() for k, v in _flat(s)}
     for i, group in enumerate(data["param_groups"]):
         kept |= {f"group.{i}.{k}": torch.tensor(group[k], dtype=torch.float64) for k in _OF_GROUPS if k in group}
     return kept
+
+
+def _flat(state: dict) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of one parameter's state. bitsandbytes nests some, shares some, and counts steps without a tensor."""
+    for name, value in state.items():
+        if isinstance(value, dict):
+            yield from ((inner, tensor.clone()) for inner, tensor in value.items())
+        else:
+            yield name, torch.as_tensor(value)
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
@@ -350,8 +365,11 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
             group = data["param_groups"][int(index)]
             group[name] = type(group[name])(value.item())
         else:
-            data["state"].setdefault(int(index), {})[name] = distribute_like(value, parameters[int(index)])
-    # Before its first step an optimiser has no state at all.
-    if data["state"] and len(data["state"]) != len(parameters):
+            # A whole number is a count of steps that the optimiser holds as Python's own.
+            whole = value.ndim == 0 and value.dtype == torch.int64
+            held = value.item() if whole else distribute_like(value, parameters[int(index)])
+            data["state"].setdefault(int(index), {})[name] = held
+    # A weight that has had no gradient yet has no state: before the first step none has, and unused layers never do.
+    if any(index >= len(parameters) for index in data["state"]):
         raise RuntimeError("the optimiser has another number of parameters")
     optimizer.load_state_dict(data)

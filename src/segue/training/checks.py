@@ -11,13 +11,16 @@ from segue.conditioners.pipeline_text import pipeline_text_hash
 from segue.data.cache import LatentCache
 from segue.hub import pipeline_folder
 from segue.memory import format_bytes
-from segue.models.adapters import AdapterConfig, adapter_class, own_timesteps, read_adapter_config
+from segue.models.adapters import AdapterConfig, adapter_class, own_timesteps
+from segue.models.lora import describe_lora
 from segue.models.presets import parameters_of
+from segue.models.step_memory import model_without_values
 from segue.tasks.super_resolution import tells_bands
-from segue.training.build import cached_space, dit_config, make_task, own_space
+from segue.training.build import cached_space, make_task, model_shape, own_space
 from segue.training.config import RunConfig
 from segue.training.features import teacher_statistics
-from segue.training.run_memory import run_need, stated_bytes
+from segue.training.fine_tuning import check_lora
+from segue.training.run_memory import in_parts, run_need, stated_bytes, step_kind
 from segue.types import UserError
 
 
@@ -144,15 +147,17 @@ def _check_teacher(cache: LatentCache) -> str:
 
 
 def _check_model(config: RunConfig, cache: LatentCache) -> list[str]:
-    dit = read_adapter_config(config.model.pretrained) if config.model.pretrained else dit_config(config, cache)
+    dit = model_shape(config, cache)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     need = run_need(config, cache, dit)
     lines = [
         f"model: {config.model.pretrained or config.model.preset}, {parameters_of(dit) / 1e6:.2f} M parameters, "
         f"{-(-cache.frames // dit.patch_frames)} tokens a clip, predicts {dit.predicts}; peak memory about "
-        f"{format_bytes(stated_bytes(need, device))} ({format_bytes(need.weights)} weights and optimiser, "
-        f"{format_bytes(need.activations)} activations)"
+        f"{format_bytes(stated_bytes(need, device))} ({in_parts(need)}, {format_bytes(need.activations)} activations)"
     ]
+    check_lora(config)
+    if config.lora.rank:
+        lines.append(describe_lora(model_without_values(dit, step_kind(config))))
     if isinstance(dit, AdapterConfig):
         lines.append(f"timesteps of the checkpoint: {own_timesteps(dit)}; of this run: {_timesteps_of(config)}")
     token = dit.channels * dit.patch_frames

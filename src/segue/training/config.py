@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from typing import Any, get_type_hints
 
+from segue.models.lora import LoraConfig
 from segue.process.timesteps import distribution_from_json
 from segue.stage.policy import Policy
 from segue.tasks.degradation import DegradationConfig
@@ -17,7 +18,7 @@ from segue.types import UserError
 # A field that came later is written where it is set: the config of a run that does without it, and so the name that a
 # study gives the run, stays what it was.
 LATER = {"later": True}
-OPTIMIZERS = ("adamw", "muon", "schedule-free")
+OPTIMIZERS = ("adamw", "adamw-8bit", "muon", "schedule-free")
 TASKS = ("generation", "super-resolution")
 SHARDINGS = ("none", "fsdp2")
 OBJECTIVES = ("auto", "velocity", "min-snr", "uncertainty")
@@ -51,8 +52,9 @@ class OptimConfig:
     """The optimiser, its schedule, clipping and EMA.
 
     Attributes:
-        kind: "adamw"; "muon" (on the matrices of the blocks, AdamW on the rest); "schedule-free" (AdamW whose averaged
-            weights take the place of a decaying rate, and of the EMA).
+        kind: "adamw"; "adamw-8bit" (moments of 8 bits, by bitsandbytes: a quarter of their memory); "muon" (on the
+            matrices of the blocks, AdamW on the rest); "schedule-free" (AdamW whose averaged weights take the place of
+            a decaying rate, and of the EMA).
         learning_rate: peak rate; 0 = 2e-3 up to a width of 160, and falling as 160 / width beyond (training/build.py).
         warmup_fraction: share of the run over which the rate rises linearly.
         decay: "constant" or "linear" (over the last decay_fraction, to zero); schedule-free runs have none.
@@ -61,6 +63,8 @@ class OptimConfig:
         beta1, beta2: Adam's averaging constants.
         grad_clip: largest global gradient norm; 0 = no clipping.
         ema_decay: of the averaged weights per step; young runs use (1 + n) / (10 + n) while that is smaller.
+        pull: of a fine-tuning run, strength of the pull of all trained weights to where they began, in units of weight
+            decay (L2-SP); 0 = none. It keeps what the start knew, at the price of adapting less.
     """
 
     learning_rate: float = 0.0
@@ -73,8 +77,11 @@ class OptimConfig:
     grad_clip: float = 1.0
     ema_decay: float = 0.999
     kind: str = field(default="adamw", metadata=LATER)
+    pull: float = field(default=0.0, metadata=LATER)
 
     def __post_init__(self) -> None:
+        if not self.pull >= 0:
+            raise UserError(f"optim.pull is {self.pull}; give 0 or a positive number, such as 0.1")
         if self.kind not in OPTIMIZERS:
             raise UserError(f"optim.kind is '{self.kind}'; choose one of {', '.join(OPTIMIZERS)}")
         if self.decay not in ("constant", "linear"):
@@ -98,6 +105,8 @@ class TrainConfig:
             predicts.
         condition_dropout: share of captions, or of low bands, replaced by the null, for classifier-free guidance.
         log_every, validate_every, checkpoint_every: in examples; 0 = a share of the run (1/100, 1/10, 1/4).
+        sample_every: examples between sounds from fixed held-out captions and seeds; 0 = with every checkpoint
+            (--samples says how many each time, and 0 there makes none).
         validation_clips: held-out clips of the fixed-t validation.
         keep_last: checkpoints that stay on disk.
         tensorboard: write TensorBoard files beside log.jsonl.
@@ -123,6 +132,7 @@ class TrainConfig:
     keep_last: int = 2
     tensorboard: bool = True
     sharding: str = field(default="none", metadata=LATER)
+    sample_every: int = field(default=0, metadata=LATER)
     patience: int = field(default=5, metadata=LATER)
     spike: float = field(default=10.0, metadata=LATER)
 
@@ -146,19 +156,22 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Intervals:
-    """Examples between log lines, validations and checkpoints."""
+    """Examples between log lines, validations, checkpoints and sounds."""
 
     log: int
     validation: int
     checkpoint: int
+    sounds: int
 
 
 def intervals(train: TrainConfig) -> Intervals:
     """The run's intervals, with the defaults filled in."""
+    checkpoint = train.checkpoint_every or max(1, train.total_examples // 4)
     return Intervals(
         log=train.log_every or max(1, train.total_examples // 100),
         validation=train.validate_every or max(1, train.total_examples // 10),
-        checkpoint=train.checkpoint_every or max(1, train.total_examples // 4),
+        checkpoint=checkpoint,
+        sounds=train.sample_every or checkpoint,
     )
 
 
@@ -177,6 +190,12 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     policy: Policy = field(default_factory=Policy)
     degradation: DegradationConfig = field(default_factory=DegradationConfig, metadata=LATER)
+    lora: LoraConfig = field(default_factory=LoraConfig, metadata=LATER)
+
+    @property
+    def holds_bfloat16(self) -> bool:
+        """Whether frozen weights are held in bfloat16."""
+        return self.lora.rank > 0 and self.train.precision == "bf16"
 
 
 def to_json(config: Any) -> dict:
@@ -211,6 +230,7 @@ def from_json(data: dict) -> RunConfig:
             train=TrainConfig(**data["train"]),
             policy=Policy(static_timesteps=distribution_from_json(policy["static_timesteps"]), **parts),
             degradation=DegradationConfig.from_json(data.get("degradation", {})),
+            lora=LoraConfig(**data.get("lora", {})),
         )
     except (KeyError, TypeError) as error:
         raise UserError(
@@ -256,7 +276,7 @@ def override(config: RunConfig, changes: Sequence[str]) -> RunConfig:
 def _sections(config: RunConfig) -> dict[str, Any]:
     """What `--set section.name` reaches: the run's parts, and the policy's by their own names."""
     policy = {f.name: getattr(config.policy, f.name) for f in fields(config.policy) if f.name != "static_timesteps"}
-    own = {name: getattr(config, name) for name in ("model", "optim", "train", "degradation")}
+    own = {name: getattr(config, name) for name in ("model", "optim", "train", "degradation", "lora")}
     return own | policy
 
 

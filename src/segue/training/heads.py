@@ -25,8 +25,8 @@ class Head:
         self.plain = module
         self._accelerator = accelerator
         self._clip = optim.grad_clip
-        # AdamW, whatever the model's: Muon is for the matrices of blocks, and a head has none.
-        optimizer = make_optimizer(module, replace(optim, kind="adamw"))
+        # AdamW, whatever the model's: Muon is for the matrices of blocks, and a head has none, nor a start to keep.
+        optimizer = make_optimizer(module, replace(optim, kind="adamw", pull=0.0))
         self.module, self.optimizer = accelerator.prepare(module, optimizer)
 
     def step(self, rate: float) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from segue.codecs.latent_space import LatentSpace
 from segue.progress import Meter
 from segue.stage.decision import Decision
 from segue.training.checkpoint import Saved
@@ -20,6 +23,9 @@ from segue.training.log import RunLog
 from segue.training.losses import means
 from segue.training.ranks import lost_ranks
 from segue.training.run_memory import peak_bytes
+
+# What makes sounds of a run while it trains: (averaged model, its latent space, examples so far, log) -> a line.
+Sounds = Callable[[Any, LatentSpace, int, RunLog], str]
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ class Journal:
             quiet: no progress.
             grace_sec: of `Interrupt`.
         """
-        main = accelerator.is_main_process
+        self._main = main = accelerator.is_main_process
         self._interrupt = Interrupt(grace_sec)
         self._ranks = lost_ranks(run_dir, accelerator.num_processes)
         self.log = RunLog(run_dir, examples_seen=examples_seen, tensorboard=config.train.tensorboard, active=main)
@@ -130,7 +136,12 @@ class Journal:
         """Mean flow loss and alignment [2] of a good step, for the next line."""
         self._sums.append(sums)
 
-    def write_steps(self, seen: int, **numbers: float) -> None:
+    def make_sounds(self, sounds: Sounds, model: nn.Module, space: LatentSpace, seen: int) -> None:
+        """Let the first rank make its sounds, and print what it says of them."""
+        if self._main:
+            self.print_line(sounds(model, space, seen, self.log))
+
+    def write_steps(self, seen: int, decision: Decision, **numbers: float) -> None:
         """A "train" line of the log: means over the good steps since the last, if there were some."""
         if not self._sums:
             return
@@ -138,7 +149,7 @@ class Journal:
         self._sums.clear()
         elapsed = time.monotonic() - self._started
         self.log.write(
-            "train", seen, loss=loss, alignment=alignment, **numbers,
+            "train", seen, loss=loss, alignment=alignment, **numbers, timestep_mean=decision.timesteps.mean(),
             examples_per_sec=(seen - self._first_seen) / elapsed, loader_share=self.share.take(),
         )  # fmt: skip
         self.meter.update(seen, f"loss {loss:.3f}")

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
+from torch import Tensor
 
 from segue.files import cannot_write, write_text
 from segue.types import first_line
@@ -59,6 +63,20 @@ class RunLog:
                 # To Python a bool is an int, but it is no curve.
                 if isinstance(number, (int, float)) and not isinstance(number, bool):
                     self._board.add_scalar("/".join(filter(None, (event, name, key))), number, examples_seen)
+
+    def show_sound(self, title: str, wave: Tensor, sample_rate_hz: int, picture: bytes, examples_seen: int) -> None:
+        """A sound [T] and its picture (PNG) for TensorBoard, where it is on."""
+        if self._board is None:
+            return
+        try:
+            from PIL import Image
+
+            self._board.add_audio(f"sounds/{title}", wave[None], examples_seen, sample_rate_hz)
+            pixels = np.asarray(Image.open(BytesIO(picture)).convert("RGB"))
+            self._board.add_image(f"spectrograms/{title}", pixels, examples_seen, dataformats="HWC")
+        except Exception as error:  # as in `write`: a run outlives its tracker
+            self._board = None
+            _without_board(error)
 
     def __enter__(self) -> RunLog:
         return self

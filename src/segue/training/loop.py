@@ -22,7 +22,7 @@ from segue.training import build, checkpoint
 from segue.training.config import RunConfig, crossed, intervals
 from segue.training.features import alignment_targets
 from segue.training.guards import Guard
-from segue.training.journal import Journal, TrainResult
+from segue.training.journal import Journal, Sounds, TrainResult
 from segue.training.losses import StepLosses
 from segue.training.measurements import Measurements, measured_drops
 from segue.training.optim import clip_gradients, learning_rate, make_optimizer, set_rate, update_average
@@ -42,6 +42,7 @@ def train(
     cache_on_device: str = "auto",
     trust_remote_code: bool = False,
     grace_sec: float = 30.0,
+    sounds: Sounds | None = None,
 ) -> TrainResult:
     """Train a model on a latent cache.
 
@@ -55,6 +56,7 @@ def train(
         cache_on_device: "yes", "no", or "auto": whether training rows live in the device's memory (data/resident.py).
         trust_remote_code: run the code that comes with the teacher, where the discrepancy needs it.
         grace_sec: after SIGTERM the run saves and ends within this time; a step that takes longer is given up.
+        sounds: called with the averaged model by the first rank, as often as train.sample_every says.
 
     Raises:
         UserError: unfit settings, repeated faults, a frozen discrepancy, damaged checkpoints, a full disk, a lost rank.
@@ -63,8 +65,7 @@ def train(
     make_folder(run_dir := Path(run_dir))
     accelerator = build.make_accelerator(config, device)
     rank, world = accelerator.process_index, accelerator.num_processes
-    total, batch_size = config.train.total_examples, config.train.batch_size
-    seed = config.train.seed
+    total, batch_size, seed = config.train.total_examples, config.train.batch_size, config.train.seed
 
     # --- The task in its latent space, the model, the running average of its weights (ema), and the data. ---
     saved = checkpoint.read_newest(run_dir, accelerator, cache.meta) if resume else None
@@ -111,7 +112,7 @@ def train(
             validation_due = crossed(seen, seen - batch_size, every.validation)
             journal.announce(decision, seen, again=validation_due)
             if validation_due:
-                measurements.validate(journal.log, seen)
+                journal.print_line(measurements.validate(journal.log, seen))
 
             # A batch, on the device. Every random draw is keyed by the position of the batch in the run.
             journal.share.start()
@@ -155,16 +156,16 @@ def train(
             seen = stage.examples_seen
             checkpoint_due = crossed(seen, seen - batch_size, every.checkpoint) and seen < total
             if crossed(seen, seen - batch_size, every.log) or checkpoint_due or seen >= total:
-                mean_time = decision.timesteps.mean()
-                journal.write_steps(seen, learning_rate=rate, grad_norm=float(norm), timestep_mean=mean_time)
+                journal.write_steps(seen, decision, learning_rate=rate, grad_norm=float(norm))
             if checkpoint_due:
                 keeper.save(guard, journal.seconds)
+            if sounds and crossed(seen, seen - batch_size, every.sounds) and seen < total:
+                journal.make_sounds(sounds, ema, task.space, seen)
 
         # --- The end: measured once more, whatever the intervals are. ---
-        finished = stage.examples_seen >= total
-        if finished:
+        if finished := stage.examples_seen >= total:
             journal.announce(stage.decision, total, again=False)
-            measurements.validate(journal.log, total)
+            journal.print_line(measurements.validate(journal.log, total))
             journal.write_memory(accelerator.device)
         keeper.save(guard, journal.seconds)
     return TrainResult(run_dir, stage.examples_seen, journal.seconds, finished, measurements.validation)

@@ -116,9 +116,10 @@ class Measurements:
         self.seconds = time.monotonic() - started
         return found
 
-    def validate(self, log: RunLog, seen: int) -> None:
-        """Measure the loss of the averaged weights at each fixed time, and write it to the log."""
-        self.validation = record_validation(log, seen, self._ema, self._validation_set)
+    def validate(self, log: RunLog, seen: int) -> str:
+        """Measure the loss of the averaged weights at each fixed time, and log it; a sentence where it has turned."""
+        self.validation, turn = record_validation(log, seen, self._ema, self._validation_set)
+        return turn
 
     def describe(self) -> str | None:
         """One line on the cost of the probe, measured on the untrained model."""
@@ -201,7 +202,8 @@ def gradient_cosine(model: Backbone, stage: Stage, example: Example, grid: Frame
     aligner = stage.aligner
     assert aligner is not None and aligner.tap is not None  # `Measurements` has refused other policies
     # Both gradients at the weights that both losses reach.
-    weights = [p for block in list(model.blocks)[: aligner.tap.index + 1] for p in block.parameters()]
+    reached = [p for block in list(model.blocks)[: aligner.tap.index + 1] for p in block.parameters()]
+    weights = [p for p in reached if p.requires_grad]
     with torch.enable_grad():
         outcome = run_model(model, example, model.predicts)
         features, options = alignment_inputs(outcome, example, grid)

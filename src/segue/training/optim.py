@@ -16,9 +16,18 @@ from segue.types import UserError, import_extra
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """The optimiser `config.kind`, with weight decay on matrices only, not on biases, norms and the null token.
 
+    Where `config.pull` is set, it moves weights toward where they are now, after each of its steps.
+
     Raises:
-        UserError: a torch without Muon, or schedulefree is not installed.
+        UserError: a torch without Muon, or schedulefree or bitsandbytes is not installed.
     """
+    optimizer = _optimizer(model, config)
+    if config.pull > 0:
+        pull_to_start(optimizer, config.pull)
+    return optimizer
+
+
+def _optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim == 2]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim != 2]
     if config.kind == "muon":
@@ -27,6 +36,8 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
     betas = (config.beta1, config.beta2)
     if config.kind == "schedule-free":
         return _schedule_free(groups, config.learning_rate, betas)
+    if config.kind == "adamw-8bit":
+        return _adamw_8bit(groups, config.learning_rate, betas)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
 
 
@@ -82,6 +93,37 @@ def _schedule_free(groups: list[dict], rate: float, betas: tuple[float, float]) 
     return optimizer
 
 
+def _adamw_8bit(groups: list[dict], rate: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
+    """AdamW by bitsandbytes: moments of 8 bits (arXiv 2110.02861), in main memory where an accelerator's is short."""
+    optim = import_extra("bitsandbytes", "optimizers").optim
+    # Its paging is CUDA's; on a CPU there is nowhere to move to, and it would say so at every start.
+    kind = optim.PagedAdamW8bit if torch.cuda.is_available() else optim.AdamW8bit
+    return kind(groups, lr=rate, betas=betas)
+
+
+def pull_to_start(optimizer: torch.optim.Optimizer, strength: float) -> None:
+    """Move every weight toward where it is now, by a share rate * strength, after each step (L2-SP, arXiv 1802.01483).
+
+    Decoupled, as AdamW's weight decay is: weight decay with the start in the place of zero. Of adapters the start is
+    the base model itself. Costs one copy of what is trained.
+    """
+    start = {p: p.detach().clone() for group in optimizer.param_groups for p in group["params"]}
+
+    @torch.no_grad()
+    def pull(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        # A faulty step moves no weight; a fused optimiser knows on the device alone that it is one.
+        fault = getattr(optimizer, "found_inf", None)
+        for group in optimizer.param_groups:
+            share = group["lr"] * strength
+            for p in group["params"]:
+                # The model may have moved to another device since.
+                start[p] = start[p].to(p.device)
+                weight = share if fault is None else torch.where(fault > 0, 0.0, share).to(p.dtype)
+                to_local(p).lerp_(to_local(start[p]), weight)
+
+    optimizer.register_step_post_hook(pull)
+
+
 @torch.no_grad()
 def clip_gradients(model: nn.Module, limit: float) -> Tensor:
     """Scale the gradients to a global norm of at most `limit` (0 = leave them) and return the norm that they had.
@@ -131,7 +173,9 @@ def update_average(
         config: its kind, and the EMA's decay.
         steps: optimiser steps done.
     """
-    weights = average.state_dict()
+    # Frozen weights are shared by both, and stay as they are.
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    weights = {name: value for name, value in average.state_dict().items() if name in trained}
     update_ema(weights, model, config.ema_decay, steps)
     if config.kind == "schedule-free":  # the model holds y = (1 - beta1) z + beta1 x; x is the average
         for name, y in model.named_parameters():

@@ -10,16 +10,18 @@ from torch import nn
 
 from segue.data.cache import LatentCache
 from segue.data.loader import AHEAD
-from segue.memory import RUNTIME_BYTES, resident_bytes
+from segue.memory import RUNTIME_BYTES, format_bytes, resident_bytes
 from segue.memory import peak_bytes as process_peak_bytes
 from segue.models.backbone import BackboneConfig
-from segue.models.presets import memory_need
+from segue.models.step_memory import ADAM as MOMENTS
+from segue.models.step_memory import StepKind, memory_need
 from segue.stage.alignment import Projector
 from segue.training import features
 from segue.training.config import RunConfig
 
 FLOAT = 4
 GAPS = 0.25  # of the activations: what the allocator keeps between blocks of many sizes; 0 to 0.7 measured with glibc
+MOMENTS_8_BIT = 2  # bytes of a weight's two moments
 ADAM = 4  # copies of a weight: itself, its gradient, two moments
 
 
@@ -33,12 +35,14 @@ class RunNeed:
         batch: examples, noise, captions and teacher features of a step, and those read ahead; the held-out ones of the
             probe and validation.
         fit: of the regression that turns latents into features, before the first step.
+        frozen: of `weights`, those that are not trained.
     """
 
     weights: int
     activations: int
     batch: int
     fit: int
+    frozen: int = 0
 
     @property
     def total(self) -> int:
@@ -52,7 +56,7 @@ def run_need(config: RunConfig, cache: LatentCache, dit: BackboneConfig) -> RunN
     alignment = config.policy.alignment
     # The model: weights and optimiser, and the activations of one piece of a batch.
     piece = ceil(train.batch_size / train.accumulation)
-    model = memory_need(dit, piece, cache.frames, cache.text_tokens, config.model.gradient_checkpointing)
+    model = memory_need(dit, piece, cache.frames, cache.text_tokens, step_kind(config))
     weights = model.weights
     activations = model.activations
 
@@ -85,7 +89,26 @@ def run_need(config: RunConfig, cache: LatentCache, dit: BackboneConfig) -> RunN
     if config.policy.probes or config.policy.probes_gain:
         batch += config.policy.probe.clips * (4 * latent + text + 4 * taught)
         fit = features.fit_bytes(cache) if config.policy.probe.space == "latent" else 0
-    return RunNeed(weights, activations, batch, fit)
+    return RunNeed(weights, activations, batch, fit, model.frozen)
+
+
+def in_parts(need: RunNeed) -> str:
+    """A need's weights in words."""
+    if not need.frozen:
+        return f"{format_bytes(need.weights)} weights and optimiser"
+    return f"{format_bytes(need.frozen)} frozen, {format_bytes(need.weights - need.frozen)} trained and optimiser"
+
+
+def step_kind(config: RunConfig) -> StepKind:
+    """How the steps of a run are computed, as far as memory is concerned."""
+    # Two moments of a byte each, with a scale for every 256 of them: 2.03, and small tensors are exact.
+    moments = MOMENTS_8_BIT if config.optim.kind == "adamw-8bit" else MOMENTS
+    return StepKind(
+        checkpointing=config.model.gradient_checkpointing,
+        bfloat16=config.train.precision == "bf16",
+        lora=config.lora if config.lora.rank else None,
+        moments=moments + (FLOAT if config.optim.pull > 0 else 0),
+    )
 
 
 def stated_bytes(need: RunNeed, device: torch.device) -> int:

@@ -1,4 +1,8 @@
-"""Loss at fixed times on fixed clips and noise: the curve that compares between runs, whatever times they train on."""
+"""Loss at fixed times on fixed clips and noise: the curve that compares between runs, whatever times they train on.
+
+Clips, times and noise are the same at every validation, so that the curve has no noise of its own: where it turns, the
+model has begun to learn its training clips by heart.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,12 @@ from segue.models.backbone import Backbone
 from segue.process.noise import keyed_noise
 from segue.tasks.base import Task
 from segue.training.config import RunConfig
-from segue.training.log import RunLog
+from segue.training.log import RunLog, read_log
 from segue.training.step import Example, losses
 
 VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+AFTER_LEAST = 3  # validations in a row above the least one, before it counts as a turn
+RISE = 0.01  # of the least loss, by which the last of them must be above it
 
 
 def make_validation_set(task: Task, cache: LatentCache, config: RunConfig, device: torch.device) -> list[Example]:
@@ -31,8 +37,33 @@ def validate(model: Backbone, examples: list[Example]) -> dict[str, float]:
     return {f"{t:g}": float(losses(model, e, model.predicts).mean()) for t, e in zip(VALIDATION_TIMES, examples)}
 
 
-def record_validation(log: RunLog, seen: int, model: Backbone, examples: list[Example]) -> dict[str, float]:
-    """`validate`, and the result as a line of the log."""
+def record_validation(log: RunLog, seen: int, model: Backbone, examples: list[Example]) -> tuple[dict[str, float], str]:
+    """`validate`, and the result as a line of the log; and a sentence where the loss has turned, said once a turn."""
     found = validate(model, examples)
     log.write("validation", seen, loss_by_t=found, loss=sum(found.values()) / len(found))
-    return found
+    # From the log, which a resumed run cuts back to its checkpoint: the same sentence at the same place.
+    events = read_log(log.path)
+    least = turned([event for event in events if event["event"] == "validation"])
+    if least is None or any(event["event"] == "overfitting" and event["since"] == least for event in events):
+        return found, ""
+    log.write("overfitting", seen, since=least)
+    return found, (
+        f"{seen:,} examples: held-out loss has risen since {least:,} examples: overfitting; hint: end there with "
+        f"--examples {least}, add sounds, or set a lower optim.learning_rate or optim.pull=0.1"
+    )
+
+
+def turned(validations: list[dict]) -> int | None:
+    """Examples at which the held-out loss was least, where it has risen since; None where it has not.
+
+    Our definition: it was above its least value at the last 3 validations, at the last by 1 % or more.
+
+    Args:
+        validations: lines of the log.
+    """
+    losses = [(event["loss"], event["examples_seen"]) for event in validations if event["loss"] is not None]
+    if len(losses) <= AFTER_LEAST:
+        return None
+    least, at = min(losses)
+    after = sum(seen > at for _, seen in losses)
+    return at if at > 0 and after >= AFTER_LEAST and losses[-1][0] > (1 + RISE) * least else None

@@ -36,14 +36,17 @@ class Sample:
     held_out: bool
 
 
-def write_samples(run_dir: Path, samples: Sequence[Sample], sample_rate_hz: int, comment: str = "") -> None:
+def write_samples(
+    run_dir: Path, samples: Sequence[Sample], sample_rate_hz: int, comment: str = "", below: Path = Path("samples")
+) -> None:
     """Write sounds into samples/ of a run folder, and samples.json with {"file", "prompt", "held_out"} of each.
 
     Args:
         comment: kept in each file's metadata.
+        below: the folder inside the run's; sounds while it trains have one for each time.
     """
-    folder = run_dir / "samples"
-    folder.mkdir(exist_ok=True)
+    folder = run_dir / below
+    folder.mkdir(parents=True, exist_ok=True)
     for sample in samples:
         write_wav(folder / sample.file, sample.wave.numpy(), sample_rate_hz, sample.prompt, comment)
     listed = [{"file": s.file, "prompt": s.prompt, "held_out": s.held_out} for s in samples]
@@ -54,7 +57,7 @@ def generate_samples(run_dir: Path, cache: LatentCache, count: int) -> None:
     """Generate `count` held-out captions of the cache with the run's newest checkpoint."""
     pipeline = Pipeline.load(run_dir)
     # Spread over the held-out rows, which are often sorted by kind.
-    entries = [cache.row(row) for row in _spread(_held_out(cache), count)]
+    entries = [cache.row(row) for row in spread(held_out(cache), count)]
     captions = [entry["captions"][0] for entry in entries]
     waves = pipeline.generate(captions)
     samples = [
@@ -67,7 +70,7 @@ def generate_samples(run_dir: Path, cache: LatentCache, count: int) -> None:
 def upsample_samples(run_dir: Path, cache: LatentCache, config: RunConfig, count: int) -> None:
     """Write `count` held-out clips thrice: what the degradation leaves, what the model makes of it, and the truth."""
     resolver = SuperResolver.load(run_dir)
-    rows = _spread(_held_out(cache), count)
+    rows = spread(held_out(cache), count)
     samples = round(cache.meta["seconds"] * resolver.sample_rate_hz)
     true = resolver.codec.decode(cache.latents(rows)[0], samples)
     filter_ = config.degradation.held_out
@@ -85,10 +88,12 @@ def upsample_samples(run_dir: Path, cache: LatentCache, config: RunConfig, count
     write_samples(run_dir, written, resolver.sample_rate_hz)
 
 
-def _held_out(cache: LatentCache) -> list[int]:
+def held_out(cache: LatentCache) -> list[int]:
+    """Rows whose captions a run's sounds are made from."""
     # The test split where there is one: it took no part in validation.
     return cache.rows("test") or cache.rows("valid")
 
 
-def _spread(rows: list[int], count: int) -> list[int]:
+def spread(rows: list[int], count: int) -> list[int]:
+    """At most `count` of the rows, evenly spaced."""
     return rows[:: max(1, len(rows) // count)][:count]

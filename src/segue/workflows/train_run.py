@@ -15,6 +15,7 @@ from segue.training.config import RunConfig
 from segue.training.journal import TrainResult
 from segue.training.loop import train
 from segue.types import UserError
+from segue.workflows.checkpoint_sounds import sounds_at_checkpoints
 from segue.workflows.run_config import keep_config
 from segue.workflows.run_samples import generate_samples, upsample_samples
 
@@ -62,6 +63,7 @@ def run_training(
         cache_on_device=cache_on_device,
         trust_remote_code=trust_remote_code,
         grace_sec=grace_sec,
+        sounds=sounds_at_checkpoints(config, cache, run_dir, samples),
     )
     # After training: samples and the report, by the first process alone.
     if not first:

@@ -13,6 +13,7 @@ from segue.models.adapters.base import (
     AdapterConfig,
     OwnSampling,
     check_scheduler,
+    holds_nothing,
     plain_config,
 )
 from segue.process.cfg import Combine
@@ -73,7 +74,7 @@ class AceStepAdapter(Adapter):
         if condition.drop is not None:
             tokens = torch.where(condition.drop[:, None, None], self.null_condition.to(tokens), tokens)
         # Without a mask attention takes the faster kernel, and gives what the pipeline's gives, bit for bit.
-        context_mask = None if mask.is_meta or bool(mask.all()) else mask[:, None, None]
+        context_mask = None if holds_nothing(mask) or bool(mask.all()) else mask[:, None, None]
         for block in self.blocks:
             cross: Any = block.get_submodule("cross_attn")
             cross.context_mask = context_mask

@@ -257,6 +257,13 @@ def plain_config(config: dict) -> dict:
     return {name: value for name, value in config.items() if name == "_class_name" or not name.startswith("_")}
 
 
+def holds_nothing(tensor: Tensor) -> bool:
+    """Whether a tensor has a shape and no values: a model's memory is being counted (training/step_memory.py)."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
+
+
 def diffusers_module() -> Any:
     """The diffusers library.
 
