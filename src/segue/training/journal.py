@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from segue.progress import Meter
 from segue.stage.decision import Decision
@@ -79,7 +78,8 @@ class Journal:
         self._started = time.monotonic()
         self._headline = ""
         self._discrepancy: float | None = None  # the last that was measured
-        self._sums: list[Tensor] = []
+        self._good: list[tuple[float, float]] = []
+        self._norm = 0.0
 
     def __enter__(self) -> Journal:
         self._stack = ExitStack()
@@ -125,19 +125,20 @@ class Journal:
         """A "memory" line of the log, at the run's end."""
         self.log.write("memory", int(self.meter.total), peak_bytes=peak_bytes(device))
 
-    def note_step(self, sums: Tensor) -> None:
-        """Mean flow loss and alignment [2] of a good step, for the next line."""
-        self._sums.append(sums)
+    def note_step(self, loss: float, alignment: float, norm: float) -> None:
+        """Mean flow loss, mean alignment and gradient norm of a good step, for the next line."""
+        self._good.append((loss, alignment))
+        self._norm = norm
 
     def write_steps(self, seen: int, **numbers: float) -> None:
         """A "train" line of the log: means over the good steps since the last, if there were some."""
-        if not self._sums:
+        if not self._good:
             return
-        loss, alignment = means(self._sums)
-        self._sums.clear()
+        loss, alignment = means(self._good)
+        self._good.clear()
         elapsed = time.monotonic() - self._started
         self.log.write(
-            "train", seen, loss=loss, alignment=alignment, **numbers,
+            "train", seen, loss=loss, alignment=alignment, grad_norm=self._norm, **numbers,
             examples_per_sec=(seen - self._first_seen) / elapsed, loader_share=self.share.take(),
         )  # fmt: skip
         self.meter.update(seen, f"loss {loss:.3f}")
