@@ -84,7 +84,9 @@ def test_a_dead_teacher():
     alive = torch.randn(2, 3, 4)
     assert not is_dead((alive, mask)) and is_dead(None) is None
     assert not is_dead((torch.eye(4)[None], torch.ones(1, 4, dtype=torch.bool)))  # frames of equal sums and extremes
-    assert not is_dead((alive, mask & False)) and not is_dead((alive, mask & (torch.arange(3) < 1) & (torch.arange(2) < 1)[:, None]))
+    assert not is_dead((alive, mask & False)) and not is_dead(
+        (alive, mask & (torch.arange(3) < 1) & (torch.arange(2) < 1)[:, None])
+    )
     assert is_dead((torch.randn(4).expand(2, 3, 4), mask)) and is_dead((torch.full((2, 3, 4), math.inf), mask))
     assert is_dead((torch.ones(2, 3, 4), mask))
     assert is_dead((alive.masked_fill(mask[..., None], NAN), mask))

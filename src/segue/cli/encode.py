@@ -19,7 +19,7 @@ from segue.cli.data_options import (
     print_notes,
     reading_of,
 )
-from segue.cli.options import Device, SkipBad, device_of
+from segue.cli.options import Device, SkipBad
 from segue.codecs import Codec, default_codec, load_codec
 from segue.conditioners import load_conditioner
 from segue.conditioners.base import TextConditioner
@@ -28,6 +28,7 @@ from segue.data.cache_layout import earlier_tokens
 from segue.data.clip import Clip
 from segue.data.encoding import build_cache
 from segue.data.manifest import read_listing
+from segue.devices import announced_device
 from segue.ssl import Teacher, load_teacher
 from segue.types import UserError
 
@@ -85,12 +86,12 @@ def encode(
     dtype: Annotated[str, typer.Option(help="Number format of the cache: float16 or float32.")] = "float16",
     batch_size: Annotated[int, typer.Option(help="Number of clips that are encoded together.")] = 32,
     workers: Annotated[int, typer.Option(help="Number of threads that decode.")] = 2,
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Encode sounds, captions and the features of a teacher once, into the cache that `segue train` reads."""
     if teacher == "none" and teacher_layer is not None:
         raise UserError("--teacher-layer needs a --teacher")
-    device = device_of(device)
+    place = announced_device(device)
     # The list is read first: a wrong path is told before any model is loaded.
     # What there is to encode.
     listing = read_listing(source, reading_of(captions, root, follow_links, column, encoding))
@@ -98,7 +99,7 @@ def encode(
     leave_out_rows(source, listing, skip_bad)
     # What encodes it.
     encoder = load_codec(codec or default_codec(), sample_rate_hz)
-    frozen = None if teacher == "none" else load_teacher(teacher, teacher_layer, trust_remote_code).to(device)
+    frozen = None if teacher == "none" else load_teacher(teacher, teacher_layer, trust_remote_code).to(place)
     # Printed before the long work, so that a wrong rate can be stopped.
     _describe(encoder, frozen)
     conditioner = _fitting(load_conditioner(text), listing.clips, max_tokens, out)
@@ -114,7 +115,7 @@ def encode(
         variants=variants,
         batch_size=batch_size,
         workers=workers,
-        device=device,
+        device=place,
     )
     counts = cache.meta["counts"]
     print(

@@ -11,8 +11,9 @@ from typing import Annotated
 import typer
 
 from segue.audio.write import write_wav
-from segue.cli.options import Device, device_of, finite
+from segue.cli.options import Device, finite
 from segue.conditioners.tokens import count_tokens
+from segue.devices import announced_device
 from segue.files import make_folder
 from segue.pipeline import Pipeline, Sampling
 from segue.progress import Meter
@@ -48,7 +49,7 @@ def generate(
     batch_size: Annotated[int, typer.Option(help="Number of prompts that are computed together.", min=1)] = 16,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     weights: Annotated[str, typer.Option(help="Weights to use: ema (averaged) or model (as trained).")] = "ema",
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Generate sounds from prompts.
 
@@ -63,7 +64,7 @@ def generate(
     for caption in captions:
         _refuse_not_text(caption)
     sampling = Sampling(steps, solver, guidance, rescale)
-    place = device_of(device)
+    place = announced_device(device)
     # The number of the take stands in the name: any file can be made again by its number.
     paths = [out / f"{take + index:03d}-{_slug(caption)}.wav" for index, caption in enumerate(captions)]
     # All names are checked before the model is loaded: nothing is half done.

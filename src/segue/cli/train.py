@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from segue.cli.options import Device
 from segue.data.open_cache import open_cache
 from segue.data.tars import located
 from segue.recipes import load_recipe
@@ -44,7 +45,7 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(help="Folder of a run to continue, with the settings in its config.json.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Device that computes: auto or cpu.")] = "auto",
+    device: Device = "auto",
     samples: Annotated[
         int, typer.Option(help="Number of sounds to generate at the end, from held-out captions.", min=0)
     ] = 4,

@@ -107,13 +107,13 @@ def build_cache(
     Args:
         skip_bad: leave unusable files out and list them in meta.json, instead of refusing.
         variants: rows for each stretch of a training file; all but the first are varied (see `plan.segments_of`).
-        device: where the codec runs; a teacher runs where it is.
+        device: where codec and text encoder run; a teacher runs where it is.
 
     Raises:
         UserError: bad files, a cache made with other settings or from quite other files, a full disk.
     """
     out = Path(out)
-    parts = Parts(codec.to(device), conditioner, teacher, float(seconds), dtype, device, variants)
+    parts = Parts(codec.to(device), conditioner.to(device), teacher, float(seconds), dtype, device, variants)
     check_arguments(clips, parts)
     # Settings first: they refuse another cache's folder before a file is decoded.
     settings = parts.settings()

@@ -1,4 +1,4 @@
-"""Faulty steps: left out on the device, on all ranks or on none, counted, named, and the end of a run that has too many.
+"""Faulty steps: left out on the device, on all ranks or on none, counted and named; too many of them end the run.
 
 A faulty step is an update of zero: weights, moments and averages stay as they are. Its examples count as seen, so that
 the order of data, noise and times does not change. The verdict is made and used on the device, so that no step waits
@@ -61,7 +61,7 @@ class FaultState:
 
 
 def find_fault(history: Tensor, numbers: Tensor, spike: float) -> Tensor:
-    """What is wrong with a step, [2]: the kind of fault, and the median loss of the steps before. Nothing is waited for.
+    """What is wrong with a step, [2]: the kind of fault, and the median loss of the steps before it. It does not wait.
 
     A spike (our definition) is a flow loss of more than `spike` robust standard deviations (1.4826 MAD, and never less
     than a tenth of the median) above the median of the last 64 good steps, and of more than twice the highest of them.

@@ -19,6 +19,7 @@ from segue.training.log import RunLog
 from segue.training.losses import means
 from segue.training.ranks import lost_ranks
 from segue.training.run_memory import peak_bytes
+from segue.training.threads import Threads
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Journal:
         self.log = RunLog(run_dir, examples_seen=examples_seen, tensorboard=config.train.tensorboard, active=main)
         self.meter = Meter(config.recipe, config.train.total_examples, examples_seen, quiet or not main)
         self.share = LoaderShare()
+        self._threads = Threads(accelerator.device)
         self._first_seen = examples_seen
         self._seconds_before = 0.0 if saved is None else saved.state.seconds
         # Monotonic: a clock that is set back changes nothing.
@@ -83,8 +85,9 @@ class Journal:
 
     def __enter__(self) -> Journal:
         self._stack = ExitStack()
-        for part in (self.log, self.meter, self._interrupt, self._ranks):
+        for part in (self.log, self.meter, self._interrupt, self._ranks, self._threads):
             self._stack.enter_context(part)
+        self.print_line(self._threads.describe())
         return self
 
     def __exit__(self, *error) -> bool | None:
@@ -142,3 +145,4 @@ class Journal:
             examples_per_sec=(seen - self._first_seen) / elapsed, loader_share=self.share.take(),
         )  # fmt: skip
         self.meter.update(seen, f"loss {loss:.3f}")
+        self.print_line(self._threads.adjust())

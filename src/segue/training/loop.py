@@ -49,7 +49,7 @@ def train(
         cache: latents, text embeddings and teacher features.
         run_dir: folder of log and checkpoints; made if it does not exist.
         resume: go on from the newest checkpoint, if there is one; on a CPU, bit for bit as an uninterrupted run.
-        device: "auto" (accelerate chooses), or "cpu".
+        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1" or "mps".
         quiet: show no progress.
         trust_remote_code: run the code that comes with the teacher, where the discrepancy needs it.
         grace_sec: after SIGTERM the run saves and ends within this time; a step that takes longer is given up.
