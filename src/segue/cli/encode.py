@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -25,12 +26,16 @@ from segue.conditioners import load_conditioner
 from segue.conditioners.base import TextConditioner
 from segue.conditioners.tokens import DEFAULT_TOKENS, fit_tokens
 from segue.data.cache_layout import earlier_tokens
+from segue.data.cache_parts import Part, missing_parts
 from segue.data.clip import Clip
 from segue.data.encoding import build_cache
 from segue.data.manifest import read_listing
 from segue.devices import announced_device
 from segue.ssl import Teacher, load_teacher
 from segue.types import UserError
+
+FEW_FILES = 200
+MOST_WORKERS = 16
 
 
 def encode(
@@ -85,8 +90,18 @@ def encode(
     ] = 1,
     dtype: Annotated[str, typer.Option(help="Number format of the cache: float16 or float32.")] = "float16",
     batch_size: Annotated[int, typer.Option(help="Number of clips that are encoded together.")] = 32,
-    workers: Annotated[int, typer.Option(help="Number of threads that decode.")] = 2,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Number of processes that decode; 0: none; default: one a core, none below 200 files."),
+    ] = None,
     device: Device = "auto",
+    part: Annotated[
+        str | None,
+        typer.Option(
+            help="Encode one part of the sounds, such as 3/16, into an OUT that all machines see; whoever ends last "
+            "joins the parts."
+        ),
+    ] = None,
 ) -> None:
     """Encode sounds, captions and the features of a teacher once, into the cache that `segue train` reads."""
     if teacher == "none" and teacher_layer is not None:
@@ -114,14 +129,24 @@ def encode(
         skip_bad=skip_bad,
         variants=variants,
         batch_size=batch_size,
-        workers=workers,
+        workers=_workers(len({clip.path for clip in listing.clips})) if workers is None else workers,
         device=place,
+        part=None if part is None else Part.of(part),
     )
+    left = missing_parts(out)
+    if left:
+        print(f"{cache.path}: {len(cache):,} rows; {left}")
+        return
     counts = cache.meta["counts"]
     print(
         f"{out}: {counts['rows']:,} rows of {cache.channels} x {cache.frames} from {counts['clips']:,} clips "
         f"({counts['hours']:.2f} hours), {counts['captions']:,} captions, {len(cache.meta['skipped'])} files left out"
     )
+
+
+def _workers(files: int) -> int:
+    """Processes that decode so many files: starting them takes longer than to decode a few."""
+    return 0 if files < FEW_FILES else min(MOST_WORKERS, os.cpu_count() or 1)
 
 
 def _fitting(conditioner: TextConditioner, clips: list[Clip], max_tokens: int | None, out: Path) -> TextConditioner:

@@ -22,7 +22,7 @@ Steps = Annotated[
 ContinueOut = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
 
 # What these options may be, in whichever command.
-_AT_LEAST_ONE = ("--batch-size", "--workers", "--sample-rate-hz")
+_AT_LEAST_ONE = ("--batch-size", "--sample-rate-hz")
 _ABOVE_ZERO = ("--seconds", "--minutes", "--cutoff-hz", "--cutoff")
 
 
@@ -61,6 +61,8 @@ def check_option(name: str, value: object) -> None:
         finite(name, value, 0.0 if name in _ABOVE_ZERO else -math.inf, above=name in _ABOVE_ZERO)
     elif name in _AT_LEAST_ONE and isinstance(value, int):
         finite(name, value, 1)
+    elif name == "--workers" and isinstance(value, int):
+        finite(name, value, 0)
     elif name == "--seed" and isinstance(value, int) and not -(2**63) <= value < 2**63:
         # Seeds of torch's generators have 64 bits.
         raise UserError(f"--seed {value}: hint: give a whole number of at most 18 digits")
