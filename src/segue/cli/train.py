@@ -85,7 +85,7 @@ def train(
     # A dry run ends with the checks.
     if dry_run:
         print(json.dumps(to_json(config), indent=1))
-        for line in check_before_training(config, open_cache(cache_path)):
+        for line in check_before_training(config, open_cache(cache_path), device):
             print(line)
         return 0
     result = run_training(

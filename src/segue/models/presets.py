@@ -61,25 +61,38 @@ class MemoryNeed:
 
 
 def memory_need(
-    config: DiTConfig, batch: int, frames: int, text_tokens: int = 48, checkpointing: bool = False
+    config: DiTConfig,
+    batch: int,
+    frames: int,
+    text_tokens: int = 48,
+    checkpointing: bool = False,
+    precision: str = "fp32",
 ) -> MemoryNeed:
-    """Memory of one float32 training step: weights, gradients, two Adam moments and EMA; activations for backward.
+    """Memory of one training step: float32 weights, gradients, two Adam moments and EMA; activations for backward.
 
     The activations are counted, not estimated: a forward pass on tensors that hold no memory, adding up what autograd
     keeps. The first such tensor of a process takes a second or two, in which torch imports torch._dynamo; its first
     optimiser would do the same, so a run that trains pays nothing for the count. With checkpointing, twice one block's
-    part is added: its recomputed tensors and their gradients.
+    part is added: its recomputed tensors and their gradients. A compiled model keeps less.
+
+    Args:
+        precision: "fp32", or "bf16" (autocast): activations of 2 bytes, and a copy of each matrix in 2 bytes.
     """
     parameters = parameters_of(config)
-    activations = kept_bytes(config, batch, frames, text_tokens, checkpointing)
+    activations = kept_bytes(config, batch, frames, text_tokens, checkpointing, precision)
     if checkpointing:
-        activations += 2 * kept_bytes(config, batch, frames, text_tokens, False) // config.depth
+        activations += 2 * kept_bytes(config, batch, frames, text_tokens, False, precision) // config.depth
     # 20 bytes: weight, gradient, two moments and average, 4 bytes each.
     return MemoryNeed(weights=20 * parameters, activations=activations)
 
 
-def kept_bytes(config: DiTConfig, batch: int, frames: int, text_tokens: int, checkpointing: bool) -> int:
+def kept_bytes(
+    config: DiTConfig, batch: int, frames: int, text_tokens: int, checkpointing: bool, precision: str = "fp32"
+) -> int:
     """Bytes that autograd keeps between forward and backward of one batch, beside the weights."""
+    # Fake tensors take the paths of a CPU's kernels, attention's among them, which keep what a GPU's fused ones do.
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
     kept: dict[int, torch.UntypedStorage] = {}
 
     def pack(saved: torch.Tensor) -> torch.Tensor:
@@ -87,7 +100,7 @@ def kept_bytes(config: DiTConfig, batch: int, frames: int, text_tokens: int, che
         kept[saved.untyped_storage()._cdata] = saved.untyped_storage()
         return saved
 
-    with torch.device("meta"):
+    with FakeTensorMode():
         model = DiT(config)
         model.gradient_checkpointing = checkpointing
         drop = torch.empty(batch, dtype=torch.bool)
@@ -99,7 +112,8 @@ def kept_bytes(config: DiTConfig, batch: int, frames: int, text_tokens: int, che
         else:
             mask = torch.empty(batch, text_tokens, dtype=torch.bool)
             condition = Condition(torch.empty(batch, text_tokens, config.text_dim), mask, drop)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved), autocast:
             model(x_t, t, condition, torch.empty(batch, frames, dtype=torch.bool))
     # Weights are saved for the backward pass as well, but they are counted elsewhere.
     for weight in model.parameters():

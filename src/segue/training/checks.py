@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from segue.data.cache import LatentCache
+from segue.devices import device_of
 from segue.memory import format_bytes
 from segue.models.presets import parameters_of
 from segue.tasks.super_resolution import tells_bands
 from segue.training.build import cached_space, dit_config, make_task
 from segue.training.config import RunConfig
 from segue.training.features import teacher_statistics
-from segue.training.run_memory import run_need, stated_bytes
+from segue.training.run_memory import free_bytes, run_need, stated_bytes
 from segue.types import UserError
 
 
-def check_before_training(config: RunConfig, cache: LatentCache) -> list[str]:
+def check_before_training(config: RunConfig, cache: LatentCache, device: str = "auto") -> list[str]:
     """Lines to print on what the run will be and need.
+
+    Args:
+        device: as --device names it.
 
     Raises:
         UserError: the cache cannot train this recipe; the line says why and what to do.
@@ -35,7 +37,7 @@ def check_before_training(config: RunConfig, cache: LatentCache) -> list[str]:
             f"{cache.path}: no clip has split 'valid'; give some in the manifest, or encode a larger folder"
         )
     conditions = [_check_text(cache, train)] if config.train.task == "generation" else _check_degradation(config, cache)
-    lines = [_check_latents(cache, train), *conditions, *_check_model(config, cache)]
+    lines = [_check_latents(cache, train), *conditions, *_check_model(config, cache, torch.device(device_of(device)))]
     return lines + ([_check_teacher(cache)] if config.policy.needs_teacher else [])
 
 
@@ -111,9 +113,8 @@ def _check_teacher(cache: LatentCache) -> str:
     return f"teacher: {source['name']}, {varying} at {rate_hz:g} frames a second"
 
 
-def _check_model(config: RunConfig, cache: LatentCache) -> list[str]:
+def _check_model(config: RunConfig, cache: LatentCache, device: torch.device) -> list[str]:
     dit = dit_config(config, cache)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     need = run_need(config, cache, dit)
     lines = [
         f"model: {config.model.preset}, {parameters_of(dit) / 1e6:.2f} M parameters, "
@@ -128,11 +129,10 @@ def _check_model(config: RunConfig, cache: LatentCache) -> list[str]:
             f"model.predicts=velocity through a model of width {dit.width} cannot fit tokens of {token} numbers; "
             "use model.predicts=clean or a wider preset"
         )
-    if not torch.cuda.is_available():
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else need.total
-        if need.total > free:
-            raise UserError(
-                f"the run needs about {need.total / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; "
-                "use a smaller model.preset, train.accumulation or model.gradient_checkpointing=true"
-            )
+    free = free_bytes(device)
+    if free is not None and need.total > free:
+        raise UserError(
+            f"the run needs about {need.total / 2**30:.1f} GiB of {device} and {free / 2**30:.1f} GiB are free; "
+            "use a smaller model.preset, train.accumulation or model.gradient_checkpointing=true"
+        )
     return lines
