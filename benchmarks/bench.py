@@ -51,13 +51,14 @@ SECONDS = 2.048
 LOOP = {"cpu": ("dit-1m", 64), "cuda": ("dit-10m", 256), "mps": ("dit-10m", 64)}
 STEPS = {"cpu": 24, "cuda": 400, "mps": 100}
 GENERATION_STEPS = (8, 16, 50)
-PARTS = ("host", "model_step", "loop", "stage", "generation")
+PARTS = ("host", "model_step", "loop", "stage", "generation", "memory")
 TITLES = {
     "host": "host time a batch",
     "model_step": "step of the model beside its peers",
     "loop": "the whole loop over the bare step",
     "stage": "the stage machinery",
     "generation": "generation",
+    "memory": "peak memory of a run",
 }
 LIMIT_SEC = {"cpu": 3600, "cuda": 240, "mps": 600}
 
@@ -83,7 +84,6 @@ def measure_loop(cache: LatentCache, device: str, quick: bool) -> list[dict]:
     kind = device.partition(":")[0]
     steps = 4 if quick else STEPS[kind]
     config = config_of(kind, steps)
-    need = stated_bytes(run_need(config, cache, dit_config(config, cache)), torch.device(device))
     bare = BareStep(config, cache, device)
     ratios, loop_sec, bare_sec = [], [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -92,21 +92,29 @@ def measure_loop(cache: LatentCache, device: str, quick: bool) -> list[dict]:
             seconds = {}
             for count in (steps, 2 * steps):
                 longer = config_of(kind, count)
-                started = time.perf_counter()
+                started = now_sec(device)
                 train(longer, cache, Path(folder) / f"{turn}-{count}", device=device, quiet=True)
-                seconds[count] = time.perf_counter() - started
+                seconds[count] = now_sec(device) - started
             loop_sec.append((seconds[2 * steps] - seconds[steps]) / steps)
             bare_sec.append(bare.seconds(steps))
             ratios.append(loop_sec[-1] / bare_sec[-1])
     preset, batch = LOOP[kind]
-    about = f"{preset}, batch {batch}, {config.train.precision}; median of {len(ratios)}"
+    clock = "" if kind == "cuda" else "CPU time, "
+    about = f"{clock}{preset}, batch {batch}, {config.train.precision}; median of {len(ratios)}"
     return [
         row("bare step", 1e3 * statistics.median(bare_sec), "ms", about),
         row("step of the loop", 1e3 * statistics.median(loop_sec), "ms", about),
         row("loop over bare step", statistics.median(ratios), "", f"{min(ratios):.3f} to {max(ratios):.3f}"),
         row("examples a second", batch / statistics.median(loop_sec), "1/s", about),
-        row("peak memory", peak_bytes(torch.device(device)) / 2**20, "MiB", f"stated {need / 2**20:,.0f} MiB"),
     ]
+
+
+def now_sec(device: str) -> float:
+    """A clock: of the wall where a GPU computes, which it waits for; else of this process alone, whatever else runs."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
 
 
 class BareStep:
@@ -132,17 +140,12 @@ class BareStep:
         """Of a step, the mean of so many after two that warm up."""
         for step in range(steps + 2):
             if step == 2:
-                started = self._now()
+                started = now_sec(self.device)
             with self.autocast:
                 losses(self.model, self.example, self.model.predicts).mean().backward()
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-        return (self._now() - started) / steps
-
-    def _now(self) -> float:
-        if self.device.startswith("cuda"):
-            torch.cuda.synchronize()
-        return time.perf_counter()
+        return (now_sec(self.device) - started) / steps
 
 
 def measure_stage(cache: LatentCache, device: str, quick: bool) -> list[dict]:
@@ -174,13 +177,27 @@ def measure_generation(cache: LatentCache, device: str, quick: bool) -> list[dic
             seconds = len(prompts) * waves.shape[-1] / pipeline.codec.sample_rate_hz
             about = f"{LOOP[kind][0]}, {len(prompts)} prompts at once, guidance, with decoding; least of 3"
             rows.append(row(f"at {steps} steps", seconds / min(taken), "s of sound / s", about))
-    return [*rows, row("peak memory", peak_bytes(torch.device(device)) / 2**20, "MiB")]
+    return rows
+
+
+def measure_memory(cache: LatentCache, device: str, quick: bool) -> list[dict]:
+    """The peak of a few steps, beside what was stated before the first; nothing else is done in this process."""
+    rows = []
+    for precision in ("fp32",) if quick else ("bf16", "fp32"):  # from small to large: a peak never falls
+        config = override(config_of(device.partition(":")[0], 4), [f"train.precision={precision}"])
+        stated = stated_bytes(run_need(config, cache, dit_config(config, cache)), torch.device(device))
+        with tempfile.TemporaryDirectory() as folder:
+            train(config, cache, Path(folder), device=device, quiet=True)
+        reached = peak_bytes(torch.device(device))
+        rows.append(row(f"reached, {precision}", reached / 2**20, "MiB", f"stated {stated / 2**20:,.0f} MiB"))
+    return rows
 
 
 OWN: dict[str, Callable[[LatentCache, str, bool], list[dict]]] = {
     "loop": measure_loop,
     "stage": measure_stage,
     "generation": measure_generation,
+    "memory": measure_memory,
 }
 
 

@@ -120,17 +120,6 @@ def threads_each(slots: int) -> int:
     return max(1, cores() // slots)
 
 
-@contextmanager
-def threads_of(slots: int) -> Iterator[None]:
-    """Compute with one slot's share of the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads_each(slots) if slots > 1 else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def last_words(folder: Path, code: int) -> str:
     """Why a worker failed: the last line that it printed."""
     text = (folder / OUTPUT).read_text(encoding="utf-8", errors="replace")
