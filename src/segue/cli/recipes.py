@@ -38,7 +38,8 @@ def recipes(
             "EMA (counted, not tried; train.accumulation and model.gradient_checkpointing make more possible):"
         )
         sizes = [Column(f"{gib} GiB", justify="right") for gib in GPU_GIB]
-        columns = (Column("preset", no_wrap=True), Column("parameters", no_wrap=True), "weights", "an example", *sizes)
+        names: list[Column | str] = [Column("preset", no_wrap=True), Column("parameters", no_wrap=True)]
+        columns = [*names, "weights", "an example", *sizes]
         table = Table(*columns, box=None, pad_edge=False)
         for name, size in PRESETS.items():
             fit = fit_of(size, FRAMES)

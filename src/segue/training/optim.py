@@ -112,7 +112,7 @@ def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
         bad: 0.0 or 1.0, on the device.
         optimizer: as accelerate has wrapped it, or not.
     """
-    own = getattr(optimizer, "optimizer", optimizer)
+    own: Any = getattr(optimizer, "optimizer", optimizer)
     if getattr(own, "_step_supports_amp_scaling", False):
         own.grad_scale, own.found_inf = None, bad
         optimizer.step()
