@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -51,14 +52,15 @@ SECONDS = 2.048
 LOOP = {"cpu": ("dit-1m", 64), "cuda": ("dit-10m", 256), "mps": ("dit-10m", 64)}
 STEPS = {"cpu": 24, "cuda": 400, "mps": 100}
 GENERATION_STEPS = (8, 16, 50)
-PARTS = ("host", "model_step", "loop", "stage", "generation", "memory")
+PARTS = ("host", "model_step", "loop", "stage", "generation", "memory", "memory_bf16")
 TITLES = {
     "host": "host time a batch",
     "model_step": "step of the model beside its peers",
     "loop": "the whole loop over the bare step",
     "stage": "the stage machinery",
     "generation": "generation",
-    "memory": "peak memory of a run",
+    "memory": "peak memory of a run, fp32",
+    "memory_bf16": "peak memory of a run, bf16",
 }
 LIMIT_SEC = {"cpu": 3600, "cuda": 240, "mps": 600}
 
@@ -180,17 +182,14 @@ def measure_generation(cache: LatentCache, device: str, quick: bool) -> list[dic
     return rows
 
 
-def measure_memory(cache: LatentCache, device: str, quick: bool) -> list[dict]:
+def measure_memory(cache: LatentCache, device: str, quick: bool, precision: str = "fp32") -> list[dict]:
     """The peak of a few steps, beside what was stated before the first; nothing else is done in this process."""
-    rows = []
-    for precision in ("fp32",) if quick else ("bf16", "fp32"):  # from small to large: a peak never falls
-        config = override(config_of(device.partition(":")[0], 4), [f"train.precision={precision}"])
-        stated = stated_bytes(run_need(config, cache, dit_config(config, cache)), torch.device(device))
-        with tempfile.TemporaryDirectory() as folder:
-            train(config, cache, Path(folder), device=device, quiet=True)
-        reached = peak_bytes(torch.device(device))
-        rows.append(row(f"reached, {precision}", reached / 2**20, "MiB", f"stated {stated / 2**20:,.0f} MiB"))
-    return rows
+    config = override(config_of(device.partition(":")[0], 4), [f"train.precision={precision}"])
+    stated = stated_bytes(run_need(config, cache, dit_config(config, cache)), torch.device(device))
+    with tempfile.TemporaryDirectory() as folder:
+        train(config, cache, Path(folder), device=device, quiet=True)
+    reached = peak_bytes(torch.device(device)) / 2**20
+    return [row("reached", reached, "MiB", f"stated {stated / 2**20:,.0f} MiB")]
 
 
 OWN: dict[str, Callable[[LatentCache, str, bool], list[dict]]] = {
@@ -198,6 +197,7 @@ OWN: dict[str, Callable[[LatentCache, str, bool], list[dict]]] = {
     "stage": measure_stage,
     "generation": measure_generation,
     "memory": measure_memory,
+    "memory_bf16": partial(measure_memory, precision="bf16"),
 }
 
 

@@ -97,7 +97,8 @@ def inspect_clips(
     paths = list(dict.fromkeys(clip.path for clip in clips))
     with ExitStack() as stack:
         decoders = decoders or stack.enter_context(FileWorkers(0, workers))
-        found_by = decoders.map(partial(inspect_file, channels=channels), paths, lambda error: Inspection("", None, None, error.reason))
+        inspect = partial(inspect_file, channels=channels)
+        found_by = decoders.map(inspect, paths, lambda error: Inspection("", None, None, error.reason))
         inspections = list(track(found_by, len(paths), "checking files", "files"))
     by_path = dict(zip(paths, inspections))
     found = []

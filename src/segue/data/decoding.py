@@ -151,9 +151,7 @@ def _readers(rates_hz: tuple[int, ...], channels: int) -> Readers:
 
 
 def read_stretch(
-def read_stretch(
     path: Path, header: Header, start_sec: float, length_sec: float, rates_hz: Sequence[int], channels: int
-) -> list[np.ndarray]:
 ) -> list[np.ndarray]:
     """A stretch of a file at each rate, [channels, samples] float32; the file stays open for its next stretch.
 
