@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import cast
@@ -352,9 +353,7 @@ def _batches(parts: Parts, shards: list[Shard], batch_size: int, decoders: FileW
     ahead = ask(plan[0][1]) if plan else []
     for number, (shard, segments) in enumerate(plan):
         tasks, ahead = ahead, ask(plan[number + 1][1]) if number + 1 < len(plan) else []
-        waves = [
-            _placed(segment, parts, lambda task=task: decoders.result(task)) for segment, task in zip(segments, tasks)
-        ]
+        waves = [_placed(s, parts, partial(decoders.result, task)) for s, task in zip(segments, tasks)]
         by_rate = [torch.from_numpy(np.stack(same_rate)) for same_rate in zip(*waves)]
         yield shard, segments, by_rate[0], by_rate[1] if len(by_rate) > 1 else None
 

@@ -36,8 +36,8 @@ def measure_rate(config: RunConfig, cache_path: Path, runs: int = 1, threads: in
     about = json.dumps({"config": to_json(config), "cache": str(cache_path.resolve())})
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     words = [sys.executable, "-m", "segue.training.rate", about]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen(words, env=environment, **pipes) for _ in range(runs)]
+    pipe = subprocess.PIPE
+    processes = [subprocess.Popen(words, env=environment, stdout=pipe, stderr=pipe, text=True) for _ in range(runs)]
     rates = []
     for process in processes:
         out, err = process.communicate()
