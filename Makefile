@@ -2,6 +2,7 @@
 #   make demo    train, generate and report on real audio (about 12 minutes on 2 cores after installation)
 #   make test    the tests
 #   make check   style, formatting and types; make types: the type checker alone
+#   make bench   speed and memory, into docs/performance.md (DEVICE=cuda on a GPU); never part of the tests
 #   make torture what is promised under faults, at full size: 100 kills, 10,000 steps (docs/promises.md)
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 # torch first and by its own line: asked for as somebody's dependency, pip may choose a build with gigabytes of CUDA.
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: setup demo study tables test torture check types fresh format clean
+.PHONY: bench setup demo study tables test torture check types fresh format clean
 
 setup: $(VENV)/.done
 
@@ -41,6 +42,10 @@ test: setup
 
 torture: setup
 	$(BIN)/python tests/torture
+
+DEVICE ?= auto
+bench: setup
+	$(BIN)/python benchmarks/bench.py --out runs/bench --device $(DEVICE)
 
 check: setup
 	$(BIN)/ruff check .

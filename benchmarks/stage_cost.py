@@ -78,7 +78,7 @@ class Stepper:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-            self.losses.heads.step(1e-3, aligned)
+            self.losses.heads.step(1e-3, aligned, torch.zeros(()))
             self.stage.after_step(self.config.train.batch_size)
         return (time.process_time() - started) / count
 

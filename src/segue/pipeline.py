@@ -81,7 +81,7 @@ class Pipeline:
         _check_same("text encoder", conditioner.fingerprint(), saved.card.text)
         self.saved = saved
         self.codec = codec.to(device)
-        self.conditioner = conditioner
+        self.conditioner = conditioner.to(device)
         self.device = device
         self.space = LatentSpace(self.codec, saved.mean.to(device), saved.std.to(device))
         self.model = saved.model.to(device)

@@ -33,7 +33,7 @@ def weights(run_dir):
 
 @pytest.fixture
 def two_slots(monkeypatch):
-    monkeypatch.setattr(parallel_runs, "_cores", lambda: 2)
+    monkeypatch.setattr(parallel_runs, "cores", lambda: 2)
 
 
 @pytest.fixture
@@ -74,9 +74,9 @@ def test_a_failed_variant_says_why_in_its_own_words(cache, tmp_path, two_slots):
 
 def test_no_more_slots_than_cores(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(parallel_runs, "_cores", lambda: 1)
+    monkeypatch.setattr(parallel_runs, "cores", lambda: 1)
     assert slots_here(2) == 1
-    monkeypatch.setattr(parallel_runs, "_cores", lambda: 8)
+    monkeypatch.setattr(parallel_runs, "cores", lambda: 8)
     assert slots_here(2) == (1 if torch.backends.mps.is_available() else 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert slots_here(2) == 1

@@ -260,6 +260,7 @@ def test_options_that_do_not_fit(segue, trained, tmp_path, words, says):
         ("codec", "train", "{sounds}", "--out", "{tmp}/o"),
         ("codec", "refine", "autoencoder", "{sounds}", "--out", "{tmp}/o"),
         ("teacher", "train", "{sounds}", "--out", "{tmp}/o"),
+        ("evaluate", "generation", "{sounds}", "{sounds}", "--out", "{tmp}/o"),
     ],
     ids=lambda words: " ".join(words[:2]),
 )

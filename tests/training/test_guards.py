@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import time
+from statistics import median
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from segue.stage.discrepancy import Discrepancy, Reading
 from segue.training import guards
 from segue.training.checkpoint import list_checkpoints
 from segue.training.config import override
-from segue.training.guards import FaultState, find_fault, is_dead, next_state, note_reading
+from segue.training.guards import FaultState, find_fault, in_words, is_dead, next_state, note_reading
 from segue.training.interrupt import Interrupt
 from segue.training.log import RunLog, read_log
 from segue.training.optim import clip_gradients
@@ -25,6 +26,14 @@ NAN = float("nan")
 CALM = FaultState(losses=tuple(1.0 + 0.01 * (i % 5) for i in range(40)))
 
 
+def found(state, loss, alignment, norm, dead, spike):
+    """What a step is found to be, in words."""
+    history = torch.tensor([NAN] * (guards.WINDOW - len(state.losses)) + list(state.losses))
+    numbers = torch.tensor([float(loss), float(alignment), float(norm), float(dead)])
+    kind, middle = find_fault(history, numbers, spike).tolist()
+    return in_words(int(kind), loss, alignment, norm, middle)
+
+
 @pytest.mark.parametrize(
     ("loss", "alignment", "norm", "dead", "words"),
     [(NAN, 0, 1, 0, "flow loss is nan"), (math.inf, 0, 1, 0, "flow loss is inf"), (1, NAN, 1, 0, "alignment"),
@@ -32,15 +41,21 @@ CALM = FaultState(losses=tuple(1.0 + 0.01 * (i % 5) for i in range(40)))
      (2.5, 0, 1, 0, "a spike over the 1.02")],
 )  # fmt: skip
 def test_each_fault_is_named(loss, alignment, norm, dead, words):
-    assert words in find_fault(CALM, loss, alignment, norm, dead, spike=10)
+    assert words in found(CALM, loss, alignment, norm, dead, spike=10)
 
 
 def test_what_is_no_fault():
-    assert find_fault(CALM, 1.9, 0, 1e6, 0, spike=10) is None  # below median + 10 * (a tenth of the median)
-    assert find_fault(CALM, 100, 0, 1, 0, spike=0) is None
+    assert found(CALM, 1.9, 0, 1e6, 0, spike=10) is None  # below median + 10 * (a tenth of the median)
+    assert found(CALM, 100, 0, 1, 0, spike=0) is None and found(FaultState(), 100, 0, 1, 0, spike=10) is None
     uneven = FaultState(losses=(*([0.1] * 60), 3.0, 2.5))  # a batch of one: the loss follows its time
-    assert find_fault(uneven, 5.9, 0, 1, 0, spike=10) is None and "spike" in find_fault(uneven, 6.1, 0, 1, 0, spike=10)
-    assert find_fault(FaultState(losses=CALM.losses[:31]), 100, 0, 1, 0, spike=10) is None  # too early to tell
+    assert found(uneven, 5.9, 0, 1, 0, spike=10) is None and "spike" in found(uneven, 6.1, 0, 1, 0, spike=10)
+    assert found(FaultState(losses=CALM.losses[:31]), 100, 0, 1, 0, spike=10) is None  # too early to tell
+
+
+def test_the_median_is_that_of_the_numbers_that_are_there():
+    for values in ([3.0], [3.0, 1.0], [2.0, 9.0, 4.0], list(range(64))):
+        padded = torch.tensor([*map(float, values), *[NAN] * (64 - len(values))])[torch.randperm(64)]
+        assert float(guards._median(padded, torch.tensor(len(values)))) == median(values)
 
 
 def test_a_good_step_ends_a_row_and_a_bad_one_is_not_remembered_as_a_loss():
@@ -67,7 +82,12 @@ def test_a_probe_that_does_not_move_or_is_not_finite_is_counted():
 def test_a_dead_teacher():
     mask = torch.tensor([[True, True, False], [True, False, False]])
     alive = torch.randn(2, 3, 4)
-    assert not is_dead((alive, mask)) and not is_dead(None)
+    assert not is_dead((alive, mask)) and is_dead(None) is None
+    assert not is_dead((torch.eye(4)[None], torch.ones(1, 4, dtype=torch.bool)))  # frames of equal sums and extremes
+    assert not is_dead((alive, mask & False)) and not is_dead(
+        (alive, mask & (torch.arange(3) < 1) & (torch.arange(2) < 1)[:, None])
+    )
+    assert is_dead((torch.randn(4).expand(2, 3, 4), mask)) and is_dead((torch.full((2, 3, 4), math.inf), mask))
     assert is_dead((torch.ones(2, 3, 4), mask))
     assert is_dead((alive.masked_fill(mask[..., None], NAN), mask))
     assert not is_dead((alive.masked_fill(~mask[..., None], NAN), mask))  # padding may hold anything
@@ -80,11 +100,12 @@ def test_clipping_is_torchs_and_leaves_what_is_not_finite():
             p.grad = torch.randn_like(p)
             q.grad = p.grad.clone()
         norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), limit)
-        assert torch.equal(clip_gradients(ours, limit), norm)
+        assert torch.equal(clip_gradients(ours, limit)[0], norm)
         assert all(torch.equal(p.grad, q.grad) for p, q in zip(ours.parameters(), theirs.parameters()))
     ours.bias.grad[0] = NAN
     before = ours.weight.grad.clone()
-    assert math.isnan(clip_gradients(ours, 0.1)) and torch.equal(ours.weight.grad, before)
+    norm, each = clip_gradients(ours, 0.1)
+    assert math.isnan(norm) and each.isfinite().tolist() == [True, False] and torch.equal(ours.weight.grad, before)
 
 
 def poisoned(cache, row):

@@ -51,6 +51,10 @@ class BadAudio(Exception):
         self.path = path
         self.reason = reason
 
+    def __reduce__(self) -> tuple:
+        # By its two arguments: it may come from another process.
+        return type(self), (self.path, self.reason)
+
 
 @dataclass(frozen=True)
 class Header:

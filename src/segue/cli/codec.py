@@ -35,15 +35,16 @@ def train(
     device: Device = "auto",
 ) -> None:
     """Train a codec on your own sounds. Other commands then take its folder: --codec DIR."""
-    from segue.cli.options import device_of, finite, use_threads
+    from segue.cli.options import finite, use_threads
     from segue.codecs.autoencoder import AutoencoderConfig
+    from segue.devices import announced_device
     from segue.training.codec import CodecTrainConfig, train_codec
     from segue.types import UserError
 
     finite("--steps", steps, 1)
     finite("--kl-weight", kl_weight, 0.0)
     use_threads(threads)
-    place = device_of(device)
+    place = announced_device(device)
     # Options are checked before the sounds are read, which may take minutes.
     check_rate(rate)
     if channels < 1:
@@ -80,16 +81,17 @@ def refine(
     device: Device = "auto",
 ) -> None:
     """Continue training a codec's decoder with an adversarial loss. Latents and caches of the codec stay valid."""
-    from segue.cli.options import device_of, finite, use_threads
+    from segue.cli.options import finite, use_threads
     from segue.codecs import load_codec
     from segue.codecs.autoencoder import AutoencoderCodec
+    from segue.devices import announced_device
     from segue.training.codec.adversary import RefineConfig, origin_of, refine_codec
     from segue.types import UserError
 
     finite("--steps", steps, 1)
     finite("--adversarial-share", adversarial_share, 0.0, 1.0)
     use_threads(threads)
-    place = device_of(device)
+    place = announced_device(device)
     before = load_codec(codec)
     # Others have no decoder that could be trained apart from their latents.
     if not isinstance(before, AutoencoderCodec):

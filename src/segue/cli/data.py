@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from segue.cli.data_options import Column, Encoding, FollowLinks, Root, Source, reading_of
+from segue.cli.options import finite
 from segue.conditioners import load_token_counter
 from segue.conditioners.tokens import count_tokens
 from segue.data.check import check_listing, report_json, report_lines, stated_bytes
@@ -68,6 +69,7 @@ def check(
     workers: Annotated[int, typer.Option(help="Number of threads that decode.")] = 4,
 ) -> int:
     """Decode every file; print counts, hours, rates, and each file that cannot be used. Exit code 2 if there is one."""
+    finite("--workers", workers, 1)
     listing = read_listing(source, reading_of(captions, root, follow_links, column, encoding))
     # Captions come first: the tokeniser's libraries are then part of what is resident when the need is stated.
     tokens, notes = _tokens(text, listing.clips, max_tokens)

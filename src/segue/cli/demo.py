@@ -26,13 +26,12 @@ from segue.provenance import command
 from segue.recipes import DEFAULT_RECIPE, load_recipe
 from segue.ssl import load_teacher
 from segue.training.config import RunConfig, override
-from segue.training.parallel_runs import slots_here, threads_of
+from segue.training.parallel_runs import slots_here, threads_each
 from segue.training.rate import measure_rate
 from segue.types import UserError
 
-REPORT_SEC = 45.0  # decoding, classifying and drawing; the generation itself is counted in examples
+REPORT_SEC = 60.0  # decoding, classifying and drawing; the generation itself is counted in examples
 STAGE_COST = 0.08  # of a static run: projector and held-out SSL distances, on the slow side
-PARALLEL_RATE = 0.85  # of a run's rate alone, where another run computes beside it
 # A small model learns more in a few CPU minutes than one of 3 M parameters (docs/log.md). As it is as small as its
 # codec, it cannot afford to decode every prediction: distances are estimated from latents, on fewer clips.
 SETTINGS = ("model.preset=dit-1m", "probe.space=latent", "probe.clips=8", "probe.spacing=1.08")
@@ -174,9 +173,10 @@ def _plan(out: Path, cache: LatentCache, kind: Kind, minutes_left: float, wanted
     # Time a few steps here, and leave room for the measurement and the page.
     config = kind.config(kind.recipes[0])
     runs = slots_here(2)
-    # Timed with as many threads as a run will have.
-    with threads_of(runs):
-        rate = measure_rate(config, cache) * (PARALLEL_RATE * runs if runs > 1 else 1)
+    # Timed as they will run: as many at once, with as many threads, every part of the loop included.
+    measuring = time.monotonic()
+    rate = measure_rate(config, cache.path, runs, threads_each(runs))
+    minutes_left -= (time.monotonic() - measuring) / 60
     beside = kind.report_cost(wanted["measured"]) + config.train.validation_clips * 5 * 11 / 3
     batch = config.train.batch_size
     # Both runs share the time that is left; the one with the method takes STAGE_COST more.

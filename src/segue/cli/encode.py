@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -19,21 +20,25 @@ from segue.cli.data_options import (
     print_notes,
     reading_of,
 )
-from segue.cli.options import Device, SkipBad, device_of
+from segue.cli.options import Device, SkipBad
 from segue.codecs import Codec, default_codec, load_codec
 from segue.conditioners import PIPELINE, load_conditioner
 from segue.conditioners.base import TextConditioner
 from segue.conditioners.tokens import DEFAULT_TOKENS, fit_tokens
 from segue.data.cache_layout import earlier_tokens
+from segue.data.cache_parts import Part, missing_parts
 from segue.data.clip import Clip
 from segue.data.encoding import build_cache
 from segue.data.manifest import read_listing
+from segue.devices import announced_device
 from segue.hub import is_pipeline, pipeline_folder
 from segue.models.adapters import own_seconds, read_adapter_config
 from segue.ssl import Teacher, load_teacher
 from segue.types import UserError
 
 DEFAULT_SECONDS = 2.048
+FEW_FILES = 200
+MOST_WORKERS = 16
 
 
 def encode(
@@ -108,13 +113,23 @@ def encode(
     ] = 1,
     dtype: Annotated[str, typer.Option(help="Number format of the cache: float16 or float32.")] = "float16",
     batch_size: Annotated[int, typer.Option(help="Number of clips that are encoded together.")] = 32,
-    workers: Annotated[int, typer.Option(help="Number of threads that decode.")] = 2,
-    device: Device = "cpu",
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Number of processes that decode; 0: none; default: one a core, none below 200 files."),
+    ] = None,
+    device: Device = "auto",
+    part: Annotated[
+        str | None,
+        typer.Option(
+            help="Encode one part of the sounds, such as 3/16, into an OUT that all machines see; whoever ends last "
+            "joins the parts."
+        ),
+    ] = None,
 ) -> None:
     """Encode sounds, captions and the features of a teacher once, into the cache that `segue train` reads."""
     if teacher == "none" and teacher_layer is not None:
         raise UserError("--teacher-layer needs a --teacher")
-    device = device_of(device)
+    place = announced_device(device)
     if model is not None:
         codec, text, seconds = _of_pipeline(
             model, seconds, {"--codec": codec, "--text": text, "--max-tokens": max_tokens}
@@ -127,7 +142,7 @@ def encode(
     leave_out_rows(source, listing, skip_bad)
     # What encodes it.
     encoder = load_codec(codec or default_codec(), sample_rate_hz, channels)
-    frozen = None if teacher == "none" else load_teacher(teacher, teacher_layer, trust_remote_code).to(device)
+    frozen = None if teacher == "none" else load_teacher(teacher, teacher_layer, trust_remote_code).to(place)
     # Printed before the long work, so that a wrong rate can be stopped.
     _describe(encoder, frozen)
     conditioner = load_conditioner(text or "minilm").for_seconds(seconds)
@@ -143,9 +158,14 @@ def encode(
         skip_bad=skip_bad,
         variants=variants,
         batch_size=batch_size,
-        workers=workers,
-        device=device,
+        workers=_workers(len({clip.path for clip in listing.clips})) if workers is None else workers,
+        device=place,
+        part=None if part is None else Part.of(part),
     )
+    left = missing_parts(out)
+    if left:
+        print(f"{cache.path}: {len(cache):,} rows; {left}")
+        return
     counts = cache.meta["counts"]
     print(
         f"{out}: {counts['rows']:,} rows of {cache.channels} x {cache.frames} from {counts['clips']:,} clips "
@@ -168,6 +188,11 @@ def _of_pipeline(name: str, seconds: float | None, given: dict[str, object]) -> 
     folder.part("vae")
     text = name if is_pipeline(name) else f"{PIPELINE}{name}"
     return name, text, own_seconds(folder) if seconds is None else seconds
+
+
+def _workers(files: int) -> int:
+    """Processes that decode so many files: starting them takes longer than to decode a few."""
+    return 0 if files < FEW_FILES else min(MOST_WORKERS, os.cpu_count() or 1)
 
 
 def _fitting(conditioner: TextConditioner, clips: list[Clip], max_tokens: int | None, out: Path) -> TextConditioner:

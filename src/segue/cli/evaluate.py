@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from segue.cli.options import Device
+from segue.devices import announced_device
 from segue.evaluation.folders.generation import measure_generation
 from segue.evaluation.folders.pairs import measure_files, measure_super_resolution
 from segue.evaluation.folders.sound_sets import Findings
@@ -73,6 +75,7 @@ def generation(
     skip_bad: SkipBad = False,
     draws: Draws = 1000,
     seed: Seed = 0,
+    device: Device = "auto",
     out: Out = Path("evaluation"),
 ) -> None:  # fmt: skip
     """Generated against real sounds: Frechet distance, FAD-infinity, KAD, precision, recall, density, coverage.
@@ -83,6 +86,7 @@ def generation(
         gen, ref, out / "embeddings", captions=captions, embedding=embedding, layer=layer, crop_seconds=crop_seconds,
         text_embedding=text_embedding, run=run, force=force, unpaired=unpaired, k=k,
         trust_remote_code=trust_remote_code, draws=draws, seed=seed, skip_bad=skip_bad,
+        device=announced_device(device),
     )  # fmt: skip
     _write(found, out)
 

@@ -17,8 +17,9 @@ from segue._version import __version__
 from segue.audio.loudness import QUIETEST_LUFS, gain_to
 from segue.audio.tags import read_settings
 from segue.audio.write import SUFFIXES, write_wav
-from segue.cli.options import Device, device_of, finite
+from segue.cli.options import Device, finite
 from segue.conditioners.tokens import count_tokens
+from segue.devices import announced_device
 from segue.files import make_folder
 from segue.pipeline import Pipeline, Sampling
 from segue.progress import Meter
@@ -130,7 +131,7 @@ def generate(
     weights: Annotated[
         str | None, typer.Option(help="Weights to use: ema (averaged) or model (as trained); default: ema.")
     ] = None,
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Generate sounds from prompts.
 
@@ -166,7 +167,7 @@ def generate(
         _refuse_not_text(caption)
     of_sampling = _of_sampling(asked)
     Sampling(**of_sampling)  # refused before the model is loaded
-    place = device_of(device)
+    place = announced_device(device)
     if "loudness" in asked:
         import_extra("pyloudnorm", "evaluate")
     # All takes of a prompt follow each other. Number and seed stand in the name: any file can be made again by them.

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from segue.devices import device_of
 from segue.types import UserError
 
 Device = Annotated[str, typer.Option(help="Device that computes: cpu, cuda, cuda:1, mps or auto.")]
@@ -21,35 +22,8 @@ Steps = Annotated[
 ContinueOut = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
 
 # What these options may be, in whichever command.
-_AT_LEAST_ONE = ("--batch-size", "--workers", "--sample-rate-hz")
+_AT_LEAST_ONE = ("--batch-size", "--sample-rate-hz")
 _ABOVE_ZERO = ("--seconds", "--minutes", "--cutoff-hz", "--cutoff")
-
-
-def device_of(name: str) -> str:
-    """The device that a command's --device names; "auto" is a GPU where there is one.
-
-    Raises:
-        UserError: no such device here.
-    """
-    import torch
-
-    kind, _, number = name.partition(":")
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if kind == "cpu" and not number:
-        return name
-    if kind == "mps" and not number:
-        if not torch.backends.mps.is_available():
-            raise UserError(f"--device {name}: there is none here; hint: --device cpu")
-        return name
-    if kind != "cuda" or (":" in name and not number.isdecimal()):
-        raise UserError(f"--device {name}: no such device; hint: cpu, cuda, cuda:1, mps or auto")
-    # Counted only where CUDA can be used at all.
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(number or 0) >= count:
-        there = f"{count} of them are here" if count else "there is none here"
-        raise UserError(f"--device {name}: {there}; hint: --device {'cuda:0' if count else 'cpu'}")
-    return name
 
 
 def finite(name: str, value: float | None, low: float = -math.inf, high: float = math.inf, above: bool = False) -> None:
@@ -87,6 +61,8 @@ def check_option(name: str, value: object) -> None:
         finite(name, value, 0.0 if name in _ABOVE_ZERO else -math.inf, above=name in _ABOVE_ZERO)
     elif name in _AT_LEAST_ONE and isinstance(value, int):
         finite(name, value, 1)
+    elif name == "--workers" and isinstance(value, int):
+        finite(name, value, 0)
     elif name == "--seed" and isinstance(value, int) and not -(2**63) <= value < 2**63:
         # Seeds of torch's generators have 64 bits.
         raise UserError(f"--seed {value}: hint: give a whole number of at most 18 digits")

@@ -8,10 +8,13 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from segue.memory import format_bytes
+from segue.models.gpu_fit import GPU_GIB, fit_of
 from segue.models.presets import PRESETS, parameters_of
-from segue.models.step_memory import memory_need
 from segue.recipes import DEFAULT_RECIPE, RECIPES
 from segue.stage.policy import Policy
+
+FRAMES = 256  # of a row, each a token
 
 
 def recipes(
@@ -30,18 +33,22 @@ def recipes(
         table.add_row(name + (" (default)" if name == DEFAULT_RECIPE else ""), *in_brief(config.policy), words)
     console.print(table)
     if presets:
-        console.print("\nMemory of one training step, float32, batch 32 of 64 latent frames:")
-        table = Table(
-            "preset", "parameters", "width x depth", "weights + optimiser", "activations", box=None, pad_edge=False
+        console.print(
+            f"\nThe largest batch of rows of {FRAMES} tokens that a GPU trains: bf16 over float32 weights, AdamW, "
+            "EMA (counted, not tried; train.accumulation and model.gradient_checkpointing make more possible):"
         )
+        sizes = [Column(f"{gib} GiB", justify="right") for gib in GPU_GIB]
+        names: list[Column | str] = [Column("preset", no_wrap=True), Column("parameters", no_wrap=True)]
+        columns = [*names, "weights", "an example", *sizes]
+        table = Table(*columns, box=None, pad_edge=False)
         for name, size in PRESETS.items():
-            need = memory_need(size, batch=32, frames=64)
+            fit = fit_of(size, FRAMES)
             table.add_row(
                 name,
                 f"{parameters_of(size) / 1e6:,.1f} M",
-                f"{size.width} x {size.depth}",
-                f"{need.weights / 2**30:.2f} GiB",
-                f"{need.activations / 2**30:.2f} GiB",
+                format_bytes(fit.weights),
+                format_bytes(fit.example),
+                *(f"{batch:,}" if batch else "-" for batch in fit.batches.values()),
             )
         console.print(table)
 

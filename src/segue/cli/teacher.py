@@ -30,14 +30,15 @@ def train(
     device: Device = "auto",
 ) -> None:
     """Train a teacher (a self-supervised encoder) on your own sounds; other commands take its folder: --teacher DIR."""
-    from segue.cli.options import device_of, finite, use_threads
+    from segue.cli.options import finite, use_threads
+    from segue.devices import announced_device
     from segue.ssl.compact import CompactConfig
     from segue.training.teacher import TeacherTrainConfig, train_teacher
     from segue.training.teacher.collapse import measure_teacher
 
     finite("--steps", steps, 1)
     use_threads(threads)
-    place = device_of(device)
+    place = announced_device(device)
     check_rate(rate)
     config = TeacherTrainConfig(model=CompactConfig.for_rate(rate), minutes=minutes, steps=steps, seed=seed)
     data = source_of(source, root, follow_links, column, encoding)

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from segue.cli.options import Device
 from segue.data.open_cache import open_cache
 from segue.data.tars import located
 from segue.recipes import fine_tuning, load_recipe
@@ -64,7 +65,7 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(help="Folder of a run to continue, with the settings in its config.json.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Device that computes: auto or cpu.")] = "auto",
+    device: Device = "auto",
     cache_on_device: Annotated[
         str,
         typer.Option(
@@ -119,7 +120,7 @@ def train(
     # A dry run ends with the checks.
     if dry_run:
         print(json.dumps(to_json(config), indent=1))
-        for line in check_before_training(config, open_cache(cache_path)):
+        for line in check_before_training(config, open_cache(cache_path), device):
             print(line)
         return 0
     result = run_training(

@@ -16,7 +16,8 @@ from segue.audio.read import read_claim
 from segue.audio.sound import BadAudio
 from segue.audio.stereo import MODES
 from segue.audio.write import SUBTYPES, SUFFIXES
-from segue.cli.options import Device, device_of, finite
+from segue.cli.options import Device, finite
+from segue.devices import announced_device
 from segue.memory import peak_bytes
 from segue.progress import Meter
 from segue.types import UserError, first_line, printable
@@ -75,7 +76,7 @@ def upsample(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done; write nothing.")] = False,
     weights: Annotated[str, typer.Option(help="Weights to use: ema (averaged) or model (as trained).")] = "ema",
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> int:
     """Add the missing upper band to sound files. Loudness, length, channels and tags stay.
 
@@ -89,7 +90,7 @@ def upsample(
     settings = _settings(rate, cutoff, steps, seed, max_memory, chunk_seconds, stereo, container, subtype, overwrite,
                          skip_existing)  # fmt: skip
     # The model is loaded once; settings that it cannot meet are refused before the first file.
-    resolver = load_resolver(run, weights, device_of(device))
+    resolver = load_resolver(run, weights, announced_device(device))
     # What the model can do is known only now.
     settings = _fitted(settings, resolver)
     failures = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from segue.types import UserError
@@ -34,6 +35,10 @@ class TextConditioner(ABC):
 
         Padding positions of `tokens` are zero, so that nothing depends on the length of a batch's longest caption.
         """
+
+    def to(self, device: torch.device | str) -> TextConditioner:
+        """Move what has weights; returns itself."""
+        return self
 
     @abstractmethod
     def fingerprint(self) -> dict:

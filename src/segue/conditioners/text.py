@@ -62,11 +62,16 @@ class TransformersTextConditioner(TextConditioner):
         batch = self.tokenizer(
             list(captions), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
+        batch = batch.to(self.model.device)
         with torch.inference_mode():
             states = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
         mask = batch["attention_mask"].bool()
         # Outside inference_mode, so that the product is a tensor that autograd may use.
         return states * mask[..., None], mask
+
+    def to(self, device: torch.device | str) -> TransformersTextConditioner:
+        self.model.to(device)
+        return self
 
     def count_tokens(self, captions: Sequence[str]) -> tuple[list[int], list[int]]:
         return token_lengths(self.tokenizer, captions)

@@ -24,6 +24,7 @@ from segue.data.clip import Clip
 from segue.ssl.base import Teacher
 from segue.types import UserError, printable
 
+CAPTIONS_PER_SHARD = 1024
 SHORTEST_REST = 0.1  # of a segment: a shorter rest at the end of a long file is left out
 # Of a variant. Small: what the caption says of level and timing shall stay true, and softer never clips.
 MOST_VARIANTS = 100

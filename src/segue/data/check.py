@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from segue.audio.read import examine
 from segue.audio.sound import BLOCK_SAMPLES, BadAudio, Header, Levels
 from segue.data.clip import SPLITS, Clip
 from segue.data.content import content_hash
+from segue.data.decoding import FileWorkers
 from segue.data.reading import Listing
 from segue.data.splits import missing_split_note, split_clips
 from segue.memory import resident_bytes
@@ -81,22 +82,24 @@ def inspect_file(path: Path, channels: int = 1) -> Inspection:
     return Inspection(digest, header, levels, None)
 
 
-def inspect_clips(clips: Sequence[Clip], workers: int = 4, channels: int = 1) -> list[Inspection]:
-    """One inspection a clip; each file is read once, on `workers` threads (decoding releases the interpreter).
+def inspect_clips(
+    clips: Sequence[Clip], workers: int = 4, channels: int = 1, decoders: FileWorkers | None = None
+) -> list[Inspection]:
+    """One inspection a clip; each file is read once.
 
-    Files are judged as they will be read, as mono or as stereo. Of a clip that is a stretch of its file, the problem is
-    that the file does not hold it.
+    Of a clip that is a stretch of its file, the problem is that the file does not hold it.
+
+    Args:
+        workers: threads (decoding releases the interpreter).
+        channels: files are judged as they will be read, as mono or as stereo.
+        decoders: processes in their place: a file on which a decoder crashes then counts as one that cannot be used.
     """
     paths = list(dict.fromkeys(clip.path for clip in clips))
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            inspections = list(
-                track(pool.map(partial(inspect_file, channels=channels), paths), len(paths), "checking files", "files")
-            )
-        except BaseException:
-            # Without this, Ctrl-C would wait for thousands of files that are queued.
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with ExitStack() as stack:
+        decoders = decoders or stack.enter_context(FileWorkers(0, workers))
+        inspect = partial(inspect_file, channels=channels)
+        found_by = decoders.map(inspect, paths, lambda error: Inspection("", None, None, error.reason))
+        inspections = list(track(found_by, len(paths), "checking files", "files"))
     by_path = dict(zip(paths, inspections))
     found = []
     for clip in clips:

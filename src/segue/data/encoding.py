@@ -12,10 +12,9 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import cast
@@ -26,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from segue.audio.read import Readers, read_segment
+from segue.audio.read import read_segment
 from segue.audio.sound import BadAudio, Header
 from segue.audio.stereo import to_mono
 from segue.codecs.base import Codec
@@ -36,6 +35,7 @@ from segue.data.cache import DTYPES, LatentCache
 from segue.data.cache_checks import read_index, read_json
 from segue.data.cache_completion import finish_cache
 from segue.data.cache_layout import (
+    CAPTIONS_PER_SHARD,
     Parts,
     Segment,
     Shard,
@@ -49,9 +49,12 @@ from segue.data.cache_layout import (
     segments_of,
     shards_of,
 )
+from segue.data.cache_parts import Part, begin_part, join_parts, refuse_parts
+from segue.data.caption_encoding import CAPTIONS_AT_ONCE, caption_batches, embed, encode_captions
 from segue.data.channels import what_becomes
 from segue.data.check import Inspection, inspect_clips
 from segue.data.clip import Clip
+from segue.data.decoding import FileWorkers, Task, read_stretch
 from segue.data.round_trip import check_round_trip
 from segue.data.splits import missing_split_note, split_clips
 from segue.files import make_folder, write_bytes
@@ -61,9 +64,7 @@ from segue.ssl.base import Teacher
 from segue.types import UserError, printable
 
 ROWS_PER_SHARD = 256  # about; see plan.shards_of
-CAPTIONS_PER_SHARD = 1024
 ROUND_TRIPS = 8  # clips that try the codec
-CAPTIONS_AT_ONCE = 64
 
 
 class _Unread(UserError):
@@ -93,8 +94,9 @@ def build_cache(
     skip_bad: bool = False,
     variants: int = 1,
     batch_size: int = 32,
-    workers: int = 2,
+    workers: int = 0,
     device: str = "cpu",
+    part: Part | None = None,
 ) -> LatentCache:
     """Encode a data set into `out`, or continue where a killed build stopped; a finished one is opened at once.
 
@@ -107,38 +109,53 @@ def build_cache(
 
     Args:
         skip_bad: leave unusable files out and list them in meta.json, instead of refusing.
+        workers: processes that decode; they change nothing of the result. 0: two threads of this process, as a script
+            needs that has no `if __name__ == "__main__"`.
         variants: rows for each stretch of a training file; all but the first are varied (see `plan.segments_of`).
-        device: where the codec runs; a teacher runs where it is.
+        device: where codec and text encoder run; a teacher runs where it is.
+        part: encode this part of the clips (data/cache_parts.py). The whole cache is returned where it was the last
+            that was missing, else the part.
 
     Raises:
         UserError: bad files, a cache made with other settings or from quite other files, a full disk.
     """
     out = Path(out)
-    parts = Parts(codec.to(device), conditioner, teacher, float(seconds), dtype, device, variants)
+    parts = Parts(codec.to(device), conditioner.to(device), teacher, float(seconds), dtype, device, variants)
     check_arguments(clips, parts)
     # Settings first: they refuse another cache's folder before a file is decoded.
     settings = parts.settings()
-    refuse_other_settings(out, settings)
-    inspections = inspect_clips(clips, workers, parts.codec.audio_channels)
-    skipped = bad_files(clips, inspections, skip_bad)
-    headers = list({c.path: i.header for c, i in zip(clips, inspections) if i.problem is None and i.header}.values())
-    for line in what_becomes(headers, codec) if headers else []:
-        print(f"sound: {line}", file=sys.stderr)
-    # Each turn leaves one more file out, so that this ends; shards that the file is not in are kept by their names.
-    while True:
-        try:
-            return _build(out, parts, settings, clips, inspections, skipped, batch_size, workers)
-        except _Unread as error:
-            # A file that changed, or that decodes differently each time, as some damaged MP3 do: without it, the whole
-            # shards that are there are kept.
-            if not skip_bad:
-                raise
-            found = {clip.id for clip in clips if clip.path == error.path}
-            skipped += [{"id": name, "reason": error.reason} for name in sorted(found)]
-            inspections = [
-                replace(i, problem=error.reason) if clip.id in found else i for clip, i in zip(clips, inspections)
-            ]
-            print(printable(f"left out {', '.join(sorted(found))}: {error.reason}"), file=sys.stderr)
+    whole = out
+    if part is None:
+        refuse_parts(out)
+        refuse_other_settings(out, settings)
+    elif not (out / "meta.json").exists():
+        clips = begin_part(out, part, clips, settings)
+        refuse_other_settings(out := part.folder(out), settings)
+    else:  # joined already
+        refuse_other_settings(out, settings)
+        return LatentCache.open(out)
+    with FileWorkers(workers) as decoders:
+        inspections = inspect_clips(clips, channels=parts.codec.audio_channels, decoders=decoders)
+        skipped = bad_files(clips, inspections, skip_bad)
+        good = {c.path: i.header for c, i in zip(clips, inspections) if i.problem is None and i.header}
+        for line in what_becomes(list(good.values()), codec) if good else []:
+            print(f"sound: {line}", file=sys.stderr)
+        # Each turn leaves one more file out, so that this ends; shards that the file is not in are kept by their names.
+        while True:
+            try:
+                made = _build(out, parts, settings, clips, inspections, skipped, batch_size, decoders, part)
+                return (part and join_parts(whole, part, parts, settings)) or made
+            except _Unread as error:
+                # A file that changed, or that decodes differently each time, as some damaged MP3 do: without it, the
+                # whole shards that are there are kept.
+                if not skip_bad:
+                    raise
+                found = {clip.id for clip in clips if clip.path == error.path}
+                skipped += [{"id": name, "reason": error.reason} for name in sorted(found)]
+                inspections = [
+                    replace(i, problem=error.reason) if clip.id in found else i for clip, i in zip(clips, inspections)
+                ]
+                print(printable(f"left out {', '.join(sorted(found))}: {error.reason}"), file=sys.stderr)
 
 
 def _build(
@@ -149,14 +166,19 @@ def _build(
     inspections: Sequence[Inspection],
     skipped: list[dict],
     batch_size: int,
-    workers: int,
+    decoders: FileWorkers,
+    part: Part | None = None,
 ) -> LatentCache:
     """What `build_cache` does once it knows which files it can use.
 
     Raises:
         _Unread: a file cannot be read any more.
     """
-    segments = [s for clip, inspection in _split(clips, inspections) for s in segments_of(clip, inspection, parts)]
+    segments = [
+        s
+        for clip, inspection in _split(clips, inspections, part is not None)
+        for s in segments_of(clip, inspection, parts)
+    ]
     if not segments:
         raise UserError(f"no usable sound among {len(clips)} files; hint: see segue data check")
     captions = list(dict.fromkeys(caption for s in segments for caption in s.clip.captions))
@@ -187,21 +209,22 @@ def _build(
     _announce(out, parts, latent_shards, missing, captions)
     _check_codec(parts, segments)
     _announce_rate(parts, missing, missing_text, batch_size)
-    _encode_shards(out, parts, missing, batch_size, workers)
-    _encode_captions(out, parts, missing_text)
+    _encode_shards(out, parts, missing, batch_size, decoders)
+    encode_captions(out, parts, missing_text)
     finish_cache(out, parts, settings, index, latent_shards, text_shards, skipped)
     return LatentCache.open(out)
 
 
-def _split(clips: Sequence[Clip], inspections: Sequence[Inspection]) -> list[tuple[Clip, Inspection]]:
+def _split(clips: Sequence[Clip], inspections: Sequence[Inspection], is_part: bool) -> list[tuple[Clip, Inspection]]:
     """The clips that can be used, each with its split; notes on them are printed."""
     usable = [(clip, inspection) for clip, inspection in zip(clips, inspections) if inspection.problem is None]
     split = split_clips(
         [clip for clip, _ in usable],
         [inspection.sha256 for _, inspection in usable],
         lambda index: usable[index][1].seconds,
+        is_part,
     )
-    missing = missing_split_note(split.clips)
+    missing = None if is_part else missing_split_note(split.clips)
     for note in [*split.notes, *([missing] if missing else [])]:
         print(f"note: {note}", file=sys.stderr)
     # A clip may have been split into others: `origins` leads back to the one that was inspected.
@@ -261,7 +284,7 @@ def _announce_rate(parts: Parts, missing: list[Shard], missing_text: list[Shard]
         segments = missing[0].items[:batch_size]
 
         def encode(some: Sequence[Segment]) -> dict[str, Tensor]:
-            pieces = [_read(segment, parts) for segment in some]
+            pieces = [_read_here(segment, parts) for segment in some]
             by_rate = [torch.from_numpy(np.stack(same_rate)) for same_rate in zip(*pieces)]
             return _encode_batch(parts, some, by_rate[0], by_rate[1] if len(by_rate) > 1 else None)
 
@@ -277,8 +300,8 @@ def _announce_rate(parts: Parts, missing: list[Shard], missing_text: list[Shard]
     # The longest captions take most.
     if missing_text:
         items = max((shard.items for shard in missing_text), key=len)
-        longest = _caption_batches(items, CAPTIONS_AT_ONCE)[-1]
-        tokens, _ = _embed(parts, [items[i] for i in longest])
+        longest = caption_batches(items, CAPTIONS_AT_ONCE)[-1]
+        tokens, _ = embed(parts, [items[i] for i in longest])
         peak = max(peak, peak_bytes(), resident_bytes() + joined * len(items) * tokens[0].nbytes)
     if peak:
         print(f"peak memory about {format_bytes(round(peak))}", file=sys.stderr)
@@ -288,7 +311,7 @@ def _check_codec(parts: Parts, segments: Sequence[Segment]) -> None:
     """Refuse a codec that does not give back most of a few clips."""
     # Spread over the set: neighbours may all be silence or all of one kind.
     some = segments[:: max(1, len(segments) // ROUND_TRIPS)][:ROUND_TRIPS]
-    waves = [_read(segment, replace(parts, teacher=None))[0] for segment in some]
+    waves = [_read_here(segment, replace(parts, teacher=None))[0] for segment in some]
     stacked = torch.from_numpy(np.stack(waves)).to(parts.device)
     found = check_round_trip(parts.codec, stacked, getattr(parts.codec, "source", parts.codec.name))
     print(
@@ -309,57 +332,61 @@ def _is_whole(out: Path, shard: Shard) -> bool:
         return False
 
 
-def _encode_shards(out: Path, parts: Parts, shards: list[Shard], batch_size: int, workers: int) -> None:
-    with ExitStack() as stack, ThreadPoolExecutor(workers) as pool:
-        # Room for the files that all threads may be reading, in this batch and in the one read ahead.
-        readers = stack.enter_context(Readers(parts.rates_hz, 2 * workers + 2, parts.codec.audio_channels))
-        batches = _batches(parts, shards, batch_size, pool, readers)
-        progress = track(batches, sum(len(s.items) for s in shards), "encoding", "clips", size=lambda b: len(b[1]))
-        rows: list[dict[str, Tensor]] = []
-        for shard, segments, waves, teacher_waves in progress:
-            rows.append(_encode_batch(parts, segments, waves, teacher_waves))
-            # A shard is written as soon as its rows are complete, so that a killed build loses one shard at most.
-            if sum(len(part["latents"]) for part in rows) == len(shard.items):
-                tensors = {name: torch.cat([part[name] for part in rows]) for name in rows[0]}
-                write_bytes(out / "shards" / shard.file, save(tensors))
-                rows.clear()
+def _encode_shards(out: Path, parts: Parts, shards: list[Shard], batch_size: int, decoders: FileWorkers) -> None:
+    batches = _batches(parts, shards, batch_size, decoders)
+    progress = track(batches, sum(len(s.items) for s in shards), "encoding", "clips", size=lambda b: len(b[1]))
+    rows: list[dict[str, Tensor]] = []
+    for shard, segments, waves, teacher_waves in progress:
+        rows.append(_encode_batch(parts, segments, waves, teacher_waves))
+        # A shard is written as soon as its rows are complete, so that a killed build loses one shard at most.
+        if sum(len(part["latents"]) for part in rows) == len(shard.items):
+            tensors = {name: torch.cat([part[name] for part in rows]) for name in rows[0]}
+            write_bytes(out / "shards" / shard.file, save(tensors))
+            rows.clear()
 
 
-def _batches(
-    parts: Parts, shards: list[Shard], batch_size: int, pool: ThreadPoolExecutor, readers: Readers
-) -> Iterator[tuple]:
+def _batches(parts: Parts, shards: list[Shard], batch_size: int, decoders: FileWorkers) -> Iterator[tuple]:
     """Decoded batches, one read ahead; a batch never spans shards, so that a resumed build meets the same batches."""
     plan = [
         (shard, shard.items[i : i + batch_size]) for shard in shards for i in range(0, len(shard.items), batch_size)
     ]
 
-    def submit(segments: Sequence[Segment]) -> list:
-        return [pool.submit(_read, segment, parts, readers) for segment in segments]
+    def ask(segments: Sequence[Segment]) -> list[Task]:
+        return [decoders.ask(s.clip.path, read_stretch, *_stretch(s, parts)) for s in segments]
 
     # The next batch is read while this one is encoded.
-    ahead = submit(plan[0][1]) if plan else []
+    ahead = ask(plan[0][1]) if plan else []
     for number, (shard, segments) in enumerate(plan):
-        futures, ahead = ahead, submit(plan[number + 1][1]) if number + 1 < len(plan) else []
-        waves = [future.result() for future in futures]
+        tasks, ahead = ahead, ask(plan[number + 1][1]) if number + 1 < len(plan) else []
+        waves = [_placed(s, parts, partial(decoders.result, task)) for s, task in zip(segments, tasks)]
         by_rate = [torch.from_numpy(np.stack(same_rate)) for same_rate in zip(*waves)]
         yield shard, segments, by_rate[0], by_rate[1] if len(by_rate) > 1 else None
 
 
-def _read(segment: Segment, parts: Parts, readers: Readers | None = None) -> list[np.ndarray]:
-    """A row's waveform for the codec, [A, T], and, where there is a teacher, for that: [T], the mean of the sides."""
+def _stretch(segment: Segment, parts: Parts) -> tuple[Header, float, float, tuple[int, ...], int]:
     header = cast(Header, segment.inspection.header)  # there, since the file can be used
-    stretch = segment.clip.path, header, segment.start_sec, segment.length_sec
+    return header, segment.start_sec, segment.length_sec, parts.rates_hz, parts.codec.audio_channels
+
+
+def _read_here(segment: Segment, parts: Parts) -> list[np.ndarray]:
+    return _placed(segment, parts, lambda: read_segment(segment.clip.path, *_stretch(segment, parts)))
+
+
+def _placed(segment: Segment, parts: Parts, read: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
+    """A row's waveform for the codec, [A, T], and, where there is a teacher, for that: [T], the mean of the sides.
+
+    Raises:
+        _Unread: it cannot be read.
+    """
     try:
-        pieces = (
-            readers.read(*stretch) if readers else read_segment(*stretch, parts.rates_hz, parts.codec.audio_channels)
-        )
+        pieces = read()
     except BadAudio as error:
         raise _Unread(segment.clip.path, error.reason) from error
-    placed = [_placed(piece, segment.variant, rate, parts.seconds) for piece, rate in zip(pieces, parts.rates_hz)]
+    placed = [_varied(piece, segment.variant, rate, parts.seconds) for piece, rate in zip(pieces, parts.rates_hz)]
     return [*placed[:1], *(to_mono(piece.T) for piece in placed[1:])]
 
 
-def _placed(piece: np.ndarray, variant: Variant, rate_hz: int, seconds: float) -> np.ndarray:
+def _varied(piece: np.ndarray, variant: Variant, rate_hz: int, seconds: float) -> np.ndarray:
     """A piece [A, n] as its row has it: delayed, softened, filled up with zeros."""
     whole = round(seconds * rate_hz)
     before = round(variant.delay_sec * rate_hz)
@@ -394,37 +421,3 @@ def _stored(values: Tensor, parts: Parts, segments: Sequence[Segment], what: str
         hint = "--dtype float32" if bool(values.isfinite().all()) else f"try another {what}"
         raise UserError(f"{path}: the {what} gives values that {parts.dtype} cannot hold; hint: {hint}")
     return stored.contiguous()
-
-
-def _encode_captions(out: Path, parts: Parts, shards: list[Shard]) -> None:
-    plan = [(shard, batch) for shard in shards for batch in _caption_batches(shard.items, CAPTIONS_AT_ONCE)]
-    total = sum(len(shard.items) for shard in shards)
-    rows: dict[int, tuple[Tensor, Tensor]] = {}
-    for shard, batch in track(plan, total, "embedding captions", "captions", size=lambda b: len(b[1])):
-        tokens, mask = _embed(parts, [shard.items[i] for i in batch])
-        rows |= {i: (tokens[b], mask[b]) for b, i in enumerate(batch)}
-        if len(rows) == len(shard.items):
-            # The shard is as wide as its longest caption, not as the encoder's limit.
-            longest = max(int(mask.sum()) for _, mask in rows.values())
-            tokens = torch.zeros(len(rows), longest, parts.conditioner.dim, dtype=DTYPES[parts.dtype])
-            mask = torch.zeros(len(rows), longest, dtype=torch.bool)
-            for i in sorted(rows):
-                t, m = rows.pop(i)
-                kept = min(longest, len(m))
-                tokens[i, :kept] = t[:kept]
-                mask[i, :kept] = m[:kept]
-            write_bytes(out / "shards" / shard.file, save({"tokens": tokens, "mask": mask}))
-
-
-@torch.inference_mode()
-def _embed(parts: Parts, captions: list[str]) -> tuple[Tensor, Tensor]:
-    """Tokens [n, K, E] as the cache stores them, zero where the mask [n, K] is False."""
-    tokens, mask = (x.cpu() for x in parts.conditioner.encode(captions))
-    # Tokens behind the mask are zero, so that equal captions give equal bytes whatever they were batched with.
-    return (tokens.float() * mask[..., None]).to(DTYPES[parts.dtype]), mask
-
-
-def _caption_batches(captions: Sequence[str], batch_size: int) -> list[list[int]]:
-    """Batches of captions of like length: little padding, little waste."""
-    order = sorted(range(len(captions)), key=lambda i: (len(captions[i]), i))
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from segue.data.cache import LatentCache, is_packed
+from segue.data.cache_parts import refuse_parts
 from segue.data.streaming import StreamedCache
 
 
@@ -20,6 +21,8 @@ def open_cache(
     Raises:
         UserError: no cache, an unfinished or damaged one, another version, or other fingerprints.
     """
+    if not is_packed(path):
+        refuse_parts(Path(path))
     # Neither form needs to know of the other; this file alone knows both.
     form = StreamedCache if is_packed(path) else LatentCache
     return form.open(path, codec_fingerprint, text_fingerprint)

@@ -36,7 +36,9 @@ class Split:
     notes: list[str]
 
 
-def split_clips(clips: Sequence[Clip], contents: Sequence[str], seconds_of: Callable[[int], float]) -> Split:
+def split_clips(
+    clips: Sequence[Clip], contents: Sequence[str], seconds_of: Callable[[int], float], is_part: bool = False
+) -> Split:
     """Give a split to every clip that has none.
 
     A content is held out where its hash falls in the first twentieth, so that it keeps its split whatever else comes or
@@ -49,9 +51,10 @@ def split_clips(clips: Sequence[Clip], contents: Sequence[str], seconds_of: Call
     Args:
         contents: a hash for each clip; "" where there is none, and the clip goes by train.
         seconds_of: the length of the file of the clip at a position; asked where there is one content alone.
+        is_part: these are some of a larger set's clips, so that what only a small set gets is left out.
     """
     unique = set(contents) - {""}
-    is_named = any(clip.split for clip in clips)
+    is_named = is_part or any(clip.split for clip in clips)
     if not is_named and len(unique) == 1:
         return _split_in_time(clips, contents, seconds_of)
     cut = VALID_SHARE

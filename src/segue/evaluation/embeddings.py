@@ -7,7 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from segue.evaluation.note_classifier import EMBEDDING_SIZE, NOTE_RATE_HZ, NOTE_
 from segue.files import sha256_of, write_bytes
 from segue.hub import model_folder
 from segue.types import UserError, first_line
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Encoder(Protocol):
@@ -37,6 +40,9 @@ class Encoder(Protocol):
 
     def fingerprint(self) -> dict:
         """Settings, and a hash of the weights under "weights"."""
+
+    def to(self, device: str) -> Encoder:
+        """Move the weights; returns itself."""
 
 
 class Embedding(ABC):
@@ -59,6 +65,10 @@ class Embedding(ABC):
     @abstractmethod
     def embed(self, wave: np.ndarray) -> dict[str, np.ndarray]:
         """[T] at sample_rate_hz -> arrays by name, "embedding" [E] among them."""
+
+    def to(self, device: str) -> Self:
+        """Compute there; returns itself. What is no large network stays on the CPU."""
+        return self
 
 
 def check_crop(crop_sec: float) -> float:
@@ -134,8 +144,13 @@ class EncoderEmbedding(Embedding):
         """See `Embedding.embed`."""
         # The crop is the first seconds, not a random place: figures must not depend on a draw.
         cropped = torch.from_numpy(wave[: round(self.crop_sec * self.sample_rate_hz)].astype(np.float32))
-        frames = self.encoder.encode(cropped[None])[0].double().cpu()
+        frames = self.encoder.encode(cropped[None])[0].cpu().double()
         return {"embedding": frames.mean(dim=0).numpy()}
+
+    def to(self, device: str) -> Self:
+        """See `Embedding.to`."""
+        self.encoder.to(device)
+        return self
 
 
 class ClapEmbedding(Embedding):
@@ -176,17 +191,25 @@ class ClapEmbedding(Embedding):
         )
         # A fusion extractor marks a clip at random as longer than a chunk; none is.
         longer = torch.zeros(1, 1, dtype=torch.bool)
-        states = self.model.audio_model(input_features=inputs["input_features"].float(), is_longer=longer)
-        return {"embedding": self.model.audio_projection(states.pooler_output)[0].double().numpy()}
+        device = self.model.device
+        states = self.model.audio_model(
+            input_features=inputs["input_features"].float().to(device), is_longer=longer.to(device)
+        )
+        return {"embedding": self.model.audio_projection(states.pooler_output)[0].cpu().double().numpy()}
+
+    def to(self, device: str) -> Self:
+        """See `Embedding.to`."""
+        self.model.to(device)
+        return self
 
     @torch.inference_mode()
     def embed_text(self, caption: str) -> np.ndarray:
         """One caption -> [E]."""
         # Two positions of the text model are taken up by its padding offset.
         limit = self.model.config.text_config.max_position_embeddings - 2
-        words = self.tokenizer(caption, return_tensors="pt", truncation=True, max_length=limit)
+        words = self.tokenizer(caption, return_tensors="pt", truncation=True, max_length=limit).to(self.model.device)
         states = self.model.text_model(input_ids=words["input_ids"], attention_mask=words["attention_mask"])
-        return self.model.text_projection(states.pooler_output)[0].double().numpy()
+        return self.model.text_projection(states.pooler_output)[0].cpu().double().numpy()
 
 
 def load_clap(name: str, option: str = "--text-embedding") -> ClapEmbedding:

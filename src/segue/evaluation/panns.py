@@ -134,7 +134,13 @@ class PannsEmbedding(Embedding):
         """See `Embedding.embed`."""
         clip = torch.from_numpy(wave[: round(self.crop_sec * self.sample_rate_hz)].astype(np.float32))
         clip = F.pad(clip, (0, max(0, (_LEAST_FRAMES - 1) * self.front_end.hop_samples - len(clip))))
-        return {"embedding": self.network(self.front_end.log_mel(clip[None]))[0].double().numpy()}
+        picture = self.front_end.log_mel(clip[None]).to(next(self.network.parameters()).device)
+        return {"embedding": self.network(picture)[0].cpu().double().numpy()}
+
+    def to(self, device: str) -> PannsEmbedding:
+        """See `Embedding.to`."""
+        self.network.to(device)
+        return self
 
 
 def _front_end(option: str, tensors: dict[str, Tensor]) -> PannsFrontEnd:

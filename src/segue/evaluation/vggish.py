@@ -116,12 +116,18 @@ class VggishEmbedding(Embedding):
         picture = log_mel(F.pad(clip, (0, max(0, PATCH_SAMPLES - len(clip)))))
         # Patches stand side by side; a rest that fills none is left out, as in the release.
         patches = picture.unfold(0, PATCH_FRAMES, PATCH_FRAMES).transpose(1, 2)
-        rows = torch.cat([self.network(part) for part in patches.split(_BATCH)])
+        device = next(self.network.parameters()).device
+        rows = torch.cat([self.network(part.to(device)).cpu() for part in patches.split(_BATCH)])
         if self.whitening is not None:
             matrix, means = self.whitening
             # AudioSet's features are stored as bytes: whitened, cut, and in steps.
             rows = (((rows - means) @ matrix.T).clamp(-2.0, 2.0) + 2.0).mul(255.0 / 4.0).round()
         return {"embedding": rows.double().mean(dim=0).numpy()}
+
+    def to(self, device: str) -> VggishEmbedding:
+        """See `Embedding.to`."""
+        self.network.to(device)
+        return self
 
 
 def _whitening(option: str, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

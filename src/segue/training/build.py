@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from segue.codecs import codec_of
 from segue.codecs.latent_space import LatentSpace
 from segue.conditioners.pipeline_text import load_pipeline_text
 from segue.data.cache import LatentCache
+from segue.devices import device_of
 from segue.models.adapters import Adapter, load_adapter, read_adapter_config
 from segue.models.backbone import Backbone, BackboneConfig
 from segue.models.dit import DiT, DiTConfig
@@ -36,13 +38,20 @@ TOKENS_PER_SEC = 16  # what model.patch_frames = 0 aims at
 def make_accelerator(config: RunConfig, device: str = "auto"):
     """accelerate's handle on devices and ranks. Its precision is a setting of the whole process, ours of one run.
 
+    Args:
+        device: as --device names it.
+
     Raises:
         UserError: an unknown device, batches that the processes cannot share evenly, or a sharding that this run or
             machine cannot have.
     """
-    if device not in ("auto", "cpu"):
-        raise UserError(f"--device {device}: use auto or cpu")
-    accelerator = import_extra("accelerate", "train").Accelerator(cpu=device == "cpu")
+    place = device_of(device)
+    # On several ranks the launcher says which GPU is whose.
+    if place.startswith("cuda:") and "LOCAL_RANK" not in os.environ:
+        torch.cuda.set_device(place)
+    accelerator = import_extra("accelerate", "train").Accelerator(cpu=place == "cpu")
+    if accelerator.device.type != place.partition(":")[0]:
+        raise UserError(f"--device {device}: this process computes on {accelerator.device.type} already; start it anew")
     batch_size = config.train.batch_size
     world = accelerator.num_processes
     if batch_size % world:

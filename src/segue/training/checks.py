@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from segue.codecs.huggingface import pretrained_codec_hash
 from segue.conditioners.pipeline_text import pipeline_text_hash
 from segue.data.cache import LatentCache
+from segue.devices import device_of
 from segue.hub import pipeline_folder
 from segue.memory import format_bytes
 from segue.models.adapters import AdapterConfig, adapter_class, own_timesteps
@@ -20,12 +19,15 @@ from segue.training.build import cached_space, make_task, model_shape, own_space
 from segue.training.config import RunConfig
 from segue.training.features import teacher_statistics
 from segue.training.fine_tuning import check_lora
-from segue.training.run_memory import in_parts, run_need, stated_bytes, step_kind
+from segue.training.run_memory import free_bytes, in_parts, run_need, stated_bytes, step_kind
 from segue.types import UserError
 
 
-def check_before_training(config: RunConfig, cache: LatentCache) -> list[str]:
+def check_before_training(config: RunConfig, cache: LatentCache, device: str = "auto") -> list[str]:
     """Lines to print on what the run will be and need.
+
+    Args:
+        device: as --device names it.
 
     Raises:
         UserError: the cache cannot train this recipe; the line says why and what to do.
@@ -46,7 +48,11 @@ def check_before_training(config: RunConfig, cache: LatentCache) -> list[str]:
     elif config.recipe == "static-checkpoint":
         raise UserError("static-checkpoint is the baseline of a model that is trained on; hint: --model FOLDER")
     conditions = [_check_text(cache, train)] if config.train.task == "generation" else _check_degradation(config, cache)
-    lines = [_check_latents(config, cache, train), *conditions, *_check_model(config, cache)]
+    lines = [
+        _check_latents(config, cache, train),
+        *conditions,
+        *_check_model(config, cache, torch.device(device_of(device))),
+    ]
     return lines + ([_check_teacher(cache)] if config.policy.needs_teacher else [])
 
 
@@ -146,9 +152,8 @@ def _check_teacher(cache: LatentCache) -> str:
     return f"teacher: {source['name']}, {varying} at {rate_hz:g} frames a second"
 
 
-def _check_model(config: RunConfig, cache: LatentCache) -> list[str]:
+def _check_model(config: RunConfig, cache: LatentCache, device: torch.device) -> list[str]:
     dit = model_shape(config, cache)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     need = run_need(config, cache, dit)
     lines = [
         f"model: {config.model.pretrained or config.model.preset}, {parameters_of(dit) / 1e6:.2f} M parameters, "
@@ -167,13 +172,12 @@ def _check_model(config: RunConfig, cache: LatentCache) -> list[str]:
             f"model.predicts=velocity through a model of width {dit.width} cannot fit tokens of {token} numbers; "
             "use model.predicts=clean or a wider preset"
         )
-    if not torch.cuda.is_available():
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else need.total
-        if need.total > free:
-            raise UserError(
-                f"the run needs about {need.total / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; "
-                "use a smaller model.preset, train.accumulation or model.gradient_checkpointing=true"
-            )
+    free = free_bytes(device)
+    if free is not None and need.total > free:
+        raise UserError(
+            f"the run needs about {need.total / 2**30:.1f} GiB of {device} and {free / 2**30:.1f} GiB are free; "
+            "use a smaller model.preset, train.accumulation or model.gradient_checkpointing=true"
+        )
     return lines
 
 

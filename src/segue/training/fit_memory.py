@@ -13,14 +13,13 @@ from math import ceil
 from segue.data.cache import LatentCache
 from segue.memory import format_bytes
 from segue.models.backbone import BackboneConfig
+from segue.models.gpu_fit import CUDA_BYTES
 from segue.models.lora import LoraConfig
 from segue.training.config import RunConfig
 from segue.training.run_memory import run_need
 from segue.types import UserError
 
 GIB = 2**30
-# What a GPU's own runtime takes: CUDA context, kernels, the buffers of matrix products.
-DEVICE_BYTES = GIB
 USED = 0.95  # share of the memory that is planned with: the allocator cannot use the last of it
 
 
@@ -35,7 +34,7 @@ def fit_memory(config: RunConfig, cache: LatentCache, shape: BackboneConfig, gib
         UserError: not even one example at a time fits; the line says what does.
     """
     config = replace(config, train=replace(config.train, precision="bf16"))
-    room = round(USED * gib * GIB) - DEVICE_BYTES
+    room = round(USED * gib * GIB) - CUDA_BYTES
     least = 0
     for candidate in _ladder(config):
         # The need grows evenly with the examples of a piece: two counts tell the rest.
@@ -46,13 +45,13 @@ def fit_memory(config: RunConfig, cache: LatentCache, shape: BackboneConfig, gib
         each = max(1, run_need(_in_pieces(candidate, 2), cache, shape).total - one)
         piece = min(candidate.train.batch_size, 1 + (room - one) // each)
         chosen = _in_pieces(candidate, piece)
-        return chosen, _line(chosen, gib, run_need(chosen, cache, shape).total + DEVICE_BYTES)
-    needed = format_bytes(least + DEVICE_BYTES)
-    hint = f"encode shorter clips, or --memory {ceil((least + DEVICE_BYTES) / GIB / USED)}"
+        return chosen, _line(chosen, gib, run_need(chosen, cache, shape).total + CUDA_BYTES)
+    needed = format_bytes(least + CUDA_BYTES)
+    hint = f"encode shorter clips, or --memory {ceil((least + CUDA_BYTES) / GIB / USED)}"
     if not config.lora.rank:
         structure = replace(config.policy.structure, enabled=False, strength=0.0)
         adapted = replace(config, lora=LoraConfig(16), policy=replace(config.policy, structure=structure))
-        with_lora = run_need(_in_pieces(_ladder(adapted)[-1], 1), cache, shape).total + DEVICE_BYTES
+        with_lora = run_need(_in_pieces(_ladder(adapted)[-1], 1), cache, shape).total + CUDA_BYTES
         hint = f"--lora rank=16 needs {format_bytes(with_lora)}"
     raise UserError(f"--memory {gib:g}: one example at a time needs {needed}; hint: {hint}")
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from segue.models.positions import sinusoidal
 from segue.training.config import OptimConfig
-from segue.training.optim import make_optimizer
+from segue.training.optim import make_optimizer, set_rate, step_unless
 
 
 class Head:
@@ -29,13 +29,12 @@ class Head:
         optimizer = make_optimizer(module, replace(optim, kind="adamw", pull=0.0))
         self.module, self.optimizer = accelerator.prepare(module, optimizer)
 
-    def step(self, rate: float) -> None:
-        """Clip, step at this learning rate, clear the gradients."""
+    def step(self, rate: float, bad: Tensor) -> None:
+        """Clip, step at this learning rate unless `bad` is 1, clear the gradients."""
         if self._clip:
             self._accelerator.clip_grad_norm_(self.module.parameters(), self._clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        set_rate(self.optimizer, rate)
+        step_unless(bad, self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from segue.codecs.latent_space import LatentSpace
 from segue.progress import Meter
@@ -23,6 +23,7 @@ from segue.training.log import RunLog
 from segue.training.losses import means
 from segue.training.ranks import lost_ranks
 from segue.training.run_memory import peak_bytes
+from segue.training.threads import Threads
 
 # What makes sounds of a run while it trains: (averaged model, its latent space, examples so far, log) -> a line.
 Sounds = Callable[[Any, LatentSpace, int, RunLog], str]
@@ -79,18 +80,21 @@ class Journal:
         self.log = RunLog(run_dir, examples_seen=examples_seen, tensorboard=config.train.tensorboard, active=main)
         self.meter = Meter(config.recipe, config.train.total_examples, examples_seen, quiet or not main)
         self.share = LoaderShare()
+        self._threads = Threads(accelerator.device)
         self._first_seen = examples_seen
         self._seconds_before = 0.0 if saved is None else saved.state.seconds
         # Monotonic: a clock that is set back changes nothing.
         self._started = time.monotonic()
         self._headline = ""
         self._measured = ""  # what was measured last, as announced
-        self._sums: list[Tensor] = []
+        self._good: list[tuple[float, float]] = []
+        self._norm = 0.0
 
     def __enter__(self) -> Journal:
         self._stack = ExitStack()
-        for part in (self.log, self.meter, self._interrupt, self._ranks):
+        for part in (self.log, self.meter, self._interrupt, self._ranks, self._threads):
             self._stack.enter_context(part)
+        self.print_line(self._threads.describe())
         return self
 
     def __exit__(self, *error) -> bool | None:
@@ -132,9 +136,10 @@ class Journal:
         """A "memory" line of the log, at the run's end."""
         self.log.write("memory", int(self.meter.total), peak_bytes=peak_bytes(device))
 
-    def note_step(self, sums: Tensor) -> None:
-        """Mean flow loss and alignment [2] of a good step, for the next line."""
-        self._sums.append(sums)
+    def note_step(self, loss: float, alignment: float, norm: float) -> None:
+        """Mean flow loss, mean alignment and gradient norm of a good step, for the next line."""
+        self._good.append((loss, alignment))
+        self._norm = norm
 
     def make_sounds(self, sounds: Sounds, model: nn.Module, space: LatentSpace, seen: int) -> None:
         """Let the first rank make its sounds, and print what it says of them."""
@@ -143,13 +148,15 @@ class Journal:
 
     def write_steps(self, seen: int, decision: Decision, **numbers: float) -> None:
         """A "train" line of the log: means over the good steps since the last, if there were some."""
-        if not self._sums:
+        if not self._good:
             return
-        loss, alignment = means(self._sums)
-        self._sums.clear()
+        loss, alignment = means(self._good)
+        self._good.clear()
         elapsed = time.monotonic() - self._started
         self.log.write(
-            "train", seen, loss=loss, alignment=alignment, **numbers, timestep_mean=decision.timesteps.mean(),
+            "train", seen, loss=loss, alignment=alignment, grad_norm=self._norm, **numbers,
+            timestep_mean=decision.timesteps.mean(),
             examples_per_sec=(seen - self._first_seen) / elapsed, loader_share=self.share.take(),
         )  # fmt: skip
         self.meter.update(seen, f"loss {loss:.3f}")
+        self.print_line(self._threads.adjust())

@@ -21,12 +21,12 @@ from segue.stage.stage import Stage
 from segue.training import build, checkpoint
 from segue.training.config import RunConfig, crossed, intervals
 from segue.training.features import alignment_targets
-from segue.training.guards import Guard
+from segue.training.guards import LAG, Guard
 from segue.training.journal import Journal, Sounds, TrainResult
 from segue.training.losses import StepLosses
 from segue.training.measurements import Measurements, measured_drops
-from segue.training.optim import clip_gradients, learning_rate, make_optimizer, set_rate, update_average
-from segue.training.ranks import on_any_rank, sync_only
+from segue.training.optim import clip_gradients, learning_rate, make_optimizer, set_rate, step_unless, update_average
+from segue.training.ranks import sync_only
 from segue.training.sharding import wrap
 from segue.training.step import draw_example
 
@@ -51,7 +51,7 @@ def train(
         cache: latents, text embeddings and teacher features.
         run_dir: folder of log and checkpoints; made if it does not exist.
         resume: go on from the newest checkpoint, if there is one; on a CPU, bit for bit as an uninterrupted run.
-        device: "auto" (accelerate chooses), or "cpu".
+        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1" or "mps".
         quiet: show no progress.
         cache_on_device: "yes", "no", or "auto": whether training rows live in the device's memory (data/resident.py).
         trust_remote_code: run the code that comes with the teacher, where the discrepancy needs it.
@@ -98,13 +98,13 @@ def train(
     keeper = checkpoint.Keeper(run_dir, config, cache, accelerator, task.space, parts)
     faults = keeper.restore(saved)
     ddp, optimizer = wrap(accelerator, model, optimizer)
-    guard = Guard(config.train, model, loader, accelerator, faults)
+    guard = Guard(config.train, optim, model, loader, accelerator, faults)
     every = intervals(config.train)
 
     with loader, Journal(config, run_dir, accelerator, stage.examples_seen, saved, quiet, grace_sec) as journal:
         journal.print_line(loader.describe())
         journal.print_line(measurements.describe())
-        while stage.examples_seen < total and not on_any_rank(accelerator, journal.stop_requested):
+        while stage.examples_seen < total and not guard.stopping(journal):
             # The decision in force. Reading it measures the discrepancy, where that is due.
             seen = stage.examples_seen
             decision = stage.decision
@@ -133,36 +133,35 @@ def train(
                     accelerator.backward(loss.sum() / len(example.t))
                 sums += found.sum(1) / len(example.t)
                 flow.append(found[0])
-            norm = clip_gradients(model, optim.grad_clip)
+            norm, norms = clip_gradients(model, optim.grad_clip)
 
-            # The step, on all ranks or on none. A faulty step moves no weight, and its examples count as seen.
-            sums, fault = guard.check(seen, sums, norm, example.teacher, flow)
+            # The step; a faulty one is a zero update on all ranks. Only where loss drops are due is its verdict waited for.
+            bad = guard.check(journal, seen, sums, norm, norms, example.teacher, flow)
+            stepped = not (stage.due.loss_drops and bool(bad))
             rate = set_rate(optimizer, learning_rate(optim, seen / total))
-            if fault is None:
-                with measured_drops(stage.due.loss_drops, model, example, accelerator) as drops:
-                    optimizer.step()
-                losses.heads.step(rate, aligned=example.teacher is not None)
-                stage.after_step(batch_size, loss_drops=drops)
-                update_average(ema, model, optimizer, optim, stage.steps)
-                journal.note_step(sums)
-            else:
-                stage.after_step(batch_size, stepped=False)
-                guard.skip(journal.log, journal.meter, seen, fault, optim.learning_rate)
+            with measured_drops(stage.due.loss_drops and stepped, model, example, accelerator) as drops:
+                step_unless(bad, optimizer)
+            losses.heads.step(rate, example.teacher is not None, bad)
+            stage.after_step(batch_size, stepped=stepped, loss_drops=drops)
+            update_average(ema, model, optimizer, optim, stage.steps, bad)
             optimizer.zero_grad(set_to_none=True)
             losses.heads.zero_grad()
             journal.share.stepped()
 
-            # Lines of the log, and checkpoints.
+            # Lines of the log, and checkpoints. Verdicts of the last steps are read where something is written.
             seen = stage.examples_seen
             checkpoint_due = crossed(seen, seen - batch_size, every.checkpoint) and seen < total
-            if crossed(seen, seen - batch_size, every.log) or checkpoint_due or seen >= total:
-                journal.write_steps(seen, decision, learning_rate=rate, grad_norm=float(norm))
+            log_due = crossed(seen, seen - batch_size, every.log) or checkpoint_due or seen >= total
+            guard.read(journal, keep=0 if log_due else LAG)
+            if log_due:
+                journal.write_steps(seen, decision, learning_rate=rate)
             if checkpoint_due:
                 keeper.save(guard, journal.seconds)
             if sounds and crossed(seen, seen - batch_size, every.sounds) and seen < total:
                 journal.make_sounds(sounds, ema, task.space, seen)
 
         # --- The end: measured once more, whatever the intervals are. ---
+        guard.read(journal, keep=0)
         if finished := stage.examples_seen >= total:
             journal.announce(stage.decision, total, again=False)
             journal.print_line(measurements.validate(journal.log, total))

@@ -5,6 +5,7 @@ Parts that a policy does not use are not built. Without any, the loss is the mea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,11 +37,15 @@ class Heads:
         """The heads that exist."""
         return [head for head in (self.projector, self.uncertainty) if head is not None]
 
-    def step(self, rate: float, aligned: bool) -> None:
-        """The heads' own optimiser steps; the projector takes none where the step was not aligned."""
+    def step(self, rate: float, aligned: bool, bad: Tensor) -> None:
+        """The heads' own optimiser steps; the projector takes none where the step was not aligned.
+
+        Args:
+            bad: of `Guard.check`.
+        """
         for head in self.all:
             if head is not self.projector or aligned:
-                head.step(rate)
+                head.step(rate, bad)
 
     def zero_grad(self) -> None:
         """Clear the gradients of a step that is not taken."""
@@ -125,12 +130,12 @@ def alignment_inputs(outcome: Outcome, piece: Example, grid: FrameGrid) -> tuple
     return features, options
 
 
-def means(sums: list[Tensor]) -> tuple[float, float | None]:
+def means(steps: Sequence[tuple[float, float]]) -> tuple[float, float | None]:
     """Mean flow loss of steps, and mean alignment of the aligned ones; None where none was.
 
     Args:
-        sums: [2] of each step: flow loss and alignment, which is 0 where a step was not aligned.
+        steps: flow loss and alignment of each, which is 0 where a step was not aligned.
     """
-    flow, aligned = torch.stack(sums).unbind(1)
+    flow, aligned = torch.tensor(steps).unbind(1)
     some = aligned[aligned != 0]
     return float(flow.mean()), float(some.mean()) if len(some) else None

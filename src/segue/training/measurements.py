@@ -71,7 +71,7 @@ class Measurements:
         self._cache = cache
         self._model = model
         self._ema = ema
-        self._validation_set = make_validation_set(task, cache, config, accelerator.device)
+        self._validation_set = make_validation_set(task, cache, config, accelerator)
         self.stage: Stage | None = None
         # D of the averaged weights is three to seven times less noisy (docs/method.md, section 1).
         self._measured = ema if config.policy.probe.weights == "averaged" else model

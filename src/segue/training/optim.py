@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.training.config import OptimConfig
-from segue.training.sharding import norm_of, to_local
+from segue.training.sharding import norms_of, to_local
 from segue.types import UserError, import_extra
 
 
@@ -125,20 +125,41 @@ def pull_to_start(optimizer: torch.optim.Optimizer, strength: float) -> None:
 
 
 @torch.no_grad()
-def clip_gradients(model: nn.Module, limit: float) -> Tensor:
-    """Scale the gradients to a global norm of at most `limit` (0 = leave them) and return the norm that they had.
+def clip_gradients(model: nn.Module, limit: float) -> tuple[Tensor, Tensor]:
+    """Scale the gradients to a global norm of at most `limit` (0 = leave them).
 
     As torch.nn.utils.clip_grad_norm_, except that gradients stay as they are where the norm is not finite: times NaN,
     they would no longer show in which part of the model the fault began.
+
+    Returns:
+        The norm that they had together, and the norm [n] of each.
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = norm_of(gradients)
+    norm, each = norms_of(gradients)
     if limit:
         scale = (limit / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(
             [to_local(g) for g in gradients], torch.where(torch.isfinite(norm), scale, torch.ones_like(scale))
         )
-    return norm
+    return norm, each
+
+
+def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """A step of the optimiser, unless `bad` is 1: then weights, moments and counts stay as they are, bit for bit.
+
+    A fused optimiser finds that out on the device, by what torch gives it for a gradient scaler. For another one the
+    host waits.
+
+    Args:
+        bad: 0.0 or 1.0, on the device.
+        optimizer: as accelerate has wrapped it, or not.
+    """
+    own: Any = getattr(optimizer, "optimizer", optimizer)
+    if getattr(own, "_step_supports_amp_scaling", False):
+        own.grad_scale, own.found_inf = None, bad
+        optimizer.step()
+    elif not bool(bad):
+        optimizer.step()
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
@@ -162,7 +183,12 @@ def learning_rate(config: OptimConfig, progress: float) -> float:
 
 @torch.no_grad()
 def update_average(
-    average: nn.Module, model: nn.Module, optimizer: torch.optim.Optimizer, config: OptimConfig, steps: int
+    average: nn.Module,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: OptimConfig,
+    steps: int,
+    bad: Tensor | None = None,
 ) -> None:
     """Move the averaged weights, in place, after an optimiser's step: an EMA, or what a schedule-free one averages.
 
@@ -172,11 +198,12 @@ def update_average(
         optimizer: what stepped.
         config: its kind, and the EMA's decay.
         steps: optimiser steps done.
+        bad: 1.0 on the device where the step was none, and the averages stay as they are.
     """
     # Frozen weights are shared by both, and stay as they are.
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     weights = {name: value for name, value in average.state_dict().items() if name in trained}
-    update_ema(weights, model, config.ema_decay, steps)
+    update_ema(weights, model, config.ema_decay, steps, bad)
     if config.kind == "schedule-free":  # the model holds y = (1 - beta1) z + beta1 x; x is the average
         for name, y in model.named_parameters():
             if "z" in optimizer.state[y]:
@@ -184,7 +211,9 @@ def update_average(
 
 
 @torch.no_grad()
-def update_ema(average: dict[str, Tensor], model: nn.Module, decay: float, steps: int) -> None:
+def update_ema(
+    average: dict[str, Tensor], model: nn.Module, decay: float, steps: int, bad: Tensor | None = None
+) -> None:
     """Move the averaged weights toward the model's, in place.
 
     Args:
@@ -192,8 +221,15 @@ def update_ema(average: dict[str, Tensor], model: nn.Module, decay: float, steps
         model: the trained model.
         decay: largest decay; a young run uses (1 + n) / (10 + n), so that its start is soon forgotten.
         steps: optimiser steps done.
+        bad: as `update_average`.
     """
-    decay = min(decay, (1 + steps) / (10 + steps))
+    share = 1.0 - min(decay, (1 + steps) / (10 + steps))
     current = model.state_dict()
     names = list(average)
-    torch._foreach_lerp_([to_local(average[n]) for n in names], [to_local(current[n]) for n in names], 1.0 - decay)
+    moved = [to_local(average[n]) for n in names]
+    toward = [to_local(current[n]) for n in names]
+    if bad is None:
+        torch._foreach_lerp_(moved, toward, share)
+    else:
+        # A number on the device: by how much they move is known there alone.
+        torch._foreach_lerp_(moved, toward, [torch.where(bad > 0, 0.0, share).to(moved[0].dtype)] * len(names))

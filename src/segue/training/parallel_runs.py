@@ -21,6 +21,7 @@ import torch
 
 from segue.progress import Meter
 from segue.training.interrupt import Interrupt
+from segue.training.threads import cores
 from segue.types import UserError
 
 OUTPUT = "output.log"
@@ -111,23 +112,12 @@ def run_jobs(
 def slots_here(runs: int) -> int:
     """How many runs go at once: one on an accelerator, and no more than there are cores for."""
     alone = torch.cuda.is_available() or torch.backends.mps.is_available() or os.name == "nt"  # no file locks there
-    return 1 if alone else max(1, min(runs, _cores()))
+    return 1 if alone else max(1, min(runs, cores()))
 
 
 def threads_each(slots: int) -> int:
     """One slot's share of the cores."""
-    return max(1, _cores() // slots)
-
-
-@contextmanager
-def threads_of(slots: int) -> Iterator[None]:
-    """Compute with one slot's share of the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads_each(slots) if slots > 1 else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return max(1, cores() // slots)
 
 
 def last_words(folder: Path, code: int) -> str:
@@ -201,7 +191,3 @@ def _stop(processes: list[subprocess.Popen], patience_sec: float = 120.0) -> Non
             process.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

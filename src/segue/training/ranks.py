@@ -1,4 +1,4 @@
-"""What ranks do together: leave together, exchange gradients once a step, and notice that one is gone."""
+"""What ranks do together: exchange gradients once a step, and notice that one is gone."""
 
 from __future__ import annotations
 
@@ -10,13 +10,6 @@ import torch
 from torch import nn
 
 from segue.types import UserError, first_line
-
-
-def on_any_rank(accelerator, flag: bool) -> bool:
-    """True everywhere when `flag` is true on one rank: ranks that leave at different steps would wait forever."""
-    if accelerator.num_processes == 1:
-        return flag
-    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum"))
 
 
 def sync_only(accelerator, model: nn.Module, last: bool):

@@ -1,32 +1,71 @@
-"""How fast this machine trains, measured before a budget is set."""
+"""How fast this machine trains, measured before a budget is set: by whole runs, as many at once as there will be."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import tempfile
 import time
+from dataclasses import replace
+from pathlib import Path
 
-from segue.data.cache import LatentCache
-from segue.data.loader import LatentLoader
-from segue.process.noise import BatchDraws
-from segue.training.build import build_model, make_task
-from segue.training.config import RunConfig
-from segue.training.optim import make_optimizer
-from segue.training.step import draw_example, losses
+from segue.data.open_cache import open_cache
+from segue.training.config import RunConfig, from_json, to_json
+from segue.training.loop import train
+from segue.types import UserError
+
+# Lengths of the two runs that are thrown away: the difference of their times holds no start and no end.
+SHORT, LONG = 6, 30
 
 
-def measure_rate(config: RunConfig, cache: LatentCache, steps: int = 8) -> float:
-    """Training examples per second on this machine, from a few steps that are thrown away."""
-    model = build_model(config, cache, seed=0)
-    optimizer = make_optimizer(model, config.optim)
-    task = make_task(config, cache)
-    loader = LatentLoader(cache, "train", config.train.batch_size, seed=0)
-    for step in range(steps + 2):
-        if step == 2:  # the first two warm caches and allocators
+def measure_rate(config: RunConfig, cache_path: Path, runs: int = 1, threads: int = 1) -> float:
+    """Training examples a second on this machine, of all runs together.
+
+    Args:
+        config: what each of them trains; its length does not matter.
+        runs: how many train at once, each in a process; a single one is measured in this process.
+        threads: of each of several.
+
+    Raises:
+        UserError: a run failed.
+    """
+    if runs == 1:
+        return examples_per_sec(config, cache_path)
+    about = json.dumps({"config": to_json(config), "cache": str(cache_path.resolve())})
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    words = [sys.executable, "-m", "segue.training.rate", about]
+    pipe = subprocess.PIPE
+    processes = [subprocess.Popen(words, env=environment, stdout=pipe, stderr=pipe, text=True) for _ in range(runs)]
+    rates = []
+    for process in processes:
+        out, err = process.communicate()
+        if process.returncode != 0:
+            for other in processes:
+                other.kill()
+            raise UserError(f"the speed cannot be measured: {(err.strip() or 'no word').splitlines()[-1]}")
+        rates.append(float(out))
+    return sum(rates)
+
+
+def examples_per_sec(config: RunConfig, cache_path: Path) -> float:
+    """Of one run in this process."""
+    cache = open_cache(cache_path)
+    seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        for steps in (SHORT, LONG):
+            length = replace(config.train, total_examples=steps * config.train.batch_size, tensorboard=False)
             started = time.monotonic()
-        draws = BatchDraws(0, step * config.train.batch_size, config.train.batch_size)
-        prepared = task.prepare(loader.next_batch(), draws)
-        example = draw_example(*prepared, draws.uniform("times"), draws)
-        losses(model, example, model.predicts, config.train.objective).mean().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    loader.close()
-    return steps * config.train.batch_size / (time.monotonic() - started)
+            train(replace(config, train=length), cache, Path(folder) / f"{steps}", quiet=True)
+            seconds.append(time.monotonic() - started)
+    # At least a microsecond a step: on a busy machine the longer run may be the faster one.
+    return (LONG - SHORT) * config.train.batch_size / max(seconds[1] - seconds[0], 1e-6 * (LONG - SHORT))
+
+
+if __name__ == "__main__":
+    asked = json.loads(sys.argv[1])
+    try:
+        print(examples_per_sec(from_json(asked["config"]), Path(asked["cache"])))
+    except UserError as error:
+        sys.exit(f"segue: {error}")

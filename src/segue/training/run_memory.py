@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from math import ceil
 
@@ -13,6 +14,7 @@ from segue.data.loader import AHEAD
 from segue.memory import RUNTIME_BYTES, format_bytes, resident_bytes
 from segue.memory import peak_bytes as process_peak_bytes
 from segue.models.backbone import BackboneConfig
+from segue.models.gpu_fit import GAPS
 from segue.models.step_memory import ADAM as MOMENTS
 from segue.models.step_memory import StepKind, memory_need
 from segue.stage.alignment import Projector
@@ -20,8 +22,8 @@ from segue.training import features
 from segue.training.config import RunConfig
 
 FLOAT = 4
-GAPS = 0.25  # of the activations: what the allocator keeps between blocks of many sizes; 0 to 0.7 measured with glibc
 MOMENTS_8_BIT = 2  # bytes of a weight's two moments
+WORKSPACE = 64 * 2**20  # of matrix products on a GPU, which torch takes from the same memory
 ADAM = 4  # copies of a weight: itself, its gradient, two moments
 
 
@@ -113,7 +115,16 @@ def step_kind(config: RunConfig) -> StepKind:
 
 def stated_bytes(need: RunNeed, device: torch.device) -> int:
     """The peak of a run that is about to begin in this process, as `peak_bytes` will measure it."""
-    return need.total if device.type == "cuda" else resident_bytes() + RUNTIME_BYTES + need.total
+    return need.total + WORKSPACE if device.type == "cuda" else resident_bytes() + RUNTIME_BYTES + need.total
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that is free for a run; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cpu" and hasattr(os, "sysconf"):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -128,14 +128,20 @@ def full_tensors(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
 
 def norm_of(tensors: Sequence[Tensor]) -> Tensor:
     """Euclidean norm of all tensors together; of sharded ones over all ranks, in one exchange."""
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([to_local(t) for t in tensors])))
+    return norms_of(tensors)[0]
+
+
+def norms_of(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """`norm_of`, and the norms [n] of the tensors, of sharded ones of the parts that this rank holds."""
+    each = torch.stack(torch._foreach_norm([to_local(t) for t in tensors]))
+    norm = torch.linalg.vector_norm(each)
     mesh = _mesh(tensors[0])
     if mesh is not None:
         # Squares add up over ranks, norms do not.
         square = norm.square()
         torch.distributed.all_reduce(square, group=mesh.get_group())
         norm = square.sqrt()
-    return norm
+    return norm, each
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def run_training(
         raise UserError(f"{run_dir}: holds a run already ({len(list_checkpoints(run_dir))} checkpoints); hint: {hint}")
     # Every process opens the cache; only the first one checks it.
     cache = open_cache(cache_path)
-    for line in check_before_training(config, cache) if first else []:
+    for line in check_before_training(config, cache, device) if first else []:
         if not quiet:
             print(line, file=sys.stderr)
     if first:

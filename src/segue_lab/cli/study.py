@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from segue.cli.options import Device
 from segue.provenance import command, commit, machine
 from segue.types import UserError
 from segue_lab.study import worker
@@ -25,7 +26,7 @@ def study(
     out: Annotated[Path, typer.Option(help="Folder of the study: data, runs, tables, pictures.")],
     slots: Annotated[int, typer.Option(help="Number of runs at once, each in a process.")] = 2,
     threads: Annotated[int, typer.Option(help="Number of threads of each run.")] = 1,
-    device: Annotated[str, typer.Option(help="Device that computes: auto or cpu.")] = "auto",
+    device: Device = "auto",
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Train nothing; remake tables and pictures from finished runs.")
     ] = False,

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from segue.data.open_cache import open_cache
+from segue.devices import device_of
 from segue.provenance import commit
 from segue.training.checkpoint import latest_checkpoint, list_checkpoints
 from segue.training.config import RunConfig, from_json
@@ -49,7 +50,7 @@ def work(folder: Path) -> int:
 def _evaluator(run: dict, config: RunConfig) -> Evaluator | None:
     """Who measures what the run's checkpoints make; None = nobody, its validation losses are all."""
     settings = settings_from_json(run["evaluation"])
-    device = "cpu" if run["device"] == "auto" else run["device"]
+    device = device_of(run["device"])
     if run["eval_set"]:
         asked = load_eval_set(Path(run["eval_set"]))
         if asked is None:

@@ -52,6 +52,7 @@ def measure_generation(
     draws: int,
     seed: int,
     skip_bad: bool = False,
+    device: str = "cpu",
 ) -> Findings:
     """Generated against real sounds; the keyword arguments are the options of `segue evaluate generation`.
 
@@ -70,8 +71,8 @@ def measure_generation(
         sounds, left_out = usable_of(sounds, paired=bool(pairs))
         pairs = [i for i in pairs if i in sounds["GEN"]]
     # Loaded before the clips are read: a wrong name is told at once.
-    by_sound = load_embedding(embedding, layer, crop_seconds, trust_remote_code)
-    by_text = None if text_embedding is None else load_clap(text_embedding)
+    by_sound = load_embedding(embedding, layer, crop_seconds, trust_remote_code).to(device)
+    by_text = None if text_embedding is None else load_clap(text_embedding).to(device)
     about_sets = {name: described(source, sounds[name]) for name, source in (("GEN", gen), ("REF", ref))}
     found = Findings(about_sets, warnings=left_out)
     refuse_training_teachers(sounds["GEN"], run, [e for e in (by_sound, by_text) if e is not None], force, found)
