@@ -135,7 +135,7 @@ def train(
                 flow.append(found[0])
             norm, norms = clip_gradients(model, optim.grad_clip)
 
-            # The step; a faulty one is a zero update on all ranks. Only where loss drops are due is its verdict waited for.
+            # The step; a faulty one is a zero update on all ranks. Its verdict is waited for where loss drops are due.
             bad = guard.check(journal, seen, sums, norm, norms, example.teacher, flow)
             stepped = not (stage.due.loss_drops and bool(bad))
             rate = set_rate(optimizer, learning_rate(optim, seen / total))
