@@ -7,12 +7,10 @@ from tiny_models import RATE_HZ, encode
 
 from conftest import Bands
 from segue.recipes import fine_tuning, load_recipe
-from segue.stage.regime import SIGNALS
 from segue.training.config import override
 from segue.training.fine_tuning import with_lora
 from segue.training.log import read_log
 
-pytestmark = pytest.mark.skipif("condition-gain" not in SIGNALS, reason="the signal is not here yet")
 SHORT = ["train.total_examples=16", "train.batch_size=4", "train.validation_clips=4", "train.tensorboard=false",
          "train.log_every=4", "probe.clips=8", "probe.space=latent"]  # fmt: skip
 
