@@ -70,7 +70,7 @@ def test_generate_same_seed_same_bytes_with_the_prompt_inside(segue, trained, tm
     a, b, c = ([p.read_bytes() for p in sorted((tmp_path / f).iterdir())] for f in "abc")
     assert a == b and a != c and len(a) == 2
     file = sorted((tmp_path / "a").iterdir())[0]
-    assert file.name == "000-a-drum-hard-loud.wav"
+    assert file.name == "000-a-drum-hard-loud-seed0.wav"
     with soundfile.SoundFile(file) as sound:
         assert (sound.title, sound.samplerate, sound.frames) == (prompts[0], 8000, 2400)
         assert np.abs(sound.read()).max() <= 1
