@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segue.models.positions import as_bias, rotate, window_bias, window_table
+from segue.models.positions import Tables, as_bias, rotate, window_bias, window_mask
 
 PLAIN = 1024**2  # most pairs of query and key for which plain products are as fast on a CPU in bfloat16
 
@@ -66,24 +66,23 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
-def token_bias(
-    real: Tensor | None, tokens: int, window: int, device: torch.device, dtype: torch.dtype
-) -> Tensor | None:
+def token_bias(real: Tensor | None, x: Tensor, window: int, tables: Tables) -> Tensor | None:
     """What self-attention adds to its logits [B or 1, 1, N or 1, N], or None where every token sees all others.
 
     Args:
         real: [B, N] bool, True where a token is not padding; None where none is.
-        tokens: N.
+        x: [B, N, D] tokens.
         window: tokens to each side that a token attends to; 0 = all.
-        device, dtype: of the tokens.
+        tables: of the model.
     """
+    tokens = x.shape[1]
     if real is None:
-        return window_bias(tokens, window, device, dtype) if window else None
+        return tables.get(window_bias, tokens, window, x.device, x.dtype) if window else None
     seen = real[:, None, None]
     if window:
-        # A token always sees itself: softmax over an empty row is NaN.
-        seen = (window_table(tokens, window, device) & seen) | window_table(tokens, 0, device)
-    return as_bias(seen, dtype)
+        near, itself = (tables.get(window_mask, tokens, width, x.device) for width in (window, 0))
+        seen = (near & seen) | itself  # a token always sees itself: softmax over an empty row is NaN
+    return as_bias(seen, x.dtype)
 
 
 class SelfAttention(nn.Module):

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from segue.models.attention import CrossAttention, LayerNorm, SelfAttention, multiply_add, token_bias
 from segue.models.audio_skip import add_skip, empty_skip
-from segue.models.positions import as_bias, rotary_tables, sinusoidal
+from segue.models.positions import Tables, as_bias, rotary_tables, sinusoid_frequencies, sinusoidal
 from segue.types import Condition, ModelOutput, UserError
 
 
@@ -123,6 +123,7 @@ class DiT(nn.Module):
         self.config = config
         self.predicts = config.predicts
         self.gradient_checkpointing = False
+        self._tables = Tables()
         width = config.width
         token = config.channels * config.patch_frames
         self.patch_in = nn.Linear(token, width)
@@ -185,21 +186,22 @@ class DiT(nn.Module):
             x_t = x_t * missing
         x = self.patch_in(self._patchify(x_t))
         real = None if mask is None else F.pad(mask, (0, -frames % patch)).view(batch, -1, patch).any(-1)
-        bias = token_bias(real, x, self.config.attention_window)
+        bias = token_bias(real, x, self.config.attention_window, self._tables)
 
         # Condition: caption tokens to attend to, and a vector c of time, pooled caption and cutoff for the modulation.
         context, seen = self._context(condition, batch)
         # No row of the mask is empty: without a caption the null is attended to.
         pooled = context[:, 0] if seen is None else (context * seen[..., None]).sum(1) / seen.sum(1, keepdim=True)
         context_bias = None if seen is None else as_bias(seen, x.dtype)[:, None, None]
-        c = self.time_mlp(sinusoidal(t, 256).to(x.dtype)) + self.pooled_in(pooled)
+        c = self.time_mlp(self._sinusoidal(t, 256).to(x.dtype)) + self.pooled_in(pooled)
         if self.config.audio:
             audio, cutoff = self._audio(condition, x)
             x = x + audio
             c = c + cutoff
         c = F.silu(c)
         shared = self.adaln_shared(c)
-        rotary = rotary_tables(x.shape[1], self.config.width // self.config.heads, x.device, x.dtype)
+        head = self.config.width // self.config.heads
+        rotary = self._tables.get(rotary_tables, x.shape[1], head, x.device, x.dtype)
         arguments = (c, shared, context, context_bias, bias, rotary)
 
         # The blocks, and back to latent frames.
@@ -240,7 +242,10 @@ class DiT(nn.Module):
         audio = self.audio_in(self._patchify(condition.audio))
         if condition.drop is not None:
             audio = torch.where(condition.drop[:, None, None], self.audio_null, audio)
-        return audio, self.cutoff_mlp(sinusoidal(condition.cutoff, 64).to(x.dtype))
+        return audio, self.cutoff_mlp(self._sinusoidal(condition.cutoff, 64).to(x.dtype))
+
+    def _sinusoidal(self, t: Tensor, dim: int) -> Tensor:
+        return sinusoidal(t, self._tables.get(sinusoid_frequencies, dim, t.device))
 
     def _patchify(self, x: Tensor) -> Tensor:
         """[B, C, L] -> [B, N, C * patch], zero-padded to whole patches."""

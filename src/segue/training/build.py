@@ -25,6 +25,7 @@ from segue.tasks.base import Task
 from segue.tasks.degradation import DegradationConfig
 from segue.tasks.generation import Generation
 from segue.tasks.super_resolution import SuperResolution, levels_of, weigh_levels
+from segue.training.compiling import compile_blocks
 from segue.training.config import OptimConfig, RunConfig
 from segue.training.fine_tuning import check_lora
 from segue.training.sharding import check_sharding, gathered_blocks, norm_of, shard_models
@@ -207,6 +208,8 @@ def build_model(config: RunConfig, cache: LatentCache, seed: int) -> Backbone:
     if config.holds_bfloat16:
         freeze_as_bfloat16(model)
     model.gradient_checkpointing = config.model.gradient_checkpointing
+    if config.train.compile:
+        compile_blocks(model.blocks)
     return model
 
 

@@ -26,6 +26,7 @@ from segue.training.journal import Journal, Sounds, TrainResult
 from segue.training.losses import StepLosses
 from segue.training.measurements import Measurements, measured_drops
 from segue.training.optim import clip_gradients, learning_rate, make_optimizer, set_rate, step_unless, update_average
+from segue.training.precision import settle
 from segue.training.ranks import sync_only
 from segue.training.sharding import wrap
 from segue.training.step import draw_example
@@ -64,6 +65,7 @@ def train(
     # --- Devices and ranks. Every rank runs this function, on its own part of each batch. ---
     make_folder(run_dir := Path(run_dir))
     accelerator = build.make_accelerator(config, device)
+    config = settle(config, accelerator.device)
     rank, world = accelerator.process_index, accelerator.num_processes
     total, batch_size, seed = config.train.total_examples, config.train.batch_size, config.train.seed
 
@@ -102,6 +104,7 @@ def train(
     every = intervals(config.train)
 
     with loader, Journal(config, run_dir, accelerator, stage.examples_seen, saved, quiet, grace_sec) as journal:
+        journal.print_line(f"computes in {config.train.precision} on {accelerator.device}")
         journal.print_line(loader.describe())
         journal.print_line(measurements.describe())
         while stage.examples_seen < total and not guard.stopping(journal):
