@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 from segue.types import UserError, first_line
 
 
-def compile_blocks(blocks: Sequence[nn.Module], backend: str = "inductor") -> None:
+def compile_blocks(blocks: Iterable[nn.Module], backend: str = "inductor") -> None:
     """Let torch compile each block, in its first calls. One by one: blocks are alike, and share what was compiled.
 
     Hooks on the blocks go on working. A copy of a block, such as the averaged model's, is not compiled.
@@ -22,11 +22,11 @@ def compile_blocks(blocks: Sequence[nn.Module], backend: str = "inductor") -> No
     """
     for block in blocks:
         # As nn.Module.compile does it; torch leaves this attribute out of copies and of the state.
-        block._compiled_call_impl = _compiled(block._call_impl, backend)  # type: ignore[assignment]
+        block._compiled_call_impl = _compiled(block._call_impl, backend)
 
 
 def _compiled(call: Callable, backend: str) -> Callable:
-    """A compiled function that ends the run in one line where it cannot be compiled: nothing else is computed instead."""
+    """A compiled function. Where it cannot be compiled, the run ends in one line: nothing else is computed instead."""
     from torch._dynamo.exc import TorchDynamoException  # a second to import
 
     inner = torch.compile(call, backend=backend)

@@ -99,8 +99,8 @@ class TrainConfig:
         total_examples: length of the run.
         batch_size: examples of one optimiser step, over all ranks.
         accumulation: parts that a rank computes its share of a batch in; changes memory, not the result.
-        precision: "fp32", "bf16" (autocast over float32 weights), or "auto": bf16 where it is faster and the losses agree
-            (training/precision.py), else fp32.
+        precision: "fp32", "bf16" (autocast over float32 weights), or "auto": bf16 where it is faster and the losses
+            agree (training/precision.py), else fp32.
         seed: of weights, order, noise, times and dropped captions.
         objective: what the squared error is measured in: "velocity", "min-snr" (the clean sample, under min-SNR-5
             weights), "uncertainty" (EDM2's learned weight of each noise level), or "auto": as the model
@@ -114,8 +114,8 @@ class TrainConfig:
         tensorboard: write TensorBoard files beside log.jsonl.
         sharding: "none" (every process holds the whole model) or "fsdp2" (weights, gradients, moments and averaged
             weights are split over the processes; training/sharding.py).
-        compile: compile the model's blocks by torch.compile, which takes a minute at the start; not measured on a GPU, and
-            no faster on a CPU.
+        compile: compile the model's blocks by torch.compile, which takes a minute or two at the start; not measured on a
+            GPU, and hardly faster on a CPU.
         patience: bad steps in a row (training/guards.py) after which the run stops; each of them is skipped.
         spike: robust standard deviations above the last steps' loss at which a step is bad; 0 = no step is.
     """

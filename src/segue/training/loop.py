@@ -104,7 +104,6 @@ def train(
     every = intervals(config.train)
 
     with loader, Journal(config, run_dir, accelerator, stage.examples_seen, saved, quiet, grace_sec) as journal:
-        journal.print_line(f"computes in {config.train.precision} on {accelerator.device}")
         journal.print_line(loader.describe())
         journal.print_line(measurements.describe())
         while stage.examples_seen < total and not guard.stopping(journal):

@@ -137,9 +137,9 @@ def current_moments(moments: Mapping[str, Tensor], names: Sequence[str]) -> dict
         index, _, kind = key.partition(".")
         if index != "group":
             states.setdefault(int(index), {})[kind] = value
-    for index, whole in enumerate(names):
+    for place, whole in enumerate(names):
         parts = [states[former[name]] for name in former_names(whole)]
         for kind, value in parts[0].items():
             # Moments lie as their weights do; the count of steps is one number.
-            found[f"{index}.{kind}"] = torch.cat([p[kind] for p in parts]) if value.ndim else value
+            found[f"{place}.{kind}"] = torch.cat([p[kind] for p in parts]) if value.ndim else value
     return found
