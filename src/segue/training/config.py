@@ -114,8 +114,8 @@ class TrainConfig:
         tensorboard: write TensorBoard files beside log.jsonl.
         sharding: "none" (every process holds the whole model) or "fsdp2" (weights, gradients, moments and averaged
             weights are split over the processes; training/sharding.py).
-        compile: compile the model's blocks by torch.compile, which takes a minute or two at the start; not measured on a
-            GPU, and hardly faster on a CPU.
+        compile: compile the model's blocks by torch.compile, which takes minutes at the start; not measured on a GPU,
+            and hardly faster on a CPU.
         patience: bad steps in a row (training/guards.py) after which the run stops; each of them is skipped.
         spike: robust standard deviations above the last steps' loss at which a step is bad; 0 = no step is.
     """
