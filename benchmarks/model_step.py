@@ -29,7 +29,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 
 from segue.models.dit import DiT, DiTConfig
 from segue.provenance import commit, machine
@@ -37,6 +37,11 @@ from segue.training.compiling import compile_blocks
 from segue.types import Condition
 
 REFERENCE = ("diffusers", "fp32")
+# torch counts the attention of GPUs alone.
+OF_CPU = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+}
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -158,7 +163,7 @@ class Stepper:
 
     def flops(self, precision: str) -> int:
         """Counted floating-point operations of a step's products and attention, forward and backward."""
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=OF_CPU) as counter:
             self.step(precision)
         return counter.get_total_flops()
 
@@ -239,10 +244,16 @@ def report(shape: Shape, device: str, asked: argparse.Namespace) -> dict:
             rows.append({"what": f"{what}, of the rate of a matrix product", "value": share, "unit": "%", "note": note})
     device_name = torch.cuda.get_device_name() if device.startswith("cuda") else machine()
     return {
-        "commit": commit(), "machine": device_name, "torch": torch.__version__, "threads": torch.get_num_threads(),
-        "shape": vars(shape), "compiled": asked.compile, "cpu_time": asked.cpu_time, "seconds": {", ".join(k): v for k, v in seconds.items()},
+        "commit": commit(),
+        "machine": device_name,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "shape": vars(shape),
+        "compiled": asked.compile,
+        "cpu_time": asked.cpu_time,
+        "seconds": {", ".join(key): taken for key, taken in seconds.items()},
         "rows": rows,
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

@@ -35,8 +35,9 @@ def _compiled(call: Callable, backend: str) -> Callable:
         try:
             return inner(*args, **kwargs)
         except TorchDynamoException as error:
+            cause = getattr(error, "inner_exception", error)  # the error around it names the backend alone
             raise UserError(
-                f"train.compile=true: torch cannot compile the model here ({first_line(error)}); hint: set "
+                f"train.compile=true: torch cannot compile the model here ({first_line(cause)}); hint: set "
                 "train.compile=false, or install a C++ compiler and, on a GPU, triton"
             ) from error
 
