@@ -26,7 +26,6 @@ from segue.training.journal import Journal, Sounds, TrainResult
 from segue.training.losses import StepLosses
 from segue.training.measurements import Measurements, measured_drops
 from segue.training.optim import clip_gradients, learning_rate, make_optimizer, set_rate, step_unless, update_average
-from segue.training.precision import settle
 from segue.training.ranks import sync_only
 from segue.training.sharding import wrap
 from segue.training.step import draw_example
@@ -64,8 +63,7 @@ def train(
     """
     # --- Devices and ranks. Every rank runs this function, on its own part of each batch. ---
     make_folder(run_dir := Path(run_dir))
-    accelerator = build.make_accelerator(config, device)
-    config = settle(config, accelerator.device)
+    accelerator, config = build.begin(config, device)
     rank, world = accelerator.process_index, accelerator.num_processes
     total, batch_size, seed = config.train.total_examples, config.train.batch_size, config.train.seed
 

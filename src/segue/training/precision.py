@@ -31,8 +31,9 @@ def settle(config: RunConfig, device: torch.device) -> RunConfig:
 
 
 def _wide(config: RunConfig) -> bool:
-    shape = PRESETS.get(config.model.preset)
-    return shape is not None and shape.width >= NARROWEST
+    shape = PRESETS.get(config.model.preset)  # a name that is none is refused where the model is made
+    # Public models are wide, all of them.
+    return bool(config.model.pretrained) or (shape is not None and shape.width >= NARROWEST)
 
 
 def _cuda_has_bf16() -> bool:
