@@ -40,6 +40,7 @@ from segue.training.build import build_model, dit_config
 from segue.training.config import RunConfig, override
 from segue.training.loop import train
 from segue.training.optim import make_optimizer
+from segue.training.precision import settle
 from segue.training.run_memory import peak_bytes, run_need, stated_bytes
 from segue.training.step import Example, losses
 from segue.types import Condition
@@ -85,7 +86,7 @@ def measure_loop(cache: LatentCache, device: str, quick: bool) -> list[dict]:
     """Seconds of a step of `segue train`, over those of forward, backward and optimiser on one batch that stays."""
     kind = device.partition(":")[0]
     steps = 4 if quick else STEPS[kind]
-    config = config_of(kind, steps)
+    config = settle(config_of(kind, steps), torch.device(device))
     bare = BareStep(config, cache, device)
     ratios, loop_sec, bare_sec = [], [], []
     with tempfile.TemporaryDirectory() as folder:

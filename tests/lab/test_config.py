@@ -31,6 +31,7 @@ def test_a_study_names_its_runs_seed_by_seed(description):
     assert config["optim"]["weight_decay"] == 0.1 and config["train"]["total_examples"] == 64
     assert config["train"]["checkpoint_every"] == 32 and not config["train"]["tensorboard"]
     assert study.baseline == "static-uniform"
+    assert all(run.config["train"]["precision"] == "fp32" for run in runs)  # no machine chooses: figures are compared
 
 
 def test_the_key_knows_all_that_decides_the_figures(description):

@@ -26,6 +26,11 @@ def random_blocks(depth: int, seed: int = 0, width: int = 32) -> nn.ModuleList:
     return model.blocks
 
 
+def projections(attention: nn.Module) -> list[nn.Linear]:
+    """The layers of queries, keys and values, each with `width` rows for one or more of them."""
+    return [attention.qkv] if hasattr(attention, "qkv") else [attention.q, attention.kv]
+
+
 def permute_hidden(block: nn.Module, seed: int) -> None:
     """Permute MLP units and heads of both attentions, and turn inside the heads where rows and columns undo it."""
     generator = keyed_generator(seed, "test/permute")
@@ -34,11 +39,11 @@ def permute_hidden(block: nn.Module, seed: int) -> None:
     block.mlp_in.bias.data = block.mlp_in.bias[order]
     block.mlp_out.weight.data = block.mlp_out.weight[:, order]
     for attention in (block.attention, block.cross):
-        width, heads = attention.q.in_features, attention.heads
+        width, heads = attention.out.in_features, attention.heads
         order = torch.randperm(heads, generator=generator)
         rows = torch.arange(width).view(heads, -1)[order].flatten()
-        attention.q.weight.data = attention.q.weight[rows]
-        attention.kv.weight.data = attention.kv.weight[torch.cat([rows, width + rows])]
+        for layer in projections(attention):
+            layer.weight.data = torch.cat([part[rows] for part in layer.weight.split(width)])
         attention.out.weight.data = attention.out.weight[:, rows]
 
 
@@ -92,12 +97,12 @@ def follow(blocks, config=CONFIG, share=0.05, checks=4, regime=1.0, total=100_00
 def test_our_block_reads_and_writes():
     block = random_blocks(1)[0]
     found = block_structure.block_weights(block)
-    for mine, module in zip(found.in_proj, (block.attention.q, block.attention.kv, block.cross.q, block.mlp_in)):
+    for mine, module in zip(found.in_proj, (block.attention.qkv, block.cross.q, block.mlp_in)):
         assert mine.data_ptr() == module.weight.data_ptr()
     for mine, module in zip(found.out_proj, (block.attention.out, block.cross.out, block.mlp_out)):
         assert mine.data_ptr() == module.weight.data_ptr()
     _, scale_a, _, _, scale_m, _ = block.adaln_up.bias.chunk(6)[0:6]
-    for mine, expected in zip(found.scales, (1 + scale_a, 1 + scale_a, block.norm_cross.weight, 1 + scale_m)):
+    for mine, expected in zip(found.scales, (1 + scale_a, block.norm_cross.weight, 1 + scale_m)):
         torch.testing.assert_close(mine, expected.detach())
 
 
@@ -171,11 +176,11 @@ def test_signature_is_invariant_to_permutations_and_to_turns_inside_heads():
     assert not torch.equal(changed.mlp_in.weight, block.mlp_in.weight)
     torch.testing.assert_close(signatures([changed]), before)
     for attention in (changed.attention, changed.cross):
-        width, head = attention.q.in_features, attention.q.in_features // attention.heads
+        width, head = attention.out.in_features, attention.out.in_features // attention.heads
         turns = [haar(head, keyed_generator(i, "test/head")).double() for i in range(attention.heads)]
         turn = torch.block_diag(*turns)
-        attention.q.weight.data = turn @ attention.q.weight
-        attention.kv.weight.data = torch.block_diag(turn, turn) @ attention.kv.weight
+        for layer in projections(attention):
+            layer.weight.data = torch.cat([turn @ part for part in layer.weight.split(width)])
         attention.out.weight.data = attention.out.weight @ turn.T
         assert width == len(turn)
     torch.testing.assert_close(signatures([changed]), before, rtol=1e-6, atol=1e-7)
@@ -533,7 +538,7 @@ def test_only_block_weights_move_by_the_norm_asked_for(active, control):
     twin = copy.deepcopy(blocks)
     figures = block_structure.structure_step(blocks, state, 0.05, control)
     assert block_structure.structure_step(twin, state, 0.05, control) == figures
-    total, names = 0.0, {"q", "kv", "out", "mlp_in", "mlp_out"}
+    total, names = 0.0, {"q", "qkv", "out", "mlp_in", "mlp_out"}
     for (name, now), was, again in zip(blocks.named_parameters(), before.parameters(), twin.parameters()):
         assert torch.equal(now, again), "the same state and weights give the same step"
         moved = float((now - was).detach().square().sum())

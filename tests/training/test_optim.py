@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from segue.models.dit import DiT, DiTConfig
+from segue.models.files import former_names
 from segue.training.config import OptimConfig
+from segue.training.older import current_moments
 from segue.training.optim import learning_rate, make_optimizer, update_average, update_ema
 from segue.types import UserError
 
@@ -89,6 +91,51 @@ def test_muon_orthogonalises_the_blocks_and_leaves_the_rest_to_adamw():
         assert 0.5 < float(torch.linalg.matrix_norm(update.double(), 2)) < 1.4, name
         orthogonal += 1
     assert orthogonal >= 8
+
+
+def test_muon_takes_the_q_and_the_kv_of_a_fused_layer_for_matrices_of_their_own():
+    model = small_dit()
+    fused = model.blocks[0].attention.qkv.weight
+    width = fused.shape[1]
+    parts = [torch.nn.Parameter(part.detach().clone()) for part in fused.split([width, 2 * width])]
+    apart = torch.optim.Muon(parts, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    optimizer = make_optimizer(model, OptimConfig(kind="muon", learning_rate=0.01, weight_decay=0.1))
+    for seed in range(3):
+        fill_gradients(model, seed)
+        for part, gradient in zip(parts, fused.grad.split([width, 2 * width])):
+            part.grad = gradient.clone()
+        optimizer.step()
+        apart.step()
+    assert torch.equal(fused.detach(), torch.cat([p.detach() for p in parts]))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_the_state_of_an_optimiser_that_knew_q_and_kv_apart_is_that_of_the_fused_layer(kind):
+    model = small_dit()
+    optimizer = make_optimizer(model, OptimConfig(kind=kind, learning_rate=0.01))
+    for seed in range(2):
+        fill_gradients(model, seed)
+        optimizer.step()
+    by_parameter = {id(p): n for n, p in model.named_parameters()}
+    names = [by_parameter[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    now = {f"{i}.{k}": v for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
+    # As it was saved then: an index for each of the former weights, q before kv.
+    then, index = {"group.0.k": torch.tensor(3.0)}, 0
+    for place, name in enumerate(names):
+        state = {key.split(".")[1]: v for key, v in now.items() if key.startswith(f"{place}.")}
+        former = former_names(name)
+        for part in range(len(former)):
+            for key, value in state.items():
+                rows = len(value) // 3 if value.ndim else 0
+                whole = len(former) == 1 or not value.ndim
+                then[f"{index}.{key}"] = value if whole else value[:rows] if part == 0 else value[rows:]
+            index += 1
+    assert index == len(names) + 4  # two blocks, a weight and a bias each
+    found = current_moments(then, names)
+    assert found.keys() == now.keys() | {"group.0.k"}
+    for key, value in now.items():
+        assert torch.equal(found[key], value), key
+    assert current_moments(now, names).keys() == now.keys()  # today's stay as they are
 
 
 def test_muons_state_goes_through_a_state_dict():

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from segue.models.attention import CrossAttention, LayerNorm, SelfAttention, multiply_add, token_bias
 from segue.models.audio_skip import add_skip, empty_skip
-from segue.models.positions import rotary_tables, rotate, sinusoidal
+from segue.models.positions import Tables, as_bias, rotary_tables, sinusoid_frequencies, sinusoidal
 from segue.types import Condition, ModelOutput, UserError
 
 
@@ -67,51 +68,6 @@ class DiTConfig:
             raise UserError(f"model.predicts is '{self.predicts}'; use 'velocity' or 'clean'")
 
 
-def layer_norm(dim: int, affine: bool = False) -> nn.Module:
-    """Layer norm; not affine where adaLN supplies scale and shift."""
-    return nn.LayerNorm(dim, eps=1e-6, elementwise_affine=affine)
-
-
-def _windowed(key_mask: Tensor | None, tokens: int, window: int, device: torch.device) -> Tensor:
-    """Bool [B or 1, 1, N, N], True = attend: to real keys at most `window` tokens away, and to the token itself."""
-    position = torch.arange(tokens, device=device)
-    apart = (position[:, None] - position).abs()
-    near = (apart <= window)[None, None]
-    return near if key_mask is None else (near & key_mask) | (apart == 0)  # softmax over an empty row is NaN
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention, or cross-attention where a `context` is given; q and k are normalised by head."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
-        self.q_norm = layer_norm(width // heads, affine=True)
-        self.k_norm = layer_norm(width // heads, affine=True)
-        self.out = nn.Linear(width, width)
-
-    def forward(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        key_mask: Tensor | None = None,
-        rotary: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """x [B, N, D], context [B, K, D], key_mask bool [B, 1, 1, keys] (True = attend) -> [B, N, D]."""
-        batch, tokens, width = x.shape
-        source = x if context is None else context
-        q = self.q(x).view(batch, tokens, self.heads, -1).transpose(1, 2)
-        k, v = self.kv(source).view(batch, source.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-        q, k = self.q_norm(q), self.k_norm(k)
-        if rotary is not None:
-            q, k = rotate(q, rotary), rotate(k, rotary)
-        # Under autocast layer norms may return float32 where v is bfloat16; attention wants one type.
-        mixed = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=key_mask)
-        return self.out(mixed.transpose(1, 2).reshape(batch, tokens, width))
-
-
 class Block(nn.Module):
     """Self-attention, cross-attention and MLP; adaLN-zero modulates and gates the first and the last."""
 
@@ -119,11 +75,11 @@ class Block(nn.Module):
         super().__init__()
         width = config.width
         hidden = int(width * config.mlp_ratio)
-        self.norm_attention = layer_norm(width)
-        self.attention = Attention(width, config.heads)
-        self.norm_cross = layer_norm(width, affine=True)
-        self.cross = Attention(width, config.heads)
-        self.norm_mlp = layer_norm(width)
+        self.norm_attention = LayerNorm(width)
+        self.attention = SelfAttention(width, config.heads)
+        self.norm_cross = LayerNorm(width, affine=True)
+        self.cross = CrossAttention(width, config.heads)
+        self.norm_mlp = LayerNorm(width)
         self.mlp_in = nn.Linear(width, hidden)
         self.mlp_out = nn.Linear(hidden, width)
         self.adaln_down = nn.Linear(width, config.adaln_rank, bias=False)
@@ -135,19 +91,19 @@ class Block(nn.Module):
         condition: Tensor,
         shared: Tensor,
         context: Tensor,
-        context_mask: Tensor,
-        key_mask: Tensor | None,
+        context_bias: Tensor | None,
+        bias: Tensor | None,
         rotary: tuple[Tensor, Tensor],
     ) -> Tensor:
-        """x [B, N, D], condition [B, D], shared [B, 6D], context [B, K, D], masks [B, 1, 1, keys] -> [B, N, D]."""
+        """x [B, N, D], condition [B, D], shared [B, 6D], context [B, K, D], biases [B, 1, 1, keys] -> [B, N, D]."""
         # adaLN-zero (arXiv 2212.09748): what all blocks share, and this block's low-rank part (arXiv 2409.10819).
         modulation = shared + self.adaln_up(self.adaln_down(condition))
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation[:, None].chunk(6, dim=-1)
-        h = self.norm_attention(x) * (1 + scale_a) + shift_a
-        x = x + gate_a * self.attention(h, key_mask=key_mask, rotary=rotary)
-        x = x + self.cross(self.norm_cross(x), context=context, key_mask=context_mask)
-        h = self.norm_mlp(x) * (1 + scale_m) + shift_m
-        return x + gate_m * self.mlp_out(F.silu(self.mlp_in(h)))
+        h = multiply_add(shift_a, 1 + scale_a, self.norm_attention(x))
+        x = multiply_add(x, gate_a, self.attention(h, bias, rotary))
+        x = x + self.cross(self.norm_cross(x), context, context_bias)
+        h = multiply_add(shift_m, 1 + scale_m, self.norm_mlp(x))
+        return multiply_add(x, gate_m, self.mlp_out(F.silu(self.mlp_in(h))))
 
 
 class DiT(nn.Module):
@@ -167,17 +123,18 @@ class DiT(nn.Module):
         self.config = config
         self.predicts = config.predicts
         self.gradient_checkpointing = False
+        self._tables = Tables()
         width = config.width
         token = config.channels * config.patch_frames
         self.patch_in = nn.Linear(token, width)
         self.time_mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
         self.text_in = nn.Linear(config.text_dim, width)
-        self.text_norm = layer_norm(width, affine=True)
+        self.text_norm = LayerNorm(width, affine=True)
         self.pooled_in = nn.Linear(width, width)
         self.null = nn.Parameter(torch.empty(1, 1, config.text_dim))
         self.adaln_shared = nn.Linear(width, 6 * width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm_out = layer_norm(width)
+        self.norm_out = LayerNorm(width)
         self.adaln_out = nn.Linear(width, 2 * width)
         self.patch_out = nn.Linear(width, token)
         if config.audio:  # made last, so that the initial values of all other weights do not depend on it
@@ -192,9 +149,12 @@ class DiT(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        for module in self.modules():
+        for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
+                # Each of q and kv has the bounds of a layer of its own, as it is one but for the speed.
+                rows = [self.config.width, 2 * self.config.width] if name.endswith("qkv") else [module.out_features]
+                for part in module.weight.split(rows):
+                    nn.init.xavier_uniform_(part)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.normal_(self.null, std=0.02)
@@ -225,26 +185,24 @@ class DiT(nn.Module):
             missing = ~condition.known_audio()[1][..., None]
             x_t = x_t * missing
         x = self.patch_in(self._patchify(x_t))
-        key_mask = None
-        if mask is not None:
-            padded = F.pad(mask, (0, -frames % patch))
-            key_mask = padded.view(batch, -1, patch).any(-1)[:, None, None]
-        if self.config.attention_window:
-            key_mask = _windowed(key_mask, x.shape[1], self.config.attention_window, x.device)
+        real = None if mask is None else F.pad(mask, (0, -frames % patch)).view(batch, -1, patch).any(-1)
+        bias = token_bias(real, x, self.config.attention_window, self._tables)
 
         # Condition: caption tokens to attend to, and a vector c of time, pooled caption and cutoff for the modulation.
-        context, context_mask = self._context(condition, batch, x.device)
+        context, seen = self._context(condition, batch)
         # No row of the mask is empty: without a caption the null is attended to.
-        pooled = (context * context_mask[..., None]).sum(1) / context_mask.sum(1, keepdim=True)
-        c = self.time_mlp(sinusoidal(t, 256).to(x.dtype)) + self.pooled_in(pooled)
+        pooled = context[:, 0] if seen is None else (context * seen[..., None]).sum(1) / seen.sum(1, keepdim=True)
+        context_bias = None if seen is None else as_bias(seen, x.dtype)[:, None, None]
+        c = self.time_mlp(self._sinusoidal(t, 256).to(x.dtype)) + self.pooled_in(pooled)
         if self.config.audio:
             audio, cutoff = self._audio(condition, x)
             x = x + audio
             c = c + cutoff
         c = F.silu(c)
         shared = self.adaln_shared(c)
-        rotary = rotary_tables(x.shape[1], self.config.width // self.config.heads, x.device)
-        arguments = (c, shared, context, context_mask[:, None, None], key_mask, rotary)
+        head = self.config.width // self.config.heads
+        rotary = self._tables.get(rotary_tables, x.shape[1], head, x.device, x.dtype)
+        arguments = (c, shared, context, context_bias, bias, rotary)
 
         # The blocks, and back to latent frames.
         for block in self.blocks:
@@ -254,26 +212,26 @@ class DiT(nn.Module):
             else:
                 x = block(x, *arguments)
         shift, scale = self.adaln_out(c)[:, None].chunk(2, dim=-1)
-        out = self._unpatchify(self.patch_out(self.norm_out(x) * (1 + scale) + shift), frames)
+        out = self._unpatchify(self.patch_out(multiply_add(shift, 1 + scale, self.norm_out(x))), frames)
         if missing is not None and condition is not None:
             if self.config.audio_skip:
                 out = add_skip(out, condition, self.skip_weight, self.skip_bias)
             out = out * missing
         return ModelOutput(out if mask is None else out * mask[:, None])
 
-    def _context(self, condition: Condition | None, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _context(self, condition: Condition | None, batch: int) -> tuple[Tensor, Tensor | None]:
         """Text as tokens [B, 1 + K, D] and mask [B, 1 + K]: the learned null is first, attended to only when dropped.
 
-        So no row of the mask is ever empty, and dropping a caption changes a mask, not a shape.
+        So no row of the mask is ever empty, and dropping a caption changes a mask, not a shape. Without text there is
+        the null alone, and no mask.
         """
         null = self.null.expand(batch, 1, -1)
         if condition is None or condition.tokens is None:
-            seen = torch.ones(batch, 1, dtype=torch.bool, device=device)
-            return self.text_norm(self.text_in(null)), seen
+            return self.text_norm(self.text_in(null)), None
         tokens, tokens_mask = condition.text()
-        drop = condition.drop if condition.drop is not None else torch.zeros(batch, dtype=torch.bool, device=device)
         # A caption without a single token counts as dropped.
-        drop = drop | ~tokens_mask.any(1)
+        drop = ~tokens_mask.any(1)
+        drop = drop if condition.drop is None else drop | condition.drop
         seen = torch.cat([drop[:, None], tokens_mask & ~drop[:, None]], dim=1)
         return self.text_norm(self.text_in(torch.cat([null.to(tokens.dtype), tokens], dim=1))), seen
 
@@ -284,7 +242,10 @@ class DiT(nn.Module):
         audio = self.audio_in(self._patchify(condition.audio))
         if condition.drop is not None:
             audio = torch.where(condition.drop[:, None, None], self.audio_null, audio)
-        return audio, self.cutoff_mlp(sinusoidal(condition.cutoff, 64).to(x.dtype))
+        return audio, self.cutoff_mlp(self._sinusoidal(condition.cutoff, 64).to(x.dtype))
+
+    def _sinusoidal(self, t: Tensor, dim: int) -> Tensor:
+        return sinusoidal(t, self._tables.get(sinusoid_frequencies, dim, t.device))
 
     def _patchify(self, x: Tensor) -> Tensor:
         """[B, C, L] -> [B, N, C * patch], zero-padded to whole patches."""

@@ -6,6 +6,7 @@ Nothing has to be unwrapped or exported: what training saves is what inference l
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from segue.models.dit import DiTConfig
 from segue.models.lora import LoraConfig, add_lora, load_trained, merge_lora
 from segue.types import UserError, first_line, without_deleted
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: one layer qkv where 1 had q and kv; both are read
 
 
 @dataclass(frozen=True)
@@ -94,15 +95,34 @@ def save_model(
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, {"segue": json.dumps(asdict(card))})
 
 
+def former_names(name: str) -> list[str]:
+    """The tensors of schema 1 that a tensor of a model consists of, by its first rows and its last."""
+    fused = re.fullmatch(r"(.*\bblocks\.\d+\.attention)\.qkv\.(weight|bias)", name)
+    return [name] if fused is None else [f"{fused[1]}.q.{fused[2]}", f"{fused[1]}.kv.{fused[2]}"]
+
+
+def current_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a model file of either schema under today's names: q and kv of self-attention are one layer."""
+    found = {}
+    for name, value in tensors.items():
+        part = re.fullmatch(r"(.*\bblocks\.\d+\.attention)\.(q|kv)\.(weight|bias)", name)
+        if part is None:
+            found[name] = value
+        elif part[2] == "q":
+            whole = f"{part[1]}.qkv.{part[3]}"
+            found[whole] = torch.cat([tensors[n] for n in former_names(whole)])
+    return found
+
+
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
+    """Tensors and metadata of a safetensors file; weights of a model under today's names.
 
     Raises:
         UserError: the file is missing, truncated, or no safetensors file.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            return current_tensors({name: file.get_tensor(name) for name in file.keys()}), file.metadata() or {}
     except FileNotFoundError as error:
         raise UserError(
             f"{path}: no such file; give a run folder, a checkpoint folder or a model.safetensors"
@@ -171,9 +191,9 @@ def _read_model(path: Path, weights: str) -> tuple[ModelCard, dict[str, Tensor],
         raise UserError(
             f"{path}: not a segue model (no card in its metadata); give a checkpoint of `segue train`"
         ) from error
-    if version != SCHEMA_VERSION:
+    if version not in (1, SCHEMA_VERSION):
         raise UserError(
-            f"{path}: model schema {version}, this segue reads {SCHEMA_VERSION}; use the segue that wrote it"
+            f"{path}: model schema {version}, this segue reads 1 and {SCHEMA_VERSION}; use the segue that wrote it"
         )
     try:
         card = ModelCard(**data)

@@ -6,6 +6,7 @@ import os
 from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,8 +26,10 @@ from segue.tasks.base import Task
 from segue.tasks.degradation import DegradationConfig
 from segue.tasks.generation import Generation
 from segue.tasks.super_resolution import SuperResolution, levels_of, weigh_levels
+from segue.training.compiling import compile_blocks
 from segue.training.config import OptimConfig, RunConfig
 from segue.training.fine_tuning import check_lora
+from segue.training.precision import settle
 from segue.training.sharding import check_sharding, gathered_blocks, norm_of, shard_models
 from segue.types import UserError, import_extra
 
@@ -58,6 +61,12 @@ def make_accelerator(config: RunConfig, device: str = "auto"):
         raise UserError(f"train.batch_size {batch_size} must be a multiple of the {world} processes")
     check_sharding(config, accelerator)
     return accelerator
+
+
+def begin(config: RunConfig, device: str = "auto") -> tuple[Any, RunConfig]:
+    """`make_accelerator`, and the config with what it leaves to the device decided."""
+    accelerator = make_accelerator(config, device)
+    return accelerator, settle(config, accelerator.device)
 
 
 def cached_space(cache: LatentCache) -> LatentSpace:
@@ -207,6 +216,8 @@ def build_model(config: RunConfig, cache: LatentCache, seed: int) -> Backbone:
     if config.holds_bfloat16:
         freeze_as_bfloat16(model)
     model.gradient_checkpointing = config.model.gradient_checkpointing
+    if config.train.compile:
+        compile_blocks(model.blocks)
     return model
 
 

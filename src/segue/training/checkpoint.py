@@ -29,6 +29,7 @@ from segue.models.backbone import Backbone
 from segue.models.files import ModelCard, read_tensors, save_model
 from segue.models.lora import load_trained, trained_tensors
 from segue.stage.stage import Stage
+from segue.training import older
 from segue.training.build import base_of, model_card
 from segue.training.config import RunConfig
 from segue.training.guards import FaultState, Guard
@@ -130,7 +131,8 @@ class Keeper:
             load_trained(parts.model, {k: distribute_like(v, held[k]) if k in held else v for k, v in weights.items()})
             for name, value in trained_tensors(parts.ema).items():
                 to_local(value).copy_(to_local(distribute_like(tensors[f"ema.{name}"], value)))
-            _restore_optimizer(parts.optimizer, {k: v for k, v in kept.items() if not k.startswith("head.")})
+            moments = {k: v for k, v in kept.items() if not k.startswith("head.")}
+            _restore_optimizer(parts.optimizer, older.current_moments(moments, _names(parts)))
             parts.heads.load(kept)
         except (KeyError, IndexError, ValueError, RuntimeError) as error:
             line = str(error).splitlines()[0]
@@ -352,6 +354,12 @@ def _flat(state: dict) -> Iterator[tuple[str, Tensor]]:
             yield from ((inner, tensor.clone()) for inner, tensor in value.items())
         else:
             yield name, torch.as_tensor(value)
+
+
+def _names(parts: Parts) -> list[str]:
+    """Names of the optimiser's parameters, in its order."""
+    names = {id(parameter): name for name, parameter in parts.model.named_parameters()}
+    return [names[id(p)] for group in parts.optimizer.param_groups for p in group["params"]]
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

@@ -21,6 +21,7 @@ LATER = {"later": True}
 OPTIMIZERS = ("adamw", "adamw-8bit", "muon", "schedule-free")
 TASKS = ("generation", "super-resolution")
 SHARDINGS = ("none", "fsdp2")
+PRECISIONS = ("auto", "fp32", "bf16")
 OBJECTIVES = ("auto", "velocity", "min-snr", "uncertainty")
 
 
@@ -98,7 +99,8 @@ class TrainConfig:
         total_examples: length of the run.
         batch_size: examples of one optimiser step, over all ranks.
         accumulation: parts that a rank computes its share of a batch in; changes memory, not the result.
-        precision: "fp32" or "bf16" (autocast).
+        precision: "fp32", "bf16" (autocast over float32 weights), or "auto": bf16 where it is faster and the losses
+            agree (training/precision.py), else fp32.
         seed: of weights, order, noise, times and dropped captions.
         objective: what the squared error is measured in: "velocity", "min-snr" (the clean sample, under min-SNR-5
             weights), "uncertainty" (EDM2's learned weight of each noise level), or "auto": as the model
@@ -112,6 +114,8 @@ class TrainConfig:
         tensorboard: write TensorBoard files beside log.jsonl.
         sharding: "none" (every process holds the whole model) or "fsdp2" (weights, gradients, moments and averaged
             weights are split over the processes; training/sharding.py).
+        compile: compile the model's blocks by torch.compile, which takes minutes at the start; not measured on a GPU,
+            and hardly faster on a CPU.
         patience: bad steps in a row (training/guards.py) after which the run stops; each of them is skipped.
         spike: robust standard deviations above the last steps' loss at which a step is bad; 0 = no step is.
     """
@@ -121,7 +125,7 @@ class TrainConfig:
     total_examples: int = 50_000
     batch_size: int = 32
     accumulation: int = 1
-    precision: str = "fp32"
+    precision: str = "auto"
     seed: int = 0
     objective: str = "auto"
     condition_dropout: float = 0.1
@@ -133,12 +137,13 @@ class TrainConfig:
     tensorboard: bool = True
     sharding: str = field(default="none", metadata=LATER)
     sample_every: int = field(default=0, metadata=LATER)
+    compile: bool = field(default=False, metadata=LATER)
     patience: int = field(default=5, metadata=LATER)
     spike: float = field(default=10.0, metadata=LATER)
 
     def __post_init__(self) -> None:
-        if self.precision not in ("fp32", "bf16"):
-            raise UserError(f"train.precision is '{self.precision}'; use 'fp32' or 'bf16'")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"train.precision is '{self.precision}'; use one of {', '.join(PRECISIONS)}")
         if self.task not in TASKS:
             raise UserError(f"train.task is '{self.task}'; use one of {', '.join(TASKS)}")
         if self.objective not in OBJECTIVES:

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from segue.models.positions import sinusoidal
+from segue.models.positions import Tables, sinusoid_frequencies, sinusoidal
 from segue.training.config import OptimConfig
 from segue.training.optim import make_optimizer, set_rate, step_unless
 
@@ -72,6 +72,7 @@ class Uncertainty(nn.Module):
     def __init__(self, features: int = 64) -> None:
         super().__init__()
         self.features = features
+        self._tables = Tables()
         self.out = nn.utils.skip_init(nn.Linear, features, 1)
         # u = 0 leaves the loss as it is, so that training begins like the plain one.
         nn.init.zeros_(self.out.weight)
@@ -81,7 +82,8 @@ class Uncertainty(nn.Module):
         """[B] times -> [B] log-variances, 0 before training."""
         # 10 in place of 10,000: u is smooth in t, and high frequencies would follow single batches.
         # The division undoes the factor in `sinusoidal`: the angles are of 8 t.
-        return self.out(sinusoidal(t / 1000.0 * 8.0, self.features, max_period=10.0)).squeeze(-1)
+        frequencies = self._tables.get(sinusoid_frequencies, self.features, t.device, 10.0)
+        return self.out(sinusoidal(t / 1000.0 * 8.0, frequencies)).squeeze(-1)
 
 
 def weigh_by_uncertainty(loss: Tensor, u: Tensor) -> Tensor:

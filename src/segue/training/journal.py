@@ -89,12 +89,14 @@ class Journal:
         self._measured = ""  # what was measured last, as announced
         self._good: list[tuple[float, float]] = []
         self._norm = 0.0
+        self._computes = f"computes in {config.train.precision} on {accelerator.device}"
 
     def __enter__(self) -> Journal:
         self._stack = ExitStack()
         for part in (self.log, self.meter, self._interrupt, self._ranks, self._threads):
             self._stack.enter_context(part)
         self.print_line(self._threads.describe())
+        self.print_line(self._computes)
         return self
 
     def __exit__(self, *error) -> bool | None:

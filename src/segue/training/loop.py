@@ -63,7 +63,7 @@ def train(
     """
     # --- Devices and ranks. Every rank runs this function, on its own part of each batch. ---
     make_folder(run_dir := Path(run_dir))
-    accelerator = build.make_accelerator(config, device)
+    accelerator, config = build.begin(config, device)
     rank, world = accelerator.process_index, accelerator.num_processes
     total, batch_size, seed = config.train.total_examples, config.train.batch_size, config.train.seed
 

@@ -1,15 +1,19 @@
 """Configs of older versions: former names of settings and recipes, and settings that have been removed.
 
-By these tables the config of an older run is read, and a study's runs keep the hashes that name them.
+By these tables the config of an older run is read, and a study's runs keep the hashes that name them. And the state of
+an older run's optimiser.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from segue.tasks.degradation import DELETED as OF_DEGRADATION
 from segue.types import UserError, without_deleted
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RECIPES = {  # old name -> new name
     "stage-no-guidance": "stage-no-alignment",
@@ -110,3 +114,32 @@ def first_json(config: Mapping) -> dict:
 def _first_distribution(data: dict) -> dict:
     renamed = {"law" if k == "distribution" else k: v for k, v in data.items()}
     return {k: _first_distribution(v) if k == "base" else v for k, v in renamed.items()}
+
+
+def current_moments(moments: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """An optimiser's state, index.name -> tensor, by the indices of today's parameters.
+
+    Args:
+        moments: of a checkpoint of either schema of models (models/files.py).
+        names: of the optimiser's parameters, in its order.
+    """
+    import torch
+
+    from segue.models.files import former_names
+
+    former = {name: index for index, name in enumerate(n for whole in names for n in former_names(whole))}
+    indices = {key.partition(".")[0] for key in moments if not key.startswith("group.")}
+    if len(former) == len(names) or len(indices) != len(former):
+        return dict(moments)
+    found = {key: value for key, value in moments.items() if key.startswith("group.")}
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, value in moments.items():
+        index, _, kind = key.partition(".")
+        if index != "group":
+            states.setdefault(int(index), {})[kind] = value
+    for place, whole in enumerate(names):
+        parts = [states[former[name]] for name in former_names(whole)]
+        for kind, value in parts[0].items():
+            # Moments lie as their weights do; the count of steps is one number.
+            found[f"{place}.{kind}"] = torch.cat([p[kind] for p in parts]) if value.ndim else value
+    return found

@@ -62,8 +62,9 @@ class MuonAndAdamW(torch.optim.Optimizer):
         rate = config.learning_rate
         decay = config.weight_decay
         groups = [{"params": outside, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+        fused = {id(p) for name, p in model.named_parameters() if name.endswith("attention.qkv.weight")}
         self.parts = (
-            torch.optim.Muon(inside, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+            _muon(inside, fused, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(groups, lr=rate, betas=(config.beta1, config.beta2), fused=True),
         )
         # One list of groups: whoever sets a rate or saves the state sees one optimiser.
@@ -85,6 +86,29 @@ class MuonAndAdamW(torch.optim.Optimizer):
         """One step of both."""
         for part in self.parts:
             part.step()
+
+
+def _muon(params: Sequence[Tensor], fused: set[int], **options: Any) -> torch.optim.Optimizer:
+    """torch's Muon, for which the q and kv of a fused layer are matrices of their own: each gets an orthogonal update.
+
+    Args:
+        params: matrices.
+        fused: ids of those that hold q and kv.
+        options: of torch.optim.Muon.
+    """
+
+    class Muon(torch.optim.Muon):
+        def _init_group(self, group: Any, params: list, grads: list, buffers: list) -> bool:
+            found: tuple[list[Tensor], ...] = ([], [], [])
+            super()._init_group(group, *found)
+            for whole in zip(*found):
+                width = whole[0].shape[1]
+                rows = [width, 2 * width] if id(whole[0]) in fused else [len(whole[0])]
+                for kept, tensor in zip((params, grads, buffers), whole):
+                    kept.extend(tensor.split(rows))  # views: what is done to them is done to the whole
+            return False
+
+    return Muon(params, **options)
 
 
 def _schedule_free(groups: list[dict], rate: float, betas: tuple[float, float]) -> torch.optim.Optimizer:

@@ -47,6 +47,8 @@ def check_sharding(config: RunConfig, accelerator) -> None:
             f"train.sharding=fsdp2: optim.kind={config.optim.kind} was not tried on weights that no rank holds whole; "
             "take optim.kind=adamw, or train.sharding=none"
         )
+    if config.train.compile:
+        raise UserError("train.sharding=fsdp2 and train.compile=true were not tried together; leave one of them out")
     if config.policy.regime.signal == "gradient-cosine":
         raise UserError(
             "train.sharding=fsdp2: regime.signal=gradient-cosine takes gradients of whole blocks, which no rank holds; "

@@ -7,13 +7,17 @@ import shutil
 import sys
 from pathlib import Path
 
+import torch
+
 from segue.data.open_cache import open_cache
+from segue.devices import device_of
 from segue.report import write_run_report
 from segue.training.checkpoint import list_checkpoints
 from segue.training.checks import check_before_training
 from segue.training.config import RunConfig
 from segue.training.journal import TrainResult
 from segue.training.loop import train
+from segue.training.precision import settle
 from segue.types import UserError
 from segue.workflows.checkpoint_sounds import sounds_at_checkpoints
 from segue.workflows.run_config import keep_config
@@ -47,6 +51,8 @@ def run_training(
         raise UserError(f"{run_dir}: holds a run already ({len(list_checkpoints(run_dir))} checkpoints); hint: {hint}")
     # Every process opens the cache; only the first one checks it.
     cache = open_cache(cache_path)
+    # As config.json will have it: the run goes on as it began, wherever that is.
+    config = settle(config, torch.device(device_of(device)))
     for line in check_before_training(config, cache, device) if first else []:
         if not quiet:
             print(line, file=sys.stderr)

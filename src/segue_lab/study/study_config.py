@@ -176,8 +176,8 @@ def run_config(study: Study, variant: Variant, seed: int) -> RunConfig:
     Raises:
         UserError: an unknown recipe or setting, or intervals of evaluation that the batch size cannot meet.
     """
-    # The variant's changes come last, and win.
-    config = override(load_recipe(variant.recipe), [*study.set, *variant.set])
+    # The variant's changes come last, and win. No machine chooses a precision of its own: figures are compared.
+    config = override(load_recipe(variant.recipe), ["train.precision=fp32", *study.set, *variant.set])
     total = variant.examples or study.examples
     every = int(total * snapshot_step(study))
     # A checkpoint can only stand behind a whole batch.
