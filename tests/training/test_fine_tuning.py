@@ -128,7 +128,7 @@ def test_what_cannot_be_adapted_is_refused(cache, config, adapted):
         (adapted("rank=4", "optim.kind=muon"), "makes every update of full rank"),
         (
             adapted("rank=4", "lora.targets=to_q"),
-            "lora.targets=to_q matches no linear layer of the blocks; there are attention.q",
+            "lora.targets=to_q matches no linear layer of the blocks; there are attention.qkv",
         ),
     ):
         with pytest.raises(UserError, match=complaint):

@@ -175,7 +175,7 @@ def test_captions_that_were_learned_are_known_from_the_start_of_the_next_run(tau
     _, tensors = run(recipe("stage-by-condition-gain", *changes), taught, tmp_path / "first")
     log = gains(tmp_path / "first")
     assert log[0]["condition_gain"] == pytest.approx(0, abs=0.01) and log[0]["discrepancy"] is None
-    assert log[-1]["condition_gain"] > 0.1 and log[-1]["agreement"] == 1
+    assert log[-1]["condition_gain"] > 0.1 and log[-1]["agreement"] >= 0.75
     make = build.build_model
 
     def pretrained(*args):

@@ -24,13 +24,17 @@ class Tables:
     def get(self, make: Callable[..., Made], *key: Any) -> Made:
         """make(*key), made at the first call and kept."""
         name = (make, *key)
-        if name not in self._made:
+        if name in self._made:
+            return self._made[name]
+        # An ordinary tensor, also where inference asks first: training may ask for the same one later.
+        with torch.inference_mode(False):
+            made = make(*key)
+        # A tensor without values, by which memory is counted, serves that count alone.
+        if type(made[0] if isinstance(made, tuple) else made) is Tensor:
             if len(self._made) == KEPT:
                 del self._made[next(iter(self._made))]
-            # An ordinary tensor, also where inference asks first: training may ask for the same one later.
-            with torch.inference_mode(False):
-                self._made[name] = make(*key)
-        return self._made[name]
+            self._made[name] = made
+        return made
 
 
 def sinusoidal(t: Tensor, frequencies: Tensor) -> Tensor:

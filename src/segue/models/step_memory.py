@@ -110,7 +110,8 @@ def kept_bytes(
         kept[saved.untyped_storage()._cdata] = saved.untyped_storage()
         return saved
 
-    # Fake tensors of a CPU, not those of the meta device: these know autocast, and attention as it is computed.
+    # Fake tensors of a CPU, not those of the meta device: these know autocast, and attention as it is computed. In
+    # bfloat16 a CPU keeps attention's weights, which kernels of GPUs do not: the need of these is overstated a little.
     with FakeTensorMode():
         _give_shapes(model)
         model.gradient_checkpointing = checkpointing
