@@ -15,13 +15,17 @@ import torch
 from torch import Tensor
 
 from segue.codecs.autoencoder import Autoencoder, AutoencoderCodec, AutoencoderConfig, save_codec
+from segue.codecs.mid_side import GIVEN, MidSideAutoencoder, MidSideConfig
 from segue.data.reading import DataSource
 from segue.training.codec.codec_losses import ReconstructionLoss, total_loss, validate
+from segue.training.codec.mid_side_losses import MidSideLoss
 from segue.training.small_run import SmallRun, average, descend, early_decay, refuse_used, run_loop
 from segue.training.training_audio import Sounds, TrainingAudio, draw_crops, read_training_audio
 
 STATISTICS_SOUNDS = 256  # of the training split, for the mean and the deviation of latents
 STATISTICS_FRAMES = 160  # of each of them
+LINEAR_CROPS = 200  # that a stereo codec's linear part is fitted to
+LINEAR_FRAMES = 40  # of each of them
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,14 @@ class CodecTrainConfig:
         batch_size: crops a step. crop_sec: seconds a crop.
         learning_rate: peak of AdamW's, reached after `warmup_steps`, then a cosine down to a hundredth.
         kl_weight: weight of the KL divergence to N(0, 1), averaged over latent elements.
+        mask_share: share of crops that lose a span of latent channels, up to half of them, before they are decoded.
         extra_share: share of crops drawn from the extra sounds, where any are given.
         ema_decay: decay of the averaged weights that are kept.
         seed: of the weights and of every draw.
         save_every_sec, validate_every_sec: seconds between checkpoints, and between measures on the valid split.
     """
 
-    model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    model: AutoencoderConfig | MidSideConfig = field(default_factory=AutoencoderConfig)
     steps: int | None = None
     minutes: float = 60.0
     batch_size: int = 16
@@ -49,6 +54,7 @@ class CodecTrainConfig:
     learning_rate: float = 8e-4
     warmup_steps: int = 200
     kl_weight: float = 0.005
+    mask_share: float = 0.0
     extra_share: float = 0.15
     ema_decay: float = 0.999
     seed: int = 0
@@ -62,6 +68,36 @@ def draw_batch(notes: Sounds, extra: Sounds, config: CodecTrainConfig, generator
     return draw_crops(notes, extra, config.extra_share, config.batch_size, samples, generator)
 
 
+def network_of(config: AutoencoderConfig | MidSideConfig) -> Autoencoder | MidSideAutoencoder:
+    """A network of the configured kind and shapes."""
+    return MidSideAutoencoder(config) if isinstance(config, MidSideConfig) else Autoencoder(config)
+
+
+def loss_of(network: Autoencoder | MidSideAutoencoder, device: torch.device | str) -> ReconstructionLoss | MidSideLoss:
+    """The reconstruction loss of a network's kind."""
+    if isinstance(network, MidSideAutoencoder):
+        return MidSideLoss(network, device)
+    return ReconstructionLoss(network.config, device)
+
+
+def draw_mask(count: int, config: CodecTrainConfig, generator: torch.Generator) -> Tensor:
+    """[count, C, 1], zero on spans of channels: a decoder that must do without some uses the others in common.
+
+    Level and width of a stereo codec are never masked.
+    """
+    channels = config.model.channels
+    mask = torch.ones(count, channels, 1)
+    if not config.mask_share:
+        return mask
+    first = GIVEN if isinstance(config.model, MidSideConfig) else 0
+    chance, length, start = torch.rand(3, count, generator=generator)
+    for row in (chance < config.mask_share).nonzero()[:, 0].tolist():
+        span = 1 + int(length[row] * (channels - first) / 2)
+        begin = first + int(start[row] * (channels - first - span + 1))
+        mask[row, begin : begin + span] = 0
+    return mask
+
+
 @dataclass
 class CodecRun(SmallRun):
     """A codec's training between two steps; `ema` holds the averaged weights, which are kept."""
@@ -69,8 +105,8 @@ class CodecRun(SmallRun):
     modules = ("network", "ema")
     optimizers = (("adam.", "optimizer", "network"),)
 
-    network: Autoencoder
-    ema: Autoencoder
+    network: Autoencoder | MidSideAutoencoder
+    ema: Autoencoder | MidSideAutoencoder
     optimizer: torch.optim.AdamW
 
 
@@ -79,8 +115,7 @@ def start(config: CodecTrainConfig, device: torch.device | str) -> CodecRun:
     # The seed decides the weights; other random states stay as they were.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = Autoencoder(config.model)
-        ema = Autoencoder(config.model)
+        network, ema = (network_of(config.model) for _ in range(2))
     ema.load_state_dict(network.state_dict())
     network.to(device)
     ema.to(device).requires_grad_(False)
@@ -96,7 +131,8 @@ def train_step(run: CodecRun, loss: ReconstructionLoss, batch: Tensor, config: C
     frames = math.ceil(batch.shape[-1] / config.model.hop_samples)
     # Drawn on the CPU, whose generator is saved: a run repeats on any device.
     noise = torch.randn(len(batch), config.model.channels, frames, generator=run.generator)
-    value, losses = total_loss(run.network, loss, batch, noise.to(batch.device), config.kl_weight)
+    mask = draw_mask(len(batch), config, run.generator).to(batch.device)
+    value, losses = total_loss(run.network, loss, batch, noise.to(batch.device), config.kl_weight, mask)
     run.optimizer.zero_grad(set_to_none=True)
     value.backward()
     norm = descend(run.optimizer, run.network.parameters(), 2.0)
@@ -141,11 +177,14 @@ def train_codec(
         UserError: unusable sounds, an output folder that holds another run, or a resume under other options.
     """
     refuse_used(out, resume)
-    audio = read_training_audio(source, extra, config.model.sample_rate_hz, skip_bad)
+    sides = 2 if isinstance(config.model, MidSideConfig) else 1
+    audio = read_training_audio(source, extra, config.model.sample_rate_hz, skip_bad, sides)
     run = start(config, device)
     if resume:
         run.load(out, config)
-    loss = ReconstructionLoss(config.model, device)
+    elif isinstance(run.network, MidSideAutoencoder):
+        _start_linear(run, audio.training)
+    loss = loss_of(run.network, device)
 
     # The generator belongs to the run: its state is saved, and a resumed run draws on.
     def step() -> dict[str, float]:
@@ -165,12 +204,22 @@ def train_codec(
     return AutoencoderCodec(run.ema)
 
 
+def _start_linear(run: CodecRun, sounds: Sounds) -> None:
+    """A linear codec to begin with, of crops over all sounds."""
+    generator = torch.Generator().manual_seed(0)
+    samples = LINEAR_FRAMES * run.ema.config.hop_samples
+    waves = [sounds.crop(sounds.draw(generator), samples, generator) for _ in range(LINEAR_CROPS)]
+    run.ema.to("cpu").start_linear(waves)
+    run.ema.to(run.network.latent_mean.device)
+    run.network.load_state_dict(run.ema.state_dict())
+
+
 def _checkpoint(run: CodecRun, config: CodecTrainConfig, audio: TrainingAudio, out: Path) -> None:
     # A generator of its own: writing a checkpoint must not change what training draws next.
     generator = torch.Generator().manual_seed(0)
     chosen = torch.randperm(len(audio.training), generator=generator)[:STATISTICS_SOUNDS].tolist()
     samples = STATISTICS_FRAMES * run.ema.config.hop_samples
-    mean, std = measure_latents(run.ema, [audio.training.wave(i)[:samples] for i in chosen])
+    mean, std = measure_latents(run.ema, [audio.training.wave(i)[..., :samples] for i in chosen])
     run.ema.latent_mean.copy_(mean)
     run.ema.latent_std.copy_(std)
     # State and codec hold the same statistics, whichever of them is read.
