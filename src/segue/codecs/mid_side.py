@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segue.codecs.autoencoder import Block, _overlap
+from segue.codecs.blocks import FrameNetwork, blocks
 
 GIVEN = 2  # latent channels that are given: level and width
 LOWEST_WIDTH = -6.0  # nepers: side 52 dB below the whole
@@ -91,11 +91,7 @@ class MidSideAnalysis:
     weight: tuple[Tensor, Tensor] | None = None
 
 
-def _blocks(count: int, width: int, config: MidSideConfig) -> nn.Sequential:
-    return nn.Sequential(*(Block(width, config.expansion, config.kernel, 1 / max(count, 2)) for _ in range(count)))
-
-
-class MidSideAutoencoder(nn.Module):
+class MidSideAutoencoder(FrameNetwork):
     """The network. Latents here are raw: buffers `latent_mean` and `latent_std` [C] serve the codec around it.
 
     Training uses analyse, encode and predict; synthesise needs no gradient.
@@ -103,15 +99,11 @@ class MidSideAutoencoder(nn.Module):
 
     latent_mean: Tensor
     latent_std: Tensor
-    window: Tensor
     centre_advance: Tensor
 
     def __init__(self, config: MidSideConfig) -> None:
-        super().__init__()
+        super().__init__(config.hop_samples, config.refinements)
         self.config = c = config
-        self.stft_hop = c.hop_samples // 2
-        self.window_samples = 4 * self.stft_hop
-        self.bins = self.window_samples // 2 + 1
         # The lowest quarter bin by bin, with phases; above it ears resolve bands, and noise has no phase to keep.
         self.phase_bins = self.stft_hop // 2
         self.bands = self.phase_bins + self.phase_bins // _POOLED[0] + self.stft_hop // _POOLED[1]
@@ -119,21 +111,20 @@ class MidSideAutoencoder(nn.Module):
         wide, deep = c.encoder_width, c.decoder_width
         self.features = features
         self.enter = nn.Linear(features, wide)
-        self.encoder_fast = _blocks(c.encoder_blocks[0], wide, c)
+        self.encoder_fast = blocks(c.encoder_blocks[0], wide, c.expansion, c.kernel)
         self.down = nn.Linear(2 * wide, wide)
-        self.encoder_slow = _blocks(c.encoder_blocks[1], wide, c)
+        self.encoder_slow = blocks(c.encoder_blocks[1], wide, c.expansion, c.kernel)
         self.to_posterior = nn.Sequential(nn.LayerNorm(wide), nn.Linear(wide, 2 * (c.channels - GIVEN)))
         self.from_latent = nn.Linear(c.channels, deep)
-        self.decoder_slow = _blocks(c.decoder_blocks[0], deep, c)
+        self.decoder_slow = blocks(c.decoder_blocks[0], deep, c.expansion, c.kernel)
         self.up = nn.Linear(deep, 2 * deep)
-        self.decoder_fast = _blocks(c.decoder_blocks[1], deep, c)
+        self.decoder_fast = blocks(c.decoder_blocks[1], deep, c.expansion, c.kernel)
         self.to_spectrum = nn.Sequential(nn.LayerNorm(deep), nn.Linear(deep, features))
         # A linear codec of two frames together, which `start_linear` fits; the blocks learn what it misses.
         self.linear_in = nn.Linear(2 * features, c.channels - GIVEN)
         self.linear_out = nn.Linear(c.channels, 2 * features)
         self.register_buffer("latent_mean", torch.zeros(c.channels))
         self.register_buffer("latent_std", torch.ones(c.channels))
-        self.register_buffer("window", torch.hann_window(self.window_samples), persistent=False)
         # A hop of a quarter window advances the centre of bin k by k quarter turns.
         turns = torch.arange(self.phase_bins) % 4
         self.register_buffer(
@@ -146,7 +137,7 @@ class MidSideAutoencoder(nn.Module):
         length = ceil(wave.shape[-1] / self.config.hop_samples) * self.config.hop_samples
         wave = F.pad(wave, (0, length - wave.shape[-1]))
         left, right = wave[:, 0], wave[:, -1]
-        mid, side = self._stft(torch.cat([left + right, left - right]) / 2).chunk(2)
+        mid, side = self.stft(torch.cat([left + right, left - right]) / 2).chunk(2)
         powers = [x.real.square() + x.imag.square() for x in (mid, side)]
         pooled = [self.pool(x) for x in powers]
         # Level and width of whole latent frames, of all bins.
@@ -258,36 +249,18 @@ class MidSideAutoencoder(nn.Module):
         side = side * (self._at_frames(prediction.given)[1] > MONO_WIDTH)
         phase = self._phases(prediction.advance)
         across = self.spread(prediction.turn.angle())
-        magnitude = torch.cat([mid, side])
-        estimate = torch.polar(magnitude, torch.cat([phase, phase + across]))
-        last = torch.zeros_like(estimate)
-        for _ in range(self.config.refinements):
-            consistent = self._stft(self._istft(estimate))
-            # The acceleration of fast Griffin-Lim (Perraudin et al. 2013), by .9 of the last step.
-            pushed = consistent + 0.9 * (consistent - last)
-            last = consistent
-            estimate = magnitude * pushed / pushed.abs().clamp_min(1e-12)
-        mid, side = self._gate(self._istft(estimate), magnitude)[:, :samples].chunk(2)
+        sounds = self.sound(torch.cat([mid, side]), torch.cat([phase, phase + across]))
+        mid, side = sounds[:, :samples].chunk(2)
         # Left and right of a side that is zero are the same numbers.
         return torch.stack([mid + side, mid - side], dim=1)
 
     def _phases(self, advance: Tensor) -> Tensor:
         """[B, frames, phase bins] -> [B, frames, bins] angles; above the phase bins they are random, but always alike."""
         frames = advance.shape[1]
-        frame = torch.arange(frames, device=advance.device)[:, None]
-        # Half a turn from bin to bin puts a frame's energy at its centre, so that a partial's bins start in step.
-        quarter_turns = ((frame + 2) * torch.arange(self.phase_bins, device=advance.device)) % 4
-        phase = advance.angle().cumsum(1) + quarter_turns * (torch.pi / 2)
+        phase = advance.angle().cumsum(1) + self.centre_phase(frames, self.phase_bins, advance.device)
         generator = torch.Generator().manual_seed(0)
         noise = torch.rand(frames, self.bins - self.phase_bins, generator=generator).to(advance.device)
         return torch.cat([phase, (2 * torch.pi * noise).expand(len(phase), -1, -1)], dim=-1)
-
-    def _gate(self, wave: Tensor, magnitude: Tensor) -> Tensor:
-        """As Autoencoder._gate: no stretch may be twice as loud as what was predicted on it and beside it."""
-        wanted, found = (x.square().sum(-1).sqrt() for x in (magnitude, self._stft(wave).abs()))
-        gain = (2 * (wanted + 1e-7) / (found + 1e-7)).clamp(max=1)
-        gain = -F.max_pool1d(-F.pad(gain, (1, 1), value=1.0)[:, None], 3, 1)
-        return wave * F.interpolate(gain, scale_factor=self.stft_hop, mode="linear")[:, 0]
 
     def _at_frames(self, given: Tensor) -> tuple[Tensor, Tensor]:
         """[B, L, 2] -> level and width, each [B, frames, 1]."""
@@ -308,21 +281,6 @@ class MidSideAutoencoder(nn.Module):
     def _parts(self) -> list[int]:
         """Bins that are kept, that are pooled by four, and by eight."""
         return [self.phase_bins, self.phase_bins, self.stft_hop]
-
-    def _stft(self, wave: Tensor) -> Tensor:
-        """[B, frames * stft_hop] -> [B, frames, bins], each frame centred on its hop; a full-scale sine reads 1."""
-        side = (self.window_samples - self.stft_hop) // 2
-        frames = F.pad(wave, (side, side)).unfold(-1, self.window_samples, self.stft_hop)
-        return torch.fft.rfft(frames * self.window) * (4 / self.window_samples)
-
-    def _istft(self, spectrum: Tensor) -> Tensor:
-        """[B, frames, bins] -> [B, frames * stft_hop]: the least-squares inverse of _stft."""
-        frames = torch.fft.irfft(spectrum, self.window_samples) * (self.window * (self.window_samples / 4))
-        count, hop = frames.shape[1], self.stft_hop
-        side = (self.window_samples - self.stft_hop) // 2
-        squares = (self.window**2).expand(1, count, -1)
-        wave, envelope = (_overlap(x, hop) for x in (frames, squares))
-        return (wave / envelope.clamp_min(1e-3))[:, side : side + count * hop]
 
 
 def _pair(like: Tensor, which: int) -> Tensor:

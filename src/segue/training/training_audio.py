@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segue.audio.read import Stretches, read_blocks, read_header, read_mono
+from segue.audio.read import Stretches, read_header, read_sound
 from segue.audio.resample import resample
-from segue.audio.sound import SILENT_PEAK, TOO_SHORT_SEC, BadAudio, Header
+from segue.audio.sound import TOO_SHORT_SEC, BadAudio, Header
 from segue.data.clip import Clip
 from segue.data.manifest import load_manifest
 from segue.data.reading import DataSource
@@ -249,40 +249,26 @@ class _Reader:
 
     def read(self, clip: Clip) -> tuple[np.ndarray, int]:
         """[T] or [2, T] at our rate, and the file's own rate in Hz."""
-        if self._sides == 2:
-            return self._both_sides(clip)
         if clip.is_whole:
-            mono, rate_hz = read_mono(clip.path)
-            if len(mono) < TOO_SHORT_SEC * rate_hz:
-                raise BadAudio(clip.path, f"too short: {len(mono)} samples")
-            return resample(mono, rate_hz, self._sample_rate_hz), rate_hz
+            sound, rate_hz = read_sound(clip.path, self._sides)
+            if sound.shape[1] < TOO_SHORT_SEC * rate_hz:
+                raise BadAudio(clip.path, f"too short: {sound.shape[1]} samples")
+            return self._shaped(resample(sound.T, rate_hz, self._sample_rate_hz).T), rate_hz
         header, stretches = self._opened(clip.path)
         problem = clip.stretch_problem(header.seconds)
         if problem is not None:
             raise BadAudio(clip.path, problem)
-        return stretches.read(clip.start_sec, clip.seconds(header.seconds))[0][0], header.sample_rate_hz
+        piece = stretches.read(clip.start_sec, clip.seconds(header.seconds))[0]
+        return self._shaped(piece), header.sample_rate_hz
 
-    def _both_sides(self, clip: Clip) -> tuple[np.ndarray, int]:
-        blocks = [block.T for block in read_blocks(clip.path)]
-        wave = np.concatenate(blocks, axis=1) if blocks else np.zeros((1, 0), np.float32)
-        rate_hz = read_header(clip.path).sample_rate_hz
-        if not clip.is_whole:
-            wave = wave[:, round(clip.start_sec * rate_hz) :][:, : round(clip.seconds(wave.shape[1] / rate_hz) * rate_hz)]
-        if wave.shape[1] < TOO_SHORT_SEC * rate_hz:
-            raise BadAudio(clip.path, f"too short: {wave.shape[1]} samples")
-        if len(wave) > 2:
-            raise BadAudio(clip.path, f"{len(wave)} channels; hint: mix it down to two")
-        if np.abs(wave).max() <= SILENT_PEAK:
-            raise BadAudio(clip.path, "silent")
-        # A mono sound has two sides that are the same.
-        sides = [resample(side, rate_hz, self._sample_rate_hz) for side in wave]
-        return np.stack([sides[0], sides[-1]]), rate_hz
+    def _shaped(self, sound: np.ndarray) -> np.ndarray:
+        return sound[0] if self._sides == 1 else sound
 
     def _opened(self, path: Path) -> tuple[Header, Stretches]:
         if self._open is None or self._open[0] != path:
             self.__exit__()
             header = read_header(path)
-            self._open = path, header, Stretches(path, header, (self._sample_rate_hz,))
+            self._open = path, header, Stretches(path, header, (self._sample_rate_hz,), self._sides)
         return self._open[1:]
 
 
