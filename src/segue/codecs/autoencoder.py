@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from segue.codecs.base import Codec
 from segue.codecs.blocks import FrameNetwork, blocks
 from segue.files import replacing
+from segue.codecs.mid_side import MidSideAutoencoder, MidSideConfig
 from segue.types import UserError, first_line
 
-FORMAT = "segue-autoencoder-1"
 WEIGHTS = "codec.safetensors"
-DECODER = ("from_latent", "decoder_slow", "up", "decoder_fast", "to_spectrum")
+DECODER = ("from_latent", "decoder_slow", "up", "decoder_fast", "to_spectrum", "linear_out")
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ class Autoencoder(FrameNetwork):
     Training uses analyse, encode and predict; synthesise needs no gradient.
     """
 
+    sides = 1
     latent_mean: Tensor
     latent_std: Tensor
     centre_advance: Tensor
@@ -167,18 +168,26 @@ class Autoencoder(FrameNetwork):
         return self.sound(magnitude, prediction.advance.angle().cumsum(1) + start)[:, :samples]
 
 
+Network = Autoencoder | MidSideAutoencoder
+FORMATS: dict[str, tuple[Any, Any]] = {
+    "segue-autoencoder-1": (AutoencoderConfig, Autoencoder),
+    "segue-mid-side-1": (MidSideConfig, MidSideAutoencoder),
+}
+
+
 class AutoencoderCodec(Codec):
     """A trained autoencoder behind the codec interface: posterior means, standardised by the stored statistics.
 
     Encoding is deterministic.
     """
 
-    name = "autoencoder"
     statistics = "channel"
 
-    def __init__(self, network: Autoencoder) -> None:
+    def __init__(self, network: Network) -> None:
         self.network = network.eval().requires_grad_(False)
         self.config = network.config
+        self.audio_channels = network.sides
+        self.name = "autoencoder" if network.sides == 1 else "stereo-autoencoder"
         self.sample_rate_hz = self.config.sample_rate_hz
         self.channels = self.config.channels
         self.hop_samples = self.config.hop_samples
@@ -190,8 +199,8 @@ class AutoencoderCodec(Codec):
         See `Codec.encode` for what it raises.
         """
         self.check_wave(wave)
-        wave = wave[:, 0].to(self.network.latent_mean.device, torch.float32)
-        mean, _ = self.network.encode(self.network.analyse(wave))
+        wave = wave.to(self.network.latent_mean.device, torch.float32)
+        mean, _ = self.network.encode(self.network.analyse(wave[:, 0] if self.audio_channels == 1 else wave))
         return (mean - self.network.latent_mean[:, None]) / self.network.latent_std[:, None]
 
     def decode(self, latents: Tensor, samples: int) -> Tensor:
@@ -199,13 +208,15 @@ class AutoencoderCodec(Codec):
         latents = latents.to(self.network.latent_mean.device, torch.float32)
         # Statistics first taken off, now put back: the network knows raw latents only.
         raw = latents * self.network.latent_std[:, None] + self.network.latent_mean[:, None]
-        return self.network.synthesise(self.network.predict(raw), samples)[:, None]
+        wave = self.network.synthesise(self.network.predict(raw), samples)
+        return wave[:, None] if self.audio_channels == 1 else wave
 
     def fingerprint(self) -> dict:
         """Configuration and hash of what makes latents, so that a cache outlives a refined decoder."""
         # What the decoder alone has does not change latents, and so no cache.
         config = {k: v for k, v in asdict(self.config).items() if k not in ("decoder_blocks", "refinements")}
-        return {"codec": self.name, **config, "latents_sha256": self.weights_sha256(latents_only=True)}
+        sides = {} if self.audio_channels == 1 else {"audio_channels": self.audio_channels}
+        return {"codec": self.name, **sides, **config, "latents_sha256": self.weights_sha256(latents_only=True)}
 
     def weights_sha256(self, *, latents_only: bool = False) -> str:
         """Hash over the weights' values: of all of them, or of the encoder and the latents' statistics."""
@@ -221,7 +232,7 @@ class AutoencoderCodec(Codec):
         return self
 
 
-def save_codec(network: Autoencoder, folder: Path, *, half: bool = False) -> Path:
+def save_codec(network: Network, folder: Path, *, half: bool = False) -> Path:
     """Write one safetensors file with the configuration in its metadata; float16 when `half`. Atomic.
 
     Returns:
@@ -229,8 +240,9 @@ def save_codec(network: Autoencoder, folder: Path, *, half: bool = False) -> Pat
     """
     tensors = {k: (v.half() if half else v.float()).cpu().contiguous() for k, v in network.state_dict().items()}
     path = folder / WEIGHTS
+    written = next(name for name, (_, kind) in FORMATS.items() if isinstance(network, kind))
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": FORMAT, "config": json.dumps(asdict(network.config))})
+        save_file(tensors, temporary, metadata={"format": written, "config": json.dumps(asdict(network.config))})
     return path
 
 
@@ -249,23 +261,25 @@ def load_autoencoder(path: Path) -> AutoencoderCodec:
             tensors = {k: file.get_tensor(k).float() for k in file.keys()}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); hint: copy it again or retrain") from error
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") not in FORMATS:
+        wanted = " or ".join(map(repr, FORMATS))
         raise UserError(
-            f"{path}: holds {metadata.get('format', 'no codec')!r}, not {FORMAT!r}; hint: retrain with this version"
+            f"{path}: holds {metadata.get('format', 'no codec')!r}, not {wanted}; hint: retrain with this version"
         )
+    config_type, network_type = FORMATS[metadata["format"]]
     try:
-        config = AutoencoderConfig.from_json(json.loads(metadata["config"]))
+        config = config_type.from_json(json.loads(metadata["config"]))
         # A made-up configuration could ask for so many blocks that building them alone takes for ever.
         if not sum(config.encoder_blocks) + sum(config.decoder_blocks) <= len(tensors):
             raise ValueError(f"more blocks than its {len(tensors)} tensors")
         with torch.device("meta"):  # shapes before memory: a configuration may claim more than there is
-            misfit = _misfit(tensors, Autoencoder(config).state_dict())
+            misfit = _misfit(tensors, network_type(config).state_dict())
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
         line = first_line(error)
         raise UserError(f"{path}: unreadable configuration ({line}); hint: copy it again or retrain") from error
     if misfit:
         raise UserError(f"{path}: weights and configuration do not fit ({misfit}); hint: copy it again or retrain")
-    network = Autoencoder(config)
+    network = network_type(config)
     network.load_state_dict(tensors)
     return AutoencoderCodec(network)
 

@@ -97,6 +97,7 @@ class MidSideAutoencoder(FrameNetwork):
     Training uses analyse, encode and predict; synthesise needs no gradient.
     """
 
+    sides = 2
     latent_mean: Tensor
     latent_std: Tensor
     centre_advance: Tensor

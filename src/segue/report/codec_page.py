@@ -18,6 +18,7 @@ _COLUMNS = {
     "convergence": "convergence",
     "high_band_db": "high band, dB",
     "flatness_db": "flatness, dB",
+    "width_error_db": "width error, dB",
     "noisy_log_mel_l1": "log-mel L1, noisy latents",
     "si_sdr_db": "SI-SDR, dB",
 }
@@ -26,7 +27,8 @@ _READING = (
     "of power; 2048/512) and spectral convergence: 0 is equal. High band: level above a quarter of the sample rate, "
     "against the original's; below 0 dB the sound is duller. Flatness: of the spectrum, against the original's; above "
     "0 dB it is blurred. SI-SDR compares waveforms sample by sample, and says nothing where a codec keeps no absolute "
-    "phase. Noisy latents: after noise of the stated deviation was added to them, as a model's errors would be."
+    "phase. Width error: how far the level of side against mid is off, of stereo codecs. Noisy latents: after noise of "
+    "the stated deviation was added to them, as a model's errors would be."
 )
 
 

@@ -14,12 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.codecs.autoencoder import Analysis, Autoencoder, AutoencoderConfig
-from segue.codecs.mid_side import MidSideAutoencoder
+from segue.codecs.autoencoder import Analysis, AutoencoderConfig, Network
+from segue.codecs.mid_side import GIVEN, MidSideAutoencoder
 from segue.evaluation.mel import mel_edges_hz, triangular_bands
 
 
-Network = Autoencoder | MidSideAutoencoder
 Loss = Callable[..., dict[str, Tensor]]
 
 
@@ -69,7 +68,7 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def total_loss(
-    network: Network, loss: Loss, wave: Tensor, noise: Tensor, kl_weight: float, mask: Tensor
+    network: Network, loss: Loss, wave: Tensor, noise: Tensor, kl_weight: float, mask: Tensor | float = 1.0
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The training loss and its parts; `noise` [B, C, L] draws from the posterior, `mask` [B, C, 1] goes over it."""
     with torch.no_grad():
@@ -84,6 +83,19 @@ def total_loss(
     reconstruction = sum(losses.values())
     losses["kl"] = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
     return reconstruction + kl_weight * losses["kl"], losses
+
+
+def consistency(network: Network, wave: Tensor, gain: Tensor) -> Tensor:
+    """How far a gain [B] moves the latents, all but the first GIVEN: squared distance over their variance.
+
+    After PoDAR (2605.10084): loudness then has channels of its own.
+    """
+    with torch.no_grad():
+        plain, louder = network.analyse(wave), network.analyse(wave * gain.view(-1, *[1] * (wave.ndim - 1)))
+    means = [network.encode(analysis)[0][:, GIVEN:] for analysis in (plain, louder)]
+    # Relative to their variance, or shrinking all latents would pay.
+    spread = means[0].detach().var(dim=(0, 2)).mean().clamp_min(1e-4)
+    return (means[0] - means[1]).square().mean() / spread
 
 
 @torch.inference_mode()

@@ -14,16 +14,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from segue.codecs.autoencoder import Autoencoder, AutoencoderCodec, AutoencoderConfig, save_codec
+from segue.codecs.autoencoder import Autoencoder, AutoencoderCodec, AutoencoderConfig, Network, save_codec
 from segue.codecs.mid_side import GIVEN, MidSideAutoencoder, MidSideConfig
 from segue.data.reading import DataSource
-from segue.training.codec.codec_losses import ReconstructionLoss, total_loss, validate
+from segue.training.codec.codec_losses import Loss, ReconstructionLoss, consistency, total_loss, validate
 from segue.training.codec.mid_side_losses import MidSideLoss
 from segue.training.small_run import SmallRun, average, descend, early_decay, refuse_used, run_loop
 from segue.training.training_audio import Sounds, TrainingAudio, draw_crops, read_training_audio
 
 STATISTICS_SOUNDS = 256  # of the training split, for the mean and the deviation of latents
 STATISTICS_FRAMES = 160  # of each of them
+_CONSISTENT_NEPERS = 1.4  # gains of the consistency loss: up to 12 dB either way
 LINEAR_CROPS = 200  # that a stereo codec's linear part is fitted to
 LINEAR_FRAMES = 40  # of each of them
 
@@ -40,6 +41,8 @@ class CodecTrainConfig:
         learning_rate: peak of AdamW's, reached after `warmup_steps`, then a cosine down to a hundredth.
         kl_weight: weight of the KL divergence to N(0, 1), averaged over latent elements.
         mask_share: share of crops that lose a span of latent channels, up to half of them, before they are decoded.
+        consistency_weight: weight of the loss that keeps all latent channels but the first GIVEN the same under another
+            gain, so that loudness has channels of its own. A stereo codec gives the level to one by design.
         extra_share: share of crops drawn from the extra sounds, where any are given.
         ema_decay: decay of the averaged weights that are kept.
         seed: of the weights and of every draw.
@@ -55,11 +58,20 @@ class CodecTrainConfig:
     warmup_steps: int = 200
     kl_weight: float = 0.005
     mask_share: float = 0.0
+    consistency_weight: float = 0.0
     extra_share: float = 0.15
     ema_decay: float = 0.999
     seed: int = 0
     save_every_sec: float = 120.0
     validate_every_sec: float = 240.0
+
+
+def config_for(model: AutoencoderConfig | MidSideConfig, **changes) -> CodecTrainConfig:
+    """The defaults of a kind of network: a stereo one takes longer crops, fewer of them, and smaller steps."""
+    if isinstance(model, MidSideConfig):
+        crop_sec = 32 * model.hop_samples / model.sample_rate_hz
+        changes = {"batch_size": 8, "crop_sec": crop_sec, "learning_rate": 5e-4, "ema_decay": 0.998, **changes}
+    return CodecTrainConfig(model=model, **changes)
 
 
 def draw_batch(notes: Sounds, extra: Sounds, config: CodecTrainConfig, generator: torch.Generator) -> Tensor:
@@ -68,12 +80,12 @@ def draw_batch(notes: Sounds, extra: Sounds, config: CodecTrainConfig, generator
     return draw_crops(notes, extra, config.extra_share, config.batch_size, samples, generator)
 
 
-def network_of(config: AutoencoderConfig | MidSideConfig) -> Autoencoder | MidSideAutoencoder:
+def network_of(config: AutoencoderConfig | MidSideConfig) -> Network:
     """A network of the configured kind and shapes."""
     return MidSideAutoencoder(config) if isinstance(config, MidSideConfig) else Autoencoder(config)
 
 
-def loss_of(network: Autoencoder | MidSideAutoencoder, device: torch.device | str) -> ReconstructionLoss | MidSideLoss:
+def loss_of(network: Network, device: torch.device | str) -> Loss:
     """The reconstruction loss of a network's kind."""
     if isinstance(network, MidSideAutoencoder):
         return MidSideLoss(network, device)
@@ -105,8 +117,8 @@ class CodecRun(SmallRun):
     modules = ("network", "ema")
     optimizers = (("adam.", "optimizer", "network"),)
 
-    network: Autoencoder | MidSideAutoencoder
-    ema: Autoencoder | MidSideAutoencoder
+    network: Network
+    ema: Network
     optimizer: torch.optim.AdamW
 
 
@@ -119,13 +131,15 @@ def start(config: CodecTrainConfig, device: torch.device | str) -> CodecRun:
     ema.load_state_dict(network.state_dict())
     network.to(device)
     ema.to(device).requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
-    )
+    # What was fitted (`start_linear`) has thousands of inputs, and moves slowly: steps of full size would undo the fit.
+    fitted = [p for name, p in network.named_parameters() if name.startswith("linear_")]
+    others = [p for name, p in network.named_parameters() if not name.startswith("linear_")]
+    groups = [{"params": others}] + ([{"params": fitted, "rate_scale": 0.05}] if fitted else [])
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     return CodecRun(network, ema, optimizer, generator=torch.Generator().manual_seed(config.seed))
 
 
-def train_step(run: CodecRun, loss: ReconstructionLoss, batch: Tensor, config: CodecTrainConfig) -> dict[str, float]:
+def train_step(run: CodecRun, loss: Loss, batch: Tensor, config: CodecTrainConfig) -> dict[str, float]:
     """One optimiser step on [B, T] crops; returns the loss and its parts."""
     run.set_learning_rate(run.optimizer, config)
     frames = math.ceil(batch.shape[-1] / config.model.hop_samples)
@@ -133,6 +147,10 @@ def train_step(run: CodecRun, loss: ReconstructionLoss, batch: Tensor, config: C
     noise = torch.randn(len(batch), config.model.channels, frames, generator=run.generator)
     mask = draw_mask(len(batch), config, run.generator).to(batch.device)
     value, losses = total_loss(run.network, loss, batch, noise.to(batch.device), config.kl_weight, mask)
+    if config.consistency_weight:
+        gain = (2 * torch.rand(len(batch), generator=run.generator) - 1) * _CONSISTENT_NEPERS
+        losses["consistency"] = consistency(run.network, batch, gain.exp().to(batch.device))
+        value = value + config.consistency_weight * losses["consistency"]
     run.optimizer.zero_grad(set_to_none=True)
     value.backward()
     norm = descend(run.optimizer, run.network.parameters(), 2.0)
@@ -142,7 +160,7 @@ def train_step(run: CodecRun, loss: ReconstructionLoss, batch: Tensor, config: C
 
 
 @torch.inference_mode()
-def measure_latents(network: Autoencoder, waves: list[Tensor]) -> tuple[Tensor, Tensor]:
+def measure_latents(network: Network, waves: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation [C] of the posterior means over whole sounds, in float64."""
     device = network.latent_mean.device
     latents = torch.cat([_mean_latents(network, w.to(device)).double().cpu() for w in waves], dim=1)
@@ -150,7 +168,7 @@ def measure_latents(network: Autoencoder, waves: list[Tensor]) -> tuple[Tensor, 
     return latents.mean(1), latents.std(1).clamp_min(1e-4)
 
 
-def _mean_latents(network: Autoencoder, wave: Tensor) -> Tensor:
+def _mean_latents(network: Network, wave: Tensor) -> Tensor:
     return network.encode(network.analyse(wave[None]))[0][0]
 
 
