@@ -120,15 +120,15 @@ def kind_of(clip: Clip) -> str:
     return str(clip.fields.get("kind") or (parts[0] if len(parts) > 1 else "sound"))
 
 
-def decode(clips: Sequence[Clip], sample_rate_hz: int, sides: int = 1) -> Decoded:
+def decode(clips: Sequence[Clip], sample_rate_hz: int, channels: int = 1) -> Decoded:
     """Read clips whole and resampled, each file once. A clip is bad where `segue data check` says so.
 
     Args:
-        sides: 1 mixes down to [T]; 2 gives [2, T], where the two sides of a mono sound are the same.
+        channels: 1 mixes down to [T]; 2 gives [2, T], where the two sides of a mono sound are the same.
     """
     waves, kept, bad = [], [], []
     resampled: dict[int, int] = {}
-    with _Reader(sample_rate_hz, sides) as reader:
+    with _Reader(sample_rate_hz, channels) as reader:
         for clip in track(clips, len(clips), "reading sounds", "files"):
             try:
                 wave, rate_hz = reader.read(clip)
@@ -142,18 +142,18 @@ def decode(clips: Sequence[Clip], sample_rate_hz: int, sides: int = 1) -> Decode
     return Decoded(Sounds(waves), kept, bad, resampled)
 
 
-def read_sounds(clips: Sequence[Clip], sample_rate_hz: int, skip_bad: bool = False) -> Sounds:
+def read_sounds(clips: Sequence[Clip], sample_rate_hz: int, skip_bad: bool = False, channels: int = 1) -> Sounds:
     """The sounds of clips: every one of them, or those that can be used.
 
     Raises:
         UserError: a file that cannot be used; none that can.
     """
-    return read_clips(clips, sample_rate_hz, skip_bad).sounds
+    return read_clips(clips, sample_rate_hz, skip_bad, channels).sounds
 
 
-def read_clips(clips: Sequence[Clip], sample_rate_hz: int, skip_bad: bool = False) -> Decoded:
+def read_clips(clips: Sequence[Clip], sample_rate_hz: int, skip_bad: bool = False, channels: int = 1) -> Decoded:
     """As `read_sounds`, with the clips that they are of."""
-    decoded = decode(clips, sample_rate_hz)
+    decoded = decode(clips, sample_rate_hz, channels)
     refuse_bad(decoded.bad, skip_bad)
     if clips and not decoded.clips:
         raise UserError(f"{clips[0].path}: this and all other sounds cannot be used; hint: segue data check names why")
@@ -177,24 +177,24 @@ def refuse_bad(bad: Sequence[tuple[Path, str]], skip_bad: bool) -> None:
 
 
 def read_training_audio(
-    source: Path | DataSource, extra: Iterable[Path], sample_rate_hz: int, skip_bad: bool = False, sides: int = 1
+    source: Path | DataSource, extra: Iterable[Path], sample_rate_hz: int, skip_bad: bool = False, channels: int = 1
 ) -> TrainingAudio:
     """Read what a codec or a teacher trains on.
 
     Args:
         extra: further data sets that are mixed in; their held-out clips are left alone.
         skip_bad: leave files out that cannot be used, instead of refusing.
-        sides: see `decode`.
+        channels: see `decode`.
 
     Raises:
         UserError: unusable sounds, or less than a minute of them.
     """
     clips = clips_of(source, skip_bad)
-    training = decode([c for c in clips if c.split == "train"], sample_rate_hz, sides)
+    training = decode([c for c in clips if c.split == "train"], sample_rate_hz, channels)
     mixed_in = [c for folder in extra for c in clips_of(folder, skip_bad) if c.split == "train"]
-    others = decode(mixed_in, sample_rate_hz, sides)
+    others = decode(mixed_in, sample_rate_hz, channels)
     held = [c for c in clips if c.split == "valid"] or [c for c in clips if c.split == "train"]
-    valid = decode(held[:: max(1, len(held) // MOST_VALID)], sample_rate_hz, sides)
+    valid = decode(held[:: max(1, len(held) // MOST_VALID)], sample_rate_hz, channels)
     # One complaint for all three, so that no second one follows once the first is dealt with.
     refuse_bad([*training.bad, *others.bad, *valid.bad], skip_bad)
 
@@ -235,9 +235,9 @@ def draw_crops(
 class _Reader:
     """Reads clips: whole files, or the stretches of files that a list names; those of one file in one pass over it."""
 
-    def __init__(self, sample_rate_hz: int, sides: int) -> None:
+    def __init__(self, sample_rate_hz: int, channels: int) -> None:
         self._sample_rate_hz = sample_rate_hz
-        self._sides = sides
+        self._channels = channels
         self._open: tuple[Path, Header, Stretches] | None = None
 
     def __enter__(self) -> _Reader:
@@ -250,7 +250,7 @@ class _Reader:
     def read(self, clip: Clip) -> tuple[np.ndarray, int]:
         """[T] or [2, T] at our rate, and the file's own rate in Hz."""
         if clip.is_whole:
-            sound, rate_hz = read_sound(clip.path, self._sides)
+            sound, rate_hz = read_sound(clip.path, self._channels)
             if sound.shape[1] < TOO_SHORT_SEC * rate_hz:
                 raise BadAudio(clip.path, f"too short: {sound.shape[1]} samples")
             return self._shaped(resample(sound.T, rate_hz, self._sample_rate_hz).T), rate_hz
@@ -262,13 +262,13 @@ class _Reader:
         return self._shaped(piece), header.sample_rate_hz
 
     def _shaped(self, sound: np.ndarray) -> np.ndarray:
-        return sound[0] if self._sides == 1 else sound
+        return sound[0] if self._channels == 1 else sound
 
     def _opened(self, path: Path) -> tuple[Header, Stretches]:
         if self._open is None or self._open[0] != path:
             self.__exit__()
             header = read_header(path)
-            self._open = path, header, Stretches(path, header, (self._sample_rate_hz,), self._sides)
+            self._open = path, header, Stretches(path, header, (self._sample_rate_hz,), self._channels)
         return self._open[1:]
 
 

@@ -195,9 +195,8 @@ def train_codec(
         UserError: unusable sounds, an output folder that holds another run, or a resume under other options.
     """
     refuse_used(out, resume)
-    sides = 2 if isinstance(config.model, MidSideConfig) else 1
-    audio = read_training_audio(source, extra, config.model.sample_rate_hz, skip_bad, sides)
     run = start(config, device)
+    audio = read_training_audio(source, extra, config.model.sample_rate_hz, skip_bad, run.network.sides)
     if resume:
         run.load(out, config)
     elif isinstance(run.network, MidSideAutoencoder):
