@@ -90,9 +90,7 @@ def test_synthesis_of_a_true_analysis_keeps_places_and_attacks():
     wave = torch.cat([torch.zeros(2, 8820), sound], dim=1)[None]
     estimate = network.synthesise(network.analyse(wave), wave.shape[-1])
     window = torch.hann_window(2048)
-    before, after = (
-        torch.stft(x[0], 2048, 512, window=window, return_complex=True).abs() for x in (wave, estimate)
-    )
+    before, after = (torch.stft(x[0], 2048, 512, window=window, return_complex=True).abs() for x in (wave, estimate))
     for side in range(2):
         assert (after[side] - before[side]).norm() / before[side].norm() < 0.15
     level_db = 20 * (after.square().sum(2) / before.square().sum(2).clamp_min(1e-9)).log10() / 2

@@ -49,7 +49,8 @@ def test_a_resumed_stereo_run_equals_an_uninterrupted_one(pairs, tmp_path):
     codec_run.train_codec(pairs, tmp_path / "whole", CONFIG)
     audio = training_audio.read_training_audio(pairs, (), RATE_HZ, channels=2)
     half = codec_run.start(CONFIG, "cpu")
-    codec_run._start_linear(half, audio.training)
+    codec_run.start_linear(half.network, audio.training)
+    half.ema.load_state_dict(half.network.state_dict())
     loss = codec_run.loss_of(half.network, "cpu")
     for _ in range(2):
         batch = codec_run.draw_batch(audio.training, audio.others, CONFIG, half.generator)

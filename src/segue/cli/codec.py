@@ -63,7 +63,7 @@ def train(
     # Options are checked before the sounds are read, which may take minutes.
     check_rate(rate)
     if channels not in (1, 2):
-        raise UserError(f"--channels {channels}; hint: give 1 (mono) or 2 (stereo); --latent-channels sets the latents'")
+        raise UserError(f"--channels {channels}; hint: give 1 (mono) or 2 (stereo), or --latent-channels {channels}")
     fewest = 1 if channels == 1 else GIVEN + 1
     if latent_channels is not None and latent_channels < fewest:
         raise UserError(f"--latent-channels {latent_channels}; hint: give {fewest} or more")
@@ -119,7 +119,7 @@ def refine(
     if not isinstance(before, AutoencoderCodec):
         raise UserError(f"{codec}: not an autoencoder codec of segue; hint: give a folder that segue codec train wrote")
     if before.audio_channels == 2:
-        raise UserError(f"{codec}: a stereo codec, and refine takes mono ones; hint: segue codec train --resume goes on")
+        raise UserError(f"{codec}: a stereo codec, which refine does not take; hint: train it longer, with --resume")
     config = RefineConfig(minutes=minutes, steps=steps, adversarial_share=adversarial_share, seed=seed)
     data = source_of(source, root, follow_links, column, encoding)
     # Only the decoder changes, so the report shows both codecs on the same latents.

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from segue.codecs.base import Codec
 from segue.codecs.blocks import FrameNetwork, blocks
-from segue.files import replacing
 from segue.codecs.mid_side import MidSideAutoencoder, MidSideConfig
+from segue.files import replacing
 from segue.types import UserError, first_line
 
 WEIGHTS = "codec.safetensors"
@@ -90,14 +90,9 @@ class Analysis:
 
 
 class Autoencoder(FrameNetwork):
-    """The network. Latents here are raw: buffers `latent_mean` and `latent_std` [C] serve AutoencoderCodec.
-
-    Training uses analyse, encode and predict; synthesise needs no gradient.
-    """
+    """The network. Latents here are raw; AutoencoderCodec standardises them."""
 
     sides = 1
-    latent_mean: Tensor
-    latent_std: Tensor
     centre_advance: Tensor
 
     def __init__(self, config: AutoencoderConfig) -> None:
@@ -168,7 +163,6 @@ class Autoencoder(FrameNetwork):
         return self.sound(magnitude, prediction.advance.angle().cumsum(1) + start)[:, :samples]
 
 
-Network = Autoencoder | MidSideAutoencoder
 FORMATS: dict[str, tuple[Any, Any]] = {
     "segue-autoencoder-1": (AutoencoderConfig, Autoencoder),
     "segue-mid-side-1": (MidSideConfig, MidSideAutoencoder),
@@ -183,7 +177,7 @@ class AutoencoderCodec(Codec):
 
     statistics = "channel"
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: FrameNetwork) -> None:
         self.network = network.eval().requires_grad_(False)
         self.config = network.config
         self.audio_channels = network.sides
@@ -232,7 +226,7 @@ class AutoencoderCodec(Codec):
         return self
 
 
-def save_codec(network: Network, folder: Path, *, half: bool = False) -> Path:
+def save_codec(network: FrameNetwork, folder: Path, *, half: bool = False) -> Path:
     """Write one safetensors file with the configuration in its metadata; float16 when `half`. Atomic.
 
     Returns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import reduce
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,12 +33,19 @@ def blocks(count: int, width: int, expansion: int, kernel: int) -> nn.Sequential
 
 
 class FrameNetwork(nn.Module):
-    """A network over STFT frames, two of them to a latent frame, with windows of four hops.
+    """An autoencoder over STFT frames, two of them to a latent frame, with windows of four hops.
+
+    Subclasses define `sides`, `config`, the buffers `latent_mean` and `latent_std` [C], which serve the codec around
+    them, and four methods. Training uses analyse, encode and predict; synthesise needs no gradient.
 
     Args:
         hop_samples: waveform samples per latent frame. refinements: Griffin-Lim iterations of a synthesis.
     """
 
+    sides: int
+    config: Any
+    latent_mean: Tensor
+    latent_std: Tensor
     window: Tensor
 
     def __init__(self, hop_samples: int, refinements: int) -> None:
@@ -47,6 +55,22 @@ class FrameNetwork(nn.Module):
         self.window_samples = 4 * self.stft_hop
         self.bins = self.window_samples // 2 + 1
         self.register_buffer("window", torch.hann_window(self.window_samples), persistent=False)
+
+    def analyse(self, wave: Tensor) -> Any:
+        """Waveforms -> what the network sees of them."""
+        raise NotImplementedError
+
+    def encode(self, analysis: Any) -> tuple[Tensor, Tensor]:
+        """An analysis -> posterior mean and log-variance, each [B, C, L]."""
+        raise NotImplementedError
+
+    def predict(self, latents: Tensor) -> Any:
+        """[B, C, L] raw latents -> the analysis that they stand for."""
+        raise NotImplementedError
+
+    def synthesise(self, prediction: Any, samples: int) -> Tensor:
+        """An analysis -> waveforms of so many samples."""
+        raise NotImplementedError
 
     def centre_phase(self, frames: int, bins: int, device: torch.device) -> Tensor:
         """[frames, bins]: the phase of steady partials at the bins' centres, in step at every frame's middle."""

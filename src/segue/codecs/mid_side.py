@@ -1,11 +1,11 @@
 """A stereo autoencoder over mid and side spectra: the wide-band network behind `segue codec train --channels 2`.
 
-As in codecs/autoencoder.py, latents hold no absolute phase and everything runs on STFT frames. Mid is (left + right) / 2
-and side (left - right) / 2. The network sees, and predicts, of every frame: the log magnitudes of mid and of side, how
-far the phase of both advances from frame to frame, and how side is turned against mid, which decides what is left and
-what is right. Two latent channels are given and not learned (our definition): the level of the frame, and the width,
-which is side's level over that of the whole. All else is relative to the two, so that no other channel changes with the
-gain of a recording, and a width at its lower end is exactly mono.
+As in codecs/autoencoder.py, latents hold no absolute phase and everything runs on STFT frames. Mid is half the sum of
+left and right, and side half their difference. The network sees, and predicts, of every frame: the log magnitudes of
+mid and of side, how far the phase of both advances from frame to frame, and how side is turned against mid, which
+decides what is left and what is right. Two latent channels are given and not learned (our definition): the level of the
+frame, and the width, which is side's level over that of the whole. All else is relative to the two, so that no other
+channel changes with the gain of a recording, and a width at its lower end is exactly mono.
 """
 
 from __future__ import annotations
@@ -92,14 +92,9 @@ class MidSideAnalysis:
 
 
 class MidSideAutoencoder(FrameNetwork):
-    """The network. Latents here are raw: buffers `latent_mean` and `latent_std` [C] serve the codec around it.
-
-    Training uses analyse, encode and predict; synthesise needs no gradient.
-    """
+    """The network. Latents here are raw; AutoencoderCodec standardises them."""
 
     sides = 2
-    latent_mean: Tensor
-    latent_std: Tensor
     centre_advance: Tensor
 
     def __init__(self, config: MidSideConfig) -> None:
@@ -235,10 +230,12 @@ class MidSideAutoencoder(FrameNetwork):
         self.linear_out.weight[:, :GIVEN].zero_()
         self.linear_out.bias.copy_(mean)
         for last in (self.to_posterior[1], self.to_spectrum[1]):
+            assert isinstance(last, nn.Linear)
             last.weight.mul_(0.1)
             last.bias.zero_()
-        # Little noise at first: the linear codec knows none.
-        self.to_posterior[1].bias[keep:] = -4.0
+            if last.out_features == 2 * keep:
+                # Little noise at first: the linear codec knows none.
+                last.bias[keep:] = -4.0
 
     def synthesise(self, prediction: MidSideAnalysis, samples: int) -> Tensor:
         """An analysis -> [B, 2, samples]: phases by adding up advances, then fast Griffin-Lim iterations."""
@@ -256,7 +253,7 @@ class MidSideAutoencoder(FrameNetwork):
         return torch.stack([mid + side, mid - side], dim=1)
 
     def _phases(self, advance: Tensor) -> Tensor:
-        """[B, frames, phase bins] -> [B, frames, bins] angles; above the phase bins they are random, but always alike."""
+        """[B, frames, phase bins] -> [B, frames, bins] angles; those above are random, but always the same."""
         frames = advance.shape[1]
         phase = advance.angle().cumsum(1) + self.centre_phase(frames, self.phase_bins, advance.device)
         generator = torch.Generator().manual_seed(0)

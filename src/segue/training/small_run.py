@@ -89,7 +89,7 @@ class SmallRun:
         return self.step / config.steps if config.steps else self.seconds / (60 * config.minutes)
 
     def set_learning_rate(self, optimizer: torch.optim.Optimizer, config) -> None:
-        """Linear warm-up, then a cosine down; see `learning_rate_at`. A group's `rate_scale`, where given, is over it."""
+        """Linear warm-up, then a cosine down (`learning_rate_at`), times the `rate_scale` of a group that has one."""
         for group in optimizer.param_groups:
             rate = learning_rate_at(self.step, self.progress(config), config)
             group["lr"] = rate * group.get("rate_scale", 1.0)

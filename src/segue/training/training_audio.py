@@ -53,7 +53,7 @@ class Sounds:
 
     def __init__(self, waves: list[np.ndarray]) -> None:
         lengths = [w.shape[-1] for w in waves]
-        self.starts = np.cumsum([0] + lengths)
+        self.starts = np.cumsum([0, *lengths])
         self.data = torch.from_numpy(np.concatenate(waves, axis=-1)) if waves else torch.zeros(0, dtype=torch.int16)
         # A sound is drawn by the root of its length: long ones more often, short ones still.
         self._shares = np.cumsum(np.sqrt(np.array(lengths, dtype=np.float64))) if waves else np.zeros(0)
@@ -226,8 +226,8 @@ def draw_crops(
 ) -> Tensor:
     """[count, samples] or [count, 2, samples] crops; `extra_share` of them of extra.
 
-    With random gain and sign, now and then the sum of two; stereo ones with their sides swapped, moved to a random place
-    or mixed down, now and then.
+    With random gain and sign, now and then the sum of two; stereo ones now and then with their sides swapped, at
+    another balance, or mixed down.
     """
     return torch.stack([_draw(notes, extra, extra_share, samples, generator) for _ in range(count)])
 

@@ -14,17 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.codecs.autoencoder import Analysis, AutoencoderConfig, Network
+from segue.codecs.autoencoder import Analysis, AutoencoderConfig
+from segue.codecs.blocks import FrameNetwork
 from segue.codecs.mid_side import GIVEN, MidSideAutoencoder
 from segue.evaluation.mel import mel_edges_hz, triangular_bands
-
 
 Loss = Callable[..., dict[str, Tensor]]
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether products of bfloat16 matrices are faster there: on GPUs, and on CPUs with tiles for them."""
-    return device.type == "cuda" or device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    return device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_amx_tile_supported())
 
 
 class ReconstructionLoss:
@@ -68,7 +68,7 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def total_loss(
-    network: Network, loss: Loss, wave: Tensor, noise: Tensor, kl_weight: float, mask: Tensor | float = 1.0
+    network: FrameNetwork, loss: Loss, wave: Tensor, noise: Tensor, kl_weight: float, mask: Tensor | float = 1.0
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The training loss and its parts; `noise` [B, C, L] draws from the posterior, `mask` [B, C, 1] goes over it."""
     with torch.no_grad():
@@ -85,7 +85,7 @@ def total_loss(
     return reconstruction + kl_weight * losses["kl"], losses
 
 
-def consistency(network: Network, wave: Tensor, gain: Tensor) -> Tensor:
+def consistency(network: FrameNetwork, wave: Tensor, gain: Tensor) -> Tensor:
     """How far a gain [B] moves the latents, all but the first GIVEN: squared distance over their variance.
 
     After PoDAR (2605.10084): loudness then has channels of its own.
@@ -99,7 +99,7 @@ def consistency(network: Network, wave: Tensor, gain: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def validate(network: Network, loss: Loss, waves: list[Tensor]) -> dict[str, float]:
+def validate(network: FrameNetwork, loss: Loss, waves: list[Tensor]) -> dict[str, float]:
     """Losses on whole sounds, from posterior means, and the posterior's spread."""
     sums: dict[str, float] = {}
     for wave in waves:

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from segue.codecs.autoencoder import Autoencoder, AutoencoderCodec, AutoencoderConfig, Network, save_codec
+from segue.codecs.autoencoder import Autoencoder, AutoencoderCodec, AutoencoderConfig, save_codec
+from segue.codecs.blocks import FrameNetwork
 from segue.codecs.mid_side import GIVEN, MidSideAutoencoder, MidSideConfig
 from segue.data.reading import DataSource
 from segue.training.codec.codec_losses import Loss, ReconstructionLoss, consistency, total_loss, validate
@@ -80,12 +81,12 @@ def draw_batch(notes: Sounds, extra: Sounds, config: CodecTrainConfig, generator
     return draw_crops(notes, extra, config.extra_share, config.batch_size, samples, generator)
 
 
-def network_of(config: AutoencoderConfig | MidSideConfig) -> Network:
+def network_of(config: AutoencoderConfig | MidSideConfig) -> FrameNetwork:
     """A network of the configured kind and shapes."""
     return MidSideAutoencoder(config) if isinstance(config, MidSideConfig) else Autoencoder(config)
 
 
-def loss_of(network: Network, device: torch.device | str) -> Loss:
+def loss_of(network: FrameNetwork, device: torch.device | str) -> Loss:
     """The reconstruction loss of a network's kind."""
     if isinstance(network, MidSideAutoencoder):
         return MidSideLoss(network, device)
@@ -117,8 +118,8 @@ class CodecRun(SmallRun):
     modules = ("network", "ema")
     optimizers = (("adam.", "optimizer", "network"),)
 
-    network: Network
-    ema: Network
+    network: FrameNetwork
+    ema: FrameNetwork
     optimizer: torch.optim.AdamW
 
 
@@ -160,7 +161,7 @@ def train_step(run: CodecRun, loss: Loss, batch: Tensor, config: CodecTrainConfi
 
 
 @torch.inference_mode()
-def measure_latents(network: Network, waves: list[Tensor]) -> tuple[Tensor, Tensor]:
+def measure_latents(network: FrameNetwork, waves: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation [C] of the posterior means over whole sounds, in float64."""
     device = network.latent_mean.device
     latents = torch.cat([_mean_latents(network, w.to(device)).double().cpu() for w in waves], dim=1)
@@ -168,7 +169,7 @@ def measure_latents(network: Network, waves: list[Tensor]) -> tuple[Tensor, Tens
     return latents.mean(1), latents.std(1).clamp_min(1e-4)
 
 
-def _mean_latents(network: Network, wave: Tensor) -> Tensor:
+def _mean_latents(network: FrameNetwork, wave: Tensor) -> Tensor:
     return network.encode(network.analyse(wave[None]))[0][0]
 
 
@@ -200,7 +201,8 @@ def train_codec(
     if resume:
         run.load(out, config)
     elif isinstance(run.network, MidSideAutoencoder):
-        _start_linear(run, audio.training)
+        start_linear(run.network, audio.training)
+        run.ema.load_state_dict(run.network.state_dict())
     loss = loss_of(run.network, device)
 
     # The generator belongs to the run: its state is saved, and a resumed run draws on.
@@ -221,14 +223,13 @@ def train_codec(
     return AutoencoderCodec(run.ema)
 
 
-def _start_linear(run: CodecRun, sounds: Sounds) -> None:
-    """A linear codec to begin with, of crops over all sounds."""
+def start_linear(network: MidSideAutoencoder, sounds: Sounds) -> None:
+    """A linear codec to begin with, fitted to crops over all sounds."""
+    # A generator of its own, as for checkpoints.
     generator = torch.Generator().manual_seed(0)
-    samples = LINEAR_FRAMES * run.ema.config.hop_samples
-    waves = [sounds.crop(sounds.draw(generator), samples, generator) for _ in range(LINEAR_CROPS)]
-    run.ema.to("cpu").start_linear(waves)
-    run.ema.to(run.network.latent_mean.device)
-    run.network.load_state_dict(run.ema.state_dict())
+    samples = LINEAR_FRAMES * network.config.hop_samples
+    crops = [sounds.crop(sounds.draw(generator), samples, generator) for _ in range(LINEAR_CROPS)]
+    network.start_linear([crop.to(network.latent_mean.device) for crop in crops])
 
 
 def _checkpoint(run: CodecRun, config: CodecTrainConfig, audio: TrainingAudio, out: Path) -> None:
