@@ -84,7 +84,8 @@ def encode(
         str,
         typer.Option(
             help="Teacher, a frozen audio encoder whose features are cached: compact (shipped, 16 kHz), compact-44k "
-            "(shipped), folder of a trained one, hub name (WavLM, PE-A...), or none, which is enough for recipes such as static-uniform."
+            "(shipped), folder of a trained one, hub name (WavLM, PE-A...), or none, which is enough for recipes such "
+            "as static-uniform."
         ),
     ] = "compact",
     teacher_layer: Annotated[

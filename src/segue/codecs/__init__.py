@@ -50,8 +50,8 @@ def _trained(path: Path, sample_rate_hz: int | None) -> Codec:
     if sample_rate_hz not in (None, codec.sample_rate_hz):
         raise UserError(
             f"{'the shipped codec' if path.parent == _WEIGHTS else path}: for {codec.sample_rate_hz} Hz, not "
-            f"{sample_rate_hz}; hint: --codec stereo-44k is for 44100 Hz in stereo, --codec spectral takes any rate, or "
-            "train one with segue codec train --rate"
+            f"{sample_rate_hz}; hint: --codec stereo-44k is for 44100 Hz in stereo, --codec spectral takes any rate, "
+            "or train one with segue codec train --rate"
         )
     return codec
 
@@ -88,7 +88,8 @@ def load_codec(name_or_path: str, sample_rate_hz: int | None = None, audio_chann
 
     Args:
         name_or_path: "spectral" or "gain-shape" (any rate), "autoencoder" (shipped, 16 kHz mono), "stereo-44k"
-            (shipped, 44.1 kHz stereo), what `segue codec train` wrote, or a hub name (OWNER/NAME) or local folder of a transformers or diffusers codec.
+            (shipped, 44.1 kHz stereo), what `segue codec train` wrote, or a hub name (OWNER/NAME) or local folder of a
+            transformers or diffusers codec.
         sample_rate_hz: the rate wanted; None takes the codec's own (16 kHz for those of any rate).
         audio_channels: channels wanted, 1 or 2; None takes the codec's own (1 for those that take either).
 
