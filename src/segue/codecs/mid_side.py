@@ -100,7 +100,7 @@ class MidSideAutoencoder(FrameNetwork):
     def __init__(self, config: MidSideConfig) -> None:
         super().__init__(config.hop_samples, config.refinements)
         self.config = c = config
-        # The lowest quarter bin by bin, with phases; above it ears resolve bands, and noise has no phase to keep.
+        # The lowest quarter bin by bin, with phases; above it bands are enough, and noise has no phase.
         self.phase_bins = self.stft_hop // 2
         self.bands = self.phase_bins + self.phase_bins // _POOLED[0] + self.stft_hop // _POOLED[1]
         features = 3 * self.bands + 3 * self.phase_bins
