@@ -15,11 +15,11 @@ from segue.data.clip import Clip
 from segue.data.reading import DataSource
 from segue.evaluation.mel import stft_magnitude
 from segue.evaluation.spectral_distances import log_mel_l1, log_spectral_distance, si_sdr_db
+from segue.evaluation.stereo import width_error_db
 from segue.training.training_audio import clips_of, decode, kind_of, refuse_bad
 from segue.types import UserError
 
 MEASURES = ("log_mel_l1", "lsd", "convergence", "si_sdr_db", "high_band_db", "flatness_db", "width_error_db")
-_WIDTH_DB = -40.0  # a side that lies as far below mid is none
 
 
 @torch.inference_mode()
@@ -30,12 +30,12 @@ def measure_codec(
 
     Waveforms are rounded to 16 bit before they are compared, as they are in a file. By kind: clips, the means of
     log-mel L1, LSD, spectral convergence (2048/512), SI-SDR (dB, at most 120; silent clips left out), level above a
-    quarter of the sample rate and spectral flatness, both in dB against the original (our definitions: below 0 is dull,
-    above 0 is blurred), and the same after noise of standard deviation `noise` was added to standardised latents. A
-    codec that keeps no absolute phase has an SI-SDR far below zero however good it sounds. Of a stereo codec all are
-    means over left and right, and the width error (our definition) is how far the level of side against mid comes back
-    wrong, in dB, either of them -40 dB at least. Beside them: moments of the latents, and decoding speed in seconds of
-    sound per second, at 2 s a call.
+    quarter of the sample rate and spectral flatness, both in dB against the original (our definitions: below 0 is
+    dull, above 0 is blurred), and the same after noise of standard deviation `noise` was added to standardised
+    latents. A codec that keeps no absolute phase has an SI-SDR far below zero however good it sounds. Of a stereo
+    codec all are means over left and right, and the width error is how far the level of side against mid comes back
+    wrong, in dB. Beside them: moments of the latents, and decoding speed in seconds of sound per second, at 2 s a
+    call.
     """
     generator = torch.Generator().manual_seed(0)
     report: dict = {"latent_noise": noise, "kinds": {}}
@@ -135,17 +135,8 @@ def _distances(estimate: Tensor, wave: Tensor, codec: Codec) -> list[float]:
         si_sdr_db(estimate[sounding], wave[sounding]).clamp(max=120).mean().item(),
         _high_band_db(found) - _high_band_db(truth),
         _flatness_db(found, truth) - _flatness_db(truth, truth),
-        abs(_width_db(estimate) - _width_db(wave)),
+        width_error_db(estimate[None], wave[None]).item() if len(wave) == 2 else 0.0,
     ]
-
-
-def _width_db(wave: Tensor) -> float:
-    """Energy of side over that of mid [2, T]; that of a mono sound is the lowest."""
-    if len(wave) == 1:
-        return _WIDTH_DB
-    mid, side = wave.double().sum(0), wave[0].double() - wave[1].double()
-    ratio = (side.square().sum() + 1e-12) / (mid.square().sum() + 1e-12)
-    return (10 * ratio.log10()).clamp(_WIDTH_DB, -_WIDTH_DB).item()
 
 
 def _high_band_db(magnitude: Tensor) -> float:
