@@ -150,3 +150,20 @@ def test_figures_of_an_exact_stereo_codec_are_perfect(pairs):
     row = report["kinds"]["sound"]
     assert row["log_mel_l1"] == row["lsd"] == row["width_error_db"] == 0
     assert row["si_sdr_db"] > 100
+
+
+def test_the_decoded_sound_is_compared_late_and_moves_magnitudes_alone():
+    network = codec_run.network_of(MODEL)
+    loss = MidSideLoss(network, "cpu")
+    wave = 0.1 * torch.randn(2, 2, 4096, generator=torch.Generator().manual_seed(0))
+    truth = network.analyse(wave)
+    mid, advance = truth.mid.clone().requires_grad_(True), truth.advance.clone().requires_grad_(True)
+    near = loss.decoded(replace(truth, mid=mid, advance=advance), wave)
+    near.backward()
+    assert torch.isfinite(mid.grad).all() and mid.grad.abs().sum() > 0
+    assert advance.grad is None
+    assert near.item() < loss.decoded(replace(truth, mid=truth.mid - 2, side=truth.side - 2), wave).item() - 1
+    run = codec_run.start(CONFIG, "cpu")
+    for step, expected in ((0, False), (3, True)):
+        run.step = step
+        assert ("decoded" in codec_run.train_step(run, loss, wave, CONFIG)) == expected

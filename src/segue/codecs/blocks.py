@@ -81,9 +81,13 @@ class FrameNetwork(nn.Module):
 
     def sound(self, magnitude: Tensor, phase: Tensor) -> Tensor:
         """Magnitudes and first phases [B, frames, bins] -> [B, frames * stft_hop]: fast Griffin-Lim, then the gate."""
+        return self._gate(self.istft(self.consistent(magnitude, phase, self.refinements)), magnitude)
+
+    def consistent(self, magnitude: Tensor, phase: Tensor, iterations: int) -> Tensor:
+        """Magnitudes with phases that fit them better than the first ones, complex [B, frames, bins]."""
         estimate = torch.polar(magnitude, phase)
         last = torch.zeros(*estimate.shape, 2, device=magnitude.device)
-        for _ in range(self.refinements):
+        for _ in range(iterations):
             # Real and imaginary parts apart: twice as fast as complex numbers on a CPU.
             consistent = torch.view_as_real(self.stft(self.istft(estimate)))
             # The acceleration of fast Griffin-Lim (Perraudin et al. 2013), by .9 of the last step.
@@ -91,7 +95,7 @@ class FrameNetwork(nn.Module):
             last = consistent
             size = (pushed[..., 0].square() + pushed[..., 1].square()).clamp_min(1e-24)
             estimate = torch.view_as_complex(pushed * (magnitude * size.rsqrt())[..., None])
-        return self._gate(self.istft(estimate), magnitude)
+        return estimate
 
     def _gate(self, wave: Tensor, magnitude: Tensor) -> Tensor:
         """Take out what was smeared before an attack or after an end: our definition.

@@ -239,6 +239,12 @@ class MidSideAutoencoder(FrameNetwork):
 
     def synthesise(self, prediction: MidSideAnalysis, samples: int) -> Tensor:
         """An analysis -> [B, 2, samples]: phases by adding up advances, then fast Griffin-Lim iterations."""
+        mid, side = self.sound(*self.spectra(prediction))[:, :samples].chunk(2)
+        # Left and right of a side that is zero are the same numbers.
+        return torch.stack([mid + side, mid - side], dim=1)
+
+    def spectra(self, prediction: MidSideAnalysis) -> tuple[Tensor, Tensor]:
+        """Magnitudes and first phases of mid, then of side, each [2 B, frames, bins]."""
         floor = self.config.floor
         # Clamped where untrained latents could overflow; the floor that the analysis added is taken off.
         mid, side = (
@@ -247,10 +253,7 @@ class MidSideAutoencoder(FrameNetwork):
         side = side * (self._at_frames(prediction.given)[1] > MONO_WIDTH)
         phase = self._phases(prediction.advance)
         across = self.spread(prediction.turn.angle())
-        sounds = self.sound(torch.cat([mid, side]), torch.cat([phase, phase + across]))
-        mid, side = sounds[:, :samples].chunk(2)
-        # Left and right of a side that is zero are the same numbers.
-        return torch.stack([mid + side, mid - side], dim=1)
+        return torch.cat([mid, side]), torch.cat([phase, phase + across])
 
     def _phases(self, advance: Tensor) -> Tensor:
         """[B, frames, phase bins] -> [B, frames, bins] angles; those above are random, but always the same."""

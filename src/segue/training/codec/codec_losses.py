@@ -18,6 +18,7 @@ from segue.codecs.autoencoder import Analysis, AutoencoderConfig
 from segue.codecs.blocks import FrameNetwork
 from segue.codecs.mid_side import GIVEN, MidSideAutoencoder
 from segue.evaluation.mel import mel_edges_hz, triangular_bands
+from segue.training.codec.mid_side_losses import MidSideLoss
 
 Loss = Callable[..., dict[str, Tensor]]
 
@@ -68,9 +69,18 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def total_loss(
-    network: FrameNetwork, loss: Loss, wave: Tensor, noise: Tensor, kl_weight: float, mask: Tensor | float = 1.0
+    network: FrameNetwork,
+    loss: Loss,
+    wave: Tensor,
+    noise: Tensor,
+    kl_weight: float,
+    mask: Tensor | float = 1.0,
+    decoded: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The training loss and its parts; `noise` [B, C, L] draws from the posterior, `mask` [B, C, 1] goes over it."""
+    """The training loss and its parts; `noise` [B, C, L] draws from the posterior, `mask` [B, C, 1] goes over it.
+
+    `decoded` adds the distance of the decoded sound, of a stereo codec.
+    """
     with torch.no_grad():
         target = network.analyse(wave)
     # Where a machine multiplies matrices of bfloat16 faster, the network runs in it; losses stay in float32.
@@ -79,6 +89,9 @@ def total_loss(
         mean, log_variance = network.encode(target)
         prediction = network.predict((mean + (0.5 * log_variance).exp() * noise) * mask)
     losses = loss(prediction, target)
+    if decoded:
+        assert isinstance(loss, MidSideLoss)
+        losses["decoded"] = 1.5 * loss.decoded(prediction, wave)
     # KL is reported beside the others, and weighted in the total alone.
     reconstruction = sum(losses.values())
     losses["kl"] = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()

@@ -26,6 +26,7 @@ from segue.training.training_audio import Sounds, TrainingAudio, draw_crops, rea
 STATISTICS_SOUNDS = 256  # of the training split, for the mean and the deviation of latents
 STATISTICS_FRAMES = 160  # of each of them
 _CONSISTENT_NEPERS = 1.4  # gains of the consistency loss: up to 12 dB either way
+DECODED_FROM = 0.75  # of a stereo codec's budget: from there on its decoded sound is compared, too
 LINEAR_CROPS = 200  # that a stereo codec's linear part is fitted to
 LINEAR_FRAMES = 40  # of each of them
 
@@ -146,8 +147,10 @@ def train_step(run: CodecRun, loss: Loss, batch: Tensor, config: CodecTrainConfi
     frames = math.ceil(batch.shape[-1] / config.model.hop_samples)
     # Drawn on the CPU, whose generator is saved: a run repeats on any device.
     noise = torch.randn(len(batch), config.model.channels, frames, generator=run.generator)
+    # Late, since it costs half as much again as a step: by then magnitudes are near what can be decoded.
+    decoded = isinstance(run.network, MidSideAutoencoder) and run.progress(config) >= DECODED_FROM
     mask = draw_mask(len(batch), config, run.generator).to(batch.device)
-    value, losses = total_loss(run.network, loss, batch, noise.to(batch.device), config.kl_weight, mask)
+    value, losses = total_loss(run.network, loss, batch, noise.to(batch.device), config.kl_weight, mask, decoded)
     if config.consistency_weight:
         gain = (2 * torch.rand(len(batch), generator=run.generator) - 1) * _CONSISTENT_NEPERS
         losses["consistency"] = consistency(run.network, batch, gain.exp().to(batch.device))

@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 
 from segue.codecs.mid_side import MONO_WIDTH, MidSideAnalysis, MidSideAutoencoder
-from segue.evaluation.mel import mel_edges_hz, triangular_bands
+from segue.evaluation.mel import mel_edges_hz, mel_magnitude, triangular_bands
+
+_ITERATIONS = 3  # of Griffin-Lim, where the decoded sound is compared
+_WINDOWS = ((1024, 80), (512, 40))  # samples of a window, bands
+_NOISE = 1e-4  # about what rounding to 16 bits leaves in a band
 
 
 class MidSideLoss:
@@ -18,6 +22,7 @@ class MidSideLoss:
 
     def __init__(self, network: MidSideAutoencoder, device: torch.device | str) -> None:
         c = network.config
+        self.network = network
         self.floor = c.floor
         edges_hz = mel_edges_hz(80, 0.0, c.sample_rate_hz / 2)
         bins = triangular_bands(edges_hz, network.window_samples, c.sample_rate_hz)
@@ -53,6 +58,27 @@ class MidSideLoss:
             "advance": _weighted(advance, target.weight[0].sqrt()),
             "turn": 0.5 * _weighted(turn, target.weight[1].sqrt()),
         }
+
+    def decoded(self, predicted: MidSideAnalysis, wave: Tensor) -> Tensor:
+        """Log-mel distance of the decoded sound from the waveform [B, 2, T], in short windows; as `log_mel_l1`.
+
+        Magnitudes alone get a gradient: phases are those that a few Griffin-Lim iterations give to them.
+        """
+        magnitude, phase = self.network.spectra(predicted)
+        with torch.no_grad():
+            estimate = self.network.consistent(magnitude, phase, _ITERATIONS)
+            turned = estimate / estimate.abs().clamp_min(1e-12)
+        mid, side = self.network.istft(magnitude * turned)[:, : wave.shape[-1]].chunk(2)
+        found = torch.stack([mid + side, mid - side], dim=1).flatten(0, 1)
+        rate_hz = self.network.config.sample_rate_hz
+        distances = []
+        for n_fft, bands in _WINDOWS:
+            logs = [
+                (mel_magnitude(x, rate_hz, n_fft=n_fft, hop_samples=n_fft // 4, bands=bands) + _NOISE).log()
+                for x in (found, wave.flatten(0, 1))
+            ]
+            distances.append((logs[0] - logs[1]).abs().mean())
+        return (distances[0] + distances[1]) / 2
 
     def _sides(self, magnitudes: Tensor, cosine: Tensor) -> Tensor:
         """Magnitudes of mid and side [2, B, frames, bands] -> of left and right, plus the floor."""
