@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
 
-from segue.codecs import load_codec
+from segue.codecs import SHIPPED_STEREO, load_codec
 from segue.codecs.autoencoder import AutoencoderCodec, load_autoencoder, save_codec
 from segue.codecs.mid_side import LOWEST_WIDTH, MidSideAutoencoder, MidSideConfig
 from segue.types import UserError
@@ -174,3 +175,34 @@ def test_rates_scale_the_hop(rate_hz):
     assert config.hop_samples % 32 == 0
     assert 38 < rate_hz / config.hop_samples < 48
     assert AutoencoderCodec(MidSideAutoencoder(config)).frame_rate_hz == rate_hz / config.hop_samples
+
+
+def test_the_shipped_stereo_codec_is_the_one_of_its_card_and_keeps_places():
+    codec = load_codec("stereo-44k")
+    card = json.loads((SHIPPED_STEREO / "card.json").read_text())
+    assert codec.weights_sha256() == card["weights_sha256"]
+    assert (SHIPPED_STEREO / "codec.safetensors").stat().st_size <= 24_000_000
+    assert all(source["licence"] for source in card["training"]["sources"])
+    assert (codec.sample_rate_hz, codec.audio_channels, codec.channels) == (44100, 2, 64)
+    sound = _chord(44100, 1.0, {220.0: (0.2, 0.02), 660.0: (0.1, 0.1), 1320.0: (0.01, 0.1)})[None]
+    decoded = codec.decode(codec.encode(sound), sound.shape[-1])
+    # Low tones stand to the left and high ones to the right, as they did.
+    window = torch.hann_window(2048)
+    before, after = (
+        torch.stft(x[0], 2048, 512, window=window, return_complex=True).abs().square().sum(2) for x in (sound, decoded)
+    )
+    for hz, sides in ((220, (0,)), (660, (0, 1)), (1320, (1,))):
+        near = slice(round(hz * 2048 / 44100) - 2, round(hz * 2048 / 44100) + 3)
+        for side in sides:
+            assert abs(10 * (after[side, near].sum() / before[side, near].sum()).log10().item()) < 4
+    assert after[0, :16].sum() > 4 * after[1, :16].sum() and after[1, 48:80].sum() > 4 * after[0, 48:80].sum()
+    mono = sound.mean(1, keepdim=True).expand(-1, 2, -1)
+    narrow = codec.decode(codec.encode(mono), mono.shape[-1])
+    assert torch.equal(narrow[:, 0], narrow[:, 1])
+
+
+def test_another_rate_than_the_shipped_codec_has_is_refused_with_a_choice():
+    with pytest.raises(UserError, match=r"the shipped codec: for 16000 Hz, not 44100; hint: --codec stereo-44k"):
+        load_codec("autoencoder", 44100)
+    with pytest.raises(UserError, match="the shipped codec: for 44100 Hz, not 48000"):
+        load_codec("stereo-44k", 48000)
