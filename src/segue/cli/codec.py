@@ -50,8 +50,8 @@ def train(
     from segue.cli.options import finite, use_threads
     from segue.codecs.autoencoder import AutoencoderConfig
     from segue.codecs.mid_side import GIVEN, MidSideConfig
-    from segue.training.codec import config_for, train_codec
     from segue.devices import announced_device
+    from segue.training.codec import config_for, train_codec
     from segue.types import UserError
 
     finite("--steps", steps, 1)
