@@ -177,5 +177,17 @@ def replace_config(**changes):
 
 def test_missing_shipped_weights_names_the_hint(monkeypatch, tmp_path):
     monkeypatch.setattr(compact, "SHIPPED", tmp_path)
-    with pytest.raises(UserError, match="segue teacher train"):
-        load_teacher("compact")
+    monkeypatch.setattr(compact, "SHIPPED_WIDE", tmp_path)
+    for name in ("compact", "compact-44k"):
+        with pytest.raises(UserError, match=f"--teacher {name}: .*segue teacher train"):
+            load_teacher(name)
+
+
+def test_the_shipped_wide_teacher_is_the_one_of_its_card():
+    teacher = load_teacher("compact-44k")
+    card = json.loads((compact.SHIPPED_WIDE / "card.json").read_text())
+    assert teacher.fingerprint()["weights"] == card["weights"] and teacher.sample_rate_hz == 44100
+    assert (compact.SHIPPED_WIDE / compact.WEIGHTS).stat().st_size <= 16_000_000
+    assert all(source["licence"] for source in card["training"]["sources"])
+    features = teacher.encode(0.1 * torch.randn(2, 44100, generator=torch.Generator().manual_seed(0)))
+    assert features.shape == (2, 25, teacher.dim) and bool(features.isfinite().all())

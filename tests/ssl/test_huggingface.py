@@ -88,8 +88,24 @@ def save_clap_fused(folder):
     return save_clap(folder, fusion=True)
 
 
+def save_pe_audio(folder, model=tf.PeAudioFrameLevelModel):
+    text = {"model_type": "modernbert", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "vocab_size": 20, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+            "cls_token_id": 1, "sep_token_id": 2}  # fmt: skip
+    dac = {"downsampling_ratios": [4, 10], "encoder_hidden_size": 4, "decoder_hidden_size": 8, "codebook_dim": 8}
+    audio = {"dac_config": dac, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4,
+             "num_attention_heads": 2, "head_dim": 8}  # fmt: skip
+    model(tf.PeAudioConfig(text_config=text, audio_config=audio)).save_pretrained(folder)
+    tf.PeAudioFeatureExtractor(sampling_rate=1000, hop_length=40).save_pretrained(folder)
+    return model.from_pretrained(folder).audio_encoder.eval()
+
+
+def save_pe_av(folder):
+    return save_pe_audio(folder, tf.PeAudioModel)
+
+
 WAVEFORM = [save_wavlm, save_hubert, save_wav2vec2, save_data2vec]
-ALL = [*WAVEFORM, save_w2v_bert, save_ast, save_whisper, save_clap, save_clap_fused]
+ALL = [*WAVEFORM, save_w2v_bert, save_ast, save_whisper, save_clap, save_clap_fused, save_pe_audio]
 named = {"ids": lambda save: save.__name__.removeprefix("save_")}
 
 
@@ -192,6 +208,30 @@ def test_clap_equals_a_direct_call(save, tmp_path):
     normed = teacher.model.audio_encoder.norm(features)
     torch.testing.assert_close(normed, direct[:, :, 0].transpose(1, 2), atol=1e-5, rtol=1e-4)
     assert load_teacher(str(tmp_path)).layer == 2 and load_teacher(str(tmp_path), 1).frame_rate_hz == 32
+
+
+@pytest.mark.parametrize("save", [save_pe_audio, save_pe_av], **named)
+@pytest.mark.parametrize("layer", [1, 2, 4])
+def test_pe_audio_equals_a_direct_call(save, layer, tmp_path):
+    torch.manual_seed(0)
+    model = save(tmp_path)
+    teacher = load_teacher(str(tmp_path), layer)
+    assert (teacher.sample_rate_hz, teacher.frame_rate_hz, teacher.dim) == (1000, 25, 16)
+    wave = noise(2, 410)
+    # The last hop is filled up by reflection, as the published feature extractor does; the leading token is no frame.
+    whole = torch.cat([wave, wave[:, -31:-1].flip(1)], dim=1)
+    expected = states(model, layer, input_values=whole[:, None])[:, 1:]
+    torch.testing.assert_close(teacher.encode(wave), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_feature_extractor_may_lie_in_the_processor(tmp_path):
+    save_pe_audio(tmp_path)
+    extractor = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    (tmp_path / "preprocessor_config.json").unlink()
+    (tmp_path / "processor_config.json").write_text(
+        json.dumps({"feature_extractor": extractor, "processor_class": "PeAudioProcessor"})
+    )
+    assert load_teacher(str(tmp_path)).sample_rate_hz == 1000
 
 
 def test_frames_of_clap_follow_time(tmp_path):

@@ -19,10 +19,22 @@ def train(
     minutes: Annotated[float, typer.Option(help="Length of training in minutes, over all resumes.")] = 60.0,
     steps: Steps = None,
     rate: Annotated[int, typer.Option(help="Sample rate in Hz that sounds are resampled to.")] = 16000,
-    channels: Annotated[int, typer.Option(help="Number of latent channels.")] = 32,
+    channels: Annotated[int, typer.Option(help="1 for a mono codec, 2 for a stereo one.")] = 1,
+    latent_channels: Annotated[
+        int | None, typer.Option(help="Number of latent channels.", show_default="32, or 64 for a stereo codec")
+    ] = None,
     kl_weight: Annotated[
         float, typer.Option(help="Weight of the KL loss; a higher weight gives smoother latents.")
     ] = 0.005,
+    mask_share: Annotated[
+        float, typer.Option(help="Share of crops that are decoded without a random span of latent channels (0 to 1).")
+    ] = 0.0,
+    consistency_weight: Annotated[
+        float,
+        typer.Option(
+            help="Weight of the loss that keeps all but the first two latent channels the same at any loudness."
+        ),
+    ] = 0.0,
     extra: Extra = None,
     resume: ContinueOut = False,
     seed: Annotated[int, typer.Option(help="Seed of weights and draws.")] = 0,
@@ -37,20 +49,30 @@ def train(
     """Train a codec on your own sounds. Other commands then take its folder: --codec DIR."""
     from segue.cli.options import finite, use_threads
     from segue.codecs.autoencoder import AutoencoderConfig
+    from segue.codecs.mid_side import GIVEN, MidSideConfig
     from segue.devices import announced_device
-    from segue.training.codec import CodecTrainConfig, train_codec
+    from segue.training.codec import config_for, train_codec
     from segue.types import UserError
 
     finite("--steps", steps, 1)
     finite("--kl-weight", kl_weight, 0.0)
+    finite("--mask-share", mask_share, 0.0, 1.0)
+    finite("--consistency-weight", consistency_weight, 0.0)
     use_threads(threads)
     place = announced_device(device)
     # Options are checked before the sounds are read, which may take minutes.
     check_rate(rate)
-    if channels < 1:
-        raise UserError(f"--channels {channels}; hint: give 1 or more (32 is the default)")
-    model = AutoencoderConfig.for_rate(rate, channels=channels)
-    config = CodecTrainConfig(model=model, minutes=minutes, steps=steps, kl_weight=kl_weight, seed=seed)
+    if channels not in (1, 2):
+        raise UserError(f"--channels {channels}; hint: give 1 (mono) or 2 (stereo), or --latent-channels {channels}")
+    fewest = 1 if channels == 1 else GIVEN + 1
+    if latent_channels is not None and latent_channels < fewest:
+        raise UserError(f"--latent-channels {latent_channels}; hint: give {fewest} or more")
+    shapes: type[AutoencoderConfig] | type[MidSideConfig] = AutoencoderConfig if channels == 1 else MidSideConfig
+    model = shapes.for_rate(rate, **({} if latent_channels is None else {"channels": latent_channels}))
+    config = config_for(
+        model, minutes=minutes, steps=steps, kl_weight=kl_weight, mask_share=mask_share,
+        consistency_weight=consistency_weight, seed=seed,
+    )  # fmt: skip
     data = source_of(source, root, follow_links, column, encoding)
     codec = train_codec(data, out, config, extra=tuple(extra or ()), resume=resume, skip_bad=skip_bad, device=place)
     _report(out / "report.html", "A trained codec", {"codec": codec}, data, skip_bad=skip_bad)
@@ -96,6 +118,8 @@ def refine(
     # Others have no decoder that could be trained apart from their latents.
     if not isinstance(before, AutoencoderCodec):
         raise UserError(f"{codec}: not an autoencoder codec of segue; hint: give a folder that segue codec train wrote")
+    if before.audio_channels == 2:
+        raise UserError(f"{codec}: a stereo codec, which refine does not take; hint: train it longer, with --resume")
     config = RefineConfig(minutes=minutes, steps=steps, adversarial_share=adversarial_share, seed=seed)
     data = source_of(source, root, follow_links, column, encoding)
     # Only the decoder changes, so the report shows both codecs on the same latents.

@@ -55,7 +55,10 @@ def encode(
     ] = None,
     codec: Annotated[
         str | None,
-        typer.Option(help="Codec: spectral, folder of a trained one, or hub name; default: the shipped autoencoder."),
+        typer.Option(
+            help="Codec: autoencoder (shipped, 16 kHz mono; the default), stereo-44k (shipped), spectral, folder of a "
+            "trained one, or hub name."
+        ),
     ] = None,
     sample_rate_hz: Annotated[
         int | None, typer.Option(help="Sample rate of the codec in Hz; default: its own.")
@@ -80,9 +83,9 @@ def encode(
     teacher: Annotated[
         str,
         typer.Option(
-            help="Teacher, a frozen audio encoder whose features are cached: compact (shipped), folder of a "
-            "trained one, "
-            "hub name (WavLM, MERT...), or none, which is enough for recipes such as static-uniform."
+            help="Teacher, a frozen audio encoder whose features are cached: compact (shipped, 16 kHz), compact-44k "
+            "(shipped), folder of a trained one, hub name (WavLM, PE-A...), or none, which is enough for recipes such "
+            "as static-uniform."
         ),
     ] = "compact",
     teacher_layer: Annotated[

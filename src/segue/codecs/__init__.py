@@ -10,7 +10,9 @@ from segue.codecs.base import Codec
 from segue.types import UserError
 
 CHANNEL_WORDS = {1: "mono", 2: "stereo"}
-SHIPPED = Path(__file__).parent.parent / "weights" / "codec"
+_WEIGHTS = Path(__file__).parent.parent / "weights"
+SHIPPED = _WEIGHTS / "codec"
+SHIPPED_STEREO = _WEIGHTS / "stereo-44k"
 
 
 def _spectral(sample_rate_hz: int | None, audio_channels: int | None) -> Codec:
@@ -33,14 +35,23 @@ def _shipped(sample_rate_hz: int | None, audio_channels: int | None) -> Codec:
     return _trained(SHIPPED, sample_rate_hz)
 
 
+def _shipped_stereo(sample_rate_hz: int | None, audio_channels: int | None) -> Codec:
+    if not (SHIPPED_STEREO / "codec.safetensors").is_file():
+        raise UserError(
+            "no stereo codec is shipped; hint: train one: segue codec train SOURCE --out DIR --rate 44100 --channels 2"
+        )
+    return _trained(SHIPPED_STEREO, sample_rate_hz)
+
+
 def _trained(path: Path, sample_rate_hz: int | None) -> Codec:
     from segue.codecs.autoencoder import load_autoencoder
 
     codec = load_autoencoder(path)
     if sample_rate_hz not in (None, codec.sample_rate_hz):
         raise UserError(
-            f"{'the shipped codec' if path == SHIPPED else path}: for {codec.sample_rate_hz} Hz, not {sample_rate_hz}; "
-            "hint: --codec spectral takes any rate, or train one with segue codec train --rate"
+            f"{'the shipped codec' if path.parent == _WEIGHTS else path}: for {codec.sample_rate_hz} Hz, not "
+            f"{sample_rate_hz}; hint: --codec stereo-44k is for 44100 Hz in stereo, --codec spectral takes any rate, "
+            "or train one with segue codec train --rate"
         )
     return codec
 
@@ -68,6 +79,7 @@ CODECS: dict[str, Callable[[int | None, int | None], Codec]] = {
     "spectral": _spectral,
     "gain-shape": _gain_shape,
     "autoencoder": _shipped,
+    "stereo-44k": _shipped_stereo,
 }
 
 
@@ -75,8 +87,9 @@ def load_codec(name_or_path: str, sample_rate_hz: int | None = None, audio_chann
     """A codec by name, a trained one by its folder, or a DAC, EnCodec or Oobleck one by hub name or folder.
 
     Args:
-        name_or_path: "spectral" or "gain-shape" (any rate), "autoencoder" (the shipped weights), what `segue codec
-            train` wrote, or a hub name (OWNER/NAME) or local folder of a transformers or diffusers codec.
+        name_or_path: "spectral" or "gain-shape" (any rate), "autoencoder" (shipped, 16 kHz mono), "stereo-44k"
+            (shipped, 44.1 kHz stereo), what `segue codec train` wrote, or a hub name (OWNER/NAME) or local folder of a
+            transformers or diffusers codec.
         sample_rate_hz: the rate wanted; None takes the codec's own (16 kHz for those of any rate).
         audio_channels: channels wanted, 1 or 2; None takes the codec's own (1 for those that take either).
 

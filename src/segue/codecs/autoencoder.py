@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from functools import reduce
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from segue.codecs.base import Codec
+from segue.codecs.blocks import FrameNetwork, blocks
+from segue.codecs.mid_side import MidSideAutoencoder, MidSideConfig
 from segue.files import replacing
 from segue.types import UserError, first_line
 
-FORMAT = "segue-autoencoder-1"
 WEIGHTS = "codec.safetensors"
-DECODER = ("from_latent", "decoder_slow", "up", "decoder_fast", "to_spectrum")
+DECODER = ("from_latent", "decoder_slow", "up", "decoder_fast", "to_spectrum", "linear_out")
 
 
 @dataclass(frozen=True)
@@ -73,27 +73,6 @@ class AutoencoderConfig:
         return cls(**values)
 
 
-class Block(nn.Module):
-    """A one-dimensional ConvNeXt block on [B, L, D]: depthwise convolution, norm, two-layer MLP, scaled residual."""
-
-    def __init__(self, width: int, expansion: int, kernel: int, scale: float) -> None:
-        super().__init__()
-        self.depthwise = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width)
-        self.norm = nn.LayerNorm(width)
-        self.expand = nn.Linear(width, expansion * width)
-        self.contract = nn.Linear(expansion * width, width)
-        self.scale = nn.Parameter(torch.full((width,), scale))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, L, D] -> [B, L, D]."""
-        y = self.depthwise(x.transpose(1, 2)).transpose(1, 2)
-        return x + self.scale * self.contract(F.gelu(self.expand(self.norm(y))))
-
-
-def _blocks(count: int, width: int, config: AutoencoderConfig) -> nn.Sequential:
-    return nn.Sequential(*(Block(width, config.expansion, config.kernel, 1 / max(count, 2)) for _ in range(count)))
-
-
 @dataclass(frozen=True)
 class Analysis:
     """What the network sees of a waveform, and what it predicts; each [B, frames, bins].
@@ -110,41 +89,32 @@ class Analysis:
     weight: Tensor | None = None
 
 
-class Autoencoder(nn.Module):
-    """The network. Latents here are raw: buffers `latent_mean` and `latent_std` [C] serve AutoencoderCodec.
+class Autoencoder(FrameNetwork):
+    """The network. Latents here are raw; AutoencoderCodec standardises them."""
 
-    Training uses analyse, encode and predict; synthesise needs no gradient.
-    """
-
-    latent_mean: Tensor
-    latent_std: Tensor
-    window: Tensor
+    sides = 1
     centre_advance: Tensor
 
     def __init__(self, config: AutoencoderConfig) -> None:
-        super().__init__()
+        super().__init__(config.hop_samples, config.refinements)
         self.config = c = config
-        self.stft_hop = c.hop_samples // 2
-        self.window_samples = 4 * self.stft_hop
-        self.bins = self.window_samples // 2 + 1
         wide = c.encoder_width
         deep = c.decoder_width
         self.enter = nn.Linear(3 * self.bins, wide)
-        self.encoder_fast = _blocks(c.encoder_blocks[0], wide, c)
+        self.encoder_fast = blocks(c.encoder_blocks[0], wide, c.expansion, c.kernel)
         self.down = nn.Linear(2 * wide, deep)
-        self.encoder_slow = _blocks(c.encoder_blocks[1], deep, c)
+        self.encoder_slow = blocks(c.encoder_blocks[1], deep, c.expansion, c.kernel)
         self.to_posterior = nn.Sequential(nn.LayerNorm(deep), nn.Linear(deep, 2 * c.channels))
         self.from_latent = nn.Linear(c.channels, deep)
-        self.decoder_slow = _blocks(c.decoder_blocks[0], deep, c)
+        self.decoder_slow = blocks(c.decoder_blocks[0], deep, c.expansion, c.kernel)
         self.up = nn.Linear(deep, 2 * deep)
-        self.decoder_fast = _blocks(c.decoder_blocks[1], deep, c)
+        self.decoder_fast = blocks(c.decoder_blocks[1], deep, c.expansion, c.kernel)
         spectrum = nn.Linear(deep, 3 * self.bins)
         self.to_spectrum = nn.Sequential(nn.LayerNorm(deep), spectrum)
         # Start near silence: untrained levels around full scale would swamp the first steps.
         nn.init.constant_(spectrum.bias[: self.bins], -1.0)
         self.register_buffer("latent_mean", torch.zeros(c.channels))
         self.register_buffer("latent_std", torch.ones(c.channels))
-        self.register_buffer("window", torch.hann_window(self.window_samples), persistent=False)
         # A hop of a quarter window advances the centre of bin k by k quarter turns.
         turns = torch.arange(self.bins) % 4
         self.register_buffer(
@@ -155,7 +125,7 @@ class Autoencoder(nn.Module):
         """[B, T] -> two frames per latent frame; T is padded with silence to whole latent frames."""
         # Whole latent frames, so that the decoder gives as many back.
         length = ceil(wave.shape[-1] / self.config.hop_samples) * self.config.hop_samples
-        spectrum = self._stft(F.pad(wave, (0, length - wave.shape[-1])))
+        spectrum = self.stft(F.pad(wave, (0, length - wave.shape[-1])))
         # The first frame has none before it: its advance is that of silence, without a phase.
         before = F.pad(spectrum, (0, 0, 1, 0))[:, :-1]
         # Less what the bin's centre turns in a hop anyway: what is left is small and smooth.
@@ -189,54 +159,14 @@ class Autoencoder(nn.Module):
         """An analysis -> [B, samples]: phases by adding up advances, then fast Griffin-Lim iterations."""
         # Clamped where untrained latents could overflow; the floor that the analysis added is taken off.
         magnitude = (prediction.log_magnitude.clamp(max=3).exp() - self.config.floor).clamp_min(0)
-        frame = torch.arange(magnitude.shape[1], device=magnitude.device)[:, None]
-        # Half a turn from bin to bin puts a frame's energy at its centre, so that a partial's bins start in step.
-        quarter_turns = ((frame + 2) * torch.arange(self.bins, device=magnitude.device)) % 4
-        phase = prediction.advance.angle().cumsum(1) + quarter_turns * (torch.pi / 2)
-        estimate = torch.polar(magnitude, phase)
-        last = torch.zeros_like(estimate)
-        for _ in range(self.config.refinements):
-            consistent = self._stft(self._istft(estimate))
-            # The acceleration of fast Griffin-Lim (Perraudin et al. 2013), by .9 of the last step.
-            pushed = consistent + 0.9 * (consistent - last)
-            last = consistent
-            estimate = magnitude * pushed / pushed.abs().clamp_min(1e-12)
-        return self._gate(self._istft(estimate), magnitude)[:, :samples]
-
-    def _gate(self, wave: Tensor, magnitude: Tensor) -> Tensor:
-        """Take out what was smeared before an attack or after an end: our definition.
-
-        No stretch of sound [B, frames * stft_hop] may be louder than twice what the frames on it and beside it were
-        predicted to hold [B, frames, bins]; gains run linearly from one frame's middle to the next.
-        """
-        wanted, found = (x.square().sum(-1).sqrt() for x in (magnitude, self._stft(wave).abs()))
-        gain = (2 * (wanted + 1e-7) / (found + 1e-7)).clamp(max=1)
-        # The lowest of three neighbouring gains, since a window spreads over them.
-        gain = -F.max_pool1d(-F.pad(gain, (1, 1), value=1.0)[:, None], 3, 1)
-        return wave * F.interpolate(gain, scale_factor=self.stft_hop, mode="linear")[:, 0]
-
-    def _stft(self, wave: Tensor) -> Tensor:
-        """[B, frames * stft_hop] -> [B, frames, bins], each frame centred on its hop; a full-scale sine reads 1."""
-        side = (self.window_samples - self.stft_hop) // 2
-        frames = F.pad(wave, (side, side)).unfold(-1, self.window_samples, self.stft_hop)
-        return torch.fft.rfft(frames * self.window) * (4 / self.window_samples)
-
-    def _istft(self, spectrum: Tensor) -> Tensor:
-        """[B, frames, bins] -> [B, frames * stft_hop]: the least-squares inverse of _stft."""
-        frames = torch.fft.irfft(spectrum, self.window_samples) * (self.window * (self.window_samples / 4))
-        count = frames.shape[1]
-        hop = self.stft_hop
-        side = (self.window_samples - self.stft_hop) // 2
-        squares = (self.window**2).expand(1, count, -1)
-        wave, envelope = (_overlap(x, hop) for x in (frames, squares))
-        # Windows overlap to a sum that is not flat at the ends: divided by it, the inverse is least squares.
-        return (wave / envelope.clamp_min(1e-3))[:, side : side + count * hop]
+        start = self.centre_phase(magnitude.shape[1], self.bins, magnitude.device)
+        return self.sound(magnitude, prediction.advance.angle().cumsum(1) + start)[:, :samples]
 
 
-def _overlap(frames: Tensor, hop: int) -> Tensor:
-    """Add [B, frames, 4 hop] at every hop -> [B, (frames + 3) hop]."""
-    parts = frames.unflatten(-1, (4, hop))
-    return reduce(torch.add, (F.pad(parts[:, :, k], (0, 0, k, 3 - k)) for k in range(4))).flatten(1)
+FORMATS: dict[str, tuple[Any, Any]] = {
+    "segue-autoencoder-1": (AutoencoderConfig, Autoencoder),
+    "segue-mid-side-1": (MidSideConfig, MidSideAutoencoder),
+}
 
 
 class AutoencoderCodec(Codec):
@@ -245,12 +175,13 @@ class AutoencoderCodec(Codec):
     Encoding is deterministic.
     """
 
-    name = "autoencoder"
     statistics = "channel"
 
-    def __init__(self, network: Autoencoder) -> None:
+    def __init__(self, network: FrameNetwork) -> None:
         self.network = network.eval().requires_grad_(False)
         self.config = network.config
+        self.audio_channels = network.sides
+        self.name = "autoencoder" if network.sides == 1 else "stereo-autoencoder"
         self.sample_rate_hz = self.config.sample_rate_hz
         self.channels = self.config.channels
         self.hop_samples = self.config.hop_samples
@@ -262,8 +193,8 @@ class AutoencoderCodec(Codec):
         See `Codec.encode` for what it raises.
         """
         self.check_wave(wave)
-        wave = wave[:, 0].to(self.network.latent_mean.device, torch.float32)
-        mean, _ = self.network.encode(self.network.analyse(wave))
+        wave = wave.to(self.network.latent_mean.device, torch.float32)
+        mean, _ = self.network.encode(self.network.analyse(wave[:, 0] if self.audio_channels == 1 else wave))
         return (mean - self.network.latent_mean[:, None]) / self.network.latent_std[:, None]
 
     def decode(self, latents: Tensor, samples: int) -> Tensor:
@@ -271,13 +202,15 @@ class AutoencoderCodec(Codec):
         latents = latents.to(self.network.latent_mean.device, torch.float32)
         # Statistics first taken off, now put back: the network knows raw latents only.
         raw = latents * self.network.latent_std[:, None] + self.network.latent_mean[:, None]
-        return self.network.synthesise(self.network.predict(raw), samples)[:, None]
+        wave = self.network.synthesise(self.network.predict(raw), samples)
+        return wave[:, None] if self.audio_channels == 1 else wave
 
     def fingerprint(self) -> dict:
         """Configuration and hash of what makes latents, so that a cache outlives a refined decoder."""
         # What the decoder alone has does not change latents, and so no cache.
         config = {k: v for k, v in asdict(self.config).items() if k not in ("decoder_blocks", "refinements")}
-        return {"codec": self.name, **config, "latents_sha256": self.weights_sha256(latents_only=True)}
+        sides = {} if self.audio_channels == 1 else {"audio_channels": self.audio_channels}
+        return {"codec": self.name, **sides, **config, "latents_sha256": self.weights_sha256(latents_only=True)}
 
     def weights_sha256(self, *, latents_only: bool = False) -> str:
         """Hash over the weights' values: of all of them, or of the encoder and the latents' statistics."""
@@ -293,7 +226,7 @@ class AutoencoderCodec(Codec):
         return self
 
 
-def save_codec(network: Autoencoder, folder: Path, *, half: bool = False) -> Path:
+def save_codec(network: FrameNetwork, folder: Path, *, half: bool = False) -> Path:
     """Write one safetensors file with the configuration in its metadata; float16 when `half`. Atomic.
 
     Returns:
@@ -301,8 +234,9 @@ def save_codec(network: Autoencoder, folder: Path, *, half: bool = False) -> Pat
     """
     tensors = {k: (v.half() if half else v.float()).cpu().contiguous() for k, v in network.state_dict().items()}
     path = folder / WEIGHTS
+    written = next(name for name, (_, kind) in FORMATS.items() if isinstance(network, kind))
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": FORMAT, "config": json.dumps(asdict(network.config))})
+        save_file(tensors, temporary, metadata={"format": written, "config": json.dumps(asdict(network.config))})
     return path
 
 
@@ -321,23 +255,25 @@ def load_autoencoder(path: Path) -> AutoencoderCodec:
             tensors = {k: file.get_tensor(k).float() for k in file.keys()}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); hint: copy it again or retrain") from error
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") not in FORMATS:
+        wanted = " or ".join(map(repr, FORMATS))
         raise UserError(
-            f"{path}: holds {metadata.get('format', 'no codec')!r}, not {FORMAT!r}; hint: retrain with this version"
+            f"{path}: holds {metadata.get('format', 'no codec')!r}, not {wanted}; hint: retrain with this version"
         )
+    config_type, network_type = FORMATS[metadata["format"]]
     try:
-        config = AutoencoderConfig.from_json(json.loads(metadata["config"]))
+        config = config_type.from_json(json.loads(metadata["config"]))
         # A made-up configuration could ask for so many blocks that building them alone takes for ever.
         if not sum(config.encoder_blocks) + sum(config.decoder_blocks) <= len(tensors):
             raise ValueError(f"more blocks than its {len(tensors)} tensors")
         with torch.device("meta"):  # shapes before memory: a configuration may claim more than there is
-            misfit = _misfit(tensors, Autoencoder(config).state_dict())
+            misfit = _misfit(tensors, network_type(config).state_dict())
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
         line = first_line(error)
         raise UserError(f"{path}: unreadable configuration ({line}); hint: copy it again or retrain") from error
     if misfit:
         raise UserError(f"{path}: weights and configuration do not fit ({misfit}); hint: copy it again or retrain")
-    network = Autoencoder(config)
+    network = network_type(config)
     network.load_state_dict(tensors)
     return AutoencoderCodec(network)
 

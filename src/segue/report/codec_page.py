@@ -14,19 +14,22 @@ from segue.report.pictures import SPECTROGRAM_RANGE_DB, spectrogram_png
 
 _COLUMNS = {
     "log_mel_l1": "log-mel L1",
+    "log_mel_l1_50ms": "log-mel L1, 50 ms",
     "lsd": "LSD",
     "convergence": "convergence",
     "high_band_db": "high band, dB",
     "flatness_db": "flatness, dB",
+    "width_error_db": "width error, dB",
     "noisy_log_mel_l1": "log-mel L1, noisy latents",
     "si_sdr_db": "SI-SDR, dB",
 }
 _READING = (
-    "Means over clips of sounds that the training did not read. Log-mel L1 (nepers; 80 bands, 1024/256), LSD (decades "
-    "of power; 2048/512) and spectral convergence: 0 is equal. High band: level above a quarter of the sample rate, "
-    "against the original's; below 0 dB the sound is duller. Flatness: of the spectrum, against the original's; above "
-    "0 dB it is blurred. SI-SDR compares waveforms sample by sample, and says nothing where a codec keeps no absolute "
-    "phase. Noisy latents: after noise of the stated deviation was added to them, as a model's errors would be."
+    "Means over clips of sounds that the training did not read. Log-mel L1 (nepers; 80 bands, 1024/256, and windows "
+    "of about 50 ms), LSD (decades of power; 2048/512) and spectral convergence: 0 is equal. High band: level above a "
+    "quarter of the sample rate, against the original's; below 0 dB the sound is duller. Flatness: of the spectrum, "
+    "against the original's; above 0 dB it is blurred. SI-SDR compares waveforms sample by sample, and says nothing "
+    "where a codec keeps no absolute phase. Width error: how far the level of side against mid is off, of stereo "
+    "codecs. Noisy latents: after noise of the stated deviation was added to them, as a model's errors would be."
 )
 
 

@@ -11,9 +11,10 @@ def load_teacher(name_or_path: str, layer: int | None = None, trust_remote_code:
     """A teacher, giving the hidden states of one layer.
 
     Args:
-        name_or_path: "compact", the one that comes with this package; a folder that `segue teacher train` left; or, of
-            the transformers library, a hub name (NAME@REVISION for another revision) or local folder of a WavLM,
-            HuBERT, wav2vec2, w2v-BERT 2.0, data2vec-audio, AST, Whisper, CLAP or, with its own code, MERT model.
+        name_or_path: "compact" (16 kHz) or "compact-44k", which come with this package; a folder that `segue teacher
+            train` left; or, of the transformers library, a hub name (NAME@REVISION for another revision) or local
+            folder of a WavLM, HuBERT, wav2vec2, w2v-BERT 2.0, data2vec-audio, AST, Whisper, CLAP, PE-A or, with its own
+            code, MERT model.
         layer: 1 to the number of blocks (stages for CLAP); None takes the middle one, or what our own was shipped with.
         trust_remote_code: run the Python code that comes with the model; MERT needs it.
 
@@ -22,8 +23,8 @@ def load_teacher(name_or_path: str, layer: int | None = None, trust_remote_code:
     """
     from segue.ssl import compact
 
-    if name_or_path == "compact":
-        return compact.shipped_teacher(layer)
+    if name_or_path in ("compact", "compact-44k"):
+        return compact.shipped_teacher(layer, name_or_path)
     path = Path(name_or_path)
     if path.suffix == ".safetensors" or (path / compact.WEIGHTS).is_file():
         return compact.load_compact(path, layer)

@@ -28,6 +28,7 @@ from segue.types import UserError, first_line
 FORMAT = "segue-teacher-1"
 WEIGHTS = "teacher.safetensors"
 SHIPPED = Path(__file__).parent.parent / "weights" / "teacher"
+SHIPPED_WIDE = Path(__file__).parent.parent / "weights" / "teacher-44k"
 FLOOR = 1e-7  # power, where a full-scale sine reads about 1: what lies 70 dB below it is silence
 
 
@@ -318,15 +319,16 @@ def load_compact(path: Path, layer: int | None = None, name: str | None = None) 
     return CompactTeacher(encoder, name, layer)
 
 
-def shipped_teacher(layer: int | None = None) -> CompactTeacher:
-    """The teacher inside the package.
+def shipped_teacher(layer: int | None = None, name: str = "compact") -> CompactTeacher:
+    """A teacher inside the package: "compact" for 16 kHz, "compact-44k" for 44.1 kHz.
 
     Raises:
         UserError: this installation holds none, or no such layer.
     """
-    if not (SHIPPED / WEIGHTS).is_file():
+    folder = {"compact": SHIPPED, "compact-44k": SHIPPED_WIDE}[name]
+    if not (folder / WEIGHTS).is_file():
         raise UserError(
-            "--teacher compact: this installation holds no weights for it; hint: install segue-audio anew, or train "
+            f"--teacher {name}: this installation holds no weights for it; hint: install segue-audio anew, or train "
             "one: segue teacher train SOURCE --out DIR"
         )
-    return load_compact(SHIPPED, layer, "compact")
+    return load_compact(folder, layer, name)

@@ -1,6 +1,6 @@
 """Teachers of the transformers library: speech, music and sound encoders by hub name or local folder.
 
-Families differ in their input: raw waveforms (WavLM, HuBERT, wav2vec2, data2vec-audio, MERT), filter banks of any
+Families differ in their input: raw waveforms (WavLM, HuBERT, wav2vec2, data2vec-audio, MERT, PE-A), filter banks of any
 length (w2v-BERT 2.0), or spectrograms of a fixed length (AST, Whisper, CLAP), for which longer clips are cut into
 consecutive chunks. Every clip of T samples gets S = ceil(T x frame rate / sample rate) frames, frame k about the k-th
 hop, and is normalised by itself: its features do not depend on its batch, nor on chance.
@@ -24,7 +24,8 @@ from segue.ssl.base import Teacher
 from segue.types import UserError, first_line
 
 _WAVEFORM_KINDS = ("wavlm", "hubert", "wav2vec2", "data2vec-audio")
-_CHOICE = "a WavLM, HuBERT, wav2vec2, data2vec-audio, w2v-BERT 2.0, AST, Whisper, CLAP or MERT model"
+_CHOICE = "a WavLM, HuBERT, wav2vec2, data2vec-audio, w2v-BERT 2.0, AST, Whisper, CLAP, PE-A or MERT model"
+_EXTRACTORS = ("preprocessor_config.json", "processor_config.json")  # older models have the first, newer ones the other
 _WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
 
 
@@ -153,7 +154,8 @@ def load_transformers_teacher(
     # The JSON files first: they refuse a wrong model before gigabytes are fetched.
     folder = model_folder("--teacher", name, ("*.json",))
     kind, remote = _kind(name, folder, trust_remote_code)
-    if not (folder / "preprocessor_config.json").is_file():
+    extractors = [folder / file for file in _EXTRACTORS if (folder / file).is_file()]
+    if not extractors:
         raise UserError(
             f"--teacher {name}: no preprocessor_config.json there; save the feature extractor beside the model "
             "with save_pretrained"
@@ -164,7 +166,7 @@ def load_transformers_teacher(
     from safetensors import SafetensorError
     from transformers import AutoFeatureExtractor
 
-    sha256 = sha256_of([folder / "config.json", folder / "preprocessor_config.json", *weights])
+    sha256 = sha256_of([folder / "config.json", extractors[0], *weights])
     try:
         model = _load_model(name, folder, kind, remote)
         extractor = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True, trust_remote_code=remote)
@@ -189,7 +191,15 @@ def _kind(name: str, folder: Path, trust_remote_code: bool) -> tuple[str, bool]:
         raise UserError(
             f"--teacher {name}: no readable config.json there; give a folder saved with save_pretrained, or a hub name"
         ) from error
-    ours = (*_WAVEFORM_KINDS, "wav2vec2-bert", "audio-spectrogram-transformer", "whisper", "clap", "clap_audio_model")
+    ours = (
+        *_WAVEFORM_KINDS,
+        "pe_audio",
+        "wav2vec2-bert",
+        "audio-spectrogram-transformer",
+        "whisper",
+        "clap",
+        "clap_audio_model",
+    )
     if kind in ours:
         # Known families come first: of these no code is run, even where a repository brings some.
         return kind, False
@@ -247,8 +257,8 @@ def _load_model(name: str, folder: Path, kind: str, remote: bool) -> nn.Module:
         raise UserError(
             f"--teacher {name}: its files lack {len(missing)} weights ({missing[0]}...); use a complete model"
         )
-    if kind == "whisper":
-        return model.encoder
+    if kind in ("whisper", "pe_audio"):
+        return model.encoder if kind == "whisper" else model.audio_encoder
     return getattr(model, "audio_model", model)
 
 
@@ -282,6 +292,8 @@ def _front_end(name: str, kind: str, config, extractor, layer: int) -> FrontEnd:
         return _whisper_front_end(name, config, extractor)
     if kind == "clap_audio_model":
         return _clap_front_end(name, config, extractor, layer)
+    if kind == "pe_audio":
+        return _pe_audio_front_end(name, config, extractor)
     return _waveform_front_end(config, extractor)
 
 
@@ -311,6 +323,19 @@ def _waveform_front_end(config, extractor) -> FrontEnd:
 
     level = "each clip to zero mean and unit variance" if extractor.do_normalize else "level as it is"
     return FrontEnd(1, hop, window, False, prepare, lambda states: states, level)
+
+
+def _pe_audio_front_end(name: str, config, extractor) -> FrontEnd:
+    hop = prod(config.dac_config.downsampling_ratios)
+    if extractor.hop_length != hop:
+        raise _misfit(name)
+
+    def prepare(wave: Tensor) -> dict[str, Tensor]:
+        # Without the mask of padding: all clips of a batch are equally long, and their last hop is filled up alike.
+        return {"input_values": _extract(extractor, wave)["input_values"].float()}
+
+    # A token that stands for the whole clip leads.
+    return FrontEnd(1, hop, hop, False, prepare, lambda states: states[:, 1:], "level as it is")
 
 
 def _filter_bank_front_end(name: str, config, extractor) -> FrontEnd:

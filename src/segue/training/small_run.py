@@ -89,9 +89,10 @@ class SmallRun:
         return self.step / config.steps if config.steps else self.seconds / (60 * config.minutes)
 
     def set_learning_rate(self, optimizer: torch.optim.Optimizer, config) -> None:
-        """Linear warm-up, then a cosine down; see `learning_rate_at`."""
+        """Linear warm-up, then a cosine down (`learning_rate_at`), times the `rate_scale` of a group that has one."""
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(self.step, self.progress(config), config)
+            rate = learning_rate_at(self.step, self.progress(config), config)
+            group["lr"] = rate * group.get("rate_scale", 1.0)
 
 
 def read_meta(folder: Path) -> dict:

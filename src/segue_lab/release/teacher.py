@@ -65,9 +65,10 @@ def release_teacher(
     for name, part in figures.items():
         refuse_collapsed(part["collapse"], f"{run} on {name}")
     save_teacher(encoder, out, half=True)
-    teacher = load_compact(out, name="compact")
+    name = "compact" if encoder.config.sample_rate_hz == 16000 else f"compact-{encoder.config.sample_rate_hz // 1000}k"
+    teacher = load_compact(out, name=name)
     card = {
-        "name": "compact",
+        "name": name,
         "weights": teacher.fingerprint()["weights"],
         "sha256": sha256_of([out / WEIGHTS]),
         "bytes": (out / WEIGHTS).stat().st_size,

@@ -242,7 +242,7 @@ def refine_step(run: RefineRun, loss: ReconstructionLoss, batch: Tensor, config:
     torch.autograd.backward(outputs, gradients)
     norm = descend(run.optimizer, [p for p in network.parameters() if p.requires_grad], 2.0)
     # Averaged like the weights of training; frozen parts are the same in both.
-    for name in DECODER:
+    for name in (part for part in DECODER if hasattr(network, part)):
         average(getattr(run.ema, name), getattr(network, name), early_decay(config.ema_decay, run.step))
     run.step += 1
     return {"loss": value.item(), "grad_norm": norm.item(), **{k: v.item() for k, v in losses.items()}}

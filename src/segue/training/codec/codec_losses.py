@@ -8,12 +8,24 @@ magnitude: its minimum is the mean direction, shortened where the advance cannot
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.codecs.autoencoder import Analysis, Autoencoder, AutoencoderConfig
+from segue.codecs.autoencoder import Analysis, AutoencoderConfig
+from segue.codecs.blocks import FrameNetwork
+from segue.codecs.mid_side import GIVEN, MidSideAutoencoder
 from segue.evaluation.mel import mel_edges_hz, triangular_bands
+from segue.training.codec.mid_side_losses import MidSideLoss
+
+Loss = Callable[..., dict[str, Tensor]]
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether products of bfloat16 matrices are faster there: on GPUs, and on CPUs with tiles for them."""
+    return device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_amx_tile_supported())
 
 
 class ReconstructionLoss:
@@ -57,21 +69,50 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def total_loss(
-    network: Autoencoder, loss: ReconstructionLoss, wave: Tensor, noise: Tensor, kl_weight: float
+    network: FrameNetwork,
+    loss: Loss,
+    wave: Tensor,
+    noise: Tensor,
+    kl_weight: float,
+    mask: Tensor | float = 1.0,
+    decoded: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The training loss and its parts; `noise` [B, C, L] draws from the posterior."""
+    """The training loss and its parts; `noise` [B, C, L] draws from the posterior, `mask` [B, C, 1] goes over it.
+
+    `decoded` adds the distance of the decoded sound, of a stereo codec.
+    """
     with torch.no_grad():
         target = network.analyse(wave)
-    mean, log_variance = network.encode(target)
-    losses = loss(network.predict(mean + (0.5 * log_variance).exp() * noise), target)
+    # Where a machine multiplies matrices of bfloat16 faster, the network runs in it; losses stay in float32.
+    fast = isinstance(network, MidSideAutoencoder) and has_fast_bfloat16(wave.device)
+    with torch.autocast(wave.device.type, torch.bfloat16, enabled=fast):
+        mean, log_variance = network.encode(target)
+        prediction = network.predict((mean + (0.5 * log_variance).exp() * noise) * mask)
+    losses = loss(prediction, target)
+    if decoded:
+        assert isinstance(loss, MidSideLoss)
+        losses["decoded"] = 1.5 * loss.decoded(prediction, wave)
     # KL is reported beside the others, and weighted in the total alone.
     reconstruction = sum(losses.values())
     losses["kl"] = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
     return reconstruction + kl_weight * losses["kl"], losses
 
 
+def consistency(network: FrameNetwork, wave: Tensor, gain: Tensor) -> Tensor:
+    """How far a gain [B] moves the latents, all but the first GIVEN: squared distance over their variance.
+
+    After PoDAR (2605.10084): loudness then has channels of its own.
+    """
+    with torch.no_grad():
+        plain, louder = network.analyse(wave), network.analyse(wave * gain.view(-1, *[1] * (wave.ndim - 1)))
+    means = [network.encode(analysis)[0][:, GIVEN:] for analysis in (plain, louder)]
+    # Relative to their variance, or shrinking all latents would pay.
+    spread = means[0].detach().var(dim=(0, 2)).mean().clamp_min(1e-4)
+    return (means[0] - means[1]).square().mean() / spread
+
+
 @torch.inference_mode()
-def validate(network: Autoencoder, loss: ReconstructionLoss, waves: list[Tensor]) -> dict[str, float]:
+def validate(network: FrameNetwork, loss: Loss, waves: list[Tensor]) -> dict[str, float]:
     """Losses on whole sounds, from posterior means, and the posterior's spread."""
     sums: dict[str, float] = {}
     for wave in waves:
