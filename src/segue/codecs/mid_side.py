@@ -252,8 +252,20 @@ class MidSideAutoencoder(FrameNetwork):
         )
         side = side * (self._at_frames(prediction.given)[1] > MONO_WIDTH)
         phase = self._phases(prediction.advance)
-        across = self.spread(prediction.turn.angle())
-        return torch.cat([mid, side]), torch.cat([phase, phase + across])
+        return torch.cat([mid, side]), torch.cat([phase, phase + self.spread(self._turns(prediction.turn))])
+
+    def _turns(self, turn: Tensor) -> Tensor:
+        """[B, frames, bands] -> angles of side against mid, spread as far as they are unsure; the same in every call.
+
+        Sides that are not alike must not be decoded as one sound: left and right would then differ in level as no
+        recording's do. Angles drawn evenly up to a on both sides have a mean cosine of sin(a) / a, the modulus asked
+        for; a is sqrt(6 u) (1 + .28 u) to within .04, u being one less the modulus.
+        """
+        unsure = (1 - turn.abs()).clamp(0, 1)
+        furthest = (6 * unsure).sqrt() * (1 + 0.28 * unsure)
+        generator = torch.Generator().manual_seed(1)
+        drawn = 2 * torch.rand(turn.shape[1:], generator=generator).to(turn.device) - 1
+        return turn.angle() + furthest * drawn
 
     def _phases(self, advance: Tensor) -> Tensor:
         """[B, frames, phase bins] -> [B, frames, bins] angles; those above are random, but always the same."""
