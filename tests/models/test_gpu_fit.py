@@ -6,7 +6,7 @@ import torch
 from segue.models.dit import DiT
 from segue.models.gpu_fit import CUDA_BYTES, GAPS, fit_of
 from segue.models.presets import preset
-from segue.models.step_memory import StepKind, kept_bytes, memory_need, model_without_values
+from segue.models.step_memory import StepKind, kept_bytes, memory_need
 from segue.types import Condition
 
 
@@ -30,7 +30,7 @@ def test_the_count_is_what_a_real_forward_pass_keeps(precision):
     real = sum(storage.nbytes() for storage in kept.values())
     assert output.prediction.requires_grad
     kind = StepKind(bfloat16=precision == "bf16")
-    counted = kept_bytes(model_without_values(config, kind), config, 3, 40, 5, kind, False)
+    counted = kept_bytes(config, 3, 40, 5, kind, False)
     assert counted == pytest.approx(real, rel=0.03)
 
 

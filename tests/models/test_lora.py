@@ -69,7 +69,7 @@ def test_only_adapters_are_trained_and_kept(base, config):
     add_lora(base, config)
     trained = {name for name, p in base.named_parameters() if p.requires_grad}
     assert trained == set(trained_tensors(base)) and all(".lora_" in name for name in trained)
-    layers = 10 * len(base.blocks)
+    layers = 9 * len(base.blocks)
     assert len(trained) == (3 if config.dora else 2) * layers
 
 
@@ -82,12 +82,13 @@ def test_the_average_shares_frozen_weights(base):
 
 
 def test_targets_are_ends_of_names(base):
-    assert target_layers(base, "attention.q, mlp_in") == [
-        f"blocks.{i}.{n}" for i in range(3) for n in ("attention.q", "mlp_in")
+    assert target_layers(base, "attention.qkv, mlp_in") == [
+        f"blocks.{i}.{n}" for i in range(3) for n in ("attention.qkv", "mlp_in")
     ]
     assert not any("patch" in n or "time" in n for n in target_layers(base, ""))
     with pytest.raises(
-        UserError, match=r"lora.targets=to_q matches no linear layer of the blocks; there are attention.q, attention.kv"
+        UserError,
+        match=r"lora.targets=to_q matches no linear layer of the blocks; there are attention.qkv, attention.out",
     ):
         add_lora(base, LoraConfig(2, targets="mlp_in,to_q"))
     assert not has_lora(base)
@@ -103,7 +104,7 @@ def test_dora_refuses_rows_without_a_norm(base):
 
 def test_peft_loads_what_is_saved_onto_the_same_model(base, inputs, tmp_path):
     plain = copy.deepcopy(base)
-    add_lora(base, LoraConfig(4, targets="attention.q,cross.kv"))
+    add_lora(base, LoraConfig(4, targets="attention.qkv,cross.kv"))
     wanted = stirred(base)(*inputs).prediction
     save_peft(base, tmp_path / "adapter", base="runs/base")
     loaded = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()

@@ -9,7 +9,7 @@ from torch import nn
 from segue.models.backbone import backbone_of
 from segue.models.lora import LoraConfig, add_lora, freeze_as_bfloat16
 from segue.models.presets import preset
-from segue.models.step_memory import StepKind, kept_bytes, memory_need, model_without_values
+from segue.models.step_memory import StepKind, kept_bytes, memory_need
 from segue.types import Condition
 
 BATCH, FRAMES, TOKENS = 2, 16, 5
@@ -55,7 +55,7 @@ def taken(kind):
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_what_autograd_keeps_is_counted(kind):
     model, bytes_kept = taken(kind)
-    counted = kept_bytes(model_without_values(CONFIG, kind), CONFIG, BATCH, FRAMES, TOKENS, kind, kind.checkpointing)
+    counted = kept_bytes(CONFIG, BATCH, FRAMES, TOKENS, kind, kind.checkpointing)
     assert counted == pytest.approx(bytes_kept, rel=0.02)
     need = memory_need(CONFIG, BATCH, FRAMES, TOKENS, kind)
     frozen = [p for p in model.parameters() if not p.requires_grad]

@@ -33,9 +33,10 @@ class Fit:
 
 def fit_of(config: DiTConfig, frames: int, sizes_gib: Sequence[int] = GPU_GIB) -> Fit:
     """How large a batch of rows of `frames` frames fits a GPU of each size; counted, not tried."""
-    # The activations are a part for each example, and a part for all: the weights' copies in 2 bytes.
-    one, three = (memory_need(config, batch, frames, kind=StepKind(bfloat16=True)) for batch in (1, 3))
-    example = round((1 + GAPS) * (three.activations - one.activations) / 2)
-    always = one.weights + max(0, round((1 + GAPS) * one.activations) - example) + CUDA_BYTES
+    # The activations are a part for each example, and a part for all: the weights' copies in 2 bytes. From two examples
+    # on: where a batch is one, some tensors are views that are copies otherwise.
+    two, four = (memory_need(config, batch, frames, kind=StepKind(bfloat16=True)) for batch in (2, 4))
+    example = round((1 + GAPS) * (four.activations - two.activations) / 2)
+    always = two.weights + max(0, round((1 + GAPS) * two.activations) - 2 * example) + CUDA_BYTES
     batches = {gib: max(0, (gib * 2**30 - always) // example) for gib in sizes_gib}
-    return Fit(one.weights, example, batches)
+    return Fit(two.weights, example, batches)

@@ -33,8 +33,8 @@ class LoraConfig:
     Attributes:
         rank: of the adapters; 0 = none: all weights are trained.
         dora: train the norms of the rows as well (DoRA).
-        targets: linear layers that get adapters, as ends of their names with commas, such as "attention.q,mlp_in"; "" =
-            all inside the blocks.
+        targets: linear layers that get adapters, as ends of their names with commas, such as "attention.qkv,mlp_in"; ""
+            = all inside the blocks.
     """
 
     rank: int = 0
@@ -232,7 +232,7 @@ def _ends_in(name: str, target: str) -> bool:
 
 
 def _kinds(names: Sequence[str]) -> str:
-    """The layers of a block by the ends of their names, once each: "attention.q, attention.kv, mlp_in"."""
+    """The layers of a block by the ends of their names, once each: "attention.qkv, attention.out, mlp_in"."""
     kinds = list(dict.fromkeys(_in_block(name) for name in names))
     more = f" and {len(kinds) - NAMED} more" if len(kinds) > NAMED else ""
     return ", ".join(kinds[:NAMED]) + more

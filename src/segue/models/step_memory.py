@@ -71,9 +71,9 @@ def memory_need(
     """
     kind = kind or StepKind()
     model = model_without_values(config, kind)
-    activations = kept_bytes(model, config, batch, frames, text_tokens, kind, kind.checkpointing)
+    activations = kept_bytes(config, batch, frames, text_tokens, kind, kind.checkpointing)
     if kind.checkpointing:
-        activations += 2 * kept_bytes(model, config, batch, frames, text_tokens, kind, False) // config.depth
+        activations += 2 * kept_bytes(config, batch, frames, text_tokens, kind, False) // config.depth
         if kind.bfloat16:  # autocast keeps its copies of trained matrices until the step's end, recomputed or not
             activations += sum(2 * p.numel() for p in model.parameters() if p.requires_grad and p.ndim == 2)
     # A weight, its gradient, its moments and its average.
@@ -94,13 +94,7 @@ def model_without_values(config: BackboneConfig, kind: StepKind) -> Backbone:
 
 
 def kept_bytes(
-    model: Backbone,
-    config: BackboneConfig,
-    batch: int,
-    frames: int,
-    text_tokens: int,
-    kind: StepKind,
-    checkpointing: bool,
+    config: BackboneConfig, batch: int, frames: int, text_tokens: int, kind: StepKind, checkpointing: bool
 ) -> int:
     """Bytes that autograd keeps between forward and backward of one batch, beside the weights."""
     kept: dict[int, torch.UntypedStorage] = {}
@@ -110,6 +104,8 @@ def kept_bytes(
         kept[saved.untyped_storage()._cdata] = saved.untyped_storage()
         return saved
 
+    # A model of its own: tables that it keeps from one count are of no use to another.
+    model = model_without_values(config, kind)
     # Fake tensors of a CPU, not those of the meta device: these know autocast, and attention as it is computed.
     with FakeTensorMode():
         _give_shapes(model)
