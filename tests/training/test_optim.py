@@ -10,7 +10,7 @@ from segue.models.dit import DiT, DiTConfig
 from segue.models.files import former_names
 from segue.training.config import OptimConfig
 from segue.training.older import current_moments
-from segue.training.optim import learning_rate, make_optimizer, update_average, update_ema
+from segue.training.optim import learning_rate, make_optimizer, step_unless, update_average, update_ema
 from segue.types import UserError
 
 BASE = OptimConfig(learning_rate=2.0, warmup_fraction=0.1, decay="linear", decay_fraction=0.4)
@@ -232,3 +232,18 @@ def test_eight_bit_moments_follow_the_exact_ones():
     assert pairs[1][1].state[coarse.weight]["state1"].dtype == torch.uint8
     moved = (exact.weight - first).norm()
     assert (exact.weight - coarse.weight).norm() < 0.1 * moved
+
+
+def test_a_faulty_step_is_not_pulled():
+    """A fused optimiser learns on the device that a step is faulty; the pull must stay away from it as well."""
+    model = torch.nn.Linear(8, 8)
+    optimizer = make_optimizer(model, OptimConfig(learning_rate=0.1, pull=2.0, weight_decay=0.0))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1.0)
+            p.grad = torch.ones_like(p)
+    before = model.weight.detach().clone()
+    step_unless(torch.tensor(1.0), optimizer)
+    assert torch.equal(model.weight, before)
+    step_unless(torch.tensor(0.0), optimizer)
+    assert not torch.equal(model.weight, before)
