@@ -19,7 +19,7 @@ from segue.audio.tags import read_settings
 from segue.audio.write import SUFFIXES, write_wav
 from segue.cli.options import Device, finite
 from segue.conditioners.tokens import count_tokens
-from segue.devices import announced_device
+from segue.devices import announced_device, device_of
 from segue.files import make_folder
 from segue.pipeline import Pipeline, Sampling
 from segue.progress import Meter
@@ -167,7 +167,7 @@ def generate(
         _refuse_not_text(caption)
     of_sampling = _of_sampling(asked)
     Sampling(**of_sampling)  # refused before the model is loaded
-    place = announced_device(device)
+    place = device_of(device)
     if "loudness" in asked:
         import_extra("pyloudnorm", "evaluate")
     # All takes of a prompt follow each other. Number and seed stand in the name: any file can be made again by them.
@@ -182,6 +182,7 @@ def generate(
         _refuse_existing([take.path for take in takes])
     kind = asked.get("weights", "ema")
     pipeline = Pipeline.load(run, kind, place)
+    announced_device(place)  # only now: what cannot be loaded is said in one line alone
     length_sec = pipeline.samples_of(asked.get("seconds")) / pipeline.codec.sample_rate_hz
     sampling = replace(pipeline.own_sampling, **of_sampling)
     # Words that the encoder cuts or does not know are told: the sound cannot follow them.
