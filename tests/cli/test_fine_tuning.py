@@ -68,6 +68,9 @@ def test_memory_that_is_too_small_is_told_what_fits(segue, tiny_folders, tiny_ca
     )
     refused = segue(*options, "--memory", 0.5, "--lora", "rank=2")
     assert refused.code == 2 and "hint: encode shorter clips, or --memory 2" in refused.line
+    for nothing in (0, -1):
+        refused = segue(*options, "--memory", nothing)
+        assert refused.code == 2 and "hint: give a finite number above 0" in refused.line
     assert not (tmp_path / "run").exists()
 
 

@@ -86,6 +86,11 @@ def test_a_file_is_made_again_from_its_own_settings(segue, trained, tmp_path):
     (file,) = (tmp_path / "a").iterdir()
     assert segue("generate", trained, "--like", file, "--out", tmp_path / "b").code == 0
     assert (tmp_path / "b" / file.name).read_bytes() == file.read_bytes()
+    written = ("--format", "flac", "--subtype", "PCM_24")
+    assert segue("generate", trained, PROMPTS[1], *words, *written, "--out", tmp_path / "e").code == 0
+    (flac,) = (tmp_path / "e").iterdir()
+    assert segue("generate", trained, "--like", flac, "--out", tmp_path / "f").code == 0
+    assert (tmp_path / "f" / flac.name).read_bytes() == flac.read_bytes()
     # Given options win, and another prompt is number 0 of its own list.
     assert segue("generate", trained, PROMPTS[0], "--like", file, "--seed", 2, "--out", tmp_path / "c").code == 0
     assert names(tmp_path / "c") == ["000-drum-seed2.wav"]

@@ -43,6 +43,16 @@ def read_settings(path: Path) -> dict:
     return {"prompt": tags.get("title", "")} | found if isinstance(found, dict) and "run" in found else {}
 
 
+def read_form(path: Path) -> dict[str, str]:
+    """How a file's samples are written: its container, such as "flac", and subtype; empty for a file not read."""
+    try:
+        about = soundfile.info(fsencode(path))
+    except (soundfile.SoundFileError, OSError, ValueError):
+        return {}
+    # A wav of any flavour is one to its reader.
+    return {"format": "flac" if about.format == "FLAC" else "wav", "subtype": about.subtype}
+
+
 def _subject(path: Path) -> str:
     """The subject that `write.write_wav` puts at the end of a wav whose prompt is long."""
     size = path.stat().st_size

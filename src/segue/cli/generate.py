@@ -15,7 +15,7 @@ import typer
 
 from segue._version import __version__
 from segue.audio.loudness import QUIETEST_LUFS, gain_to
-from segue.audio.tags import read_settings
+from segue.audio.tags import read_form, read_settings
 from segue.audio.write import SUFFIXES, write_wav
 from segue.cli.options import Device, finite
 from segue.conditioners.tokens import count_tokens
@@ -30,7 +30,7 @@ SUBTYPES = ("PCM_16", "PCM_24", "FLOAT")
 _MOST_PATH = 400  # characters of the run's path in the metadata
 # What --like takes over from a file, and of which type it is there.
 _KEPT: dict[str, type] = {"seed": int, "number": int, "seconds": float, "steps": int, "solver": str, "guidance": float,
-         "rescale": float, "loudness": float, "weights": str}  # fmt: skip
+         "rescale": float, "loudness": float, "weights": str, "format": str, "subtype": str}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,15 @@ def generate(
         ),
     ] = None,
     rescale: Annotated[float | None, typer.Option(help="Share of guidance rescaling, 0 to 1; default: 0.")] = None,
-    container: Annotated[str, typer.Option("--format", help="Format of the files: wav or flac.")] = "wav",
+    container: Annotated[
+        str | None, typer.Option("--format", help="Format of the files: wav or flac; default: wav.")
+    ] = None,
     subtype: Annotated[
-        str, typer.Option(help="Encoding of the samples: PCM_16, PCM_24 or FLOAT (wav alone; keeps every level).")
-    ] = "PCM_16",
+        str | None,
+        typer.Option(
+            help="Encoding of the samples: PCM_16, PCM_24 or FLOAT (wav alone; keeps every level); default: PCM_16."
+        ),
+    ] = None,
     loudness: Annotated[
         float | None,
         typer.Option(
@@ -138,7 +143,6 @@ def generate(
     Each file keeps its prompt, seed, number and settings in its metadata, and number and seed in its name. Files appear
     as they are made, and none is replaced without --overwrite.
     """
-    form = _form(container, subtype)
     # Prompts of the command line come first, and are numbered before those of a file.
     captions = [*(prompts or []), *(_read_prompts(prompts_file) if prompts_file else [])]
     given: dict[str, Any] = {
@@ -151,6 +155,8 @@ def generate(
         "rescale": rescale,
         "loudness": loudness,
         "weights": weights,
+        "format": container,
+        "subtype": subtype,
     }
     asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     # Options win over what --like names; its number belongs to its own prompt.
@@ -159,6 +165,8 @@ def generate(
         number_of_another = {"number"} if captions else set()
         captions = captions or [kept["prompt"]]
         asked = {name: kept[name] for name in _KEPT.keys() - number_of_another if name in kept} | asked
+    encoding = asked.get("subtype", "PCM_16")
+    form = _form(asked.get("format", "wav"), encoding)
     finite("--rescale", asked.get("rescale"), 0.0, 1.0)
     finite("--loudness", asked.get("loudness"), QUIETEST_LUFS, 0.0)
     if not captions:
@@ -200,7 +208,7 @@ def generate(
         "rescale": sampling.guidance_rescale,
         **({"loudness": asked["loudness"]} if "loudness" in asked else {}),
     }
-    output = _Output(subtype.upper(), asked.get("loudness"), settings)
+    output = _Output(encoding.upper(), asked.get("loudness"), settings)
     _generate(pipeline, takes, sampling, length_sec, batch_size, output)
 
 
@@ -240,7 +248,7 @@ def _settings_of(path: Path) -> dict[str, Any]:
     )
     if not found or not found["prompt"] or not fits:
         raise UserError(f"--like {path}: no settings of segue generate in it; hint: name a file that it wrote")
-    return found
+    return found | read_form(path)
 
 
 def _generate(

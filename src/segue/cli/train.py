@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from segue.cli.options import Device
+from segue.cli.options import Device, finite
 from segue.data.open_cache import open_cache
 from segue.data.tars import located
 from segue.recipes import fine_tuning, load_recipe
@@ -111,6 +111,7 @@ def train(
         if recipe is None or data is None or out is None:
             name = "RECIPE" if recipe is None else "--data" if data is None else "--out"
             raise UserError(f"{name} is missing; hint: segue train static-uniform --data CACHE --out runs/mine")
+        finite("--memory", memory, 0.0, above=True)
         config = _config(recipe, model, lora, examples, seed, set_ or [])
         cache_path = located(data)
         if memory is not None:

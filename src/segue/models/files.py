@@ -163,7 +163,10 @@ def load_adapters(path: Path, weights: str = "ema") -> tuple[Backbone, ModelCard
     """
     card, own, _ = _read_model(path, weights)
     if not card.lora:
-        raise UserError(f"{path}: a model without LoRA; hint: segue export --to diffusers")
+        raise UserError(
+            f"{path}: a model without LoRA; hint: segue train --lora rank=16 trains adapters; a public model, all of "
+            "whose weights were trained, is saved by segue export --to diffusers"
+        )
     try:
         return model_with_lora(card, own).eval(), card
     except _MISFITS as error:
