@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import errno
 import importlib
+import logging
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -141,6 +143,7 @@ def make_command(summary: str, version: str, verbs: Mapping[str, Verb | Group]):
 
 def run_command(command, name: str, arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit: 0 done, 2 a mistake that the user can correct in one line, 130 interrupted."""
+    _quiet_libraries()
     try:
         # standalone_mode=False hands errors to us: typer would print boxes of its own.
         code = command.main(arguments, prog_name=name, standalone_mode=False)
@@ -157,6 +160,13 @@ def run_command(command, name: str, arguments: Sequence[str] | None = None) -> N
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(_complain(name, "interrupted", 130))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _quiet_libraries() -> None:
+    """Leave out what other libraries say of themselves at each start: it would stand before our own line."""
+    # bitsandbytes' kernels that nobody asked for, and a form of weight norm that Oobleck's files are in.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*weight_norm.*is deprecated", category=FutureWarning)
 
 
 def _complain(name: str, line: str, code: int) -> int:

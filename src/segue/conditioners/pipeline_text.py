@@ -124,6 +124,7 @@ def _module(folder: PipelineFolder, part: str) -> Any:
     """
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     library, kind = folder.index[part]
     source: Any = transformers if library == "transformers" else import_extra("diffusers", "finetune")
     loader = getattr(source, kind, None)

@@ -52,7 +52,8 @@ def fit_memory(config: RunConfig, cache: LatentCache, shape: BackboneConfig, gib
         structure = replace(config.policy.structure, enabled=False, strength=0.0)
         adapted = replace(config, lora=LoraConfig(16), policy=replace(config.policy, structure=structure))
         with_lora = run_need(_in_pieces(_ladder(adapted)[-1], 1), cache, shape).total + CUDA_BYTES
-        hint = f"--lora rank=16 needs {format_bytes(with_lora)}"
+        if with_lora - CUDA_BYTES <= room:
+            hint = f"--lora rank=16 needs {format_bytes(with_lora)}"
     raise UserError(f"--memory {gib:g}: one example at a time needs {needed}; hint: {hint}")
 
 
