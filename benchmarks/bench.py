@@ -223,7 +223,7 @@ def _leaves(value: object, path: tuple[str, ...], unit: str) -> list[dict]:
     return [row(", ".join(path), float(value), unit)] if is_number else []
 
 
-def collect(cache: Path, device: str, out: Path, quick: bool) -> dict[str, list[dict]]:
+def collect(cache: Path, device: str, out: Path, quick: bool, peers: str = "") -> dict[str, list[dict]]:
     """Part -> rows; a part that did not run is one row that says why."""
     found = {}
     for part in PARTS:
@@ -236,6 +236,7 @@ def collect(cache: Path, device: str, out: Path, quick: bool) -> dict[str, list[
         elif script.exists():
             words = [str(script)] + ([str(cache)] if part == "host" else ["--device", device]) + ["--json", str(file)]
             words += (["--rounds", "3"] if part == "host" else ["--quick"]) if quick else []
+            words += ["--peers", peers] if peers and part == "model_step" else []
         else:
             found[part] = [row("not run", None, note=f"no benchmarks/{part}.py")]
             continue
@@ -303,6 +304,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="with a teacher; made from demo notes if it is not given")
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--quick", action="store_true", help="few rounds: whether everything runs, no figures to keep")
+    parser.add_argument("--peers", default="", help="folder in which stable-audio-tools is installed (model_step.py)")
     parser.add_argument("--only", choices=list(OWN), help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -320,7 +322,7 @@ def main() -> None:
             "device": describe_device(device),
             "versions": {"torch": torch.__version__, "python": platform.python_version()},
         },
-        "parts": collect(cache, device, given.out, given.quick),
+        "parts": collect(cache, device, given.out, given.quick, given.peers),
     }
     (given.out / "bench.json").write_text(json.dumps(report, indent=1) + "\n")
     table = table_of(report)
