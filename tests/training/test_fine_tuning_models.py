@@ -16,7 +16,7 @@ from segue.data.loader import LatentLoader
 from segue.models.adapters import load_adapter
 from segue.models.files import load_model, model_file
 from segue.pipeline import Pipeline, Sampling
-from segue.process.noise import keyed_generator
+from segue.process.noise import BatchDraws, keyed_generator
 from segue.recipes import fine_tuning, load_recipe
 from segue.training import build
 from segue.training.checkpoint import list_checkpoints
@@ -27,7 +27,7 @@ from segue.types import UserError
 from segue.workflows.export import export_diffusers
 
 CAPTION = "hard kick drum playing C 5"
-SHORT = ["train.total_examples=24", "train.batch_size=4", "train.validation_clips=4", "train.checkpoint_every=12",
+SHORT = ["train.precision=fp32", "train.total_examples=24", "train.batch_size=4", "train.validation_clips=4", "train.checkpoint_every=12",
          "train.tensorboard=false", "train.keep_last=5", "probe.clips=8", "optim.learning_rate=1e-3"]  # fmt: skip
 
 
@@ -54,10 +54,11 @@ def rows_of(cached):
 def batch_of(cached, settings, dropout=0.5):
     """A drawn batch as the loop has it, about half of its captions dropped; captions and clips of several lengths."""
     task = build.make_task(settings, cached)
-    x_0, condition, mask = task.prepare(cached.batch(rows_of(cached)), range(4))
+    draws = BatchDraws(1, 0, 4)
+    x_0, condition, mask = task.prepare(cached.batch(rows_of(cached)), draws)
     assert len(set(condition.tokens_mask.sum(1).tolist())) > 1
     t = torch.tensor([0.1, 0.4, 0.7, 0.95])
-    return draw_example(x_0, condition, mask, t, seed=1, position=0, dropout=dropout)
+    return draw_example(x_0, condition, mask, t, draws, dropout)
 
 
 # --- a plain training step in diffusers, written out ------------------------------------------------------------------
@@ -193,14 +194,16 @@ def test_without_a_controller_a_run_is_a_plain_loop_in_diffusers(kind, tiny_fold
     task = build.make_task(settings, cached)
     times = settings.policy.static_timesteps
     for seen in range(0, 24, 4):
-        x_0, condition, mask = task.prepare(loader.next_batch(), range(seen, seen + 4))
+        draws = BatchDraws(0, seen, 4)
+        x_0, condition, mask = task.prepare(loader.next_batch(), draws)
         t = times.sample(4, keyed_generator(0, "times", seen), stratified=True)
-        example = draw_example(x_0, condition, mask, t, seed=0, position=seen)
+        example = draw_example(x_0, condition, mask, t, draws)
         direct_losses(kind, pipeline, transformer, example).mean().backward()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings.optim, seen / 24)
         optimizer.step()
         optimizer.zero_grad()
+    loader.close()
     for name, value in transformer.state_dict().items():
         assert torch.equal(value, saved[f"model.transformer.{name}"]), name
 

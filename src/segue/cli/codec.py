@@ -59,7 +59,6 @@ def train(
     finite("--mask-share", mask_share, 0.0, 1.0)
     finite("--consistency-weight", consistency_weight, 0.0)
     use_threads(threads)
-    place = announced_device(device)
     # Options are checked before the sounds are read, which may take minutes.
     check_rate(rate)
     if channels not in (1, 2):
@@ -74,6 +73,7 @@ def train(
         consistency_weight=consistency_weight, seed=seed,
     )  # fmt: skip
     data = source_of(source, root, follow_links, column, encoding)
+    place = announced_device(device)
     codec = train_codec(data, out, config, extra=tuple(extra or ()), resume=resume, skip_bad=skip_bad, device=place)
     _report(out / "report.html", "A trained codec", {"codec": codec}, data, skip_bad=skip_bad)
     typer.echo(f"codec in {out}; next: segue encode SOURCE --out CACHE --codec {out}")

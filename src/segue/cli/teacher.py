@@ -38,8 +38,8 @@ def train(
 
     finite("--steps", steps, 1)
     use_threads(threads)
-    place = announced_device(device)
     check_rate(rate)
+    place = announced_device(device)
     config = TeacherTrainConfig(model=CompactConfig.for_rate(rate), minutes=minutes, steps=steps, seed=seed)
     data = source_of(source, root, follow_links, column, encoding)
     teacher = train_teacher(data, out, config, extra=tuple(extra or ()), resume=resume, skip_bad=skip_bad, device=place)
