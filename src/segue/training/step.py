@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -43,12 +44,14 @@ class Example:
     def split(self, parts: int) -> list[Example]:
         """The batch in `parts` pieces, for gradient accumulation."""
         pieces = []
-        for part in torch.arange(len(self.t)).tensor_split(parts):
-            # A batch of fewer examples than parts leaves some parts empty.
-            if len(part) == 0:
+        count = len(self.t)
+        # The first pieces take one more each; in a batch of fewer examples than parts some have none and are left out.
+        sizes = [count // parts + (part < count % parts) for part in range(parts)]
+        for end, size in zip(accumulate(sizes), sizes):
+            if size == 0:
                 continue
             # A slice: nothing is copied.
-            rows = slice(int(part[0]), int(part[-1]) + 1)
+            rows = slice(end - size, end)
             condition = self.condition.rows(rows)
             mask = None if self.mask is None else self.mask[rows]
             teacher = None if self.teacher is None else (self.teacher[0][rows], self.teacher[1][rows])
