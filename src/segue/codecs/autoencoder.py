@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from segue.codecs.base import Codec
-from segue.codecs.blocks import FrameNetwork, blocks
+from segue.codecs.blocks import FrameConfig, FrameNetwork, blocks
 from segue.codecs.mid_side import MidSideAutoencoder, MidSideConfig
 from segue.files import replacing
 from segue.types import UserError, first_line
@@ -34,43 +34,16 @@ DECODER = ("from_latent", "decoder_slow", "up", "decoder_fast", "to_spectrum", "
 
 
 @dataclass(frozen=True)
-class AutoencoderConfig:
-    """Shapes of the autoencoder.
+class AutoencoderConfig(FrameConfig):
+    """Shapes of the mono autoencoder: about 31 latent frames a second."""
 
-    Attributes:
-        sample_rate_hz: rate of the waveforms.
-        hop_samples: waveform samples per latent frame; the STFT inside hops by half of it, its window is twice it.
-        channels: C, latent channels.
-        encoder_width, decoder_width: features of the blocks.
-        encoder_blocks: blocks at STFT rate, then at latent rate. decoder_blocks: at latent rate, then at STFT rate.
-        expansion: hidden features of a block over its width.
-        kernel: taps of a block's depthwise convolution.
-        floor: smallest magnitude told from silence, where a full-scale sine reads 1.
-        refinements: Griffin-Lim iterations of the decoder.
-    """
+    hop_hz = 1000
 
     sample_rate_hz: int = 16000
     hop_samples: int = 512
     channels: int = 32
     encoder_width: int = 192
     decoder_width: int = 256
-    encoder_blocks: tuple[int, int] = (2, 2)
-    decoder_blocks: tuple[int, int] = (2, 4)
-    expansion: int = 2
-    kernel: int = 7
-    floor: float = 1e-6
-    refinements: int = 8
-
-    @classmethod
-    def for_rate(cls, sample_rate_hz: int, **changes) -> AutoencoderConfig:
-        """The default at another rate: the hop is scaled to keep about 31 latent frames a second (a multiple of 32)."""
-        return cls(sample_rate_hz=sample_rate_hz, hop_samples=32 * max(1, round(sample_rate_hz / 1000)), **changes)
-
-    @classmethod
-    def from_json(cls, data: dict) -> AutoencoderConfig:
-        """From a JSON object, where tuples are lists."""
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**values)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,59 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:  # in typing from Python 3.11 on
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True)
+class FrameConfig:
+    """Shapes of an autoencoder over STFT frames.
+
+    Attributes:
+        sample_rate_hz: rate of the waveforms.
+        hop_samples: waveform samples per latent frame; the STFT inside hops by half of it, its window is twice it.
+        channels: C, latent channels.
+        encoder_width, decoder_width: features of the blocks.
+        encoder_blocks: blocks at STFT rate, then at latent rate. decoder_blocks: at latent rate, then at STFT rate.
+        expansion: hidden features of a block over its width.
+        kernel: taps of a block's depthwise convolution.
+        floor: smallest magnitude told from silence, where a full-scale sine reads 1.
+        refinements: Griffin-Lim iterations of the decoder.
+    """
+
+    hop_hz: ClassVar[int]  # a hop is 32 samples for every so many Hz of the sample rate
+
+    sample_rate_hz: int
+    hop_samples: int
+    channels: int
+    encoder_width: int
+    decoder_width: int
+    encoder_blocks: tuple[int, int] = (2, 2)
+    decoder_blocks: tuple[int, int] = (2, 4)
+    expansion: int = 2
+    kernel: int = 7
+    floor: float = 1e-6
+    refinements: int = 8
+
+    @classmethod
+    def for_rate(cls, sample_rate_hz: int, **changes) -> Self:
+        """The default at another rate: the hop is scaled to keep the frame rate (a multiple of 32)."""
+        hop_samples = 32 * max(1, round(sample_rate_hz / cls.hop_hz))
+        return cls(sample_rate_hz=sample_rate_hz, hop_samples=hop_samples, **changes)
+
+    @classmethod
+    def from_json(cls, data: dict) -> Self:
+        """From a JSON object, where tuples are lists."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)
 
 
 class Block(nn.Module):

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segue.codecs.blocks import FrameNetwork, blocks
+from segue.codecs.blocks import FrameConfig, FrameNetwork, blocks
 
 GIVEN = 2  # latent channels that are given: level and width
 LOWEST_WIDTH = -6.0  # nepers: side 52 dB below the whole
@@ -30,43 +29,16 @@ _POOLED = (4, 8)  # bins to a band in the second quarter of the spectrum, and in
 
 
 @dataclass(frozen=True)
-class MidSideConfig:
-    """Shapes of the stereo autoencoder; see AutoencoderConfig for what the two share.
+class MidSideConfig(FrameConfig):
+    """Shapes of the stereo autoencoder: about 43 latent frames a second, the first channels level and width."""
 
-    Attributes:
-        sample_rate_hz: rate of the waveforms.
-        hop_samples: waveform samples per latent frame; the STFT inside hops by half of it, its window is twice it.
-        channels: C, latent channels; the first is the level, the second the width.
-        encoder_width, decoder_width: features of the blocks.
-        encoder_blocks: blocks at STFT rate, then at latent rate. decoder_blocks: at latent rate, then at STFT rate.
-        expansion: hidden features of a block over its width.
-        kernel: taps of a block's depthwise convolution.
-        floor: smallest magnitude told from silence, where a full-scale sine reads 1.
-        refinements: Griffin-Lim iterations of the decoder.
-    """
+    hop_hz = 1378
 
     sample_rate_hz: int = 44100
     hop_samples: int = 1024
     channels: int = 64
     encoder_width: int = 384
     decoder_width: int = 448
-    encoder_blocks: tuple[int, int] = (2, 2)
-    decoder_blocks: tuple[int, int] = (2, 4)
-    expansion: int = 2
-    kernel: int = 7
-    floor: float = 1e-6
-    refinements: int = 8
-
-    @classmethod
-    def for_rate(cls, sample_rate_hz: int, **changes) -> MidSideConfig:
-        """The default at another rate: the hop is scaled to keep about 43 latent frames a second (a multiple of 32)."""
-        return cls(sample_rate_hz=sample_rate_hz, hop_samples=32 * max(1, round(sample_rate_hz / 1378)), **changes)
-
-    @classmethod
-    def from_json(cls, data: dict) -> MidSideConfig:
-        """From a JSON object, where tuples are lists."""
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**values)
 
 
 @dataclass(frozen=True)
