@@ -117,15 +117,25 @@ class PipelineFolder:
         """
         path = self.part(part) / file
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(found, dict):
-                raise ValueError("no JSON object")
+            return _read_object(path)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{self.option} {self.name}: {part}/{file} cannot be read ({first_line(error)}); hint: save the "
                 "pipeline again with save_pretrained"
             ) from error
-        return found
+
+
+def _read_object(path: Path) -> dict:
+    """
+    Raises:
+        OSError, ValueError: missing, or no JSON object.
+    """
+    if not path.is_file():
+        raise OSError("there is no such file")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError("no JSON object")
+    return found
 
 
 def is_pipeline(name: str) -> bool:
@@ -144,9 +154,7 @@ def pipeline_folder(option: str, name: str) -> PipelineFolder:
     """
     path = model_folder(option, name, (INDEX,))
     try:
-        index = json.loads((path / INDEX).read_text(encoding="utf-8"))
-        if not isinstance(index, dict):
-            raise ValueError("no JSON object")
+        index = _read_object(path / INDEX)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{option} {name}: no diffusers pipeline ({INDEX}: {first_line(error)}); hint: give a folder that a "
