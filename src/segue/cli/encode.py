@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +29,7 @@ from segue.data.cache_parts import Part, missing_parts
 from segue.data.clip import Clip
 from segue.data.encoding import build_cache
 from segue.data.manifest import read_listing
-from segue.devices import announced_device
+from segue.devices import announced_device, cores
 from segue.hub import is_pipeline, pipeline_folder
 from segue.models.adapters import own_seconds, read_adapter_config
 from segue.ssl import Teacher, load_teacher
@@ -195,7 +194,7 @@ def _of_pipeline(name: str, seconds: float | None, given: dict[str, object]) -> 
 
 def _workers(files: int) -> int:
     """Processes that decode so many files: starting them takes longer than to decode a few."""
-    return 0 if files < FEW_FILES else min(MOST_WORKERS, os.cpu_count() or 1)
+    return 0 if files < FEW_FILES else min(MOST_WORKERS, cores())
 
 
 def _fitting(conditioner: TextConditioner, clips: list[Clip], max_tokens: int | None, out: Path) -> TextConditioner:

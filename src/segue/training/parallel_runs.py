@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
+from segue.devices import cores
 from segue.progress import Meter
 from segue.training.interrupt import Interrupt
-from segue.training.threads import cores
 from segue.types import UserError
 
 OUTPUT = "output.log"
@@ -146,15 +147,16 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
     Raises:
         UserError: another process holds it (without `wait`).
     """
-    import fcntl  # Unix alone has it, and segue's other commands run elsewhere, too
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise UserError(f"{path.parent}: this study is running already; wait for it or stop it") from error
+    lock = FileLock(path, blocking=wait)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"{path.parent}: this study is running already; wait for it or stop it") from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def stop_with_parent() -> None:

@@ -11,13 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from filelock import BaseFileLock, FileLock, Timeout
 
-from segue.devices import describe_device
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+from segue.devices import cores, describe_device
 
 
 class Threads:
@@ -38,20 +34,22 @@ class Threads:
         self._chosen = device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ
         self._before = torch.get_num_threads()
         self._others = 0
-        self._own: int | None = None
+        self._own: BaseFileLock | None = None
 
     def __enter__(self) -> Threads:
-        # No file locks on Windows, and no temporary folder on some machines: then nobody is counted.
-        with suppress(OSError, ImportError):
+        # No temporary folder on some machines, and folders without locks: then nobody is counted.
+        with suppress(OSError, NotImplementedError):
             self._folder.mkdir(exist_ok=True)
-            self._own = _lock(self._folder / f"{os.getpid()}-{id(self)}")
+            lock = FileLock(self._folder / f"{os.getpid()}-{id(self)}", blocking=False)
+            lock.acquire()
+            self._own = lock
         self.adjust()
         return self
 
     def __exit__(self, *_) -> None:
         torch.set_num_threads(self._before)
         if self._own is not None:
-            os.close(self._own)
+            self._own.release()
 
     def describe(self) -> str:
         """One line: the device, on a CPU with its threads and who else trains there."""
@@ -62,7 +60,7 @@ class Threads:
         """Take this training's share of the cores as they are now; the line of `describe` where that has changed."""
         if not self._chosen:
             return None
-        with suppress(OSError, ImportError):
+        with suppress(OSError, NotImplementedError):
             self._others = sum(_is_held(path) for path in self._folder.iterdir()) - (self._own is not None)
         threads = min(self._before, max(1, cores() // (1 + self._others)))
         if threads == torch.get_num_threads():
@@ -71,25 +69,13 @@ class Threads:
         return self.describe()
 
 
-def _lock(path: Path) -> int:
-    """A file, made and locked; raises BlockingIOError where another process holds its lock."""
-    import fcntl
-
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
 def _is_held(path: Path) -> bool:
     """Whether somebody holds the lock; a file that nobody holds is of a training that has ended, and is deleted."""
+    lock = FileLock(path, blocking=False)
     try:
-        descriptor = _lock(path)
-    except BlockingIOError:
+        lock.acquire()
+    except Timeout:
         return True
     path.unlink(missing_ok=True)
-    os.close(descriptor)
+    lock.release()
     return False
