@@ -40,7 +40,7 @@ def model_folder(option: str, name: str, patterns: Sequence[str]) -> Path:
             ) from error
         raise UserError(
             f"{option} {name}: no such folder, and not to be had from the hub ({first_line(error)}); "
-            "give a name that segue knows, a hub name or a local folder"
+            "hint: give a name that segue knows, a hub name or a local folder"
         ) from error
 
 

@@ -92,3 +92,9 @@ def test_a_dry_run_changes_nothing(segue, run):
 def test_what_a_run_began_with_stays(segue, run):
     ran = segue("train", "--resume", run, "--seed", 3)
     assert ran.code == 2 and "hint: leave --seed away" in ran.line
+
+
+def test_a_run_without_sounds_goes_on_without_them(segue, run):
+    assert config(run)["run"]["train"]["samples"] == 0
+    assert segue("train", "--resume", run, "--examples", 24).code == 0
+    assert not (run / "samples").exists()

@@ -352,6 +352,11 @@ def test_values_that_the_dtype_cannot_hold(build, fakes):
     assert "gives back noise" in refusal(build, out="nan", codec=fakes.FakeCodec(gain=float("inf")))
 
 
+def test_a_refused_codec_leaves_no_folder(build, fakes, tmp_path):
+    refusal(build, out="refused", codec=fakes.FakeCodec(gain=float("inf")))
+    assert not (tmp_path / "refused").exists()
+
+
 def test_other_folders_are_left_alone(build, fakes, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")

@@ -74,9 +74,13 @@ def train(
         ),
     ] = "auto",
     samples: Annotated[
-        int,
-        typer.Option(help="Number of sounds to generate at each checkpoint and at the end; 0: none.", min=0),
-    ] = 4,
+        int | None,
+        typer.Option(
+            help="Number of sounds to generate at each checkpoint and at the end; 0: none; default: 4, of a continued "
+            "run as before.",
+            min=0,
+        ),
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that comes with the teacher.")
     ] = False,
@@ -118,6 +122,8 @@ def train(
             cache = open_cache(cache_path)
             config, line = fit_memory(config, cache, model_shape(config, cache), memory)
             print(line, file=sys.stderr)
+    if samples is not None:
+        config = override(config, [f"train.samples={samples}"])
     # A dry run ends with the checks.
     if dry_run:
         print(json.dumps(to_json(config), indent=1))
@@ -130,7 +136,6 @@ def train(
         out,
         resume=resume is not None,
         device=device,
-        samples=samples,
         cache_on_device=cache_on_device,
         trust_remote_code=trust_remote_code,
         grace_sec=grace_sec,

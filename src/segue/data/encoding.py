@@ -200,14 +200,15 @@ def _build(
         else:
             _announce_changes(out, found, index)
 
-    make_folder(out / "shards")
-    write_bytes(out / "building.json", json.dumps(settings).encode())
     # Encode what is not there yet.
     missing = [shard for shard in latent_shards if not _is_whole(out, shard)]
     missing_text = [shard for shard in text_shards if not _is_whole(out, shard)]
     # Disk, codec and speed are tried in this order, from the cheapest to the dearest, before the long work begins.
     _announce(out, parts, latent_shards, missing, captions)
     _check_codec(parts, segments)
+    # Only now something is written: a refusal leaves no folder behind.
+    make_folder(out / "shards")
+    write_bytes(out / "building.json", json.dumps(settings).encode())
     _announce_rate(parts, missing, missing_text, batch_size)
     _encode_shards(out, parts, missing, batch_size, decoders)
     encode_captions(out, parts, missing_text)
@@ -261,7 +262,8 @@ def _announce(out: Path, parts: Parts, shards: list[Shard], missing: list[Shard]
     counts = count_tokens(parts.conditioner, captions)
     for note in counts.notes() if counts else []:
         print(f"note: {note}", file=sys.stderr)
-    free = shutil.disk_usage(out).free
+    place = out.resolve()
+    free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
     if rows_missing * per_row > free:
         raise UserError(
             f"{out}: needs about {rows_missing * per_row / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free; "

@@ -116,7 +116,7 @@ def check_round_trip(codec: Codec, waves: Tensor, name: str) -> RoundTrip:
     error = median(round_trip_error(*pair) for pair in pairs)
     if error > WORST:
         raise UserError(
-            f"--codec {name}: gives back noise, not the sound (spectral error {error:.2f}; 0 is perfect, {WORST} the "
-            "most that is accepted); are its weights trained, and for sound like this?"
+            f"the codec {name} gives back noise, not the sound (spectral error {error:.2f}; 0 is perfect, {WORST} the "
+            "most that is accepted); hint: take one whose weights are trained for sound like this"
         )
     return RoundTrip(error, median(level_error_db(*pair, codec.sample_rate_hz) for pair in pairs))

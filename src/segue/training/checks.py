@@ -37,7 +37,7 @@ def check_before_training(config: RunConfig, cache: LatentCache, device: str = "
     if len(train) < config.train.batch_size:
         raise UserError(
             f"{cache.path}: {len(train)} training clips are fewer than a batch of {config.train.batch_size}; "
-            "add sounds, or --set train.batch_size=" + str(max(1, len(train)))
+            "hint: add sounds, or --set train.batch_size=" + str(max(1, len(train)))
         )
     if not valid:
         raise UserError(
@@ -117,7 +117,7 @@ def _check_latents(config: RunConfig, cache: LatentCache, rows: list[int]) -> st
     values = x.transpose(1, 2)[mask]
     mean, std = float(values.mean()), float(values.std())
     if not bool(torch.isfinite(values).all()):
-        raise UserError(f"{cache.path}: latents hold NaN or Inf; delete the cache and run `segue encode` again")
+        raise UserError(f"{cache.path}: latents hold NaN or Inf; hint: delete the cache and run `segue encode` again")
     if not config.model.pretrained and (abs(mean) > 0.2 or not 0.7 < std < 1.4):
         raise UserError(
             f"{cache.path}: standardised latents have mean {mean:.2f} and std {std:.2f}, not 0 and 1; "

@@ -107,8 +107,8 @@ class TrainConfig:
             predicts.
         condition_dropout: share of captions, or of low bands, replaced by the null, for classifier-free guidance.
         log_every, validate_every, checkpoint_every: in examples; 0 = a share of the run (1/100, 1/10, 1/4).
-        sample_every: examples between sounds from fixed held-out captions and seeds; 0 = with every checkpoint
-            (--samples says how many each time, and 0 there makes none).
+        samples: sounds from fixed held-out captions and seeds, each time and at the end; 0 = none (--samples).
+        sample_every: examples between them; 0 = with every checkpoint.
         validation_clips: held-out clips of the fixed-t validation.
         keep_last: checkpoints that stay on disk.
         tensorboard: write TensorBoard files beside log.jsonl.
@@ -136,6 +136,7 @@ class TrainConfig:
     keep_last: int = 2
     tensorboard: bool = True
     sharding: str = field(default="none", metadata=LATER)
+    samples: int = field(default=4, metadata=LATER)
     sample_every: int = field(default=0, metadata=LATER)
     compile: bool = field(default=False, metadata=LATER)
     patience: int = field(default=5, metadata=LATER)

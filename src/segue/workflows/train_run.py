@@ -31,7 +31,7 @@ def run_training(
     *,
     resume: bool = False,
     device: str = "auto",
-    samples: int = 4,
+    samples: int | None = None,
     quiet: bool = False,
     cache_on_device: str = "auto",
     trust_remote_code: bool = False,
@@ -41,9 +41,13 @@ def run_training(
 
     Of several processes the first alone checks, and writes what the loop does not.
 
+    Args:
+        samples: sounds each time, in place of what the config says.
+
     Raises:
         UserError: the run folder is taken, or a check fails.
     """
+    samples = config.train.samples if samples is None else samples
     first = os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate tell it, before they have met
     # Before training: a free folder, the checks, and config.json.
     if first and not resume and (run_dir / "config.json").exists():
