@@ -38,7 +38,7 @@ def test_a_good_codec_passes():
 @pytest.mark.parametrize("answer", [noise, torch.zeros_like, lambda x: x * float("nan"), lambda x: 3 * x])
 def test_a_codec_that_gives_back_something_else_is_refused(answer):
     with pytest.raises(
-        UserError, match="the codec mine gives back noise, .*; hint: take one whose weights are trained"
+        UserError, match=r"the codec mine gives back noise, .*; hint: take one whose weights are trained"
     ):
         check_round_trip(Broken(answer), WAVES, "mine")
 
