@@ -36,9 +36,15 @@ def trained(sounds, tmp_path_factory):
     words = ("encode", sounds, "--captions", "filename", "--codec", "spectral", "--sample-rate-hz", RATE_HZ,
              "--channels", 2, "--seconds", 0.5, "--teacher", "none", "--out", folder / "cache")  # fmt: skip
     assert run(*words) == 0
-    words = ("train", "static-uniform", "--data", folder / "cache", "--out", folder / "run", "--examples", 8, *TINY)
+    words = ("train", "static-uniform", "--data", folder / "cache", "--out", folder / "run", "--examples", 8, *TINY,
+             "--set", "train.checkpoint_every=4")  # fmt: skip
     assert run(*words, "--samples", 1, "--device", "cpu") == 0
     return folder
+
+
+def test_sounds_of_a_checkpoint_have_both_sides(trained):
+    (folder,) = (trained / "run" / "samples").glob("examples-*")
+    assert soundfile.info(next(folder.glob("*.wav"))).channels == 2
 
 
 def test_encode_says_what_becomes_of_the_sound(segue, sounds, tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from segue.codecs import load_codec
+from segue.codecs import codec_of
 from segue.codecs.base import Codec
 from segue.codecs.latent_space import LatentSpace
 from segue.conditioners.base import TextConditioner
@@ -97,7 +97,7 @@ class CheckpointSounds:
     def _write(self, model: Backbone, space: LatentSpace, seen: int, log: RunLog) -> None:
         meta = self._cache.meta
         if self._codec is None:
-            self._codec = load_codec(meta["codec_source"], meta["sample_rate_hz"])
+            self._codec = codec_of(meta["codec_source"], meta["codec"])
         device = next(model.parameters()).device
         saved = SavedModel(model, space.mean, space.std, model_card(self._config, self._cache, model, seen))
         pipeline = Pipeline(saved, self._codec, self._captions, str(device))
