@@ -58,7 +58,7 @@ class Stepper:
             measure=lambda: 1.0,
             targets=alignment_targets(config.policy, cache, accelerator.device),
             log=lambda line: None,
-            **stage_options(config, accelerator),
+            **stage_options(config, accelerator, self.model),
         )
         self.losses = StepLosses(config, cache, self.model.config, self.stage, self.optim, accelerator)
         self.task = make_task(config, cache)

@@ -61,7 +61,7 @@ def test_what_fails_there_costs_the_sounds_alone(cache, sounding, tmp_path, monk
     def broken(*_):
         raise UserError("codec: gone")
 
-    monkeypatch.setattr(checkpoint_sounds, "load_codec", broken)
+    monkeypatch.setattr(checkpoint_sounds, "codec_of", broken)
     made = sounds_at_checkpoints(sounding, cache, tmp_path, 1)
     assert made(None, None, 8, None) == "8 examples: no sounds (codec: gone)"
     result, _ = run(sounding, cache, tmp_path, sounds=made)
