@@ -7,7 +7,7 @@ waves = pipeline.generate(["a soft violin playing C 5"], seconds=2.0, seed=0)
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,13 +21,15 @@ from segue.codecs.spectral import SpectralCodec
 from segue.conditioners import load_conditioner
 from segue.conditioners.base import TextConditioner
 from segue.models.adapters import Adapter
+from segue.models.fields import Values, asked_values, field_tensors
 from segue.models.files import SavedModel, load_model, model_file
+from segue.models.lengths import draw_seconds
 from segue.process.cfg import Combine, combine, guided
 from segue.process.noise import keyed_noise
 from segue.process.path import velocity_of
 from segue.process.solvers import SOLVERS, solve, time_grid
 from segue.tasks.super_resolution import levels_of, low_band_condition
-from segue.types import Condition, UserError
+from segue.types import TIMES, Condition, UserError
 
 SHIPPED_SUPER_RESOLUTION = Path(__file__).parent / "weights" / "super-resolution" / "model.safetensors"
 NOISE_BLOCK = 16  # frames of one draw
@@ -119,6 +121,7 @@ class Pipeline:
         on_step: Callable[[], None] | None = None,
         seconds: float | None = None,
         noise: Tensor | None = None,
+        values: Sequence[Values] | None = None,
     ) -> Tensor:
         """Standardised latents [B, C, frames] for B captions; of a model with a fixed window, the whole window.
 
@@ -132,6 +135,7 @@ class Pipeline:
             on_step: called after every evaluation of the model.
             seconds: what models that are conditioned on it are told; default: the length of the training clips.
             noise: [B, C, frames] to begin with, in place of the seed's.
+            values: of the model's fields, for each caption (`values_for`); default: a sound of `seconds`.
         """
         sampling = sampling or self.own_sampling
         seconds = self.saved.card.seconds if seconds is None else seconds
@@ -144,6 +148,10 @@ class Pipeline:
             condition = replace(condition, seconds=torch.full((len(captions),), seconds, device=self.device))
             frames, times, guide = self.model.window(frames), self.model.times(sampling.steps), self.model.combiner()
             scale = self.model.start_scale(float(times[0]))
+        elif self.model.config.numbers or self.model.config.labels:
+            values = values or [dict(zip(TIMES, (0.0, seconds)))] * len(captions)
+            found = field_tensors(self.model.config.numbers, self.model.config.labels, values)
+            condition = replace(condition, **{name: value.to(self.device) for name, value in found.items()})
         if noise is None:
             noise = _noise_of((channels, frames), seed, numbers, len(captions))
 
@@ -163,6 +171,35 @@ class Pipeline:
             guide,
         )
         return solve(field, scale * noise.to(self.device), times, sampling.solver)
+
+    def values_for(
+        self,
+        captions: Sequence[str],
+        seconds: float | None = None,
+        conditions: Mapping[str, float | str] | None = None,
+        seeds: Sequence[int] = (),
+        numbers: Sequence[int] = (),
+    ) -> list[dict[str, float | str]]:
+        """What the model is told of each sound beside its caption: its length, and the conditions that are asked for.
+
+        Args:
+            seconds: length of the sounds; None: each is as long as training sounds of such captions are
+                (models/lengths.py), and silent behind its end.
+            conditions: values by the names of the model's fields; others are unknown to it.
+            seeds, numbers: of the sounds, as their noise is keyed.
+
+        Raises:
+            UserError: a field that the model does not know, or a value that it cannot take.
+        """
+        config, lengths = self.model.config, self.saved.card.lengths
+        fields = (config.numbers, config.labels) if not isinstance(self.model, Adapter) else ((), ())
+        asked, _ = asked_values(*fields, conditions or {})
+        totals = [
+            draw_seconds(lengths, caption, seed, number) if seconds is None and lengths else seconds
+            for caption, seed, number in zip(captions, seeds or [0] * len(captions), numbers or range(len(captions)))
+        ]
+        whole = self.saved.card.seconds
+        return [dict(zip(TIMES, (0.0, whole if total is None else total))) | asked for total in totals]
 
     def samples_of(self, seconds: float | None) -> int:
         """Samples of a clip of so many seconds; None: as long as the training clips.
@@ -191,21 +228,24 @@ class Pipeline:
         batch_size: int = 16,
         numbers: Sequence[int] | None = None,
         on_step: Callable[[], None] | None = None,
+        conditions: Mapping[str, float | str] | None = None,
     ) -> Tensor:
         """Waveforms [B, A, T] at codec.sample_rate_hz for B captions, A = codec.audio_channels.
 
         Args:
             captions: what to generate.
-            seconds: length; the training clips' length where it is not given.
+            seconds: length; where it is not given, the training clips' length, in which a sound may end earlier, where
+                training sounds did (`values_for`).
             seed: of the noise; one for all captions, or one for each: several takes of a caption differ by it. The same
                 seed, captions and batch size give the same waveforms, bit for bit on a CPU.
             sampling: solver and guidance.
             batch_size: captions computed together.
             numbers: of the captions in a longer list, so that any one of it can be generated again alone; 0, 1, 2...
             on_step: called after every evaluation of the model.
+            conditions: values of the model's own fields, such as {"bpm": 120}; see `values_for`.
 
         Raises:
-            UserError: no caption, an empty one, or a length that is not positive.
+            UserError: no caption, an empty one, a length that is not positive, or a condition that it cannot take.
         """
         samples = self.samples_of(seconds)
         if batch_size < 1:
@@ -215,6 +255,7 @@ class Pipeline:
         frames = self.codec.latent_frames(samples)
         seeds = [seed] * len(captions) if isinstance(seed, int) else list(seed)
         numbers = range(len(captions)) if numbers is None else numbers
+        values = self.values_for(captions, seconds, conditions, seeds, numbers)
         waves = []
         for begin in range(0, len(captions), batch_size):
             part = captions[begin : begin + batch_size]
@@ -226,6 +267,7 @@ class Pipeline:
                 numbers=numbers[begin : begin + batch_size],
                 on_step=on_step,
                 seconds=seconds,
+                values=values[begin : begin + batch_size],
             )
             waves.append(self.space.decode(x_0, samples).cpu())
         return torch.cat(waves)

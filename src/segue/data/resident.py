@@ -68,6 +68,7 @@ class ResidentRows:
             self._to_device(torch.from_numpy(tokens_mask)),
             teacher,
             rows.tolist(),
+            cache.conditions_of(rows),
         )
 
     def _moved(self, numbers: np.ndarray, read: Callable[[np.ndarray], Tensor]) -> Tensor:
