@@ -7,7 +7,7 @@ waves = pipeline.generate(["a soft violin playing C 5"], seconds=2.0, seed=0)
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -252,25 +252,31 @@ class Pipeline:
             raise UserError(f"batch size {batch_size}: give at least 1")
         if not captions or any(not caption.strip() for caption in captions):
             raise UserError('an empty prompt; say what to generate, for example "a soft violin playing C 5"')
-        frames = self.codec.latent_frames(samples)
         seeds = [seed] * len(captions) if isinstance(seed, int) else list(seed)
         numbers = range(len(captions)) if numbers is None else numbers
         values = self.values_for(captions, seconds, conditions, seeds, numbers)
+        own = [self._own_samples(samples, of_sound) for of_sound in values]
         waves = []
-        for begin in range(0, len(captions), batch_size):
-            part = captions[begin : begin + batch_size]
+        for part in _batches(own, batch_size):
+            size = own[part.start]
             x_0 = self.latents(
-                part,
-                frames=frames,
-                seed=seeds[begin : begin + batch_size],
+                captions[part],
+                frames=self.codec.latent_frames(size),
+                seed=seeds[part],
                 sampling=sampling,
-                numbers=numbers[begin : begin + batch_size],
+                numbers=numbers[part],
                 on_step=on_step,
                 seconds=seconds,
-                values=values[begin : begin + batch_size],
+                values=values[part],
             )
-            waves.append(self.space.decode(x_0, samples).cpu())
+            waves.append(torch.nn.functional.pad(self.space.decode(x_0, size).cpu(), (0, samples - size)))
         return torch.cat(waves)
+
+    def _own_samples(self, samples: int, values: Values) -> int:
+        """Samples to generate of a sound in a file of so many: all, or, where training had no long silence, its own."""
+        if not self.saved.card.lengths.get("fitted"):
+            return samples
+        return min(samples, max(1, round(float(values[TIMES[1]]) * self.codec.sample_rate_hz)))
 
 
 class SuperResolver:
@@ -397,6 +403,15 @@ class SuperResolver:
         share = ((bins_hz - of_sides[:, None]) / (2 * bin_hz)).clamp(0, 1)[..., None]
         joined = torch.lerp(below, above, share.to(below.dtype))
         return torch.istft(joined, size, hop, window=window, length=low.shape[-1]).view_as(low)
+
+
+def _batches(sizes: Sequence[int], most: int) -> Iterator[slice]:
+    """Neighbours of one size, at most so many together."""
+    begin = 0
+    for end in range(1, len(sizes) + 1):
+        if end == len(sizes) or end - begin == most or sizes[end] != sizes[begin]:
+            yield slice(begin, end)
+            begin = end
 
 
 def _noise_of(shape: tuple[int, int], seed: int | Sequence[int], numbers: Sequence[int] | None, count: int) -> Tensor:

@@ -32,6 +32,7 @@ from segue.training.config import OptimConfig, RunConfig
 from segue.training.fine_tuning import check_lora
 from segue.training.precision import settle
 from segue.training.sharding import check_sharding, gathered_blocks, norm_of, shard_models
+from segue.training.windows import knows_times, window_seconds
 from segue.types import TIMES, UserError, import_extra
 
 FINE_TUNING_RATE = 2e-5  # of a pretrained model, where optim.learning_rate leaves the choice; from no trials
@@ -114,7 +115,9 @@ def _conditioned_task(config: RunConfig, cache: LatentCache, space: LatentSpace)
     """Generation by a model that knows more than the caption; where it knows when a sound ends, it learns the end."""
     numbers, labels = condition_fields(config, cache)
     ends = knows_times(cache) and any(field.name in TIMES for field in numbers)
-    padding = silence_of(space, cache.meta["seconds"]) if ends else None
+    # A batch may be a token longer than its longest sound.
+    longest = max(window_seconds(config, cache), cache.meta["seconds"]) + 1.0
+    padding = silence_of(space, longest) if ends else None
     return Generation(space, None, padding, numbers, labels, learns_silence=ends)
 
 
@@ -152,11 +155,6 @@ def condition_fields(
         if any(own) or config.lora.rank:
             return own
     return fields_of(cache.meta.get("conditions", {}))
-
-
-def knows_times(cache: LatentCache) -> bool:
-    """Whether rows know where in their sound they start, and how long it is."""
-    return any(field["name"] in TIMES for field in cache.meta.get("conditions", {}).get("numbers", ()))
 
 
 def named_task(
@@ -307,15 +305,22 @@ def model_card(config: RunConfig, cache: LatentCache, model: Backbone, examples_
         codec=meta["codec"],
         codec_source=meta["codec_source"],
         text=meta["text"],
-        seconds=meta["seconds"],
+        seconds=window_seconds(config, cache),
         examples_seen=examples_seen,
         recipe=config.recipe,
         task=config.train.task,
         degradation=asdict(config.degradation) if config.train.task == "super-resolution" else {},
         lora=asdict(config.lora) if config.lora.rank else {},
         base=base_of(config) if config.lora.rank else {},
-        lengths=meta.get("conditions", {}).get("lengths", {}),
+        lengths=lengths_of(config, cache),
     )
+
+
+def lengths_of(config: RunConfig, cache: LatentCache) -> dict:
+    """How long training sounds were, for a card; "fitted" where batches were no longer than their sounds."""
+    if not any(field.name in TIMES for field in condition_fields(config, cache)[0]):
+        return {}
+    return cache.meta["conditions"]["lengths"] | ({"fitted": True} if config.train.buckets else {})
 
 
 def base_of(config: RunConfig) -> dict:

@@ -20,6 +20,7 @@ from segue.training.config import RunConfig
 from segue.training.features import teacher_statistics
 from segue.training.fine_tuning import check_lora
 from segue.training.run_memory import free_bytes, in_parts, run_need, stated_bytes, step_kind
+from segue.training.windows import crops_of, window_frames
 from segue.types import UserError
 
 
@@ -47,6 +48,7 @@ def check_before_training(config: RunConfig, cache: LatentCache, device: str = "
         _refuse_other_parts(config, cache)
     elif config.recipe == "static-checkpoint":
         raise UserError("static-checkpoint is the baseline of a model that is trained on; hint: --model FOLDER")
+    crops_of(config, cache)
     conditions = [_check_text(cache, train)] if config.train.task == "generation" else _check_degradation(config, cache)
     lines = [
         _check_latents(config, cache, train),
@@ -157,7 +159,7 @@ def _check_model(config: RunConfig, cache: LatentCache, device: torch.device) ->
     need = run_need(config, cache, dit)
     lines = [
         f"model: {config.model.pretrained or config.model.preset}, {parameters_of(dit) / 1e6:.2f} M parameters, "
-        f"{-(-cache.frames // dit.patch_frames)} tokens a clip, predicts {dit.predicts}; peak memory about "
+        f"{-(-window_frames(config, cache) // dit.patch_frames)} tokens a clip, predicts {dit.predicts}; peak memory about "
         f"{format_bytes(stated_bytes(need, device))} ({in_parts(need)}, {format_bytes(need.activations)} activations)"
     ]
     check_lora(config)
