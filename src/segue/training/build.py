@@ -318,9 +318,10 @@ def model_card(config: RunConfig, cache: LatentCache, model: Backbone, examples_
 
 def lengths_of(config: RunConfig, cache: LatentCache) -> dict:
     """How long training sounds were, for a card; "fitted" where batches were no longer than their sounds."""
-    if not any(field.name in TIMES for field in condition_fields(config, cache)[0]):
+    known = cache.meta.get("conditions", {}).get("lengths", {})
+    if not known or not any(field.name in TIMES for field in condition_fields(config, cache)[0]):
         return {}
-    return cache.meta["conditions"]["lengths"] | ({"fitted": True} if config.train.buckets else {})
+    return known | ({"fitted": True} if config.train.buckets else {})
 
 
 def base_of(config: RunConfig) -> dict:

@@ -15,7 +15,7 @@ from segue.models.lora import describe_lora
 from segue.models.presets import parameters_of
 from segue.models.step_memory import model_without_values
 from segue.tasks.super_resolution import tells_bands
-from segue.training.build import cached_space, make_task, model_shape, own_space
+from segue.training.build import cached_space, condition_fields, make_task, model_shape, own_space
 from segue.training.config import RunConfig
 from segue.training.features import teacher_statistics
 from segue.training.fine_tuning import check_lora
@@ -53,6 +53,7 @@ def check_before_training(config: RunConfig, cache: LatentCache, device: str = "
     lines = [
         _check_latents(config, cache, train),
         *conditions,
+        *_describe_fields(config, cache),
         *_check_model(config, cache, torch.device(device_of(device))),
     ]
     return lines + ([_check_teacher(cache)] if config.policy.needs_teacher else [])
@@ -142,6 +143,20 @@ def _check_text(cache: LatentCache, rows: list[int]) -> str:
         return "captions: all the same; the model will not follow prompts"
     shape = f"up to {tokens.shape[1]} tokens of {tokens.shape[2]} features"
     return f"captions: {shape}, whose deviation over clips is {spread:.3f}"
+
+
+def _describe_fields(config: RunConfig, cache: LatentCache) -> list[str]:
+    """What the model is told beside captions, and of that what the cache does not say."""
+    numbers, labels = condition_fields(config, cache)
+    words = [f"{field.name} {field.low:.4g} to {field.high:.4g}" for field in numbers]
+    words += [f"{field.name} ({len(field.values)} labels)" for field in labels]
+    if not words:
+        return []
+    described = cache.meta.get("conditions", {})
+    known = {field["name"] for part in ("numbers", "labels") for field in described.get(part, ())}
+    unknown = [field.name for field in (*numbers, *labels) if field.name not in known]
+    note = f"; the cache does not say {', '.join(unknown)}" if unknown else ""
+    return [f"conditions beside captions: {', '.join(words)}{note}"]
 
 
 def _check_teacher(cache: LatentCache) -> str:
