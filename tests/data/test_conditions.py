@@ -67,12 +67,12 @@ def test_a_cache_keeps_them_and_is_brought_up_to_date(fakes, small_set, tmp_path
     plain = encode()
     assert "conditions" not in plain.meta and "conditions" not in plain.row(0) and plain.batch([0]).conditions is None
     shards = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cache" / "shards").iterdir()}
-    cache = encode(conditions=[ConditionField("number")])
+    cache = encode(conditions=["field=number"])
     assert shards == {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cache" / "shards").iterdir()}
     train = [cache.row(i)["fields"]["number"] for i in cache.rows("train")]
     assert cache.meta["conditions"]["numbers"] == [{"name": "number", "low": min(train), "high": max(train)}]
     assert cache.batch([3, 5]).conditions == [{"number": float(cache.row(i)["fields"]["number"])} for i in (3, 5)]
-    assert encode(conditions=[ConditionField("number", is_label=True)]).meta["conditions"]["labels"]
+    assert encode(conditions=["field=number,label"]).meta["conditions"]["labels"]
 
 
 def test_made_up_conditions_are_refused(fakes, small_set, tmp_path):

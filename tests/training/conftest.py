@@ -10,7 +10,6 @@ import torch
 
 from segue.codecs import load_codec
 from segue.conditioners.base import TextConditioner
-from segue.data.conditions import ConditionField
 from segue.data.encoding import build_cache
 from segue.data.manifest import load_manifest
 from segue.recipes import load_recipe
@@ -84,7 +83,7 @@ def takes(tmp_path_factory):
         rows.append({"path": f"{n}.wav", "caption": f"tone {n % 5}", "split": split, "bpm": 60 + n, "key": "CDE"[n % 3]})
     (folder / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     made = (load_manifest(folder), load_codec("spectral", RATE_HZ), Letters(), Bands())
-    fields = [ConditionField("bpm"), ConditionField("key")]
+    fields = ["field=bpm", "field=key"]
     return build_cache(*made, out=folder / "cache", seconds=SECONDS, conditions=fields, timed=True)
 
 

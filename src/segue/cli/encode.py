@@ -139,7 +139,8 @@ def encode(
     """Encode sounds, captions and the features of a teacher once, into the cache that `segue train` reads."""
     if teacher == "none" and teacher_layer is not None:
         raise UserError("--teacher-layer needs a --teacher")
-    conditions = [ConditionField.of(text) for text in condition or []]
+    for of_field in condition or []:
+        ConditionField.of(of_field)  # refused before anything is loaded
     place = announced_device(device)
     if model is not None:
         codec, text, seconds = _of_pipeline(
@@ -172,7 +173,7 @@ def encode(
         workers=_workers(len({clip.path for clip in listing.clips})) if workers is None else workers,
         device=place,
         part=None if part is None else Part.of(part),
-        conditions=conditions,
+        conditions=condition or (),
         timed=model is None,  # a public model knows times of its own
     )
     left = missing_parts(out)

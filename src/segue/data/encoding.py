@@ -79,7 +79,7 @@ def build_cache(
     workers: int = 0,
     device: str = "cpu",
     part: Part | None = None,
-    conditions: Sequence[ConditionField] = (),
+    conditions: Sequence[str] = (),
     timed: bool = False,
 ) -> LatentCache:
     """Encode a data set into `out`, or continue where a killed build stopped; a finished one is opened at once.
@@ -99,7 +99,7 @@ def build_cache(
         device: where codec and text encoder run; a teacher runs where it is.
         part: encode this part of the clips (data/cache_parts.py). The whole cache is returned where it was the last
             that was missing, else the part.
-        conditions: fields of the clips that a model shall be conditioned on (data/conditions.py).
+        conditions: fields of the clips that a model shall be conditioned on, as --condition takes them: "field=bpm".
         timed: keep for each row where in its sound it starts and how long that is, as conditions, and encode long files
             without seams: training then takes crops of any length from them, and learns the silence behind a sound.
 
@@ -108,7 +108,7 @@ def build_cache(
             clips do not have.
     """
     out = Path(out)
-    fields = settled(conditions, clips)
+    fields = settled([ConditionField.of(text) for text in conditions], clips)
     encoders = (codec.to(device), conditioner.to(device), teacher, float(seconds), dtype, device, variants)
     parts = Parts(*encoders, fields, timed)
     check_arguments(clips, parts)
