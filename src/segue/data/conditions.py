@@ -92,8 +92,8 @@ def _settled(field: ConditionField, clips: Sequence[Clip]) -> ConditionField:
         if any(numbers) and not all(numbers):
             clip = there[numbers.index(False)]
             raise UserError(
-                f"{option}: {printable(clip.id)} has {printable(repr(clip.fields[field.name]))}, which is no number, as "
-                f"others are; hint: correct it, or {option},label to take all of them as labels"
+                f"{option}: {printable(clip.id)} has {printable(repr(clip.fields[field.name]))}, which is no number, "
+                f"as others are; hint: correct it, or {option},label to take all of them as labels"
             )
         is_label = not any(numbers)
     if is_label and len({label_of(clip.fields[field.name]) for clip in there}) > MOST_LABELS:

@@ -144,7 +144,9 @@ def read_card(path: Path) -> ModelCard:
         with safe_open(path, framework="pt") as file:
             return ModelCard(**json.loads((file.metadata() or {})["segue"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not a segue model ({first_line(error)}); give a checkpoint of `segue train`") from error
+        raise UserError(
+            f"{path}: not a segue model ({first_line(error)}); give a checkpoint of `segue train`"
+        ) from error
 
 
 def load_model(path: Path, weights: str = "ema") -> SavedModel:

@@ -174,8 +174,8 @@ def _check_model(config: RunConfig, cache: LatentCache, device: torch.device) ->
     need = run_need(config, cache, dit)
     lines = [
         f"model: {config.model.pretrained or config.model.preset}, {parameters_of(dit) / 1e6:.2f} M parameters, "
-        f"{-(-window_frames(config, cache) // dit.patch_frames)} tokens a clip, predicts {dit.predicts}; peak memory about "
-        f"{format_bytes(stated_bytes(need, device))} ({in_parts(need)}, {format_bytes(need.activations)} activations)"
+        f"{-(-window_frames(config, cache) // dit.patch_frames)} tokens a clip, predicts {dit.predicts}; peak memory "
+        f"about {format_bytes(stated_bytes(need, device))} ({in_parts(need)}, {format_bytes(need.activations)} activations)"
     ]
     check_lora(config)
     if config.lora.rank:
