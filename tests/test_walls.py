@@ -32,8 +32,15 @@ ALLOWED = {
     "progress": set(),
     "evaluation": {"audio", "progress", "data", "codecs", "ssl", "tasks"},
     "data": {"audio", "progress", "codecs.base", "conditioners.base", "conditioners.tokens", "ssl.base"},
-    "tasks": {"data", "codecs.base", "codecs.latent_space", "conditioners.base", "process.noise", "models.audio_skip",
-              "models.fields"},  # fmt: skip
+    "tasks": {
+        "data",
+        "codecs.base",
+        "codecs.latent_space",
+        "conditioners.base",
+        "process.noise",
+        "models.audio_skip",
+        "models.fields",
+    },
     "report": {"audio", "evaluation"},
     "training": PARTS | {"audio", "progress"},
     "pipeline": {"process", "models", "codecs", "conditioners", "tasks"},

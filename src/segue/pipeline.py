@@ -21,6 +21,7 @@ from segue.codecs.spectral import SpectralCodec
 from segue.conditioners import load_conditioner
 from segue.conditioners.base import TextConditioner
 from segue.models.adapters import Adapter
+from segue.models.dit import DiT
 from segue.models.fields import Values, asked_values, field_tensors
 from segue.models.files import SavedModel, load_model, model_file
 from segue.models.lengths import draw_seconds
@@ -191,15 +192,14 @@ class Pipeline:
         Raises:
             UserError: a field that the model does not know, or a value that it cannot take.
         """
-        config, lengths = self.model.config, self.saved.card.lengths
-        fields = (config.numbers, config.labels) if not isinstance(self.model, Adapter) else ((), ())
-        asked, _ = asked_values(*fields, conditions or {})
+        lengths, whole = self.saved.card.lengths, self.saved.card.seconds
+        own = (self.model.config.numbers, self.model.config.labels) if isinstance(self.model, DiT) else ((), ())
+        asked, _ = asked_values(*own, conditions or {})
         totals = [
             draw_seconds(lengths, caption, seed, number) if seconds is None and lengths else seconds
             for caption, seed, number in zip(captions, seeds or [0] * len(captions), numbers or range(len(captions)))
         ]
-        whole = self.saved.card.seconds
-        return [dict(zip(TIMES, (0.0, whole if total is None else total))) | asked for total in totals]
+        return [{TIMES[0]: 0.0, TIMES[1]: whole if total is None else total, **asked} for total in totals]
 
     def samples_of(self, seconds: float | None) -> int:
         """Samples of a clip of so many seconds; None: as long as the training clips.

@@ -23,7 +23,9 @@ def loops(tmp_path_factory):
         wave = 0.3 * np.sin(2 * np.pi * 20 * (n + 5) * np.arange(800 if n % 2 else 8000) / 8000)
         soundfile.write(folder / f"{n}.wav", wave, 8000)
         row = {"path": f"{n}.wav", "caption": "short hit" if n % 2 else "long pad", "bpm": str(80 + n)}
-        rows.append(row | {"mood": f"m{n % 3}"} | ({"key": "CDE"[n % 3]} if n != 7 else {}) | {"pace": "fast" if n == 3 else n})
+        rows.append(
+            row | {"mood": f"m{n % 3}"} | ({"key": "CDE"[n % 3]} if n != 7 else {}) | {"pace": "fast" if n == 3 else n}
+        )
     (folder / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder / "list.jsonl"
 

@@ -29,7 +29,7 @@ def sounds(tmp_path_factory):
         noise = np.random.default_rng(n).uniform(-0.5, 0.5, round(seconds * RATE_HZ))
         soundfile.write(folder / f"{n}.wav", noise, RATE_HZ, subtype="PCM_16")
         rows.append({"path": f"{n}.wav", "caption": f"noise {n}", "split": "valid" if n == 3 else "train"})
-    (folder / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
@@ -168,7 +168,7 @@ def test_buckets_waste_at_most_a_tenth_and_leave_nothing_out():
     for bucket in buckets:
         own = frames[bucket.rows // 2]
         assert len(bucket.rows) >= 32 and bucket.frames % 4 == 0 and own.max() <= bucket.frames < own.max() + 4
-        if bucket is not buckets[-1]:
+        if len(bucket.rows) > 32 and bucket is not buckets[-1]:  # else it took in shorter ones to fill a batch
             assert 1 - (-(-own // 4)).sum() / (len(own) * bucket.frames / 4) <= 0.1
     sound = type("Sound", (), {"frames_of": lambda self, some: frames[some // 2]})()
     assert padding_of(buckets, sound, 4) <= 0.1
@@ -183,9 +183,11 @@ def test_batches_of_buckets_hold_each_row_once_an_epoch():
     order = BucketedOrder(Numbers(), buckets, 7, 10)
     assert len(order) == 120
     taken = {100: [], 10: []}
+    rows_of = {b.frames: set(b.rows.tolist()) for b in buckets}
+    assert {frames: len(rows) for frames, rows in rows_of.items()} == {100: 101, 10: 19}
     for batch in range(600):
         found = order.at(batch * 10, 10)
-        assert {int(f) for f in frames[found.rows]} == {order.frames_at(batch * 10 + 9)}
+        assert set(found.rows.tolist()) <= rows_of[order.frames_at(batch * 10 + 9)]
         taken[order.frames_at(batch * 10)].extend(found.rows.tolist())
     for bucket in buckets:
         mine = taken[bucket.frames]
@@ -193,7 +195,7 @@ def test_batches_of_buckets_hold_each_row_once_an_epoch():
             sorted(mine[n : n + len(bucket.rows)]) == bucket.rows.tolist()
             for n in range(0, len(mine) - len(bucket.rows) + 1, len(bucket.rows))
         )
-    assert 0.17 < len(taken[10]) / 6000 < 0.33
+    assert 0.12 < len(taken[10]) / 6000 < 0.22
     # The same from anywhere, in any pieces, and another with another seed.
     whole = np.concatenate([order.at(batch * 10, 10).rows for batch in range(60)])
     assert (BucketedOrder(Numbers(), buckets, 7, 10).at(0, 600).rows == whole).all()

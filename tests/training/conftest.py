@@ -80,7 +80,9 @@ def takes(tmp_path_factory):
         wave = 0.3 * np.sin(2 * np.pi * 110 * 2 ** (n % 5 / 5) * np.arange(samples) / RATE_HZ)
         soundfile.write(folder / f"{n}.wav", wave, RATE_HZ)
         split = "valid" if n % 4 == 0 else "train"
-        rows.append({"path": f"{n}.wav", "caption": f"tone {n % 5}", "split": split, "bpm": 60 + n, "key": "CDE"[n % 3]})
+        rows.append(
+            {"path": f"{n}.wav", "caption": f"tone {n % 5}", "split": split, "bpm": 60 + n, "key": "CDE"[n % 3]}
+        )
     (folder / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     made = (load_manifest(folder), load_codec("spectral", RATE_HZ), Letters(), Bands())
     fields = ["field=bpm", "field=key"]

@@ -303,7 +303,5 @@ def _load_network(name: str, folder: Path, kind: str) -> Any:
     # The quantisers are not used, so that they may be missing.
     missing = [key for key in info["missing_keys"] if not key.startswith("quantizer.")]
     if missing:  # the libraries fill them with random numbers and go on
-        raise UserError(
-            f"codec {name}: its files lack {len(missing)} weights ({missing[0]}...); use a complete model"
-        )
+        raise UserError(f"codec {name}: its files lack {len(missing)} weights ({missing[0]}...); use a complete model")
     return network

@@ -1,6 +1,6 @@
 """What each position of a run trains on: rows of a cache, captions and places of crops, from seed and position alone.
 
-    positions -> global batches -> a bucket of sounds of about one length, where there are several -> rows
+positions -> global batches -> a bucket of sounds of about one length, where there are several -> rows
 """
 
 from __future__ import annotations

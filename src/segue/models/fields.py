@@ -142,7 +142,6 @@ class FieldEmbedding(nn.Module):
         return total
 
 
-
 def asked_values(
     numbers: Sequence[NumberField], labels: Sequence[LabelField], asked: Mapping[str, float | str]
 ) -> tuple[dict[str, float | str], list[str]]:
@@ -151,7 +150,8 @@ def asked_values(
     Raises:
         UserError: a field that the model does not know, no number, or no label of training.
     """
-    by_name: dict[str, NumberField | LabelField] = {field.name: field for field in (*numbers, *labels)}
+    fields: list[NumberField | LabelField] = [*numbers, *labels]
+    by_name = {field.name: field for field in fields}
     known = [name for name in by_name if name not in TIMES]
     values: dict[str, float | str] = {}
     notes = []
@@ -184,6 +184,7 @@ def _label(option: str, field: LabelField, value: str) -> str:
     value = " ".join(value.split())
     if value in field.values:
         return value
-    near = difflib.get_close_matches(value, field.values, n=1)
+    near = [known for known in field.values if known.lower() == value.lower()]
+    near = near or difflib.get_close_matches(value, field.values, n=1)
     some = ", ".join(field.values[:10]) + (", ..." if len(field.values) > 10 else "")
     raise UserError(f"{option}: no such label; hint: {f'did you mean {near[0]}?' if near else f'it knows {some}'}")

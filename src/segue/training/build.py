@@ -138,9 +138,7 @@ def silence_of(space: LatentSpace, seconds: float) -> torch.Tensor:
     return space.encode(torch.zeros(1, space.codec.audio_channels, samples, device=space.device))[0]
 
 
-def condition_fields(
-    config: RunConfig, cache: LatentCache
-) -> tuple[tuple[NumberField, ...], tuple[LabelField, ...]]:
+def condition_fields(config: RunConfig, cache: LatentCache) -> tuple[tuple[NumberField, ...], tuple[LabelField, ...]]:
     """The numbers and labels that a run conditions its model on: those of the cache.
 
     A run that starts from a model with fields keeps that model's, with their ranges and labels. Low-rank adapters add

@@ -154,7 +154,7 @@ def _describe_fields(config: RunConfig, cache: LatentCache) -> list[str]:
         return []
     described = cache.meta.get("conditions", {})
     known = {field["name"] for part in ("numbers", "labels") for field in described.get(part, ())}
-    unknown = [field.name for field in (*numbers, *labels) if field.name not in known]
+    unknown = [name for name in [*(f.name for f in numbers), *(f.name for f in labels)] if name not in known]
     note = f"; the cache does not say {', '.join(unknown)}" if unknown else ""
     return [f"conditions beside captions: {', '.join(words)}{note}"]
 
@@ -175,7 +175,8 @@ def _check_model(config: RunConfig, cache: LatentCache, device: torch.device) ->
     lines = [
         f"model: {config.model.pretrained or config.model.preset}, {parameters_of(dit) / 1e6:.2f} M parameters, "
         f"{-(-window_frames(config, cache) // dit.patch_frames)} tokens a clip, predicts {dit.predicts}; peak memory "
-        f"about {format_bytes(stated_bytes(need, device))} ({in_parts(need)}, {format_bytes(need.activations)} activations)"
+        f"about {format_bytes(stated_bytes(need, device))} ({in_parts(need)}, {format_bytes(need.activations)} "
+        "activations)"
     ]
     check_lora(config)
     if config.lora.rank:
