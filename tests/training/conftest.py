@@ -83,7 +83,7 @@ def takes(tmp_path_factory):
         rows.append(
             {"path": f"{n}.wav", "caption": f"tone {n % 5}", "split": split, "bpm": 60 + n, "key": "CDE"[n % 3]}
         )
-    (folder / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     made = (load_manifest(folder), load_codec("spectral", RATE_HZ), Letters(), Bands())
     fields = ["field=bpm", "field=key"]
     return build_cache(*made, out=folder / "cache", seconds=SECONDS, conditions=fields, timed=True)
