@@ -7,7 +7,7 @@ waves = pipeline.generate(["a soft violin playing C 5"], seconds=2.0, seed=0)
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,13 +21,16 @@ from segue.codecs.spectral import SpectralCodec
 from segue.conditioners import load_conditioner
 from segue.conditioners.base import TextConditioner
 from segue.models.adapters import Adapter
+from segue.models.dit import DiT
+from segue.models.fields import Values, asked_values, field_tensors
 from segue.models.files import SavedModel, load_model, model_file
+from segue.models.lengths import draw_seconds
 from segue.process.cfg import Combine, combine, guided
 from segue.process.noise import keyed_noise
 from segue.process.path import velocity_of
 from segue.process.solvers import SOLVERS, solve, time_grid
 from segue.tasks.super_resolution import levels_of, low_band_condition
-from segue.types import Condition, UserError
+from segue.types import TIMES, Condition, UserError
 
 SHIPPED_SUPER_RESOLUTION = Path(__file__).parent / "weights" / "super-resolution" / "model.safetensors"
 NOISE_BLOCK = 16  # frames of one draw
@@ -119,6 +122,7 @@ class Pipeline:
         on_step: Callable[[], None] | None = None,
         seconds: float | None = None,
         noise: Tensor | None = None,
+        values: Sequence[Values] | None = None,
     ) -> Tensor:
         """Standardised latents [B, C, frames] for B captions; of a model with a fixed window, the whole window.
 
@@ -132,6 +136,7 @@ class Pipeline:
             on_step: called after every evaluation of the model.
             seconds: what models that are conditioned on it are told; default: the length of the training clips.
             noise: [B, C, frames] to begin with, in place of the seed's.
+            values: of the model's fields, for each caption (`values_for`); default: a sound of `seconds`.
         """
         sampling = sampling or self.own_sampling
         seconds = self.saved.card.seconds if seconds is None else seconds
@@ -144,6 +149,10 @@ class Pipeline:
             condition = replace(condition, seconds=torch.full((len(captions),), seconds, device=self.device))
             frames, times, guide = self.model.window(frames), self.model.times(sampling.steps), self.model.combiner()
             scale = self.model.start_scale(float(times[0]))
+        elif self.model.config.numbers or self.model.config.labels:
+            values = values or [dict(zip(TIMES, (0.0, seconds)))] * len(captions)
+            found = field_tensors(self.model.config.numbers, self.model.config.labels, values)
+            condition = replace(condition, **{name: value.to(self.device) for name, value in found.items()})
         if noise is None:
             noise = _noise_of((channels, frames), seed, numbers, len(captions))
 
@@ -163,6 +172,34 @@ class Pipeline:
             guide,
         )
         return solve(field, scale * noise.to(self.device), times, sampling.solver)
+
+    def values_for(
+        self,
+        captions: Sequence[str],
+        seconds: float | None = None,
+        conditions: Mapping[str, float | str] | None = None,
+        seeds: Sequence[int] = (),
+        numbers: Sequence[int] = (),
+    ) -> list[dict[str, float | str]]:
+        """What the model is told of each sound beside its caption: its length, and the conditions that are asked for.
+
+        Args:
+            seconds: length of the sounds; None: each is as long as training sounds of such captions are
+                (models/lengths.py), and silent behind its end.
+            conditions: values by the names of the model's fields; others are unknown to it.
+            seeds, numbers: of the sounds, as their noise is keyed.
+
+        Raises:
+            UserError: a field that the model does not know, or a value that it cannot take.
+        """
+        lengths, whole = self.saved.card.lengths, self.saved.card.seconds
+        own = (self.model.config.numbers, self.model.config.labels) if isinstance(self.model, DiT) else ((), ())
+        asked, _ = asked_values(*own, conditions or {})
+        totals = [
+            draw_seconds(lengths, caption, seed, number) if seconds is None and lengths else seconds
+            for caption, seed, number in zip(captions, seeds or [0] * len(captions), numbers or range(len(captions)))
+        ]
+        return [{TIMES[0]: 0.0, TIMES[1]: whole if total is None else total, **asked} for total in totals]
 
     def samples_of(self, seconds: float | None) -> int:
         """Samples of a clip of so many seconds; None: as long as the training clips.
@@ -191,44 +228,55 @@ class Pipeline:
         batch_size: int = 16,
         numbers: Sequence[int] | None = None,
         on_step: Callable[[], None] | None = None,
+        conditions: Mapping[str, float | str] | None = None,
     ) -> Tensor:
         """Waveforms [B, A, T] at codec.sample_rate_hz for B captions, A = codec.audio_channels.
 
         Args:
             captions: what to generate.
-            seconds: length; the training clips' length where it is not given.
+            seconds: length; where it is not given, the training clips' length, in which a sound may end earlier, where
+                training sounds did (`values_for`).
             seed: of the noise; one for all captions, or one for each: several takes of a caption differ by it. The same
                 seed, captions and batch size give the same waveforms, bit for bit on a CPU.
             sampling: solver and guidance.
             batch_size: captions computed together.
             numbers: of the captions in a longer list, so that any one of it can be generated again alone; 0, 1, 2...
             on_step: called after every evaluation of the model.
+            conditions: values of the model's own fields, such as {"bpm": 120}; see `values_for`.
 
         Raises:
-            UserError: no caption, an empty one, or a length that is not positive.
+            UserError: no caption, an empty one, a length that is not positive, or a condition that it cannot take.
         """
         samples = self.samples_of(seconds)
         if batch_size < 1:
             raise UserError(f"batch size {batch_size}: give at least 1")
         if not captions or any(not caption.strip() for caption in captions):
             raise UserError('an empty prompt; say what to generate, for example "a soft violin playing C 5"')
-        frames = self.codec.latent_frames(samples)
         seeds = [seed] * len(captions) if isinstance(seed, int) else list(seed)
         numbers = range(len(captions)) if numbers is None else numbers
+        values = self.values_for(captions, seconds, conditions, seeds, numbers)
+        own = [self._own_samples(samples, of_sound) for of_sound in values]
         waves = []
-        for begin in range(0, len(captions), batch_size):
-            part = captions[begin : begin + batch_size]
+        for part in _batches(own, batch_size):
+            size = own[part.start]
             x_0 = self.latents(
-                part,
-                frames=frames,
-                seed=seeds[begin : begin + batch_size],
+                captions[part],
+                frames=self.codec.latent_frames(size),
+                seed=seeds[part],
                 sampling=sampling,
-                numbers=numbers[begin : begin + batch_size],
+                numbers=numbers[part],
                 on_step=on_step,
                 seconds=seconds,
+                values=values[part],
             )
-            waves.append(self.space.decode(x_0, samples).cpu())
+            waves.append(torch.nn.functional.pad(self.space.decode(x_0, size).cpu(), (0, samples - size)))
         return torch.cat(waves)
+
+    def _own_samples(self, samples: int, values: Values) -> int:
+        """Samples to generate of a sound in a file of so many: all, or, where training had no long silence, its own."""
+        if not self.saved.card.lengths.get("fitted"):
+            return samples
+        return min(samples, max(1, round(float(values[TIMES[1]]) * self.codec.sample_rate_hz)))
 
 
 class SuperResolver:
@@ -355,6 +403,15 @@ class SuperResolver:
         share = ((bins_hz - of_sides[:, None]) / (2 * bin_hz)).clamp(0, 1)[..., None]
         joined = torch.lerp(below, above, share.to(below.dtype))
         return torch.istft(joined, size, hop, window=window, length=low.shape[-1]).view_as(low)
+
+
+def _batches(sizes: Sequence[int], most: int) -> Iterator[slice]:
+    """Neighbours of one size, at most so many together."""
+    begin = 0
+    for end in range(1, len(sizes) + 1):
+        if end == len(sizes) or end - begin == most or sizes[end] != sizes[begin]:
+            yield slice(begin, end)
+            begin = end
 
 
 def _noise_of(shape: tuple[int, int], seed: int | Sequence[int], numbers: Sequence[int] | None, count: int) -> Tensor:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:  # every file imports this one, and a help text must not wait 
     from torch import Tensor
 
 
+# Names of the numbers that a model is told of a crop: where it starts in its sound, and how long the whole sound is.
+TIMES = ("seconds_start", "seconds_total")
+
+
 class UserError(Exception):
     """A mistake that the user can correct: one line that names the file or option, and a hint that works.
 
@@ -83,7 +87,10 @@ class Condition:
         known_mask: [B, C] bool, True where `audio` holds a channel of the result, which is then not generated.
             Required with `audio`.
         cutoff: [B] upper end of the known band, as a share of half the sample rate. Required with `audio`.
-        seconds: [B] length of the sound, for models that are conditioned on it.
+        seconds: [B] length of the sound, for public models that are conditioned on it.
+        numbers: [B, fields] where each number of a model's fields lies in its range, 0 to 1 (models/fields.py).
+        numbers_known: [B, fields] bool, False where a number is unknown. Required with `numbers`.
+        labels: [B, fields] int64 number of each label, from 1; 0 where it is unknown.
     """
 
     tokens: Tensor | None = None
@@ -93,6 +100,9 @@ class Condition:
     known_mask: Tensor | None = None
     cutoff: Tensor | None = None
     seconds: Tensor | None = None
+    numbers: Tensor | None = None
+    numbers_known: Tensor | None = None
+    labels: Tensor | None = None
 
     def text(self) -> tuple[Tensor, Tensor]:
         """tokens [B, K, E] and tokens_mask [B, K].

@@ -69,7 +69,7 @@ def test_a_killed_part_goes_on_and_a_killed_join_is_made_again(encode, tmp_path,
     monkeypatch.setattr(encoding, "ROWS_PER_SHARD", 2)
     encode("1/2")
     folder = tmp_path / "cache" / "parts" / "002-of-002"
-    real = encoding._encode_batch
+    real = encoding.encode_rows
     calls = []
 
     def dies(*arguments):
@@ -78,12 +78,12 @@ def test_a_killed_part_goes_on_and_a_killed_join_is_made_again(encode, tmp_path,
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(encoding, "_encode_batch", dies)
+    monkeypatch.setattr(encoding, "encode_rows", dies)
     with pytest.raises(KeyboardInterrupt):
         encode("2/2")
     kept = {p.name: p.stat().st_mtime_ns for p in (folder / "shards").iterdir()}
     assert kept
-    monkeypatch.setattr(encoding, "_encode_batch", real)
+    monkeypatch.setattr(encoding, "encode_rows", real)
     # The join ends at its last step; the parts are still there.
     from segue.data import cache_parts
 

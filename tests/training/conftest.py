@@ -1,6 +1,7 @@
 """A small real cache: tones through the spectral codec, captions through an encoder that needs no weights."""
 
 import hashlib
+import json
 
 import numpy as np
 import pytest
@@ -67,6 +68,25 @@ def taught(tmp_path_factory):
 def hisses(tmp_path_factory):
     """Tones with harmonics and noise up to half the rate, as gain and shape, with a teacher's features."""
     return tones(tmp_path_factory.mktemp("hisses"), Bands(), "gain-shape")
+
+
+@pytest.fixture(scope="session")
+def takes(tmp_path_factory):
+    """24 tones of 0.15 to 2 s in rows of half a second that know where they stand, with tempo and key; and features."""
+    folder = tmp_path_factory.mktemp("takes")
+    rows = []
+    for n in range(24):
+        samples = round(RATE_HZ * (0.15 if n % 2 else 0.3 + 0.07 * n))
+        wave = 0.3 * np.sin(2 * np.pi * 110 * 2 ** (n % 5 / 5) * np.arange(samples) / RATE_HZ)
+        soundfile.write(folder / f"{n}.wav", wave, RATE_HZ)
+        split = "valid" if n % 4 == 0 else "train"
+        rows.append(
+            {"path": f"{n}.wav", "caption": f"tone {n % 5}", "split": split, "bpm": 60 + n, "key": "CDE"[n % 3]}
+        )
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = (load_manifest(folder), load_codec("spectral", RATE_HZ), Letters(), Bands())
+    fields = ["field=bpm", "field=key"]
+    return build_cache(*made, out=folder / "cache", seconds=SECONDS, conditions=fields, timed=True)
 
 
 def tones(folder, teacher, codec="spectral"):

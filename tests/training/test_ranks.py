@@ -16,15 +16,15 @@ from segue.training.log import read_log
 from segue.types import UserError
 
 
-def test_two_ranks_go_on_where_one_stopped(taught, recipe, tmp_path):
-    """Within tolerance in weights; exactly in the loader's position and in what is decided."""
+def test_two_ranks_go_on_where_one_stopped(takes, recipe, tmp_path):
+    """Within tolerance in weights; exactly in the loader's position and in what is decided. Of crops, in buckets."""
     config = recipe("time-ramp", "train.total_examples=48", "train.checkpoint_every=24", "train.keep_last=9",
-                    "probe.run=always")  # fmt: skip
-    run(config, taught, tmp_path / "one")
-    run(config, taught, tmp_path / "two")
+                    "probe.run=always", "train.seconds=0.7", "train.buckets=true")  # fmt: skip
+    run(config, takes, tmp_path / "one")
+    run(config, takes, tmp_path / "two")
     for later in list_checkpoints(tmp_path / "two")[1:]:
         (later / "state.json").unlink()
-    out, err = start(tmp_path / "two", config, taught, *two_ranks(29641)).communicate(timeout=300)
+    out, err = start(tmp_path / "two", config, takes, *two_ranks(29641)).communicate(timeout=300)
     assert out.count("finished") == 2, err
     one, two = (list_checkpoints(tmp_path / name)[-1] for name in ("one", "two"))
     assert_same(*(load_file(p / "model.safetensors") for p in (one, two)), atol=2e-4, rtol=1e-3)

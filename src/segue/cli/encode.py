@@ -27,6 +27,7 @@ from segue.conditioners.tokens import DEFAULT_TOKENS, fit_tokens
 from segue.data.cache_layout import earlier_tokens
 from segue.data.cache_parts import Part, missing_parts
 from segue.data.clip import Clip
+from segue.data.conditions import ConditionField
 from segue.data.encoding import build_cache
 from segue.data.manifest import read_listing
 from segue.devices import announced_device, cores
@@ -74,8 +75,8 @@ def encode(
     seconds: Annotated[
         float | None,
         typer.Option(
-            help="Length of a row in seconds; longer files are cut, shorter ones padded; default: 2.048, with --model "
-            "what that generates."
+            help="Length of the rows that files are kept in, and of the crops that training takes by default "
+            "(train.seconds); default: 2.048, with --model what that generates."
         ),
     ] = None,
     text: Annotated[str | None, typer.Option(help="Text encoder: a name or a local path; default: minilm.")] = None,
@@ -101,6 +102,13 @@ def encode(
         ),
     ] = None,
     captions: Captions = "manifest",
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Field of the list that is a condition of the model beside the caption: field=bpm for numbers or "
+            "labels; field=bpm,optional where some rows have none. May be repeated."
+        ),
+    ] = None,
     root: Root = None,
     follow_links: FollowLinks = False,
     column: Column = None,
@@ -131,6 +139,8 @@ def encode(
     """Encode sounds, captions and the features of a teacher once, into the cache that `segue train` reads."""
     if teacher == "none" and teacher_layer is not None:
         raise UserError("--teacher-layer needs a --teacher")
+    for of_field in condition or []:
+        ConditionField.of(of_field)  # refused before anything is loaded
     place = announced_device(device)
     if model is not None:
         codec, text, seconds = _of_pipeline(
@@ -163,6 +173,8 @@ def encode(
         workers=_workers(len({clip.path for clip in listing.clips})) if workers is None else workers,
         device=place,
         part=None if part is None else Part.of(part),
+        conditions=condition or (),
+        timed=model is None,  # a public model knows times of its own
     )
     left = missing_parts(out)
     if left:

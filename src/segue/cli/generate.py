@@ -21,6 +21,7 @@ from segue.cli.options import Device, finite
 from segue.conditioners.tokens import count_tokens
 from segue.devices import announced_device, device_of
 from segue.files import make_folder
+from segue.models.fields import asked_values
 from segue.pipeline import Pipeline, Sampling
 from segue.progress import Meter
 from segue.types import UserError, import_extra, printable
@@ -30,7 +31,8 @@ SUBTYPES = ("PCM_16", "PCM_24", "FLOAT")
 _MOST_PATH = 400  # characters of the run's path in the metadata
 # What --like takes over from a file, and of which type it is there.
 _KEPT: dict[str, type] = {"seed": int, "number": int, "seconds": float, "steps": int, "solver": str, "guidance": float,
-         "rescale": float, "loudness": float, "weights": str, "format": str, "subtype": str}  # fmt: skip
+         "rescale": float, "loudness": float, "weights": str, "format": str, "subtype": str,
+         "conditions": dict}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,18 @@ def generate(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("generated"),
     seconds: Annotated[
-        float | None, typer.Option(help="Length of each sound in seconds; default: that of the training clips.")
+        float | None,
+        typer.Option(
+            help="Length of each sound in seconds; default: that of the training clips, in which a sound may end "
+            "earlier, where those it learned from did."
+        ),
+    ] = None,
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Value of a field that the model was trained with by segue encode --condition, such as bpm=120. May "
+            "be repeated."
+        ),
     ] = None,
     count: Annotated[
         int, typer.Option(help="Number of takes of each prompt; their seeds are --seed, --seed + 1 and so on.", min=1)
@@ -157,6 +170,7 @@ def generate(
         "weights": weights,
         "format": container,
         "subtype": subtype,
+        "conditions": _conditions(condition) if condition else None,
     }
     asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     # Options win over what --like names; its number belongs to its own prompt.
@@ -192,24 +206,52 @@ def generate(
     pipeline = Pipeline.load(run, kind, place)
     announced_device(place)  # only now: what cannot be loaded is said in one line alone
     length_sec = pipeline.samples_of(asked.get("seconds")) / pipeline.codec.sample_rate_hz
+    conditions = _checked(pipeline, asked.get("conditions", {}))
     sampling = replace(pipeline.own_sampling, **of_sampling)
     # Words that the encoder cuts or does not know are told: the sound cannot follow them.
     counts = count_tokens(pipeline.conditioner, captions)
     for note in counts.notes("prompt") if counts else []:
         print(f"note: {note}", file=sys.stderr)
     make_folder(out)
+    # A length that is drawn for each sound is drawn again by --like.
+    of_length = length_sec if "seconds" in asked or not pipeline.saved.card.lengths else None
     settings = {
         "run": str(run)[-_MOST_PATH:],  # the end of a long path says most of the run
         "weights": kind,
-        "seconds": length_sec,
+        **({} if of_length is None else {"seconds": of_length}),
         "steps": sampling.steps,
         "solver": sampling.solver,
         "guidance": sampling.guidance_scale,
         "rescale": sampling.guidance_rescale,
         **({"loudness": asked["loudness"]} if "loudness" in asked else {}),
+        **({"conditions": conditions} if conditions else {}),
     }
     output = _Output(encoding.upper(), asked.get("loudness"), settings)
-    _generate(pipeline, takes, sampling, length_sec, batch_size, output)
+    _generate(pipeline, takes, sampling, of_length, batch_size, output, conditions)
+
+
+def _conditions(given: Sequence[str]) -> dict[str, str]:
+    """Names and values of --condition.
+
+    Raises:
+        UserError: no name or no value, or a name that is given twice.
+    """
+    found: dict[str, str] = {}
+    for text in given:
+        name, _, value = (part.strip() for part in text.partition("="))
+        if not name or not value or name in found:
+            raise UserError(f"--condition {printable(text)}: hint: write NAME=VALUE, such as bpm=120, once a name")
+        found[name] = value
+    return found
+
+
+def _checked(pipeline: Pipeline, conditions: dict[str, float | str]) -> dict[str, float | str]:
+    """Conditions as the model takes them; what it was not trained on is printed."""
+    config = pipeline.model.config
+    values, notes = asked_values(getattr(config, "numbers", ()), getattr(config, "labels", ()), conditions)
+    for note in notes:
+        print(printable(f"note: {note}"), file=sys.stderr)
+    return values
 
 
 def _form(container: str, subtype: str) -> str:
@@ -255,9 +297,10 @@ def _generate(
     pipeline: Pipeline,
     takes: Sequence[_Take],
     sampling: Sampling,
-    seconds: float,
+    seconds: float | None,
     batch_size: int,
     output: _Output,
+    conditions: dict[str, float | str],
 ) -> None:
     """Compute batch after batch, and write each before the next one begins."""
     # Heun evaluates twice a step, but for the last one.
@@ -281,6 +324,7 @@ def _generate(
                 batch_size=batch_size,
                 numbers=[take.number for take in part],
                 on_step=advance,
+                conditions=conditions,
             )
             # Written at once: a killed command keeps what it has made.
             for take, wave in zip(part, waves):

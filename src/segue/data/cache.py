@@ -37,6 +37,7 @@ class Batch:
         tokens_mask: [B, K] bool, True where a token is real.
         teacher: [B, S, F] features and [B, S] bool mask, where they are asked for.
         indices: rows of the cache.
+        conditions: what is known of each, by names of fields (data/conditions.py); None of a cache without any.
     """
 
     latents: Tensor
@@ -45,6 +46,7 @@ class Batch:
     tokens_mask: Tensor
     teacher: tuple[Tensor, Tensor] | None
     indices: list[int]
+    conditions: list[dict] | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with each of its tensors changed."""
@@ -52,7 +54,7 @@ class Batch:
         latents, tokens, tokens_mask = (change(x) for x in parts)
         mask = None if self.mask is None else change(self.mask)
         teacher = None if self.teacher is None else (change(self.teacher[0]), change(self.teacher[1]))
-        return Batch(latents, mask, tokens, tokens_mask, teacher, self.indices)
+        return Batch(latents, mask, tokens, tokens_mask, teacher, self.indices, self.conditions)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device; a GPU copies pinned memory while this process goes on."""
@@ -180,6 +182,12 @@ class LatentCache:
         """Index entry: id, sha256, shard, row, frames, split, captions, caption_rows, start_sec, length_sec, fields."""
         return self._index[i]
 
+    def conditions_of(self, rows: np.ndarray) -> list[dict] | None:
+        """What is known of these rows, by names of fields; None of a cache without conditions."""
+        if not self.meta.get("conditions"):
+            return None
+        return [self.row(row).get("conditions", {}) for row in rows.tolist()]
+
     # --- rows, by whole batches ---------------------------------------------------------------------------------------
 
     def batch(
@@ -204,7 +212,9 @@ class LatentCache:
         mask = real_frames(self.frames_of(rows), self.frames)
         text = self.stored_text(rows, choice, pin)
         # A mask that masks nothing is left away: attention without one takes the faster kernel.
-        batch = Batch(latents, None if bool(mask.all()) else mask, *text, teacher, rows.tolist())
+        batch = Batch(
+            latents, None if bool(mask.all()) else mask, *text, teacher, rows.tolist(), self.conditions_of(rows)
+        )
         return batch.map(lambda x: x if x.is_pinned() else x.pin_memory()) if pin else batch
 
     def latents(self, indices: Rows) -> tuple[Tensor, Tensor]:

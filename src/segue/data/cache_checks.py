@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from segue.data.conditions import check_conditions, check_values
 from segue.types import UserError, first_line
 
 _SHARD_NAME = re.compile(r"(latents|text)-[0-9a-f]{32}\.safetensors")
@@ -86,6 +87,7 @@ def check_meta(meta: dict) -> None:
     )
     if not sane:
         raise ValueError("entries out of range")
+    check_conditions(meta.get("conditions", {}))
 
 
 def check_row(row: dict, meta: dict) -> None:
@@ -102,6 +104,7 @@ def check_row(row: dict, meta: dict) -> None:
         # Starts and lengths have been through rounding to samples.
         and 0 < row["length_sec"] <= meta["seconds"] + 1e-6
         and len(row["captions"]) > 0
+        and check_values(row.get("conditions", {}))
     )
     if not sane:
         raise ValueError("entries out of range")

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from segue.data.cache_layout import Parts, Shard
+from segue.data.conditions import described
 from segue.data.content import rows_digest
 from segue.data.shards import read_tensors
 from segue.files import write_bytes
@@ -63,6 +64,7 @@ def finish_cache(
             "hours": sum(row["length_sec"] for row in index if "variant" not in row) / 3600,
             "splits": {split: splits.count(split) for split in sorted(set(splits))},
         },
+        **({"conditions": described(index, parts.fields)} if parts.timed or parts.fields else {}),
         "contents": rows_digest(index),
         "skipped": skipped,
         "shards": listed(latent_shards),

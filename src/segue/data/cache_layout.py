@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
@@ -21,8 +21,9 @@ from segue.data.cache_checks import difference, read_json
 from segue.data.channels import refuse_other_channels
 from segue.data.check import Inspection
 from segue.data.clip import Clip
+from segue.data.conditions import ConditionField, values_of
 from segue.ssl.base import Teacher
-from segue.types import UserError, printable
+from segue.types import TIMES, UserError, printable
 
 CAPTIONS_PER_SHARD = 1024
 SHORTEST_REST = 0.1  # of a segment: a shorter rest at the end of a long file is left out
@@ -30,6 +31,7 @@ SHORTEST_REST = 0.1  # of a segment: a shorter rest at the end of a long file is
 MOST_VARIANTS = 100
 MOST_SOFTER_DB = 3.0
 MOST_DELAY_SEC = 0.05
+CONTEXT_FRAMES = 16  # on each side of a row of a long file: what a codec looks at around a frame, and more
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,13 @@ RECORDED = Variant()
 
 @dataclass(frozen=True)
 class Segment:
-    """One row to be: a stretch of a file, as recorded or varied."""
+    """One row to be: a stretch of a file, as recorded or varied.
+
+    Attributes:
+        conditions: what is known of it, by names of fields.
+        context_sec: how much of the file before and after it is encoded with it and cut off again, so that the rows of
+            a long file are what encoding it whole would give; None: it is encoded alone.
+    """
 
     clip: Clip
     inspection: Inspection
@@ -54,17 +62,26 @@ class Segment:
     length_sec: float
     frames: int
     variant: Variant = RECORDED
+    conditions: dict = field(default_factory=dict)
+    context_sec: tuple[float, float] | None = None
 
     @property
     def key(self) -> tuple:
         """What its row depends on, beside the settings."""
-        recorded = self.inspection.sha256, self.start_sec, self.length_sec
+        recorded: tuple = self.inspection.sha256, self.start_sec, self.length_sec
+        if self.context_sec is not None:
+            recorded = (*recorded, "context", *self.context_sec)
         return recorded if self.variant == RECORDED else (*recorded, self.variant.gain_db, self.variant.delay_sec)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What turns sound and captions into rows."""
+    """What turns sound and captions into rows.
+
+    Attributes:
+        fields: of the manifest, that rows have as conditions.
+        timed: whether rows know where in their sound they start and how long that is.
+    """
 
     codec: Codec
     conditioner: TextConditioner
@@ -73,6 +90,8 @@ class Parts:
     dtype: str
     device: str
     variants: int = 1
+    fields: tuple[ConditionField, ...] = ()
+    timed: bool = False
 
     @property
     def samples(self) -> int:
@@ -152,6 +171,9 @@ def segments_of(clip: Clip, inspection: Inspection, parts: Parts) -> Iterator[Se
     """
     rate_hz = parts.codec.sample_rate_hz
     whole = parts.samples
+    if parts.timed:  # whole frames, so that those of neighbouring rows follow each other without a seam
+        whole = max(1, whole // parts.codec.hop_samples) * parts.codec.hop_samples
+    values = values_of(clip, parts.fields)
     total = max(1, round(clip.seconds(inspection.seconds) * rate_hz))
     # Only what is trained on is varied: validation and test measure recorded sounds.
     for number in range(parts.variants if clip.split == "train" else 1):
@@ -161,14 +183,25 @@ def segments_of(clip: Clip, inspection: Inspection, parts: Parts) -> Iterator[Se
         gain_db = -MOST_SOFTER_DB * round(draw.random(), 3) if number else 0.0
         # A long file is cut elsewhere, a short one begins later: either way other frames hold other sound.
         first, delay = (later, 0) if total > whole else (0, min(later, total - 1))
-        for start in range(first, total, whole):
-            samples = min(whole - delay, total - start)
-            # The first segment is kept however short it is: a clip must have a row.
-            if start > first and samples < SHORTEST_REST * whole:
-                break
+        stretches = [(start, min(whole - delay, total - start)) for start in range(first, total, whole)]
+        # The first segment is kept however short it is: a clip must have a row.
+        stretches = [(a, n) for a, n in stretches if a == first or n >= SHORTEST_REST * whole]
+        end = sum(stretches[-1])
+        margin = CONTEXT_FRAMES * parts.codec.hop_samples if parts.timed and len(stretches) > 1 else 0
+        for start, samples in stretches:
             frames = min(parts.frames, parts.codec.latent_frames(delay + samples))
-            variant = Variant(number, gain_db, delay / rate_hz)
-            yield Segment(clip, inspection, clip.start_sec + start / rate_hz, samples / rate_hz, frames, variant)
+            around = min(margin, start - first) / rate_hz, min(margin, end - start - samples) / rate_hz
+            times = (start - first) / rate_hz, (delay + end - first) / rate_hz
+            yield Segment(
+                clip,
+                inspection,
+                clip.start_sec + start / rate_hz,
+                samples / rate_hz,
+                frames,
+                Variant(number, gain_db, delay / rate_hz),
+                (dict(zip(TIMES, times)) if parts.timed else {}) | values,
+                around if margin else None,
+            )
 
 
 def index_of(shards: list[Shard], captions: list[str]) -> list[dict]:
@@ -190,6 +223,7 @@ def index_of(shards: list[Shard], captions: list[str]) -> list[dict]:
             "fields": json.loads(json.dumps(segment.clip.fields)),
             # Named only then, so that the rows of recordings are what they were before there were variants.
             **({} if segment.variant == RECORDED else {"variant": asdict(segment.variant)}),
+            **({"conditions": segment.conditions} if segment.conditions else {}),
         }
         for shard in shards
         for row, segment in enumerate(shard.items)

@@ -47,9 +47,11 @@ def content_hashes(paths: Sequence[Path], workers: int = 4) -> dict[Path, str]:
 
 
 def rows_digest(rows: Iterable[dict]) -> str:
-    """A hash of what a cache holds, whatever its shards: ids, contents, stretches, splits and captions, in order."""
+    """A hash of what a cache holds, whatever its shards: ids, contents, stretches, splits and captions, in order, and
+    the conditions of those that have some."""
     digest = sha256()
     for row in rows:
         described = [row["id"], row["sha256"], row["start_sec"], row["length_sec"], row["split"], row["captions"]]
-        digest.update(json.dumps([*described, row.get("variant")], sort_keys=True).encode() + b"\n")
+        described += [row.get("variant"), *([row["conditions"]] if "conditions" in row else [])]
+        digest.update(json.dumps(described, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()[:32]

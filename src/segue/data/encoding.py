@@ -12,12 +12,11 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from math import ceil
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -25,9 +24,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from segue.audio.read import read_segment
-from segue.audio.sound import BadAudio, Header
-from segue.audio.stereo import to_mono
 from segue.codecs.base import Codec
 from segue.conditioners.base import TextConditioner
 from segue.conditioners.tokens import count_tokens
@@ -39,7 +35,6 @@ from segue.data.cache_layout import (
     Parts,
     Segment,
     Shard,
-    Variant,
     bad_files,
     changes,
     check_arguments,
@@ -54,7 +49,9 @@ from segue.data.caption_encoding import CAPTIONS_AT_ONCE, caption_batches, embed
 from segue.data.channels import what_becomes
 from segue.data.check import Inspection, inspect_clips
 from segue.data.clip import Clip
+from segue.data.conditions import ConditionField, described, settled
 from segue.data.decoding import FileWorkers, Task, read_stretch
+from segue.data.encode_rows import Unread, encode_rows, placed, read_here, stretch_of
 from segue.data.round_trip import check_round_trip
 from segue.data.splits import missing_split_note, split_clips
 from segue.files import make_folder, write_bytes
@@ -65,21 +62,6 @@ from segue.types import UserError, printable
 
 ROWS_PER_SHARD = 256  # about; see plan.shards_of
 ROUND_TRIPS = 8  # clips that try the codec
-
-
-class _Unread(UserError):
-    """A file that was fine when it was inspected, and is not when it is encoded.
-
-    Attributes:
-        path, reason: which, and what is wrong with it now.
-    """
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(
-            f"{path}: {reason}; it could be read at first; hint: replace it, or --skip-bad to leave it out"
-        )
-        self.path = path
-        self.reason = reason
 
 
 def build_cache(
@@ -97,6 +79,8 @@ def build_cache(
     workers: int = 0,
     device: str = "cpu",
     part: Part | None = None,
+    conditions: Sequence[str] = (),
+    timed: bool = False,
 ) -> LatentCache:
     """Encode a data set into `out`, or continue where a killed build stopped; a finished one is opened at once.
 
@@ -115,12 +99,18 @@ def build_cache(
         device: where codec and text encoder run; a teacher runs where it is.
         part: encode this part of the clips (data/cache_parts.py). The whole cache is returned where it was the last
             that was missing, else the part.
+        conditions: fields of the clips that a model shall be conditioned on, as --condition takes them: "field=bpm".
+        timed: keep for each row where in its sound it starts and how long that is, as conditions, and encode long files
+            without seams: training then takes crops of any length from them, and learns the silence behind a sound.
 
     Raises:
-        UserError: bad files, a cache made with other settings or from quite other files, a full disk.
+        UserError: bad files, a cache made with other settings or from quite other files, a full disk, conditions that
+            clips do not have.
     """
     out = Path(out)
-    parts = Parts(codec.to(device), conditioner.to(device), teacher, float(seconds), dtype, device, variants)
+    fields = settled([ConditionField.of(text) for text in conditions], clips)
+    encoders = (codec.to(device), conditioner.to(device), teacher, float(seconds), dtype, device, variants)
+    parts = Parts(*encoders, fields, timed)
     check_arguments(clips, parts)
     # Settings first: they refuse another cache's folder before a file is decoded.
     settings = parts.settings()
@@ -129,7 +119,8 @@ def build_cache(
         refuse_parts(out)
         refuse_other_settings(out, settings)
     elif not (out / "meta.json").exists():
-        clips = begin_part(out, part, clips, settings)
+        known = {"conditions": [asdict(field) for field in fields], "timed": timed} if fields or timed else {}
+        clips = begin_part(out, part, clips, settings | known)
         refuse_other_settings(out := part.folder(out), settings)
     else:  # joined already
         refuse_other_settings(out, settings)
@@ -145,7 +136,7 @@ def build_cache(
             try:
                 made = _build(out, parts, settings, clips, inspections, skipped, batch_size, decoders, part)
                 return (part and join_parts(whole, part, parts, settings)) or made
-            except _Unread as error:
+            except Unread as error:
                 # A file that changed, or that decodes differently each time, as some damaged MP3 do: without it, the
                 # whole shards that are there are kept.
                 if not skip_bad:
@@ -172,7 +163,7 @@ def _build(
     """What `build_cache` does once it knows which files it can use.
 
     Raises:
-        _Unread: a file cannot be read any more.
+        Unread: a file cannot be read any more.
     """
     segments = [
         s
@@ -192,7 +183,8 @@ def _build(
     # A finished cache of the same set is opened as it is.
     if (out / "meta.json").exists():
         found, meta = read_index(out), read_json(out / "meta.json")
-        if is_same_set(found, index) and meta["text"] == settings["text"]:
+        now = described(index, parts.fields) if parts.timed or parts.fields else None
+        if is_same_set(found, index) and meta["text"] == settings["text"] and meta.get("conditions") == now:
             # Only the list of what was left out may differ: then the same rows are put together again below.
             if meta.get("skipped") == skipped:
                 return LatentCache.open(out)
@@ -286,9 +278,7 @@ def _announce_rate(parts: Parts, missing: list[Shard], missing_text: list[Shard]
         segments = missing[0].items[:batch_size]
 
         def encode(some: Sequence[Segment]) -> dict[str, Tensor]:
-            pieces = [_read_here(segment, parts) for segment in some]
-            by_rate = [torch.from_numpy(np.stack(same_rate)) for same_rate in zip(*pieces)]
-            return _encode_batch(parts, some, by_rate[0], by_rate[1] if len(by_rate) > 1 else None)
+            return encode_rows(parts, some, [read_here(segment, parts) for segment in some])
 
         encode(segments[:1])  # warms up
         start = time.monotonic()
@@ -313,7 +303,8 @@ def _check_codec(parts: Parts, segments: Sequence[Segment]) -> None:
     """Refuse a codec that does not give back most of a few clips."""
     # Spread over the set: neighbours may all be silence or all of one kind.
     some = segments[:: max(1, len(segments) // ROUND_TRIPS)][:ROUND_TRIPS]
-    waves = [_read_here(segment, replace(parts, teacher=None))[0] for segment in some]
+    alone = [replace(segment, context_sec=None) for segment in some]
+    waves = [read_here(segment, replace(parts, teacher=None))[0] for segment in alone]
     stacked = torch.from_numpy(np.stack(waves)).to(parts.device)
     found = check_round_trip(parts.codec, stacked, getattr(parts.codec, "source", parts.codec.name))
     print(
@@ -338,8 +329,8 @@ def _encode_shards(out: Path, parts: Parts, shards: list[Shard], batch_size: int
     batches = _batches(parts, shards, batch_size, decoders)
     progress = track(batches, sum(len(s.items) for s in shards), "encoding", "clips", size=lambda b: len(b[1]))
     rows: list[dict[str, Tensor]] = []
-    for shard, segments, waves, teacher_waves in progress:
-        rows.append(_encode_batch(parts, segments, waves, teacher_waves))
+    for shard, segments, waves in progress:
+        rows.append(encode_rows(parts, segments, waves))
         # A shard is written as soon as its rows are complete, so that a killed build loses one shard at most.
         if sum(len(part["latents"]) for part in rows) == len(shard.items):
             tensors = {name: torch.cat([part[name] for part in rows]) for name in rows[0]}
@@ -354,72 +345,10 @@ def _batches(parts: Parts, shards: list[Shard], batch_size: int, decoders: FileW
     ]
 
     def ask(segments: Sequence[Segment]) -> list[Task]:
-        return [decoders.ask(s.clip.path, read_stretch, *_stretch(s, parts)) for s in segments]
+        return [decoders.ask(s.clip.path, read_stretch, *stretch_of(s, parts)) for s in segments]
 
     # The next batch is read while this one is encoded.
     ahead = ask(plan[0][1]) if plan else []
     for number, (shard, segments) in enumerate(plan):
         tasks, ahead = ahead, ask(plan[number + 1][1]) if number + 1 < len(plan) else []
-        waves = [_placed(s, parts, partial(decoders.result, task)) for s, task in zip(segments, tasks)]
-        by_rate = [torch.from_numpy(np.stack(same_rate)) for same_rate in zip(*waves)]
-        yield shard, segments, by_rate[0], by_rate[1] if len(by_rate) > 1 else None
-
-
-def _stretch(segment: Segment, parts: Parts) -> tuple[Header, float, float, tuple[int, ...], int]:
-    header = cast(Header, segment.inspection.header)  # there, since the file can be used
-    return header, segment.start_sec, segment.length_sec, parts.rates_hz, parts.codec.audio_channels
-
-
-def _read_here(segment: Segment, parts: Parts) -> list[np.ndarray]:
-    return _placed(segment, parts, lambda: read_segment(segment.clip.path, *_stretch(segment, parts)))
-
-
-def _placed(segment: Segment, parts: Parts, read: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
-    """A row's waveform for the codec, [A, T], and, where there is a teacher, for that: [T], the mean of the sides.
-
-    Raises:
-        _Unread: it cannot be read.
-    """
-    try:
-        pieces = read()
-    except BadAudio as error:
-        raise _Unread(segment.clip.path, error.reason) from error
-    placed = [_varied(piece, segment.variant, rate, parts.seconds) for piece, rate in zip(pieces, parts.rates_hz)]
-    return [*placed[:1], *(to_mono(piece.T) for piece in placed[1:])]
-
-
-def _varied(piece: np.ndarray, variant: Variant, rate_hz: int, seconds: float) -> np.ndarray:
-    """A piece [A, n] as its row has it: delayed, softened, filled up with zeros."""
-    whole = round(seconds * rate_hz)
-    before = round(variant.delay_sec * rate_hz)
-    if variant.gain_db:
-        piece = piece * np.float32(10.0 ** (variant.gain_db / 20.0))
-    # Two roundings may add a sample.
-    return np.pad(piece, ((0, 0), (before, max(0, whole - before - piece.shape[1]))))[:, :whole]
-
-
-@torch.inference_mode()
-def _encode_batch(
-    parts: Parts, segments: Sequence[Segment], waves: Tensor, teacher_waves: Tensor | None
-) -> dict[str, Tensor]:
-    latents = parts.codec.encode(waves.to(parts.device)).float().cpu()
-    frames = torch.tensor([segment.frames for segment in segments])
-    # Frames beyond the sound are zero, whatever the codec makes of the padding.
-    latents = latents * (torch.arange(latents.shape[-1]) < frames[:, None])[:, None]
-    tensors = {"latents": _stored(latents, parts, segments, "codec")}
-    if parts.teacher is not None and teacher_waves is not None:
-        features = parts.teacher.encode(teacher_waves).float().cpu()
-        tensors["teacher"] = _stored(features, parts, segments, "teacher")
-    return tensors
-
-
-def _stored(values: Tensor, parts: Parts, segments: Sequence[Segment], what: str) -> Tensor:
-    stored = values.to(DTYPES[parts.dtype])
-    # Checked as stored: float16 may overflow where float32 was finite.
-    fine = stored.flatten(1).isfinite().all(dim=1)
-    if not bool(fine.all()):
-        # The first bad row names the file; the cause decides which hint helps.
-        path = segments[int((~fine).nonzero()[0])].clip.path
-        hint = "--dtype float32" if bool(values.isfinite().all()) else f"try another {what}"
-        raise UserError(f"{path}: the {what} gives values that {parts.dtype} cannot hold; hint: {hint}")
-    return stored.contiguous()
+        yield shard, segments, [placed(s, parts, partial(decoders.result, t)) for s, t in zip(segments, tasks)]

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from segue.data.cache import Batch, LatentCache
-from segue.data.order import Order
+from segue.data.crops import Crops
+from segue.data.order import Bucket, BucketedOrder, Order, buckets_of
 from segue.data.prefetch import Prefetcher
 from segue.data.resident import resident_rows
 from segue.types import UserError
@@ -43,12 +44,19 @@ class LatentLoader:
         world: int = 1,
         device: torch.device | str = "cpu",
         on_device: str = "no",
+        crops: Crops | None = None,
+        crop_frames: int = 0,
+        bucket_patch: int = 0,
     ) -> None:
         """
         Args:
             batch_size: rows of this rank's batches.
             device: that batches are handed out on.
             on_device: whether the rows live on it, "yes", "no" or "auto" (data/resident.py).
+            crops: what crops of the cache's sounds are taken by; None: its rows as they are.
+            crop_frames: of each crop.
+            bucket_patch: latent frames of a token, where batches are of sounds of about one length, and as long as
+                these; 0: all batches are of crop_frames.
 
         Raises:
             UserError: the split is empty, or the rows cannot live on the device.
@@ -63,12 +71,20 @@ class LatentLoader:
         self.world = world
         self.device = torch.device(device)
         self.position = 0
+        self.padding: float | None = None  # share of tokens, where there are buckets
         rows = np.asarray(cache.rows(split))
         if len(rows) == 0:
             raise UserError(
                 f"{cache.path}: no row has split {split!r}; hint: give some clips this split and encode again"
             )
-        self._order = Order(cache, rows, seed)
+        self._crops = crops
+        self._crop_frames = crop_frames
+        self._order: Order | BucketedOrder = Order(cache, rows, seed)
+        if crops is not None and bucket_patch:
+            frames = np.minimum(crops.frames_of(rows), crop_frames)
+            buckets = buckets_of(rows, frames, bucket_patch, batch_size * world)
+            self._order = BucketedOrder(cache, buckets, seed, batch_size * world)
+            self.padding = padding_of(buckets, crops, bucket_patch)
         self._resident = resident_rows(cache, rows, self.device, on_device)
         self._ahead = Prefetcher(self._read, self.device)
         self._resumed_draws = DRAWS
@@ -102,7 +118,11 @@ class LatentLoader:
         first = self.position + self.rank * self.batch_size
         if self._resident is not None:
             drawn = self._order.at(first, self.batch_size)
-            batch = self._resident.batch(drawn.rows, drawn.choice, with_teacher)
+            if self._crops is None:
+                batch = self._resident.batch(drawn.rows, drawn.choice, with_teacher)
+            else:
+                at = self._crops.at(drawn.rows, drawn.place, self._frames_at(first))
+                batch = self._resident.cropped(self._crops, at, drawn.choice, with_teacher)
         else:
             following = [_Part(first + n * step, with_teacher) for n in range(1, AHEAD + 1)]
             batch = self._ahead.take(_Part(first, with_teacher), following).to(self.device)
@@ -112,7 +132,15 @@ class LatentLoader:
 
     def _read(self, part: _Part) -> Batch:
         drawn = self._order.at(part.first, self.batch_size)
-        return self.cache.batch(drawn.rows, drawn.choice, part.with_teacher, pin=self.device.type == "cuda")
+        pin = self.device.type == "cuda"
+        if self._crops is None:
+            return self.cache.batch(drawn.rows, drawn.choice, part.with_teacher, pin=pin)
+        at = self._crops.at(drawn.rows, drawn.place, self._frames_at(part.first))
+        return self._crops.batch(at, drawn.choice, part.with_teacher, pin)
+
+    def _frames_at(self, position: int) -> int:
+        """Frames of the crops of the batch that a position belongs to."""
+        return self._order.frames_at(position) if isinstance(self._order, BucketedOrder) else self._crop_frames
 
     def clips(self, positions: range) -> list[str]:
         """Ids of the clips at these positions, of whichever rank."""
@@ -125,6 +153,8 @@ class LatentLoader:
         else:
             where = f"read from {self.cache.path}, {AHEAD} batches ahead"
         line = f"data: {len(self._order):,} rows, {where}"
+        if self.padding is not None:
+            line += f", in batches of about one length: {self.padding:.1%} of tokens are padding"
         if self._resumed_draws < DRAWS:
             line += (
                 "; the run goes on from an earlier version of segue: its order of rows stays, noise, dropped captions "
@@ -143,6 +173,7 @@ class LatentLoader:
             "draws": DRAWS,
             # Only where windows decide the order: states of plain caches stay comparable with older ones.
             **({"windows": self.cache.windows} if self.cache.windows else {}),
+            **({"crop_frames": self._crop_frames, "bucketed": self.padding is not None} if self._crops else {}),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -165,3 +196,12 @@ class LatentLoader:
             )
         self.position = state["position"]
         self._resumed_draws = state.get("draws", 1)
+
+
+def padding_of(buckets: list[Bucket], crops: Crops, patch_frames: int) -> float:
+    """Share of the tokens of whole buckets that are padding."""
+    tokens = sum(len(bucket.rows) * bucket.frames // patch_frames for bucket in buckets)
+    real = sum(
+        int((-(-np.minimum(crops.frames_of(bucket.rows), bucket.frames) // patch_frames)).sum()) for bucket in buckets
+    )
+    return 1 - real / tokens

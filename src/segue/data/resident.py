@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from segue.data.cache import Batch, LatentCache, longest, real_frames
+from segue.data.crops import CropBatch, Crops
 from segue.types import UserError
 
 AT_ONCE = 1024  # rows that are read and moved together
@@ -49,26 +50,49 @@ class ResidentRows:
         cache = self._cache
         at = self._moved_index(self._row_at[rows])
         teacher = None
-        if with_teacher and cache.meta["teacher"] is not None:
-            if self._teacher is None:
-                self._teacher = self._moved(self._rows, cache.stored_teacher)
-            features = self._teacher.index_select(0, at)
+        if (features := self._features(at, with_teacher)) is not None:
             teacher = features, self._to_device(real_frames(cache.teacher_frames_of(rows), features.shape[1]))
         # Lengths are known here: asking the device for them would wait for it.
         mask = real_frames(cache.frames_of(rows), cache.frames)
-        captions = cache.captions_of(rows, choice)
-        tokens_mask = cache.token_masks(captions)
-        tokens_mask = tokens_mask[:, : longest(tokens_mask)]
-        columns = self._tokens.narrow(1, 0, tokens_mask.shape[1])
-        tokens = columns.index_select(0, self._moved_index(self._caption_at[captions]))
         return Batch(
             self._latents.index_select(0, at),
             None if bool(mask.all()) else self._to_device(mask),
-            tokens,
-            self._to_device(torch.from_numpy(tokens_mask)),
+            *self._text(rows, choice),
             teacher,
             rows.tolist(),
+            cache.conditions_of(rows),
         )
+
+    def cropped(self, crops: Crops, at: CropBatch, choice: np.ndarray, with_teacher: bool) -> Batch:
+        """Crops of these rows; see Crops.batch."""
+        index = self._moved_index(self._row_at[crops.rows_of(at).ravel()])
+        teacher = None
+        if (stored := self._features(index, with_teacher)) is not None:
+            features, real = crops.teacher(at, stored)
+            teacher = features, self._to_device(real_frames(real, features.shape[1]))
+        return Batch(
+            crops.latents(at, self._latents.index_select(0, index)),
+            None if at.mask is None else self._to_device(at.mask),
+            *self._text(at.rows, choice),
+            teacher,
+            at.rows.tolist(),
+            crops.conditions(at),
+        )
+
+    def _features(self, at: Tensor, with_teacher: bool) -> Tensor | None:
+        if not with_teacher or self._cache.meta["teacher"] is None:
+            return None
+        if self._teacher is None:
+            self._teacher = self._moved(self._rows, self._cache.stored_teacher)
+        return self._teacher.index_select(0, at)
+
+    def _text(self, rows: np.ndarray, choice: np.ndarray) -> tuple[Tensor, Tensor]:
+        captions = self._cache.captions_of(rows, choice)
+        mask = self._cache.token_masks(captions)
+        mask = mask[:, : longest(mask)]
+        columns = self._tokens.narrow(1, 0, mask.shape[1])
+        tokens = columns.index_select(0, self._moved_index(self._caption_at[captions]))
+        return tokens, self._to_device(torch.from_numpy(mask))
 
     def _moved(self, numbers: np.ndarray, read: Callable[[np.ndarray], Tensor]) -> Tensor:
         """What `read` finds of all these rows or captions, on the device."""

@@ -147,6 +147,11 @@ class StreamedCache(LatentCache):
     def row(self, i: int) -> dict:
         return self._rows([i])[0].entry
 
+    def conditions_of(self, rows: np.ndarray) -> list[dict] | None:
+        if not self.meta.get("conditions"):
+            return None
+        return [row.entry.get("conditions", {}) for row in self._rows(rows.tolist())]
+
     def frames_of(self, rows: np.ndarray) -> np.ndarray:
         return np.array([row.entry["frames"] for row in self._rows(rows.tolist())])
 

@@ -2,17 +2,17 @@
 
     latent frames [B, C, L] -> patches -> tokens [B, N, D] -> depth x Block -> patches -> prediction [B, C, L]
 
-Each block is self-attention (rotary positions, qk-norm), cross-attention to the caption, and an MLP. Time and the
-pooled caption modulate it by adaLN-zero: one projection that all blocks share, plus a low-rank part and a bias of each
-block. Sharing saves most of the parameters; without the parts of each block it was reported to be unstable (EzAudio,
-arXiv 2409.10819).
+Each block is self-attention (rotary positions, qk-norm), cross-attention to the caption, and an MLP. Time, the pooled
+caption, numbers and labels modulate it by adaLN-zero: one projection that all blocks share, plus a low-rank part and a
+bias of each block. Sharing saves most of the parameters; without the parts of each block it was reported to be unstable
+(EzAudio, arXiv 2409.10819).
 
 Padded tokens are masked as keys of attention, and padded frames of the output are zero.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from segue.models.attention import CrossAttention, LayerNorm, SelfAttention, multiply_add, token_bias
 from segue.models.audio_skip import add_skip, empty_skip
+from segue.models.fields import FieldEmbedding, LabelField, NumberField, fields_of
 from segue.models.positions import Tables, as_bias, rotary_tables, sinusoid_frequencies, sinusoidal
 from segue.types import Condition, ModelOutput, UserError
 
@@ -44,6 +45,8 @@ class DiTConfig:
             (models/audio_skip.py); needs predicts="clean".
         attention_window: tokens on each side that a token attends to; 0 = all. A token then depends on
             depth * attention_window tokens on each side, so that long sounds can be computed in chunks.
+        numbers, labels: what the model is conditioned on beside the caption (models/fields.py); given as objects, or as
+            a file has them.
     """
 
     channels: int = 32
@@ -58,14 +61,23 @@ class DiTConfig:
     audio: bool = False
     audio_skip: int = 0
     attention_window: int = 0
+    numbers: tuple[NumberField, ...] = ()
+    labels: tuple[LabelField, ...] = ()
 
     def __post_init__(self) -> None:
+        numbers, labels = fields_of({"numbers": map(_plain, self.numbers), "labels": map(_plain, self.labels)})
+        object.__setattr__(self, "numbers", numbers)
+        object.__setattr__(self, "labels", labels)
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise UserError(f"model.width {self.width} over model.heads {self.heads} must be a whole, even number")
         if self.audio_skip and not (self.audio and self.predicts == "clean"):
             raise UserError("a skip from the audio needs model.predicts=clean")
         if self.predicts not in ("velocity", "clean"):
             raise UserError(f"model.predicts is '{self.predicts}'; use 'velocity' or 'clean'")
+
+
+def _plain(field: NumberField | LabelField | dict) -> dict:
+    return field if isinstance(field, dict) else asdict(field)
 
 
 class Block(nn.Module):
@@ -147,6 +159,8 @@ class DiT(nn.Module):
             self.register_buffer("skip_weight", weight)
             self.register_buffer("skip_bias", bias)
         self._initialise()
+        if config.numbers or config.labels:  # behind all initial values, so that these do not depend on it
+            self.fields = FieldEmbedding(config.numbers, config.labels, width)
 
     def _initialise(self) -> None:
         for name, module in self.named_modules():
@@ -188,7 +202,8 @@ class DiT(nn.Module):
         real = None if mask is None else F.pad(mask, (0, -frames % patch)).view(batch, -1, patch).any(-1)
         bias = token_bias(real, x, self.config.attention_window, self._tables)
 
-        # Condition: caption tokens to attend to, and a vector c of time, pooled caption and cutoff for the modulation.
+        # Condition: caption tokens to attend to, and for the modulation a vector c of time, pooled caption, cutoff and
+        # fields.
         context, seen = self._context(condition, batch)
         # No row of the mask is empty: without a caption the null is attended to.
         pooled = context[:, 0] if seen is None else (context * seen[..., None]).sum(1) / seen.sum(1, keepdim=True)
@@ -198,6 +213,8 @@ class DiT(nn.Module):
             audio, cutoff = self._audio(condition, x)
             x = x + audio
             c = c + cutoff
+        if self.config.numbers or self.config.labels:
+            c = c + self.fields(condition, x)
         c = F.silu(c)
         shared = self.adaln_shared(c)
         head = self.config.width // self.config.heads

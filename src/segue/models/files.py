@@ -42,6 +42,8 @@ class ModelCard:
         degradation: fields of DegradationConfig that a super-resolution model was trained under.
         lora: fields of LoraConfig, where the file holds adapters alone.
         base: what these belong to: {"source": its file or pipeline, "weights": `base_weights` of it}.
+        lengths: how long the training sounds were, where the model is told it: "quantiles", in seconds, and "captions"
+            with the length of one sound each.
     """
 
     model: dict
@@ -55,6 +57,7 @@ class ModelCard:
     degradation: dict = field(default_factory=dict)
     lora: dict = field(default_factory=dict)
     base: dict = field(default_factory=dict)
+    lengths: dict = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
 
@@ -129,6 +132,21 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); use an earlier checkpoint") from error
+
+
+def read_card(path: Path) -> ModelCard:
+    """The card of a model file; its weights are left unread.
+
+    Raises:
+        UserError: not a segue model.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return ModelCard(**json.loads((file.metadata() or {})["segue"]))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: not a segue model ({first_line(error)}); give a checkpoint of `segue train`"
+        ) from error
 
 
 def load_model(path: Path, weights: str = "ema") -> SavedModel:

@@ -18,7 +18,8 @@ from segue.devices import device_of
 from segue.models.adapters import Adapter, load_adapter, read_adapter_config
 from segue.models.backbone import Backbone, BackboneConfig
 from segue.models.dit import DiT, DiTConfig
-from segue.models.files import ModelCard, base_weights, load_model, model_file
+from segue.models.fields import LabelField, NumberField, fields_of
+from segue.models.files import ModelCard, base_weights, load_model, model_file, read_card
 from segue.models.lora import add_lora, averaged_copy, freeze_as_bfloat16
 from segue.models.presets import preset
 from segue.process.noise import keyed_generator
@@ -31,7 +32,8 @@ from segue.training.config import OptimConfig, RunConfig
 from segue.training.fine_tuning import check_lora
 from segue.training.precision import settle
 from segue.training.sharding import check_sharding, gathered_blocks, norm_of, shard_models
-from segue.types import UserError, import_extra
+from segue.training.windows import knows_times, window_seconds
+from segue.types import TIMES, UserError, import_extra
 
 FINE_TUNING_RATE = 2e-5  # of a pretrained model, where optim.learning_rate leaves the choice; from no trials
 LORA_RATE = 1e-4  # adapters begin at zero, and take more; peft's examples have the same
@@ -104,7 +106,19 @@ def make_task(
     space = None if statistics is None else space_of(cache, *statistics)
     if config.model.pretrained:
         return _pretrained_task(config, cache, space or own_space(cache), device)
+    if config.train.task == "generation" and any(condition_fields(config, cache)):
+        return _conditioned_task(config, cache, (space or cached_space(cache)).to(device))
     return named_task(config.train.task, config.degradation, cache, config.train.seed, space, device)
+
+
+def _conditioned_task(config: RunConfig, cache: LatentCache, space: LatentSpace) -> Task:
+    """Generation by a model that knows more than the caption; where it knows when a sound ends, it learns the end."""
+    numbers, labels = condition_fields(config, cache)
+    ends = knows_times(cache) and any(field.name in TIMES for field in numbers)
+    # A batch may be a token longer than its longest sound.
+    longest = max(window_seconds(config, cache), cache.meta["seconds"]) + 1.0
+    padding = silence_of(space, longest) if ends else None
+    return Generation(space, None, padding, numbers, labels, learns_silence=ends)
 
 
 def _pretrained_task(config: RunConfig, cache: LatentCache, space: LatentSpace, device: torch.device | str) -> Task:
@@ -114,10 +128,31 @@ def _pretrained_task(config: RunConfig, cache: LatentCache, space: LatentSpace, 
     space = space.to(device)
     padding = None
     if any(cache.row(i)["frames"] < cache.frames for i in range(len(cache))):
-        samples = round(cache.meta["seconds"] * cache.meta["sample_rate_hz"])
-        silence = torch.zeros(1, space.codec.audio_channels, samples, device=space.device)
-        padding = space.encode(silence)[0]
+        padding = silence_of(space, cache.meta["seconds"])
     return Generation(space, lambda rows: [cache.row(i)["length_sec"] for i in rows], padding)
+
+
+def silence_of(space: LatentSpace, seconds: float) -> torch.Tensor:
+    """[C, L] standardised latents of so many seconds of digital silence."""
+    samples = round(seconds * space.codec.sample_rate_hz)
+    return space.encode(torch.zeros(1, space.codec.audio_channels, samples, device=space.device))[0]
+
+
+def condition_fields(config: RunConfig, cache: LatentCache) -> tuple[tuple[NumberField, ...], tuple[LabelField, ...]]:
+    """The numbers and labels that a run conditions its model on: those of the cache.
+
+    A run that starts from a model with fields keeps that model's, with their ranges and labels. Low-rank adapters add
+    none, since the weights of fields are no adapters.
+    """
+    none: tuple = ((), ())
+    if config.train.task != "generation" or config.model.pretrained:
+        return none
+    if config.train.start_from:
+        base = read_card(model_file(Path(config.train.start_from))).model
+        own = fields_of(base)
+        if any(own) or config.lora.rank:
+            return own
+    return fields_of(cache.meta.get("conditions", {}))
 
 
 def named_task(
@@ -148,7 +183,8 @@ def dit_config(config: RunConfig, cache: LatentCache) -> DiTConfig:
         predicts = "clean" if dit.channels * dit.patch_frames > dit.width else "velocity"
     # A skip needs clean predictions and a codec with levels.
     levels = levels_of(cached_space(cache).codec) if dit.audio and predicts == "clean" else 0
-    return replace(dit, predicts=predicts, audio_skip=levels)
+    numbers, labels = condition_fields(config, cache)
+    return replace(dit, predicts=predicts, audio_skip=levels, numbers=numbers, labels=labels)
 
 
 def model_shape(config: RunConfig, cache: LatentCache) -> BackboneConfig:
@@ -228,6 +264,10 @@ def _start(model: Backbone, path: Path) -> None:
         UserError: no model there, or one of another shape.
     """
     found = load_model(model_file(path)).model.state_dict()
+    # Fields that the start does not have begin at nothing, so that the run begins as the start is.
+    if isinstance(model, DiT) and hasattr(model, "fields") and not any(name.startswith("fields.") for name in found):
+        model.fields.begin_at_nothing()
+        found |= {f"fields.{name}": value for name, value in model.fields.state_dict().items()}
     weights = {name: found.get(name) for name, _ in model.named_parameters()}
     other = [n for n, v in weights.items() if v is None or v.shape != model.get_parameter(n).shape]
     if other:
@@ -263,14 +303,23 @@ def model_card(config: RunConfig, cache: LatentCache, model: Backbone, examples_
         codec=meta["codec"],
         codec_source=meta["codec_source"],
         text=meta["text"],
-        seconds=meta["seconds"],
+        seconds=window_seconds(config, cache),
         examples_seen=examples_seen,
         recipe=config.recipe,
         task=config.train.task,
         degradation=asdict(config.degradation) if config.train.task == "super-resolution" else {},
         lora=asdict(config.lora) if config.lora.rank else {},
         base=base_of(config) if config.lora.rank else {},
+        lengths=lengths_of(config, cache),
     )
+
+
+def lengths_of(config: RunConfig, cache: LatentCache) -> dict:
+    """How long training sounds were, for a card; "fitted" where batches were no longer than their sounds."""
+    known = cache.meta.get("conditions", {}).get("lengths", {})
+    if not known or not any(field.name in TIMES for field in condition_fields(config, cache)[0]):
+        return {}
+    return known | ({"fitted": True} if config.train.buckets else {})
 
 
 def base_of(config: RunConfig) -> dict:

@@ -300,7 +300,9 @@ def read_checkpoint(folder: Path, cache_meta: dict) -> Saved:
         UserError: of another version, or from another cache.
     """
     state, card, tensors, kept = _read(folder)
-    other = [part for part in ("codec", "text", "seconds") if card[part] != cache_meta[part]]
+    # Crops of timed rows have a length of their own.
+    compared = ("codec", "text") if cache_meta.get("conditions") else ("codec", "text", "seconds")
+    other = [part for part in compared if card[part] != cache_meta[part]]
     if other:
         raise UserError(
             f"{folder}: trained on a cache of another {' and '.join(other)}; resume with the run's own cache"

@@ -15,11 +15,12 @@ from segue.models.lora import describe_lora
 from segue.models.presets import parameters_of
 from segue.models.step_memory import model_without_values
 from segue.tasks.super_resolution import tells_bands
-from segue.training.build import cached_space, make_task, model_shape, own_space
+from segue.training.build import cached_space, condition_fields, make_task, model_shape, own_space
 from segue.training.config import RunConfig
 from segue.training.features import teacher_statistics
 from segue.training.fine_tuning import check_lora
 from segue.training.run_memory import free_bytes, in_parts, run_need, stated_bytes, step_kind
+from segue.training.windows import crops_of, window_frames
 from segue.types import UserError
 
 
@@ -47,10 +48,12 @@ def check_before_training(config: RunConfig, cache: LatentCache, device: str = "
         _refuse_other_parts(config, cache)
     elif config.recipe == "static-checkpoint":
         raise UserError("static-checkpoint is the baseline of a model that is trained on; hint: --model FOLDER")
+    crops_of(config, cache)
     conditions = [_check_text(cache, train)] if config.train.task == "generation" else _check_degradation(config, cache)
     lines = [
         _check_latents(config, cache, train),
         *conditions,
+        *_describe_fields(config, cache),
         *_check_model(config, cache, torch.device(device_of(device))),
     ]
     return lines + ([_check_teacher(cache)] if config.policy.needs_teacher else [])
@@ -142,6 +145,20 @@ def _check_text(cache: LatentCache, rows: list[int]) -> str:
     return f"captions: {shape}, whose deviation over clips is {spread:.3f}"
 
 
+def _describe_fields(config: RunConfig, cache: LatentCache) -> list[str]:
+    """What the model is told beside captions, and of that what the cache does not say."""
+    numbers, labels = condition_fields(config, cache)
+    words = [f"{field.name} {field.low:.4g} to {field.high:.4g}" for field in numbers]
+    words += [f"{field.name} ({len(field.values)} labels)" for field in labels]
+    if not words:
+        return []
+    described = cache.meta.get("conditions", {})
+    known = {field["name"] for part in ("numbers", "labels") for field in described.get(part, ())}
+    unknown = [name for name in [*(f.name for f in numbers), *(f.name for f in labels)] if name not in known]
+    note = f"; the cache does not say {', '.join(unknown)}" if unknown else ""
+    return [f"conditions beside captions: {', '.join(words)}{note}"]
+
+
 def _check_teacher(cache: LatentCache) -> str:
     """A recipe that aligns with a teacher or measures by one needs its features in the cache, and that they move."""
     _, std = teacher_statistics(cache)
@@ -157,8 +174,9 @@ def _check_model(config: RunConfig, cache: LatentCache, device: torch.device) ->
     need = run_need(config, cache, dit)
     lines = [
         f"model: {config.model.pretrained or config.model.preset}, {parameters_of(dit) / 1e6:.2f} M parameters, "
-        f"{-(-cache.frames // dit.patch_frames)} tokens a clip, predicts {dit.predicts}; peak memory about "
-        f"{format_bytes(stated_bytes(need, device))} ({in_parts(need)}, {format_bytes(need.activations)} activations)"
+        f"{-(-window_frames(config, cache) // dit.patch_frames)} tokens a clip, predicts {dit.predicts}; peak memory "
+        f"about {format_bytes(stated_bytes(need, device))} ({in_parts(need)}, {format_bytes(need.activations)} "
+        "activations)"
     ]
     check_lora(config)
     if config.lora.rank:

@@ -117,6 +117,10 @@ class TrainConfig:
         log_every, validate_every, checkpoint_every: in examples; 0 = a share of the run (1/100, 1/10, 1/4).
         samples: sounds from fixed held-out captions and seeds, each time and at the end; 0 = none (--samples).
         sample_every: examples between them; 0 = with every checkpoint.
+        seconds: length of the crops that are trained on, taken anywhere from the sounds of the cache; 0 = that of its
+            rows. What is held out is measured by whole rows.
+        buckets: make batches of sounds of about one length, each as long as its sounds, so that at most a tenth of its
+            tokens are padding: for sets of many lengths.
         validation_clips: held-out clips of the fixed-t validation.
         keep_last: checkpoints that stay on disk.
         tensorboard: write TensorBoard files beside log.jsonl.
@@ -147,6 +151,8 @@ class TrainConfig:
     sharding: str = field(default="none", metadata=LATER)
     samples: int = field(default=4, metadata=LATER)
     sample_every: int = field(default=0, metadata=LATER)
+    seconds: float = field(default=0.0, metadata=LATER)
+    buckets: bool = field(default=False, metadata=LATER)
     compile: bool = field(default=False, metadata=LATER)
     patience: int = field(default=5, metadata=LATER)
     spike: float = field(default=10.0, metadata=LATER)
@@ -167,6 +173,8 @@ class TrainConfig:
             raise UserError(f"train.spike is {self.spike}; give 0 or a positive number, such as 10")
         if not 0 <= self.contrastive < 1:
             raise UserError(f"train.contrastive is {self.contrastive}; give 0 (off) or a share below 1, such as 0.05")
+        if self.seconds < 0:
+            raise UserError(f"train.seconds is {self.seconds}; give a length in seconds, or 0 for that of the cache")
         if not 0 <= self.condition_dropout < 1:
             raise UserError(f"train.condition_dropout is {self.condition_dropout}; give a share in [0, 1)")
 

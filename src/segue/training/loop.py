@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 from segue.data.cache import LatentCache
-from segue.data.loader import LatentLoader
 from segue.files import make_folder
 from segue.process.noise import BatchDraws
 from segue.stage.stage import Stage
@@ -28,6 +27,7 @@ from segue.training.measurements import Measurements, measured_drops
 from segue.training.optim import clip_gradients, learning_rate, make_optimizer, set_rate, step_unless, update_average
 from segue.training.ranks import sync_only
 from segue.training.sharding import wrap
+from segue.training.windows import make_loader
 
 
 def train(
@@ -75,7 +75,7 @@ def train(
     ema = build.make_average(config, accelerator, model)
     optim = build.optim_config(config, model)
     optimizer = make_optimizer(model, optim)
-    loader = LatentLoader(cache, "train", batch_size // world, seed, rank, world, accelerator.device, cache_on_device)
+    loader = make_loader(config, cache, model.config.patch_frames, accelerator, cache_on_device)
     autocast = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.train.precision == "bf16")
 
     # --- The method: one object around the model's blocks, and the measurements that it asks for. ---

@@ -20,6 +20,7 @@ from segue.models.step_memory import StepKind, memory_need
 from segue.stage.alignment import Projector
 from segue.training import features
 from segue.training.config import RunConfig
+from segue.training.windows import window_frames, window_seconds
 
 FLOAT = 4
 MOMENTS_8_BIT = 2  # bytes of a weight's two moments
@@ -58,13 +59,15 @@ def run_need(config: RunConfig, cache: LatentCache, dit: BackboneConfig) -> RunN
     alignment = config.policy.alignment
     # The model: weights and optimiser, and the activations of one piece of a batch.
     piece = ceil(train.batch_size / train.accumulation)
-    model = memory_need(dit, piece, cache.frames, cache.text_tokens, step_kind(config))
+    window = max(cache.frames, window_frames(config, cache))
+    model = memory_need(dit, piece, window, cache.text_tokens, step_kind(config))
     weights = model.weights
     activations = model.activations
 
     # The data: of a batch, and of the validation set.
-    latent = FLOAT * cache.channels * cache.frames
-    frames = ceil(cache.meta["seconds"] * (cache.meta["teacher_frame_rate_hz"] or 0))
+    latent = FLOAT * cache.channels * window
+    longest = max(cache.meta["seconds"], window_seconds(config, cache))
+    frames = ceil(longest * (cache.meta["teacher_frame_rate_hz"] or 0))
     taught = FLOAT * frames * (cache.meta["teacher_dim"] or 0)
     text = 0 if dit.audio else FLOAT * cache.text_tokens * cache.text_dim
     # Latents, x_0 and noise of the whole batch, audio twice; x_t, prediction, error and their gradients of a piece.
@@ -82,7 +85,7 @@ def run_need(config: RunConfig, cache: LatentCache, dit: BackboneConfig) -> RunN
             with torch.device("meta"):
                 projector = Projector(dit.width, cache.meta["teacher_dim"] or 1)
             weights += ADAM * FLOAT * sum(p.numel() for p in projector.parameters())
-            tokens = ceil(cache.frames / dit.patch_frames)
+            tokens = ceil(window / dit.patch_frames)
             widths = sum(layer.out_features for layer in projector.modules() if isinstance(layer, nn.Linear))
             activations += piece * (FLOAT * tokens * 2 * widths + 5 * taught)
 
