@@ -161,7 +161,9 @@ def audio(drop: list[bool] | None = None) -> Condition:
     values = torch.randn(2, 6, 11, generator=torch.Generator().manual_seed(3))
     known = (torch.arange(6) < 4).expand(2, 6)
     drop = None if drop is None else torch.tensor(drop)
-    return Condition(drop=drop, audio=values * known[..., None], known_mask=known, cutoff=torch.tensor([0.5, 0.25]))
+    return Condition(
+        drop=drop, audio=values * known[..., None], known_mask=known[..., None], cutoff=torch.tensor([0.5, 0.25])
+    )
 
 
 def test_without_audio_and_window_the_model_is_what_it_was():
