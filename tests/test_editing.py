@@ -210,7 +210,7 @@ def test_a_negative_prompt_is_steered_away_from(pipeline):
     guided = Sampling(steps=8, guidance_scale=2.0)
     plain = pipeline.generate(["tone"], sampling=guided)
     away = pipeline.generate(["tone"], sampling=guided, negative="loud hiss and hum")
-    assert float(plain.mean() - away.mean()) == pytest.approx(2.0, abs=0.1)
+    assert float(plain.mean() - away.mean()) == pytest.approx(2.0, abs=0.3)
     # Away from itself is nowhere: the prompt alone.
     same = pipeline.generate(["loud"], sampling=guided, negative="loud")
     torch.testing.assert_close(same, pipeline.generate(["loud"], sampling=replace(guided, guidance_scale=1.0)))
