@@ -4,7 +4,7 @@ Held-out clips of a cache, as their codec gives them. A stretch of each is made 
 tenths of the clip, in its middle), or its second half is (continuation), and compared with what was there. Two figures:
 the mean absolute difference of log-mel levels in the stretch (dB), and how much larger the change of these levels over
 a joint is than the clip's own change there (dB; 0 where a joint is no larger than the sound's own changes). Lower is
-better for both. `pasted` puts a sound in that was generated from the caption alone. --out FILE keeps all figures as JSON.
+better for both. `pasted` puts a sound in that was generated from the caption alone. --out FILE keeps all figures.
 """
 
 from __future__ import annotations
