@@ -88,7 +88,7 @@ def edit_of(asked: dict[str, Any]) -> Edit | None:
     Raises:
         UserError: options that contradict each other, or that lack the recording.
     """
-    kinds = [name for name in ("replace", "continue", "strength", "loop") if asked.get(name) not in (None, False)]
+    kinds = [name for name in ("replace", "continue", "strength", "loop") if name in asked]
     if "from" not in asked:
         for name in kinds:
             if name != "loop":
