@@ -1,4 +1,4 @@
-"""`segue generate`: captions in, wav or flac files out."""
+"""`segue generate`: captions, and recordings where there are some, in; wav or flac files out."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from segue._version import __version__
 from segue.audio.loudness import QUIETEST_LUFS, gain_to
 from segue.audio.tags import read_form, read_settings
 from segue.audio.write import SUFFIXES, write_wav
+from segue.cli.edit_options import EDITING, Maker, edit_of, how_kept
 from segue.cli.options import Device, finite
 from segue.conditioners.tokens import count_tokens
 from segue.devices import announced_device, device_of
@@ -28,11 +29,12 @@ from segue.types import UserError, import_extra, printable
 
 MOST_SLUG = 60  # characters of the prompt in a file's name
 SUBTYPES = ("PCM_16", "PCM_24", "FLOAT")
+_MOST_NEGATIVE = 300  # characters; it has to find room in the metadata
 _MOST_PATH = 400  # characters of the run's path in the metadata
 # What --like takes over from a file, and of which type it is there.
 _KEPT: dict[str, type] = {"seed": int, "number": int, "seconds": float, "steps": int, "solver": str, "guidance": float,
-         "rescale": float, "loudness": float, "weights": str, "format": str, "subtype": str,
-         "conditions": dict}  # fmt: skip
+         "rescale": float, "loudness": float, "weights": str, "format": str, "subtype": str, "conditions": dict,
+         "negative": str, "loop": bool, "from": str, "replace": str, "continue": float, "strength": float}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,33 @@ def generate(
         typer.Option(
             help="File that `segue generate` wrote: its prompt, seed and settings are taken where no others are given."
         ),
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Recording to work on, with one of --replace, --continue, --strength and --loop.",
+            show_default=False,
+        ),
+    ] = None,
+    replace_: Annotated[
+        str | None,
+        typer.Option("--replace", help="Seconds of the recording that are made anew, as START-END, such as 2.0-3.5."),
+    ] = None,
+    continue_: Annotated[
+        float | None, typer.Option("--continue", help="Seconds that the recording is continued by.")
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            help="Noise that is put on the recording and taken away under the prompt, above 0 to 1: a variation of it, "
+            "the freer the more."
+        ),
+    ] = None,
+    loop: Annotated[bool, typer.Option("--loop", help="Make the end of each sound meet its beginning.")] = False,
+    negative: Annotated[
+        str | None,
+        typer.Option(help='What the sounds should not be, such as "noise, hum"; acts through --guidance.'),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("generated"),
     seconds: Annotated[
@@ -151,7 +180,7 @@ def generate(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Generate sounds from prompts.
+    """Generate sounds from prompts, or edit a recording: continue it, replace a stretch, vary it, loop it.
 
     Each file keeps its prompt, seed, number and settings in its metadata, and number and seed in its name. Files appear
     as they are made, and none is replaced without --overwrite.
@@ -170,23 +199,37 @@ def generate(
         "weights": weights,
         "format": container,
         "subtype": subtype,
+        "negative": negative,
+        "loop": loop or None,
+        "from": None if source is None else str(source),
+        "replace": replace_,
+        "continue": continue_,
+        "strength": strength,
         "conditions": _conditions(condition) if condition else None,
     }
     asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     # Options win over what --like names; its number belongs to its own prompt.
     if like is not None:
         kept = _settings_of(like)
-        number_of_another = {"number"} if captions else set()
+        left_out = {"number"} if captions else set()
+        # Another edit is another sound: nothing of the file's own edit, nor its length, belongs to it.
+        if EDITING & asked.keys():
+            left_out |= EDITING | {"seconds"}
         captions = captions or [kept["prompt"]]
-        asked = {name: kept[name] for name in _KEPT.keys() - number_of_another if name in kept} | asked
+        asked = {name: kept[name] for name in _KEPT.keys() - left_out if name in kept} | asked
     encoding = asked.get("subtype", "PCM_16")
     form = _form(asked.get("format", "wav"), encoding)
     finite("--rescale", asked.get("rescale"), 0.0, 1.0)
     finite("--loudness", asked.get("loudness"), QUIETEST_LUFS, 0.0)
+    edit = edit_of(asked)
+    if negative is not None and not negative.strip():
+        raise UserError("--negative: an empty one; hint: leave it away, or say what the sounds should not be")
+    if negative is not None and len(negative) > _MOST_NEGATIVE:
+        raise UserError(f"--negative: {len(negative)} characters; hint: give at most {_MOST_NEGATIVE}")
     if not captions:
         raise UserError('no prompt; for example: segue generate runs/mine "a soft violin playing C 5"')
-    for caption in captions:
-        _refuse_not_text(caption)
+    for text in [*captions, asked.get("negative", "")]:
+        _refuse_not_text(text)
     of_sampling = _of_sampling(asked)
     Sampling(**of_sampling)  # refused before the model is loaded
     place = device_of(device)
@@ -208,17 +251,27 @@ def generate(
     length_sec = pipeline.samples_of(asked.get("seconds")) / pipeline.codec.sample_rate_hz
     conditions = _checked(pipeline, asked.get("conditions", {}))
     sampling = replace(pipeline.own_sampling, **of_sampling)
+    if "negative" in asked and sampling.guidance_scale == 1:
+        raise UserError("--negative acts through guidance, whose scale is 1 here; hint: --guidance 3, or no --negative")
+    own = {name: asked[name] for name in ("negative", "loop") if name in asked}
+    # A length that is drawn for each sound is drawn again by --like.
+    of_length = length_sec if "seconds" in asked or "loop" in own or not pipeline.saved.card.lengths else None
+    maker = Maker(
+        pipeline, sampling, of_length, own | {"conditions": conditions}, None if edit is None else edit.bound(pipeline)
+    )
     # Words that the encoder cuts or does not know are told: the sound cannot follow them.
     counts = count_tokens(pipeline.conditioner, captions)
     for note in counts.notes("prompt") if counts else []:
         print(f"note: {note}", file=sys.stderr)
+    if maker.fits_parts:
+        print(f"note: {how_kept(pipeline)}", file=sys.stderr)
     make_folder(out)
-    # A length that is drawn for each sound is drawn again by --like.
-    of_length = length_sec if "seconds" in asked or not pipeline.saved.card.lengths else None
     settings = {
         "run": str(run)[-_MOST_PATH:],  # the end of a long path says most of the run
         "weights": kind,
-        **({} if of_length is None else {"seconds": of_length}),
+        **({} if of_length is None or edit is not None else {"seconds": of_length}),
+        **({} if edit is None else edit.settings),
+        **own,
         "steps": sampling.steps,
         "solver": sampling.solver,
         "guidance": sampling.guidance_scale,
@@ -227,7 +280,7 @@ def generate(
         **({"conditions": conditions} if conditions else {}),
     }
     output = _Output(encoding.upper(), asked.get("loudness"), settings)
-    _generate(pipeline, takes, sampling, of_length, batch_size, output, conditions)
+    _generate(maker, takes, batch_size if edit is None else 1, output)
 
 
 def _conditions(given: Sequence[str]) -> dict[str, str]:
@@ -293,42 +346,25 @@ def _settings_of(path: Path) -> dict[str, Any]:
     return found | read_form(path)
 
 
-def _generate(
-    pipeline: Pipeline,
-    takes: Sequence[_Take],
-    sampling: Sampling,
-    seconds: float | None,
-    batch_size: int,
-    output: _Output,
-    conditions: dict[str, float | str],
-) -> None:
+def _generate(maker: Maker, takes: Sequence[_Take], batch_size: int, output: _Output) -> None:
     """Compute batch after batch, and write each before the next one begins."""
-    # Heun evaluates twice a step, but for the last one.
-    per_batch = 2 * sampling.steps - 1 if sampling.solver == "heun" else sampling.steps
+    total = maker.evaluations(len(takes), batch_size)
     done = 0
-    with Meter("generating", per_batch * -(-len(takes) // batch_size), unit="evaluations", first_line_sec=15) as bar:
+    unit = "sounds" if total is None else "evaluations"
+    with Meter("generating", total or len(takes), unit=unit, first_line_sec=15) as bar:
 
         def advance() -> None:
             nonlocal done
             done += 1
-            bar.update(done)
+            bar.update(first if total is None else done)
 
         for first in range(0, len(takes), batch_size):
             part = takes[first : first + batch_size]
-            # Noise is keyed by seed and number, so that batches of any size give the same sounds.
-            waves = pipeline.generate(
-                [take.caption for take in part],
-                seconds=seconds,
-                seed=[take.seed for take in part],
-                sampling=sampling,
-                batch_size=batch_size,
-                numbers=[take.number for take in part],
-                on_step=advance,
-                conditions=conditions,
-            )
             # Written at once: a killed command keeps what it has made.
-            for take, wave in zip(part, waves):
-                output.write(take, wave.numpy(), pipeline.codec.sample_rate_hz)
+            for take, wave in zip(
+                part, maker.make([t.caption for t in part], [t.seed for t in part], [t.number for t in part], advance)
+            ):
+                output.write(take, wave.numpy(), maker.pipeline.codec.sample_rate_hz)
                 print(printable(str(take.path)), flush=True)
 
 

@@ -13,6 +13,7 @@ from segue.data.cache import Batch
 from segue.models.fields import LabelField, NumberField, field_tensors
 from segue.process.noise import BatchDraws
 from segue.tasks.base import Task
+from segue.tasks.known_parts import with_known_parts
 from segue.types import TIMES, Condition
 
 UNKNOWN_SHARE = 0.2  # of what the manifest says of training clips: a model must also do where nothing is said
@@ -31,6 +32,7 @@ class Generation(Task):
         numbers: Sequence[NumberField] = (),
         labels: Sequence[LabelField] = (),
         learns_silence: bool = False,
+        known_share: float = 0.0,
     ) -> None:
         """
         Args:
@@ -38,12 +40,14 @@ class Generation(Task):
             padding: [C, L] standardised latents that stand behind the end of a sound; None: zeros.
             numbers, labels: fields that the model is conditioned on beside the caption.
             learns_silence: whether the padding counts in loss and attention as what the model shall generate there.
+            known_share: of the training examples, of which a stretch is known; of held-out ones nothing ever is.
         """
         super().__init__(space)
         self._lengths = lengths
         self._padding = padding
         self._numbers, self._labels = tuple(numbers), tuple(labels)
         self._learns_silence = learns_silence
+        self._known_share = known_share
 
     def prepare(self, batch: Batch, draws: BatchDraws | None = None) -> tuple[Tensor, Condition, Tensor | None]:
         """See Task.prepare."""
@@ -55,7 +59,10 @@ class Generation(Task):
         if self._lengths is not None:
             seconds = torch.tensor(self._lengths(batch.indices), dtype=torch.float32, device=x_0.device)
             condition = replace(condition, seconds=seconds)
-        return x_0, condition, None if self._learns_silence else batch.mask
+        mask = None if self._learns_silence else batch.mask
+        if self._known_share and draws is not None:
+            condition = with_known_parts(condition, x_0, mask, draws, self._known_share)
+        return x_0, condition, mask
 
     def _with_fields(self, condition: Condition, batch: Batch, draws: BatchDraws | None) -> Condition:
         """The condition with the numbers and labels of the model's fields, some of them hidden where draws are made."""

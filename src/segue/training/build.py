@@ -106,25 +106,37 @@ def make_task(
     space = None if statistics is None else space_of(cache, *statistics)
     if config.model.pretrained:
         return _pretrained_task(config, cache, space or own_space(cache), device)
-    if config.train.task == "generation" and any(condition_fields(config, cache)):
+    if config.train.known_share or (config.train.task == "generation" and any(condition_fields(config, cache))):
         return _conditioned_task(config, cache, (space or cached_space(cache)).to(device))
     return named_task(config.train.task, config.degradation, cache, config.train.seed, space, device)
 
 
 def _conditioned_task(config: RunConfig, cache: LatentCache, space: LatentSpace) -> Task:
-    """Generation by a model that knows more than the caption; where it knows when a sound ends, it learns the end."""
+    """Generation by a model that knows more than the caption: fields, or a stretch of some sounds.
+
+    Where it knows when a sound ends, it learns the end.
+    """
+    if config.train.task != "generation":
+        raise UserError(
+            f"train.known_share: not for {config.train.task}, where channels are known; hint: leave it away"
+        )
     numbers, labels = condition_fields(config, cache)
     ends = knows_times(cache) and any(field.name in TIMES for field in numbers)
     # A batch may be a token longer than its longest sound.
     longest = max(window_seconds(config, cache), cache.meta["seconds"]) + 1.0
     padding = silence_of(space, longest) if ends else None
-    return Generation(space, None, padding, numbers, labels, learns_silence=ends)
+    return Generation(space, None, padding, numbers, labels, ends, config.train.known_share)
 
 
 def _pretrained_task(config: RunConfig, cache: LatentCache, space: LatentSpace, device: torch.device | str) -> Task:
     """Generation by a model that is told how long a sound is, and that was trained on silence behind its end."""
     if config.train.task != "generation":
         raise UserError(f"--model {config.model.pretrained}: a model for generation; train.task is {config.train.task}")
+    if config.train.known_share:
+        raise UserError(
+            f"train.known_share: --model {config.model.pretrained} has no input for known parts; hint: leave it away; "
+            "segue generate --from edits by replacement with any model"
+        )
     space = space.to(device)
     padding = None
     if any(cache.row(i)["frames"] < cache.frames for i in range(len(cache))):
@@ -177,6 +189,7 @@ def dit_config(config: RunConfig, cache: LatentCache) -> DiTConfig:
     patch = config.model.patch_frames or max(1, round(frame_rate_hz / TOKENS_PER_SEC))
     dit = preset(config.model.preset, channels=cache.channels, text_dim=cache.text_dim, patch_frames=patch)
     dit = replace(dit, audio=config.train.task == "super-resolution", attention_window=config.model.attention_window)
+    dit = replace(dit, known=config.train.known_share > 0)
     # The noise of a token wider than the model does not pass through it (docs/method.md, What is measured in what).
     predicts = config.model.predicts
     if predicts == "auto":
@@ -264,6 +277,9 @@ def _start(model: Backbone, path: Path) -> None:
         UserError: no model there, or one of another shape.
     """
     found = load_model(model_file(path)).model.state_dict()
+    if isinstance(model, DiT) and model.config.known:
+        # A model that was trained without known parts begins to learn them from zero.
+        found.setdefault("known_in", torch.zeros_like(model.known_in))
     # Fields that the start does not have begin at nothing, so that the run begins as the start is.
     if isinstance(model, DiT) and hasattr(model, "fields") and not any(name.startswith("fields.") for name in found):
         model.fields.begin_at_nothing()

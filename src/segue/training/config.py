@@ -114,6 +114,8 @@ class TrainConfig:
         contrastive: weight of contrastive flow matching (arXiv 2506.05350): predictions are pushed away from what
             another clip of the batch would ask for; 0 = off, 0.05 is the paper's.
         condition_dropout: share of captions, or of low bands, replaced by the null, for classifier-free guidance.
+        known_share: share of the examples of which a stretch is given and the rest generated: the start, the end, both,
+            or the middle (tasks/known_parts.py). The model then continues and repairs recordings; 0 = none.
         log_every, validate_every, checkpoint_every: in examples; 0 = a share of the run (1/100, 1/10, 1/4).
         samples: sounds from fixed held-out captions and seeds, each time and at the end; 0 = none (--samples).
         sample_every: examples between them; 0 = with every checkpoint.
@@ -142,6 +144,7 @@ class TrainConfig:
     objective: str = "auto"
     contrastive: float = field(default=0.0, metadata=LATER)
     condition_dropout: float = 0.1
+    known_share: float = field(default=0.0, metadata=LATER)
     log_every: int = 0
     validate_every: int = 0
     checkpoint_every: int = 0
@@ -177,6 +180,8 @@ class TrainConfig:
             raise UserError(f"train.seconds is {self.seconds}; give a length in seconds, or 0 for that of the cache")
         if not 0 <= self.condition_dropout < 1:
             raise UserError(f"train.condition_dropout is {self.condition_dropout}; give a share in [0, 1)")
+        if not 0 <= self.known_share <= 1:
+            raise UserError(f"train.known_share is {self.known_share}; give a share from 0 to 1, such as 0.5")
 
 
 @dataclass(frozen=True)
