@@ -32,7 +32,15 @@ ALLOWED = {
     "progress": set(),
     "evaluation": {"audio", "progress", "data", "codecs", "ssl", "tasks"},
     "data": {"audio", "progress", "codecs.base", "conditioners.base", "conditioners.tokens", "ssl.base"},
-    "tasks": {"data", "codecs.base", "codecs.latent_space", "conditioners.base", "process.noise", "models.audio_skip"},
+    "tasks": {
+        "data",
+        "codecs.base",
+        "codecs.latent_space",
+        "conditioners.base",
+        "process.noise",
+        "models.audio_skip",
+        "audio.recode",
+    },  # fmt: skip
     "report": {"audio", "evaluation"},
     "training": PARTS | {"audio", "progress"},
     "pipeline": {"process", "models", "codecs", "conditioners", "tasks"},
