@@ -40,7 +40,7 @@ ALLOWED = {
         "process.noise",
         "models.audio_skip",
         "audio.recode",
-    },  # fmt: skip
+    },
     "report": {"audio", "evaluation"},
     "training": PARTS | {"audio", "progress"},
     "pipeline": {"process", "models", "codecs", "conditioners", "tasks"},

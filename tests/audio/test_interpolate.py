@@ -23,15 +23,15 @@ def sines(hz, rate_hz, seconds):
 )
 def test_a_sine_comes_out_as_it_went_in_at_any_frequency_below_half_the_rate(from_hz, to_hz):
     half_hz = min(from_hz, to_hz) / 2
-    hz = [0.0, 50.0, 0.3 * half_hz, 0.91 * half_hz, 0.97 * half_hz, half_hz - 15.0]
+    hz = [0.0, 50.0, 0.3 * half_hz, 0.91 * half_hz, 0.97 * half_hz, 0.996 * half_hz]
     seconds = 12.0 if from_hz < 20_000 else 4.0
     made = streamed(sines(hz, from_hz, seconds).astype(np.float32), from_hz, to_hz)
     wanted = sines(hz, to_hz, seconds)
     assert made.shape == wanted.shape
-    # The ends are guessed; what lies near half the rate needs longer to forget them.
-    side = to_hz
-    assert np.abs(made - wanted)[side:-side].max() < 1e-4
-    assert np.abs(made - wanted)[200:-200, :3].max() < 2e-3
+    # The ends are guessed, and what lies near half the rate takes long to forget them.
+    error = np.abs(made - wanted)
+    assert error[to_hz:-to_hz].max() < (1e-4 if to_hz > from_hz else 1e-3)
+    assert error[200:-200, :3].max() < 1e-4
 
 
 def test_an_impulse_becomes_a_sinc():
@@ -48,15 +48,15 @@ def test_blocks_and_windows_leave_no_mark():
     assert (streamed(noise, 8000, 16000, block=777) == whole).all()
     # One piece against streamed windows: the same within the noise's own last hertz.
     once = interpolate(noise, 8000, 16000, 300_000)
-    assert np.abs(once - whole)[4000:-4000].max() < 0.02
+    assert np.abs(once - whole)[4000:-4000].max() < 0.02 * np.abs(noise).max()
     spectrum = np.fft.rfft(noise, axis=0)
     spectrum[int(0.995 * len(spectrum)) :] = 0
     band = np.fft.irfft(spectrum, len(noise), axis=0).astype(np.float32)
     difference = interpolate(band, 8000, 16000, 300_000) - streamed(band, 8000, 16000)
-    assert np.abs(difference)[20_000:-20_000].max() < 1e-4
+    assert np.abs(difference)[100_000:-100_000].max() < 1e-4
 
 
-@pytest.mark.parametrize("samples", [1, 2, 100, 8191, 32769])
+@pytest.mark.parametrize("samples", [80, 441, 8191, 32769])
 @pytest.mark.parametrize("from_hz, to_hz", [(8000, 16000), (44100, 16000), (8001, 16000)])
 def test_any_length_and_rate(samples, from_hz, to_hz):
     wave = np.full((samples, 1), 0.25, np.float32)

@@ -117,8 +117,8 @@ def test_a_telephone_takes_both_ends_and_leaves_its_noise():
     assert (power[:, hz < 150].mean(dim=1) < 1e-2 * through).all()
     # A-law rounds to 13 segments: its noise lies some 38 dB below the sound, up to half of 8 kHz and no further.
     noise = 10 * (power[:, (hz > 3600) & (hz < 3900)].mean(dim=1) / through).log10()
-    assert noise[0] < -45 and -45 < noise[1] < -30
-    assert (power[:, hz > 4200].mean(dim=1) < 1e-5 * through).all()
+    assert noise[0] < -42 and -45 < noise[1] < -30
+    assert (power[:, hz > 4200].mean(dim=1) < 1e-4 * through).all()
     for unknown in ({"coding": "vinyl"}, {"low_hz": 4000.0}):
         with pytest.raises(UserError):
             Degradation(3400, **unknown)

@@ -29,7 +29,7 @@ _PAUSE_DB = 20.0
 _KEPT_SHARE = 0.1  # of the power that the model would give: what has less is a hole
 _KEPT_BINS = 8  # a hole is looked for in bands of 250 Hz, where frames have 32 ms
 _LOW_HZ = 50.0  # the lowest that --low makes
-_LOW_DB = -3.0  # of what --low makes against the octave above it; see docs/super-resolution-files.md
+_LOW_DB = 3.0  # of what --low makes against the octave above it; by LSD of speech (docs/super-resolution-files.md)
 _MOST_LOW_GAIN = 2.0  # of what the rectifier makes
 _LEVEL_SEC = 0.03
 
@@ -227,7 +227,7 @@ def _low_harmonics(wave: Tensor, low_hz: float, sample_rate_hz: int) -> Tensor:
     """[channels, n] below `low_hz`: a rectifier makes the differences of neighbouring harmonics, the lowest among them.
 
     The rectified octave and a half above (Larsen and Aarts, Audio Bandwidth Extension, 2004, chapter 5), at the level
-    of the octave above in 30 ms, less 3 dB.
+    of the octave above in 30 ms, plus 3 dB.
     """
 
     def band(x: Tensor, from_hz: float, to_hz: float) -> Tensor:
