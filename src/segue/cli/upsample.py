@@ -49,9 +49,8 @@ def upsample(
     source: Annotated[
         str | None,
         typer.Option(
-            help="Where the recordings come from: telephone (edges raised, the hole above the band filled), mp3 (holes "
-            "filled), tape (hiss above the sound replaced) or auto (detected in each file); default: nothing is done "
-            "about it."
+            help="Where the recordings come from: telephone (low edge raised, hole above the band filled), mp3 (holes "
+            "filled), tape (hiss above the sound replaced) or auto (detected in each file); default: nothing is done."
         ),
     ] = None,
     low: Annotated[

@@ -21,7 +21,7 @@ SOURCES = ("telephone", "mp3", "tape", "auto")
 _TELEPHONE_SUBTYPES = ("ALAW", "ULAW", "GSM610", "G721_32", "G723_24", "G723_40", "VOX_ADPCM")
 _MP3_FORMATS = ("MP3", "ADTS")
 _MP3_SUBTYPES = ("MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III")
-_BOOST_DB = 10.0  # most that the edge of a telephone band is raised by; it raises the code's noise as well
+_BOOST_DB = 10.0  # most that the low edge of a telephone band is raised by; it raises the code's noise as well
 _EDGE_DB = 12.0  # what lies so far below its neighbourhood is no longer the band
 _HOLE_SHARE = 0.2  # of the frames; a band that is empty so often has been left out by its encoder
 _HISS_DB = 12.0  # loud over quiet: a band of steady noise has 10, of sound with pauses 20 and more
@@ -103,31 +103,17 @@ def _detected(header: Header, analysis: Analysis) -> tuple[str, str]:
 
 
 def _telephone(analysis: Analysis) -> Treatment:
-    """The band ends where it has fallen by 12 dB, whatever noise the code left above; its edges are raised."""
+    """The band ends where it has fallen by 12 dB, whatever noise the code left above; its low edge is raised.
+
+    The high edge is not: what natural sounds lose there and what a line took cannot be told apart, and to raise it as
+    the middle of the band points made speech worse (docs/super-resolution-files.md).
+    """
     profile = analysis.profile
-    edge_hz = _telephone_edge(profile)
-    cutoff_hz = min(edge_hz, analysis.bandwidth.cutoff_hz)
-    middles = (profile.edges_hz[:-1] + profile.edges_hz[1:]) / 2
-    # What the levels would be if they went on as they go in the middle of the band.
-    upper = (middles >= 1500) & (middles <= 2800)
-    slope, _ = np.polyfit(np.log2(middles[upper]), profile.loud_db[upper], 1) if upper.sum() > 2 else (0.0, 0.0)
-    slope = float(np.clip(slope, -12.0, 0.0))
-    at_2800 = profile.level_db(2450, 2950)
-    lower_db = profile.level_db(350, 550)
-    curve = [(0.0, 0.0), (200.0, 0.0)]
-    for hz, loud_db in zip(middles, profile.loud_db):
-        missing = 0.0
-        if 200 < hz <= 350:
-            missing = lower_db - loud_db
-        elif 2900 <= hz <= cutoff_hz:
-            missing = at_2800 + slope * np.log2(hz / 2700) - loud_db
-        if 200 < hz <= cutoff_hz:
-            curve.append((float(hz), float(np.clip(missing, 0.0, _BOOST_DB))))
-    curve.append((cutoff_hz, curve[-1][1]))
-    curve.append((cutoff_hz + 100.0, 0.0))
-    raised = max(db for _, db in curve)
-    note = f"telephone band: kept up to {cutoff_hz:,.0f} Hz, its edges raised by up to {raised:.0f} dB"
-    return Treatment("telephone", cutoff_hz, "telephone", tuple(curve), notes=(note,))
+    cutoff_hz = min(_telephone_edge(profile), analysis.bandwidth.cutoff_hz)
+    raised_db = float(np.clip(profile.level_db(350, 550) - profile.level_db(250, 350), 0.0, _BOOST_DB))
+    curve = ((200.0, 0.0), (300.0, raised_db), (400.0, 0.0))
+    note = f"telephone band: kept up to {cutoff_hz:,.0f} Hz, its low edge raised by {raised_db:.0f} dB"
+    return Treatment("telephone", cutoff_hz, "telephone", curve, notes=(note,))
 
 
 def _telephone_edge(profile: Profile) -> float:
