@@ -40,6 +40,7 @@ ALLOWED = {
         "process.noise",
         "models.audio_skip",
         "models.fields",
+        "audio.recode",
     },
     "report": {"audio", "evaluation"},
     "training": PARTS | {"audio", "progress"},

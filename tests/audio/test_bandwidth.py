@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.signal
 import soundfile
+import soxr
 
 from segue.audio.analyse import analyse
 from segue.audio.read import read_claim
@@ -44,7 +45,22 @@ def test_mp3_ends_where_its_encoder_did(sound, tmp_path):
 
 def test_a_sound_that_fills_its_rate_is_whole(sound, write):
     found = bandwidth_of(write("a.wav", hissing(sound)))
-    assert (found.found_by, found.cutoff_hz) == ("rate", pytest.approx(7520))
+    assert (found.found_by, found.cutoff_hz) == ("rate", 8000.0)
+
+
+@pytest.mark.parametrize("quality, share", [("HQ", (0.93, 0.98)), ("VHQ", (0.93, 0.98))])
+def test_a_sound_that_fills_its_rate_but_for_a_resamplers_droop_ends_in_its_flank(sound, write, quality, share):
+    wave = soxr.resample(hissing(sound), 16000, 8000, quality=quality)
+    found = bandwidth_of(write("a.wav", wave, 8000))
+    assert found.found_by == "rate" and share[0] * 4000 < found.cutoff_hz < share[1] * 4000
+
+
+@pytest.mark.parametrize("share", [0.96, 0.98, 1.0])
+def test_a_wall_near_half_the_rate_is_found_where_it_stands(sound, write, share):
+    spectrum = np.fft.rfft(sound(3.0, 4000, 8000))
+    spectrum[int(share * len(spectrum)) :] = 0
+    found = bandwidth_of(write("a.wav", np.fft.irfft(spectrum), 8000))
+    assert found.found_by == "rate" and found.cutoff_hz == pytest.approx(4000 * share, abs=40)
 
 
 def test_a_gentle_slope_and_the_partials_of_a_note_are_no_edges(write):

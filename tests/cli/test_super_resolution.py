@@ -40,7 +40,10 @@ def test_a_run_is_measured_beside_baselines(segue, recordings, tmp_path):
     measured = segue(
         "super-resolution", "measure", run, recordings, "--steps", "1,2", "--clips", "4", "--json", figures
     )
-    rows = json.loads(figures.read_text())["rows"]
+    found = json.loads(figures.read_text())
+    rows = found["rows"]
+    # A set without a test split: only what training holds out, and that is said.
+    assert found["split"] == "valid" and "has no split 'test': measured on its split 'valid'" in measured.err
     assert list(rows) == [
         "unprocessed",
         "sinc",

@@ -189,6 +189,7 @@ def test_two_inputs_for_one_output(segue, old, tmp_path):
         (["--subtype", "MP3"], "use one of PCM_S8"),
         (["--max-memory", "lots"], "such as 1.5GB"),
         (["--chunk-seconds", "-2"], "--chunk-seconds -2"),
+        (["--source", "vinyl"], "--source vinyl: use one of telephone, mp3, tape, auto"),
     ],
 )
 def test_options_that_do_not_fit(segue, old, tmp_path, options, words):

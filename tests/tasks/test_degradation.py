@@ -4,6 +4,7 @@ import torch
 from scipy import signal
 
 from segue.tasks.degradation import (
+    CODING_UNIFORMS,
     PROTOCOLS,
     UNIFORMS,
     Degradation,
@@ -11,6 +12,7 @@ from segue.tasks.degradation import (
     degrade,
     drawn_from,
     protocol,
+    with_coding,
 )
 from segue.types import UserError
 
@@ -74,7 +76,15 @@ def test_a_config_that_names_noise_is_read_where_there_was_none():
 
 
 @pytest.mark.parametrize(
-    "change", [{"families": "cheby"}, {"order_min": 11}, {"cutoff_min_hz": 5000.0}, {"top_share": 1.5}]
+    "change",
+    [
+        {"families": "cheby"},
+        {"order_min": 11},
+        {"cutoff_min_hz": 5000.0},
+        {"top_share": 1.5},
+        {"telephone_share": -0.1},
+        {"telephone_share": 0.6, "coded_share": 0.6},
+    ],
 )
 def test_a_range_that_makes_no_sense_is_refused(change):
     with pytest.raises(UserError, match="degradation"):
@@ -84,3 +94,31 @@ def test_a_range_that_makes_no_sense_is_refused(change):
 def test_a_cutoff_above_half_the_rate_is_refused():
     with pytest.raises(UserError, match="nothing would be missing"):
         degrade(WAVE, RATE_HZ, [Degradation(8000)])
+
+
+def test_some_clips_come_from_telephones_and_some_from_files():
+    config = DegradationConfig(telephone_share=0.3, coded_share=0.2)
+    assert config.codes and not DegradationConfig().codes
+    drawn = [with_coding(Degradation(4000), config, u) for u in np.random.default_rng(0).random((600, CODING_UNIFORMS))]
+    telephones = [d for d in drawn if d.low_hz == 300]
+    assert {d.coding for d in telephones} == {"alaw", "mulaw", "gsm"} and 0.25 < len(telephones) / 600 < 0.35
+    assert all(3300 <= d.cutoff_hz <= 3500 for d in telephones)
+    assert {d.coding for d in drawn} == {"alaw", "mulaw", "gsm", "opus", "mp3", ""}
+    assert 0.45 < np.mean([d == Degradation(4000) for d in drawn]) < 0.55
+
+
+def test_a_telephone_takes_both_ends_and_leaves_its_noise():
+    plain, telephone = (Degradation(3400, "fft", low_hz=300, coding=coding) for coding in ("", "alaw"))
+    wave = 0.1 * WAVE.repeat(2, 1)
+    low = degrade(wave, RATE_HZ, [plain, telephone])
+    hz = torch.fft.rfftfreq(WAVE.shape[1], 1 / RATE_HZ)
+    power = torch.fft.rfft(low).abs().square()
+    through = power[:, (hz > 500) & (hz < 3300)].mean(dim=1)
+    assert (power[:, hz < 150].mean(dim=1) < 1e-2 * through).all()
+    # A-law rounds to 13 segments: its noise lies some 38 dB below the sound, up to half of 8 kHz and no further.
+    noise = 10 * (power[:, (hz > 3600) & (hz < 3900)].mean(dim=1) / through).log10()
+    assert noise[0] < -42 and -45 < noise[1] < -30
+    assert (power[:, hz > 4200].mean(dim=1) < 1e-4 * through).all()
+    for unknown in ({"coding": "vinyl"}, {"low_hz": 4000.0}):
+        with pytest.raises(UserError):
+            Degradation(3400, **unknown)

@@ -8,6 +8,7 @@ import pytest
 import soundfile
 import soxr
 
+from segue.audio.interpolate import interpolate
 from segue.audio.stereo import MODES, axes
 from segue.types import UserError
 from segue.upsampling.io_paths import Job
@@ -53,7 +54,7 @@ def test_length_loudness_and_the_low_band_are_kept_and_the_high_band_is_new(soun
     out, made_hz, report = run(path, stand_in(shake=0))
     assert made_hz == 16000 and len(out) == round(len(wave) * 16000 / rate_hz)
     assert report["status"] == "upsampled" and 3600 < report["cutoff_hz"] < 4050
-    low = soxr.resample(wave, rate_hz, 16000)[: len(out)]
+    low = interpolate(wave[:, None], rate_hz, 16000, len(out))[:, 0]
     assert power(band(out[:, 0] - low, 16000, 0, 3500)) < 1e-5 * power(low)
     assert power(band(out[:, 0], 16000, 4500, 7500)) > 1000 * power(band(low, 16000, 4500, 7500))
     assert abs(report["output_rms_db"] - report["input_rms_db"]) < 0.6
@@ -235,10 +236,26 @@ def test_a_full_band_file_is_copied_byte_for_byte(sound, write, run):
 def test_a_cutoff_must_fit_the_file(sound, write, run):
     path = write("a.wav", sound(1.0, rate_hz=8000), 8000)
     report = run(path, cutoff_hz=3000.0)[2]
-    assert report["cutoff_found_by"] == "--cutoff" and report["notes"] == []
-    assert run(path, cutoff_hz=1500.0)[2]["notes"] == ["ends at 1,500 Hz; the model was trained for 2,000 to 12,000 Hz"]
-    with pytest.raises(UserError, match="up to 4000 Hz"):
-        run(path, cutoff_hz=5000.0)
+    other = "--cutoff {} Hz is followed; 4,000 Hz was detected (rate)"
+    assert report["cutoff_found_by"] == "--cutoff" and report["notes"] == [other.format("3,000")]
+    assert run(path, cutoff_hz=1500.0)[2]["notes"] == [
+        other.format("1,500"), "ends at 1,500 Hz; the model was trained for 2,000 to 12,000 Hz"
+    ]  # fmt: skip
+    assert run(path, cutoff_hz=4000.0)[2]["notes"] == []
+    for hz in (4000.1, 5000.0):
+        with pytest.raises(UserError, match="up to 4000 Hz"):
+            run(path, cutoff_hz=hz)
+    with pytest.raises(UserError, match="up to 8000 Hz"):
+        run(write("b.wav", sound(1.0)), cutoff_hz=8000.0)
+
+
+def test_the_whole_band_of_a_file_is_kept_up_to_half_its_rate(sound, write, run, stand_in):
+    wave = sound(6.0, 4000, 8000)
+    out, _, report = run(write("a.wav", wave, 8000, subtype="FLOAT"), stand_in(shake=0))
+    assert report["cutoff_hz"] == 4000.0
+    low = interpolate(wave[:, None], 8000, 16000, len(out))[:, 0]
+    kept = band(out[8000:-8000, 0] - low[8000:-8000], 16000, 0, 3950)
+    assert power(kept) < 1e-5 * power(low)
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from segue.audio.bandwidth import Bandwidth, detect, frame_samples
+from segue.audio.profile import Profile, profile
 from segue.audio.read import read_blocks
 from segue.audio.sound import CLIPPED_PEAK, SILENT_PEAK, Header
 
@@ -31,6 +32,7 @@ class Analysis:
         covariance: [channels, channels] of the channels, offset removed, over all that is not pause.
         silent_peak: what does not exceed this is silence: one step of the samples, at least one of 16 bits.
         bandwidth: where its band ends.
+        profile: how loud it is in each band.
     """
 
     frames: int
@@ -41,6 +43,7 @@ class Analysis:
     covariance: np.ndarray
     silent_peak: float
     bandwidth: Bandwidth
+    profile: Profile
 
 
 def analyse(path: Path, header: Header) -> Analysis:
@@ -95,6 +98,7 @@ def analyse(path: Path, header: Header) -> Analysis:
     outer = sums[:, :, None] * offset
     centred = moments - outer - outer.swapaxes(1, 2) + counts[:, None, None] * np.outer(offset, offset)
     bits = BITS.get(header.subtype)
+    power = np.stack(spectra, axis=1)
     return Analysis(
         frames=int(counts.sum()),
         peak=peak,
@@ -103,7 +107,8 @@ def analyse(path: Path, header: Header) -> Analysis:
         rms=math.sqrt(max(0.0, centred.sum(axis=0).trace()) / counts.sum() / header.channels),
         covariance=_covariance(centred, counts),
         silent_peak=max(SILENT_PEAK, 2.0 ** (1 - bits) if bits else 0.0),
-        bandwidth=detect(np.stack(spectra, axis=1), rate_hz, bits),
+        bandwidth=detect(power, rate_hz, bits),
+        profile=profile(power, rate_hz),
     )
 
 

@@ -25,6 +25,7 @@ from segue.upsampling.chunk_length import parse_memory
 from segue.upsampling.enhance import Resolver
 from segue.upsampling.io_paths import Job, find_jobs
 from segue.upsampling.prepare import Settings, prepare
+from segue.upsampling.source import SOURCES
 from segue.upsampling.upsample import carry_out, describe
 
 _MOST_FAILURES = 125  # what an exit code can count; the shell takes the ones above
@@ -45,6 +46,16 @@ def upsample(
     cutoff: Annotated[
         float | None, typer.Option(help="Frequency in Hz where the inputs' band ends; default: detected in each file.")
     ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the recordings come from: telephone (low edge raised, hole above the band filled), mp3 (holes "
+            "filled), tape (hiss above the sound replaced) or auto (detected in each file); default: nothing is done."
+        ),
+    ] = None,
+    low: Annotated[
+        bool, typer.Option("--low", help="Add low harmonics from 50 Hz on, where a file's low end is missing.")
+    ] = False,
     steps: Annotated[int | None, typer.Option(help="Number of solver steps; default: the model's own.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise; the same seed gives the same bytes.")] = 0,
     max_memory: Annotated[
@@ -85,10 +96,10 @@ def upsample(
     if len(places) not in (2, 3):
         raise UserError("give IN and OUT, or RUN, IN and OUT; for example: segue upsample default old new")
     # RUN is left out in most calls, so that places are counted from the end.
-    run, source, out = ("default", *places)[-3:]
-    jobs = find_jobs(Path(source), Path(out), follow_links)
-    settings = _settings(rate, cutoff, steps, seed, max_memory, chunk_seconds, stereo, container, subtype, overwrite,
-                         skip_existing)  # fmt: skip
+    run, given, out = ("default", *places)[-3:]
+    jobs = find_jobs(Path(given), Path(out), follow_links)
+    settings = _settings(rate, cutoff, source, low, steps, seed, max_memory, chunk_seconds, stereo, container,
+                         subtype, overwrite, skip_existing)  # fmt: skip
     # The model is loaded once; settings that it cannot meet are refused before the first file.
     resolver = load_resolver(run, weights, announced_device(device))
     # What the model can do is known only now.
@@ -124,11 +135,13 @@ def load_resolver(run: str, weights: str, device: str) -> Resolver:
 
 
 def _settings(
-    rate, cutoff, steps, seed, max_memory, chunk_seconds, stereo, container, subtype, overwrite, skip
+    rate, cutoff, source, low, steps, seed, max_memory, chunk_seconds, stereo, container, subtype, overwrite, skip
 ) -> Settings:
     finite("--chunk-seconds", chunk_seconds, 0.0)
     if rate is not None and rate < 1000:
         raise UserError(f"--rate {rate}: give at least 1000 Hz (the rate is in Hz, not kHz)")
+    if source is not None and source not in SOURCES:
+        raise UserError(f"--source {source}: use one of {', '.join(SOURCES)}")
     if stereo not in MODES:
         raise UserError(f"--stereo {stereo}: use one of {', '.join(MODES)}")
     if container is not None and container.lower() not in SUFFIXES:
@@ -139,6 +152,8 @@ def _settings(
         # 0 stands for the model's rate, which is not known before it is loaded.
         rate_hz=rate or 0,
         cutoff_hz=cutoff,
+        source=source,
+        low=low,
         steps=steps,
         seed=seed,
         chunk_sec=math.inf if chunk_seconds == 0 else chunk_seconds,

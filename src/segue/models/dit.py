@@ -169,6 +169,9 @@ class DiT(nn.Module):
             self.fields = FieldEmbedding(config.numbers, config.labels, width)
 
     def _initialise(self) -> None:
+        # Without memory behind it, a draw would import torch's compiler: two CPU seconds at the start of a command.
+        if self.null.is_meta:
+            return
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 # Each of q and kv has the bounds of a layer of its own, as it is one but for the speed.

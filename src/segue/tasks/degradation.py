@@ -1,4 +1,4 @@
-"""Low resolution, simulated: zero-phase low-pass filters of five families, resampling.
+"""Low resolution, simulated: zero-phase low-pass filters of five families, resampling, telephones and lossy codes.
 
 A filter is applied as its zero-phase response |H|^2 to the spectra of a whole batch: what scipy.signal.sosfiltfilt does
 away from the edges, at a fraction of its time. What is drawn is a function of numbers that the training step draws for
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segue.audio.recode import CODINGS, recoded
 from segue.types import UserError, import_extra, without_deleted
 
 FAMILIES = ("chebyshev1", "butterworth", "bessel", "elliptic", "fft")
@@ -22,6 +23,11 @@ RESAMPLING = ("fft", "poly", "none")
 STOP_DB = 60.0  # of elliptic filters
 DELETED = {"noise_share": 0.0, "noise_min_db": 30.0, "noise_max_db": 60.0, "companded_share": 0.0}  # older settings
 UNIFORMS = 5  # numbers that a degradation is drawn from
+CODING_UNIFORMS = 3  # and its coding
+TELEPHONE_HZ = (300.0, 3400.0)  # ITU-T G.712
+TELEPHONE_CODINGS = ("alaw", "mulaw", "gsm")
+FILE_CODINGS = ("opus", "mp3")
+_LOW_ORDER = 4  # of the high-pass at the low end of a telephone band
 RINGING_SAMPLES = 4096  # of silence behind a clip, so that a filter's ringing does not come round to its start
 
 
@@ -37,6 +43,9 @@ class Degradation:
         resample: what going down to twice the cutoff and up again does: "fft" (nothing above the cutoff remains,
             nothing below changes), "poly" (scipy.signal.resample_poly both ways, with its droop, images and aliases) or
             "none" (the filter's skirt stays).
+        low_hz: where the band begins: a Butterworth high-pass of order 4, forwards and backwards; 0: at 0.
+        coding: lossy code that it is stored in, of `audio.recode.CODINGS`, at the lowest rate that holds the cutoff;
+            "": none.
     """
 
     cutoff_hz: float
@@ -44,8 +53,14 @@ class Degradation:
     order: int = 8
     ripple_db: float = 0.05
     resample: str = "fft"
+    low_hz: float = 0.0
+    coding: str = ""
 
     def __post_init__(self) -> None:
+        if self.coding and self.coding not in CODINGS:
+            raise UserError(f"coding '{self.coding}'; use one of {', '.join(CODINGS)}")
+        if not 0 <= self.low_hz < self.cutoff_hz:
+            raise UserError(f"a band from {self.low_hz:g} to {self.cutoff_hz:g} Hz; give a lower end below the cutoff")
         if self.family not in FAMILIES:
             raise UserError(f"filter family '{self.family}'; use one of {', '.join(FAMILIES)}")
         if self.resample not in RESAMPLING:
@@ -96,6 +111,8 @@ class DegradationConfig:
         cutoff_min_hz, cutoff_max_hz: cutoffs, evenly drawn.
         top_share: of clips with exactly the highest cutoff, which is what files of that rate have.
         held_out_cutoff_hz: of probe and validation, by the protocol "nuwave2"; 0 = cutoff_max_hz.
+        telephone_share: of clips that come from a telephone: 300 to 3,400 Hz, in A-law, mu-law or GSM.
+        coded_share: of clips that come from an MP3 or Opus file, of whatever cutoff was drawn.
     """
 
     families: str = ",".join(FAMILIES)
@@ -107,6 +124,8 @@ class DegradationConfig:
     cutoff_max_hz: float = 4000.0
     top_share: float = 0.5
     held_out_cutoff_hz: float = 0.0
+    telephone_share: float = 0.0
+    coded_share: float = 0.0
 
     @classmethod
     def from_json(cls, data: dict) -> DegradationConfig:
@@ -126,8 +145,19 @@ class DegradationConfig:
                           ("cutoff_min_hz", "cutoff_max_hz")):  # fmt: skip
             if not 0 < getattr(self, low) <= getattr(self, high):
                 raise UserError(f"degradation.{low} must lie above 0 and not above degradation.{high}")
-        if not 0 <= self.top_share <= 1:
-            raise UserError(f"degradation.top_share is {self.top_share}; give a share from 0 to 1")
+        for name in ("top_share", "telephone_share", "coded_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"degradation.{name} is {getattr(self, name)}; give a share from 0 to 1")
+        if self.telephone_share + self.coded_share > 1:
+            raise UserError(
+                f"degradation.telephone_share {self.telephone_share:g} and degradation.coded_share "
+                f"{self.coded_share:g}: hint: give shares that add up to at most 1"
+            )
+
+    @property
+    def codes(self) -> bool:
+        """Whether some clips go through a lossy code."""
+        return self.telephone_share + self.coded_share > 0
 
     @property
     def held_out(self) -> Degradation:
@@ -147,6 +177,18 @@ def drawn_from(config: DegradationConfig, u: Sequence[float]) -> Degradation:
         # Evenly in the logarithm: ripples of different sizes are equally likely.
         ripple_db=config.ripple_min_db * (config.ripple_max_db / config.ripple_min_db) ** u[4],
     )
+
+
+def with_coding(degradation: Degradation, config: DegradationConfig, u: Sequence[float]) -> Degradation:
+    """What CODING_UNIFORMS numbers, evenly drawn from [0, 1), add to a degradation: a telephone, a file, nothing."""
+    if u[0] < config.telephone_share:
+        low_hz, cutoff_hz = TELEPHONE_HZ
+        coding = TELEPHONE_CODINGS[int(u[1] * len(TELEPHONE_CODINGS))]
+        # The filters of telephones differ: their edge lies up to 100 Hz to either side.
+        return replace(degradation, cutoff_hz=cutoff_hz + 200.0 * (u[2] - 0.5), low_hz=low_hz, coding=coding)
+    if u[0] < config.telephone_share + config.coded_share:
+        return replace(degradation, coding=FILE_CODINGS[int(u[1] * len(FILE_CODINGS))])
+    return degradation
 
 
 def degrade(wave: Tensor, sample_rate_hz: int, degradations: Sequence[Degradation]) -> Tensor:
@@ -173,10 +215,12 @@ def degrade(wave: Tensor, sample_rate_hz: int, degradations: Sequence[Degradatio
     # Both sides of a row lose the same.
     gain = gain if wave.ndim == 2 else gain[:, None]
     low = _filtered(wave.float(), gain.to(wave.device), size)
-    # Rows with resample_poly one by one, since each has another ratio.
+    # Rows with resample_poly or a code one by one, since each has another ratio.
     for row, degradation in enumerate(degradations):
         if degradation.resample == "poly":
             low[row] = _down_and_up(low[row], degradation.cutoff_hz, sample_rate_hz)
+        if degradation.coding:
+            low[row] = _through_a_code(low[row], degradation, sample_rate_hz)
     return low
 
 
@@ -187,8 +231,10 @@ def response(degradation: Degradation, bins_hz: np.ndarray, sample_rate_hz: int)
     family = degradation.family
     order = degradation.order
     below = bins_hz <= cutoff_hz
+    # A Butterworth high-pass in its closed form, squared for both directions.
+    above = 1 / (1 + (degradation.low_hz / bins_hz.clip(min=1e-9)) ** (2 * _LOW_ORDER)) if degradation.low_hz else 1.0
     if family == "fft":
-        return below.astype(np.float32)
+        return (below * above).astype(np.float32)
     signal = import_extra("scipy.signal", "train")
     if family == "chebyshev1":
         sos = signal.cheby1(order, degradation.ripple_db, cutoff_hz, fs=sample_rate_hz, output="sos")
@@ -204,10 +250,10 @@ def response(degradation: Degradation, bins_hz: np.ndarray, sample_rate_hz: int)
     double = 2 * cosine**2 - 1
     gain = np.ones_like(cosine)
     for b0, b1, b2, a0, a1, a2 in sos:
-        above = b0**2 + b1**2 + b2**2 + 2 * (b0 * b1 + b1 * b2) * cosine + 2 * b0 * b2 * double
-        gain *= above / (a0**2 + a1**2 + a2**2 + 2 * (a0 * a1 + a1 * a2) * cosine + 2 * a0 * a2 * double)
+        upper = b0**2 + b1**2 + b2**2 + 2 * (b0 * b1 + b1 * b2) * cosine + 2 * b0 * b2 * double
+        gain *= upper / (a0**2 + a1**2 + a2**2 + 2 * (a0 * a1 + a1 * a2) * cosine + 2 * a0 * a2 * double)
     # Rounding can leave a tiny negative power in the stop band.
-    return (gain.clip(min=0) * (below if degradation.resample == "fft" else 1.0)).astype(np.float32)
+    return (gain.clip(min=0) * above * (below if degradation.resample == "fft" else 1.0)).astype(np.float32)
 
 
 def _filtered(wave: Tensor, gain: Tensor, size: int) -> Tensor:
@@ -224,3 +270,10 @@ def _down_and_up(low: Tensor, cutoff_hz: float, sample_rate_hz: int) -> Tensor:
     back = signal.resample_poly(there, down, up, axis=-1)[..., : low.shape[-1]]
     missing = [(0, 0)] * (back.ndim - 1) + [(0, low.shape[-1] - back.shape[-1])]
     return torch.from_numpy(np.pad(back, missing)).to(low)
+
+
+def _through_a_code(low: Tensor, degradation: Degradation, sample_rate_hz: int) -> Tensor:
+    """[T] or [A, T], each channel stored in the degradation's code and read again."""
+    sides = low.reshape(-1, low.shape[-1]).cpu().numpy()
+    made = [recoded(side, sample_rate_hz, degradation.coding, degradation.cutoff_hz) for side in sides]
+    return torch.from_numpy(np.stack(made)).to(low).reshape(low.shape)

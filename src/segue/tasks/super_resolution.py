@@ -15,7 +15,14 @@ from segue.memory import malloc_trim
 from segue.models.audio_skip import SKIP_FRAMES, SKIP_KINKS, SkipModel, skip_features
 from segue.process.noise import BatchDraws, keyed_noise
 from segue.tasks.base import Task
-from segue.tasks.degradation import UNIFORMS, DegradationConfig, degrade, drawn_from
+from segue.tasks.degradation import (
+    CODING_UNIFORMS,
+    UNIFORMS,
+    DegradationConfig,
+    degrade,
+    drawn_from,
+    with_coding,
+)
 from segue.types import Condition, UserError
 
 LEVEL_WEIGHT = 8.0  # levels are 6 % of the channels and most of the audible error; trials: docs/super-resolution.md
@@ -128,8 +135,11 @@ class SuperResolution(Task):
             drawn = [self.config.held_out] * len(wave)
         else:
             # The filters are designed on the CPU, whatever computes: their numbers are drawn there.
-            uniform = replace(draws, device="cpu").uniform("degradation", UNIFORMS)
-            drawn = [drawn_from(self.config, numbers) for numbers in uniform.tolist()]
+            on_cpu = replace(draws, device="cpu")
+            drawn = [drawn_from(self.config, u) for u in on_cpu.uniform("degradation", UNIFORMS).tolist()]
+            if self.config.codes:
+                codings = on_cpu.uniform("coding", CODING_UNIFORMS).tolist()
+                drawn = [with_coding(d, self.config, u) for d, u in zip(drawn, codings)]
         low = degrade(wave, codec.sample_rate_hz, drawn)
         cutoff_hz = torch.tensor([degradation.cutoff_hz for degradation in drawn], device=wave.device)
         condition = low_band_condition(self.space, low, cutoff_hz, mask)

@@ -69,6 +69,10 @@ def _check_degradation(config: RunConfig, cache: LatentCache) -> list[str]:
         f"degradation: {drawn.families} filters of order {drawn.order_min} to {drawn.order_max}, cutoffs "
         f"{drawn.cutoff_min_hz:g} to {drawn.cutoff_max_hz:g} Hz; generated up to {rate_hz // 2:,} Hz"
     ]
+    if drawn.codes:
+        lines.append(
+            f"degradation: {drawn.telephone_share:.0%} of the clips by telephone, {drawn.coded_share:.0%} in MP3, Opus"
+        )
     if not tells_bands(codec):
         lines.append(
             f"warning: the codec {codec.name} does not keep the low band apart, so that all of it is generated; "

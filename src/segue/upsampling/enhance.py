@@ -12,6 +12,7 @@ from torch import Tensor
 
 from segue.audio.analyse import Analysis
 from segue.audio.stereo import axes
+from segue.upsampling.source import Treatment, corrected, kept
 
 _INPUT_RMS = 0.2  # what a file is brought to for the model, whatever its own loudness
 _GATE_SEC = 0.005
@@ -61,13 +62,22 @@ class Enhancer:
     """Adds a band to windows of one file, so that a window's place in the file is all that its result depends on."""
 
     def __init__(
-        self, resolver: Resolver, analysis: Analysis, cutoff_hz: float, *, steps: int, seed: int, stereo: str
+        self,
+        resolver: Resolver,
+        analysis: Analysis,
+        cutoff_hz: float,
+        *,
+        steps: int,
+        seed: int,
+        stereo: str,
+        treatment: Treatment | None = None,
     ) -> None:
         self.resolver = resolver
         self.analysis = analysis
         self.cutoff_hz = cutoff_hz
         self.steps = steps
         self.seed = seed
+        self.treatment = treatment or Treatment("plain", cutoff_hz, "")
         self.tally = Tally()
         turn = axes(analysis.covariance, stereo)
         self.axes = torch.from_numpy(turn).float()
@@ -84,7 +94,9 @@ class Enhancer:
         # The offset is kept from the model and stays in the output, since only `added` is changed.
         whole = torch.from_numpy(np.ascontiguousarray(low.T))
         offset = torch.from_numpy(self.analysis.offset).float()[:, None]
-        added = self._added(whole - offset, start)
+        sound = whole - offset
+        base = corrected(sound, self.treatment, self.resolver.sample_rate_hz)
+        added = base - sound + self._added(base, start)
         # Silence stays silence: what the model adds there would be the only thing that sounds.
         gate = _gate(whole, self.analysis.silent_peak, _samples(_GATE_SEC, self.resolver))
         added = added * gate
@@ -117,8 +129,11 @@ class Enhancer:
         sides = given[:, None].expand(-1, self.resolver.audio_channels, -1)
         noises = noise[None].expand(len(audible), -1, -1).contiguous()
         full = self.resolver.resolve(sides, cutoffs, noises, steps=self.steps).mean(dim=1)
+        full = full.cpu().float()
+        if self.treatment.keeps:
+            full = kept(given, full, hop)
         # The model's output holds the input's band, too: only the difference is added.
-        made[audible] = (full.cpu().float() - given)[:, :samples] / gain
+        made[audible] = (full - given)[:, :samples] / gain
         return self.axes.T @ made
 
     def _is_audible(self, wave: Tensor, rms: float) -> bool:

@@ -20,11 +20,13 @@ from segue.types import UserError
 from segue.upsampling.chunk_length import chunk_samples
 from segue.upsampling.enhance import LOOK_SEC, Resolver
 from segue.upsampling.io_paths import Job
+from segue.upsampling.source import Treatment, treatment_of
 
 FULL_SHARE = 0.85  # of half the output's rate
 FULL_HZ = 19_000.0  # nobody can tell what is missing above
 _BESIDE = 0.05  # this far outside of what it was trained for, a model may be trusted
 _OFFSET = 5e-3  # of full scale: worth a word
+_OTHER = 0.02  # a cutoff that is given and lies further from the detected one is worth a word
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Settings:
     Attributes:
         rate_hz: of the output, at most the model's.
         cutoff_hz: instead of the detected one.
+        source: what the files have been through, one of `source.SOURCES`; None: nothing is done about it.
+        low: whether a missing low end is restored.
         steps, seed: of the sampling.
         chunk_sec: length of a chunk's core; `math.inf`: one chunk.
         max_memory, in_use: bytes of the whole process, and bytes taken before the first chunk.
@@ -44,6 +48,8 @@ class Settings:
 
     rate_hz: int
     cutoff_hz: float | None = None
+    source: str | None = None
+    low: bool = False
     steps: int | None = None
     seed: int = 0
     chunk_sec: float | None = None
@@ -88,9 +94,10 @@ class Copying(Work):
 
 @dataclass(frozen=True)
 class Upsampling(Copying):
-    """A file that gets a new upper band, in the chunks of `plan`."""
+    """A file that gets a new upper band, in the chunks of `plan`, and what `treatment` says beside."""
 
     plan: Plan
+    treatment: Treatment
 
     @property
     def samples(self) -> int:
@@ -127,7 +134,8 @@ def prepare(job: Job, resolver: Resolver, settings: Settings, taken: Collection[
     header = replace(claim, frames=analysis.frames)
     if header.seconds < TOO_SHORT_SEC:
         raise BadAudio(job.source, f"too short: {header.frames} samples, {1000 * header.seconds:.1f} ms")
-    cutoff_hz, found_by = _cutoff(job, header, analysis, resolver, settings)
+    treatment = treatment_of(settings.source, settings.low, header, analysis)
+    cutoff_hz, found_by = _cutoff(job, header, treatment, resolver, settings)
     notes = _notes(header, analysis)
 
     # What comes of it.
@@ -137,6 +145,11 @@ def prepare(job: Job, resolver: Resolver, settings: Settings, taken: Collection[
         full = f"full-band already: sound up to {cutoff_hz:,.0f} Hz, {rate_hz:,} Hz can add nothing; copied"
         same = output_format(header, container, settings.subtype, header.sample_rate_hz)
         return Copying(job, output, began, header, (full, *notes), analysis, cutoff_hz, found_by, same)
+    notes = (*treatment.notes, *notes)
+    given_hz = settings.cutoff_hz
+    if given_hz is not None and abs(given_hz - treatment.cutoff_hz) > _OTHER * treatment.cutoff_hz:
+        found = f"{treatment.cutoff_hz:,.0f} Hz was detected ({treatment.found_by})"
+        notes = (*notes, f"--cutoff {given_hz:,.0f} Hz is followed; {found}")
     lowest_hz, highest_hz = resolver.cutoffs_hz
     if not lowest_hz * (1 - _BESIDE) <= cutoff_hz <= highest_hz * (1 + _BESIDE):
         notes = (
@@ -145,15 +158,17 @@ def prepare(job: Job, resolver: Resolver, settings: Settings, taken: Collection[
         )
     wide = output_format(header, container, settings.subtype, rate_hz)
     plan = _plan(header, resolver, settings)
-    return Upsampling(job, output, began, header, notes, analysis, cutoff_hz, found_by, wide, plan)
+    return Upsampling(job, output, began, header, notes, analysis, cutoff_hz, found_by, wide, plan, treatment)
 
 
-def _cutoff(job: Job, header: Header, analysis: Analysis, resolver: Resolver, settings: Settings) -> tuple[float, str]:
+def _cutoff(job: Job, header: Header, found: Treatment, resolver: Resolver, settings: Settings) -> tuple[float, str]:
     """Where the band ends, and how that was found."""
     if settings.cutoff_hz is None:
-        return analysis.bandwidth.cutoff_hz, analysis.bandwidth.found_by
+        return found.cutoff_hz, found.found_by
+    # Half the input's rate is where a file ends that fills it; at half the model's nothing would be missing.
     top_hz = min(header.sample_rate_hz, resolver.sample_rate_hz) / 2
-    if not 0 < settings.cutoff_hz < top_hz:
+    is_open = settings.cutoff_hz == top_hz and header.sample_rate_hz < resolver.sample_rate_hz
+    if not (0 < settings.cutoff_hz < top_hz or is_open):
         raise UserError(
             f"--cutoff {settings.cutoff_hz:g}: {job.source} can hold sound up to {top_hz:g} Hz; hint: a lower one"
         )

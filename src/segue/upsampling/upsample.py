@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from segue.audio.chunks import cut, joined
+from segue.audio.interpolate import interpolated
 from segue.audio.read import read_blocks
 from segue.audio.resample import resampled
 from segue.audio.tags import read_tags
@@ -71,6 +72,8 @@ def describe(work: Work, settings: Settings, resolver: Resolver) -> dict:
     # Whatever goes through the model.
     if isinstance(work, Upsampling):
         report |= {
+            "source": work.treatment.source,
+            "low_hz": work.treatment.low_hz,
             "steps": settings.steps or resolver.steps,
             "seed": settings.seed,
             "chunks": work.plan.count,
@@ -128,9 +131,18 @@ def _upsample(work: Upsampling, resolver: Resolver, settings: Settings, on_progr
     plan = work.plan
     source = work.job.source
     steps = settings.steps or resolver.steps
-    enhance = Enhancer(resolver, work.analysis, work.cutoff_hz, steps=steps, seed=settings.seed, stereo=settings.stereo)
+    enhance = Enhancer(
+        resolver,
+        work.analysis,
+        work.cutoff_hz,
+        steps=steps,
+        seed=settings.seed,
+        stereo=settings.stereo,
+        treatment=work.treatment,
+    )
     blocks = read_blocks(source, round(header.sample_rate_hz * _BLOCK_SEC))
-    low = resampled(blocks, header.sample_rate_hz, resolver.sample_rate_hz, header.channels, plan.total)
+    # Exact up to half the input's rate: what a resampler's droop takes there, nothing would bring back.
+    low = interpolated(blocks, header.sample_rate_hz, resolver.sample_rate_hz, header.channels, plan.total)
 
     def pieces():
         for window, samples in cut(low, plan):

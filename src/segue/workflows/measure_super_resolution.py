@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -31,18 +32,30 @@ def measure_super_resolution(
     steps: tuple[int, ...],
     clips: int,
     seconds: float,
+    unseen: bool = False,
 ) -> dict:
     """Rows by name: mean and 95 % bootstrap interval over clips of each measure; and what they were measured on.
+
+    Args:
+        unseen: the model was trained on nothing of the set, which is measured whole where it names no split "test".
+            Else such a set is measured on the clips that any training of segue holds out of it.
 
     Raises:
         UserError: fewer than two sounds, or a cutoff that the model's rate does not hold.
     """
     rate_hz = resolver.sample_rate_hz
-    waves = _waves(source, rate_hz, clips, round(seconds * rate_hz))
+    split, waves = _waves(source, rate_hz, clips, round(seconds * rate_hz), unseen)
     models = {f"model, {count} steps": by_model(resolver, cutoff_hz, count) for count in steps}
     rows = rows_of(models, resolver.codec, waves, cutoff_hz, test)
     number = len(waves) * len(protocol(test, cutoff_hz))
-    about = {"source": source.name, "test": test, "cutoff_hz": cutoff_hz, "lsd": PRESET, "clips": number}
+    about = {
+        "source": source.name,
+        "split": split,
+        "test": test,
+        "cutoff_hz": cutoff_hz,
+        "lsd": PRESET,
+        "clips": number,
+    }
     return about | {"seconds_at_most": seconds, "rows": rows}
 
 
@@ -94,19 +107,29 @@ def _figures(made: Tensor, wave: Tensor, rate_hz: int, cutoff_hz: float) -> dict
     return bands | {"si-sdr db": min(float(si_sdr_db(made, wave)), 200.0)}  # equal signals: infinite
 
 
-def _waves(source: Path, rate_hz: int, clips: int, samples: int) -> list[Tensor]:
+def _waves(source: Path, rate_hz: int, clips: int, samples: int, unseen: bool) -> tuple[str, list[Tensor]]:
+    """The split that is measured, and waves [T] of it."""
     members = clips_of(source)
-    # A set without splits is taken whole: nothing of it can be told to be held out.
-    members = [clip for clip in members if clip.split == "test"] or members
+    named = {clip.split for clip in members}
+    split = "test" if "test" in named else "all" if unseen else "valid"
+    if split == "valid":
+        print(
+            f"note: {source} has no split 'test': measured on its split 'valid', which training holds out; --unseen "
+            "measures all of a set that was no part of the training",
+            file=sys.stderr,
+        )
+    members = [clip for clip in members if split in ("all", clip.split)]
     # Evenly spaced, since lists are often sorted by kind.
     read = read_sounds(members[:: max(1, -(-len(members) // clips))], rate_hz)
     waves = [read.wave(index)[:samples] for index in range(len(read))]
     waves = [wave for wave in waves if len(wave) >= 2048 and bool(wave.any())]  # LSD's window; silence has no figures
     if len(waves) < 2:
+        what = "sounds" if split == "all" else f"sounds in split '{split}'"
+        more = ", or --unseen where none of it was trained on" if split == "valid" else ""
         raise UserError(
-            f"{source}: fewer than 2 sounds of 2,048 samples that are not silent; hint: name another folder"
+            f"{source}: fewer than 2 {what} of 2,048 samples that are not silent; hint: name another folder{more}"
         )
-    return waves
+    return split, waves
 
 
 def _with_interval(values: list[float]) -> dict:
