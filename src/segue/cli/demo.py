@@ -1,4 +1,4 @@
-"""`segue demo`: from nothing to a page of sounds: render notes or read recordings, train two recipes, measure, report."""
+"""`segue demo`: from nothing to a page of sounds: get sounds, train two recipes at equal budget, measure, report."""
 
 from __future__ import annotations
 

@@ -86,10 +86,9 @@ def described(waves: Tensor, sample_rate_hz: int) -> dict[str, list[float]]:
     "treble_db": level above 10 kHz against the whole. "width_db", of two sides: `stereo.width_db`.
     """
     lengths = sounding_sec(waves, sample_rate_hz)
-    figures = {
-        "length_sec": lengths,
-        "level_db": torch.stack([_level_db(w[:, : max(1, round(n * sample_rate_hz))]) for w, n in zip(waves, lengths)]),
-    }
+    ends = [max(1, round(seconds * sample_rate_hz)) for seconds in lengths.tolist()]
+    levels = [_db(wave[:, :end].double().square().mean()) for wave, end in zip(waves, ends)]
+    figures = {"length_sec": lengths, "level_db": torch.stack(levels)}
     if sample_rate_hz > 2 * TREBLE_HZ:
         figures["treble_db"] = treble_db(waves, sample_rate_hz)
     if waves.shape[1] == 2:
@@ -120,10 +119,6 @@ def treble_db(waves: Tensor, sample_rate_hz: int) -> Tensor:
         first = int(TREBLE_HZ * 2048 / sample_rate_hz) + 1
         found.append(_db(power[first:].sum() / power.sum().clamp(min=1e-30)))
     return torch.stack(found)
-
-
-def _level_db(wave: Tensor) -> Tensor:
-    return _db(wave.double().square().mean())
 
 
 def _db(power: Tensor) -> Tensor:

@@ -8,17 +8,17 @@ from segue.report.page import table
 
 ABOUT = (
     "Both variants were trained from the same seed on the same recordings for the same number of examples, and then "
-    "generated clips of the captions of recordings that were held out. Some of these captions were trained on (by other "
-    "recordings), some were not. No classifier knows these sounds, so the figures compare spectra."
+    "generated clips of the captions of held-out recordings. Some of these captions were trained on, by other "
+    "recordings; some were not. No classifier knows these sounds, so the figures compare spectra."
 )
 READING = (
-    "A clip is the mean and the deviation of 32 mel bands over its window, in dB. Distance to the recording of the same "
-    "caption: the mean difference of these, in dB, lower is better; chance is the distance to the recordings of other "
-    "captions. Kernel and Fréchet distance compare the whole sets, made and held out; the kernel distance is 0 on "
-    "average where they are alike (x100). Small: 95 % bootstrap interval over clips, not over seeds. The grey rows are no "
-    "models: other recordings are some of those trained on (on the left of the same captions, where there are any), and "
-    "the codec round trip is the ceiling of everything that is generated here. Below: medians, and quartiles in small; "
-    "a sound ends where all that follows lies 40 dB below its loudest 10 ms."
+    "A clip is the mean and the deviation of 32 mel bands over its window, in dB. Distance to the recording of the "
+    "same caption: the mean difference of these; lower is better; chance is the distance to the recordings of other "
+    "captions. Kernel and Fréchet distance compare the whole sets, made and held out; the kernel distance (x100) is 0 "
+    "on average where they are alike. Small: 95 % bootstrap interval over clips, not over seeds. The grey rows are no "
+    "models: other recordings were trained on (their first figure is of those that share a caption with a held-out "
+    "one), and the codec round trip is the ceiling of all that is generated here. The second table has medians, and "
+    "quartiles in small; a sound ends where all that follows lies 40 dB below its loudest 10 ms."
 )
 _HEAD = ("", "distance to the recording of the same caption (dB)", "kernel distance", "Fréchet distance")
 _SOUNDS = {

@@ -17,6 +17,7 @@ from segue.data.manifest import read_listing
 from segue.data.reading import Reading
 from segue.data.sound_folder import OWN_LISTS
 from segue.data.splits import held_out_first
+from segue.evaluation.notes import spread
 from segue.types import UserError, printable
 from segue.workflows.caption_folder import caption_folder
 
@@ -80,9 +81,7 @@ def recordings_set(folder: Path, list_path: Path, seconds: float, most: int) -> 
             caption_folder(folder, list_path)
         is_inside = folder.resolve().is_relative_to(list_path.parent.resolve())
         listing = read_listing(list_path, Reading(root=None if is_inside else folder))
-    clips = listing.without_faults()
-    clips = clips[:: -(-len(clips) // most)] if len(clips) > most else clips
-    clips = _usable(clips, seconds)
+    clips = _usable(spread(listing.without_faults(), most), seconds)
     if len(clips) < LEAST:
         raise UserError(
             f"--sounds {folder}: {len(clips)} recordings; hint: name a folder of at least {LEAST} (a few hundred are "
