@@ -48,7 +48,6 @@ class Kind:
         recipes: the variant without the method, and the one with it.
         settings: of both, beside SETTINGS.
         codec: None: the shipped one.
-        teacher: by name.
         seconds: of a cached row.
         clips, measured: how many, where the options do not say; of recordings, how many at most.
         report_cost: measured clips -> what the report computes with each variant, in training examples.
@@ -58,7 +57,6 @@ class Kind:
     recipes: tuple[str, str]
     settings: tuple[str, ...]
     codec: str | None
-    teacher: str
     seconds: float
     clips: int
     measured: int
@@ -72,17 +70,17 @@ class Kind:
 
 KINDS = {
     "generation": Kind(
-        ("static-uniform", DEFAULT_RECIPE), (), None, "compact", SECONDS, 6000, 192,
+        ("static-uniform", DEFAULT_RECIPE), (), None, SECONDS, 6000, 192,
         demo_generation.report_cost, demo_generation.write_report,
     ),
     "super-resolution": Kind(
-        ("sr-demo-static", "sr-demo"), ("train.batch_size=16",), "gain-shape", "compact",
-        SECONDS / 2, 2000, 32, demo_super_resolution.report_cost, demo_super_resolution.write_report,
+        ("sr-demo-static", "sr-demo"), ("train.batch_size=16",), "gain-shape", SECONDS / 2, 2000, 32,
+        demo_super_resolution.report_cost, demo_super_resolution.write_report,
     ),
 }  # fmt: skip
 RECORDINGS = Kind(
-    ("static-uniform", DEFAULT_RECIPE), (), demo_sounds.CODEC, demo_sounds.TEACHER, demo_sounds.SECONDS,
-    demo_sounds.MOST, demo_sounds.MEASURED, demo_sounds.report_cost, demo_sounds.write_report,
+    ("static-uniform", DEFAULT_RECIPE), (), demo_sounds.CODEC, demo_sounds.SECONDS, demo_sounds.MOST,
+    demo_sounds.MEASURED, demo_sounds.report_cost, demo_sounds.write_report,
 )  # fmt: skip
 
 
@@ -147,7 +145,7 @@ def demo(
     say("2/5 encoding latents, captions and the teacher's features")
     text = load_conditioner("minilm")
     # Both variants train on one cache, so that the static one has teacher features lying there, too.
-    teacher = load_teacher(kind.teacher)
+    teacher = load_teacher("compact")
     # Recordings are few, and some may be damaged.
     varied = 1 if folder is None else demo_sounds.variants_of(everything)
     cache = build_cache(

@@ -23,7 +23,7 @@ from segue.report import PromptClip, VariantPage, write_demo_report, write_summa
 from segue.types import UserError
 from segue.workflows.recordings import new_captions
 
-CODEC, TEACHER = "stereo-44k", "compact-44k"
+CODEC = "stereo-44k"
 SECONDS = 2.0  # of a cached row; three quarters of the default package's effects are shorter than 1.2 s
 MEASURED = 96
 MOST = 2000  # recordings
@@ -146,9 +146,7 @@ def _others(clips: Sequence[Clip], asked: Sequence[Clip]) -> list[Clip]:
     return [one for one in filled if one is not None]
 
 
-def _same_caption(
-    others: Sequence[Clip], statistics: np.ndarray, asked: Sequence[Clip], recorded: np.ndarray
-) -> dict:
+def _same_caption(others: Sequence[Clip], statistics: np.ndarray, asked: Sequence[Clip], recorded: np.ndarray) -> dict:
     """The distance of two recordings of one caption, where there are enough pairs."""
     first = {clip.captions[0]: i for i, clip in reversed(list(enumerate(others)))}
     pairs = [(first[clip.captions[0]], i) for i, clip in enumerate(asked) if clip.captions[0] in first]
