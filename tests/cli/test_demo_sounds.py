@@ -8,11 +8,15 @@ import pytest
 import soundfile
 
 from segue.cli import demo, demo_sounds
+from segue.codecs import load_codec
+from segue.report import demo_page
 from segue.training import parallel_runs
 from segue.types import UserError
+from segue.workflows import train_run
 from segue.workflows.recordings import LEAST, find_recordings, new_captions, recordings_set
 
 WORDS = ("axe", "bow", "club", "horse", "wolf", "troll", "orc", "bat", "naga", "drake", "elf", "yeti")
+SETTINGS = ("model.preset=dit-tiny", "train.batch_size=8", "train.validation_clips=8", *demo.SETTINGS[1:])
 
 
 def recording(path, index, rate_hz=44100, seconds=0.25):
@@ -84,11 +88,15 @@ def test_what_is_missing_is_said_in_one_line(segue, tmp_path, monkeypatch):
 
 def test_the_page_has_its_own_figures_and_players_in_stereo(shared, segue, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_DATA_DIRS", str(shared))
-    # One core: both variants train in this process. Short rows, and no more of them than recordings.
+    # One core: both variants train in this process. Small, short rows, and no pictures that other tests look at.
     monkeypatch.setattr(parallel_runs, "cores", lambda: 1)
     monkeypatch.setattr(demo, "measure_rate", lambda *_: 1.0)
     monkeypatch.setattr(demo, "RECORDINGS", replace(demo.RECORDINGS, seconds=0.4))
+    monkeypatch.setattr(demo, "SETTINGS", SETTINGS)
     monkeypatch.setattr(demo_sounds, "ROWS", 1)
+    monkeypatch.setattr(train_run, "write_run_report", lambda *_: None)
+    monkeypatch.setattr(demo_page, "curve_figures", lambda *_: [])
+    monkeypatch.setattr(demo_page, "stage_figures", lambda *_: [])
     out = tmp_path / "demo"
     arguments = ["demo", "--sounds", "effects", "--out", out, "--minutes", 0.1, "--measured", 10]
     ran = segue(*arguments)
@@ -96,7 +104,8 @@ def test_the_page_has_its_own_figures_and_players_in_stereo(shared, segue, tmp_p
     assert "dB from the recording of the same caption" in ran.out and "chance" in ran.out
     summary = json.loads((out / "summary.json").read_text())
     assert summary["task"] == "recordings" and summary["dataset"]["clips"] == 84
-    assert summary["codec"]["name"] == "stereo-44k" and "note_classifier" not in summary
+    assert summary["codec"]["latents_sha256"] == load_codec("stereo-44k").weights_sha256(latents_only=True)
+    assert "note_classifier" not in summary
     rows = summary["rows"]
     assert list(rows) == ["held-out recordings", "other recordings", "codec round trip", "static-uniform", "stage"]
     for name in ("codec round trip", "static-uniform", "stage"):
