@@ -55,6 +55,9 @@ def test_ids_are_printable_unique_and_stable():
     assert len(set(together)) == 4 and all(name.isprintable() for name in together)
     for name in together:
         name.encode()
+    assert identities([PurePosixPath(n) for n in ("spear.ogg", "spear.wav", "d/spear.wav")]) == [
+        "spear.ogg", "spear.wav", "d/spear",
+    ]  # fmt: skip
 
 
 def test_a_file_is_found_under_its_name_written_another_way(tmp_path):

@@ -101,3 +101,21 @@ def test_summary_refuses_what_is_not_finite_and_keeps_the_old(tmp_path, summary,
 def test_summary_refuses_what_is_not_json(tmp_path):
     with pytest.raises(UserError, match="not JSON"):
         write_summary(tmp_path / "summary.json", {"x": object()})
+
+
+def test_recordings_have_tables_of_their_own_and_no_classifier(tmp_path, summary, variants):
+    row = {"kernel_distance": 3.25, "kernel_distance_interval": [2.0, 4.5], "clips": 70}
+    own = {"caption_distance": {"value": 4.56, "interval": [4.0, 5.0], "chance": 9.9, "n": 70}}
+    sounds = {"sounds": {"length_sec": [0.4, 0.71, 1.2], "level_db": [-30.0, -24.0, -18.0]}}
+    frechet = {"frechet_distance": 321.0, "frechet_distance_interval": [300.0, 350.0]}
+    rows = {
+        "held-out recordings": sounds,
+        "codec round trip": row | own | sounds,
+        "stage": row | own | frechet | sounds,
+    }
+    summary = {k: v for k, v in summary.items() if k not in ("references", "note_classifier")}
+    page = write_demo_report(tmp_path, summary | {"task": "recordings", "rows": rows}, variants).read_text()
+    for words in ("4.6<small>4.0–5.0 · chance 9.9 · n 70", "321<small>300–350", "0.71<small>0.40 to 1.20",
+                  "held-out caption", "Spectrograms: linear", "length (s)"):  # fmt: skip
+        assert words in page, words
+    assert "side against mid" not in page and "note_classifier" not in page and "prompt accuracy" not in page

@@ -45,7 +45,8 @@ def pairs(tmp_path_factory):
     return folder
 
 
-def test_a_resumed_stereo_run_equals_an_uninterrupted_one(pairs, tmp_path):
+def test_a_resumed_stereo_run_equals_an_uninterrupted_one(pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr(codec_run, "LINEAR_CROPS", 40)
     codec_run.train_codec(pairs, tmp_path / "whole", CONFIG)
     audio = training_audio.read_training_audio(pairs, (), RATE_HZ, channels=2)
     half = codec_run.start(CONFIG, "cpu")

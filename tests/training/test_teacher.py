@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from segue.ssl import load_teacher
 from segue.ssl.compact import CompactConfig
+from segue.training import small_run
 from segue.training.teacher import collapse as figures
 from segue.training.teacher import statistics, views
 from segue.training.teacher import teacher_losses as losses
@@ -48,7 +49,9 @@ def tones(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(tones, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    training.train_teacher(tones, folder, replace(CONFIG, steps=100, batch_size=16))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(small_run, "_LOG_EVERY", 20)
+        training.train_teacher(tones, folder, replace(CONFIG, steps=40, batch_size=16))
     return folder
 
 

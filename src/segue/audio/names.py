@@ -7,6 +7,7 @@ and decomposed (NFD), which look alike: macOS gives the one, most lists hold the
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path, PurePath
@@ -18,10 +19,13 @@ from segue.types import printable
 def identities(relatives: Sequence[PurePath]) -> list[str]:
     """Ids of the files of a folder: their paths without suffix, printable and composed, each once.
 
-    A file keeps its id when others come or go, unless another one's name differs from its own by writing alone.
+    A file keeps its id when others come or go, unless another one's name differs from its own by writing or by its
+    suffix alone: spear.ogg and spear.wav keep their suffixes.
     """
+    bare = Counter(relative.with_suffix("") for relative in relatives)
+    named = [relative if bare[relative.with_suffix("")] > 1 else relative.with_suffix("") for relative in relatives]
     # Two names that look alike are told apart by a hash of their bytes.
-    raw = [relative.with_suffix("").as_posix() for relative in relatives]
+    raw = [name.as_posix() for name in named]
     plain = [printable(normalize("NFC", name)) for name in raw]
     written: dict[str, set[str]] = {}
     for name, identity in zip(raw, plain):

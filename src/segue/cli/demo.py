@@ -1,4 +1,4 @@
-"""`segue demo`: from nothing to a page of sounds: render notes, train two recipes at equal budget, measure, report."""
+"""`segue demo`: from nothing to a page of sounds: get sounds, train two recipes at equal budget, measure, report."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import Annotated
 
 import typer
 
-from segue.cli import demo_generation, demo_super_resolution
+from segue.cli import demo_generation, demo_sounds, demo_super_resolution
 from segue.cli.demo_common import SECONDS, Plan, Trained, say
 from segue.cli.demo_training import Variant, train_variants
 from segue.codecs import default_codec, load_codec
 from segue.conditioners import load_conditioner
 from segue.data.cache import LatentCache
+from segue.data.clip import Clip
 from segue.data.demo_set import render_demo_set
 from segue.data.encoding import build_cache
 from segue.data.manifest import load_manifest
@@ -29,6 +30,7 @@ from segue.training.config import RunConfig, override
 from segue.training.parallel_runs import slots_here, threads_each
 from segue.training.rate import measure_rate
 from segue.types import UserError
+from segue.workflows.recordings import find_recordings, recordings_set
 
 REPORT_SEC = 60.0  # decoding, classifying and drawing; the generation itself is counted in examples
 STAGE_COST = 0.14  # of a static run, by the clock, where both run side by side (docs/performance.md)
@@ -40,14 +42,14 @@ SETTINGS = ("model.preset=dit-1m", "probe.space=latent", "probe.clips=8", "probe
 
 @dataclass(frozen=True)
 class Kind:
-    """What the demo of one task has of its own.
+    """What the demo of one task, or of recordings, has of its own.
 
     Attributes:
         recipes: the variant without the method, and the one with it.
         settings: of both, beside SETTINGS.
         codec: None: the shipped one.
         seconds: of a cached row.
-        clips, measured: how many, where the options do not say.
+        clips, measured: how many, where the options do not say; of recordings, how many at most.
         report_cost: measured clips -> what the report computes with each variant, in training examples.
         write_report: returns lines to close with.
     """
@@ -76,65 +78,84 @@ KINDS = {
         demo_super_resolution.report_cost, demo_super_resolution.write_report,
     ),
 }  # fmt: skip
+RECORDINGS = Kind(
+    ("static-uniform", DEFAULT_RECIPE), (), demo_sounds.CODEC, demo_sounds.SECONDS, demo_sounds.MOST,
+    demo_sounds.MEASURED, demo_sounds.report_cost, demo_sounds.write_report,
+)  # fmt: skip
 
 
 def demo(
     task: Annotated[str, typer.Option(help="Task: generation (sound from text) or super-resolution (8 to 16 kHz).")]
     = "generation",
+    sounds: Annotated[
+        str | None,
+        typer.Option(
+            help="Recordings in place of rendered notes: a folder of them, with captions or with names that say what "
+            "they are, or effects, those of an installed package (wesnoth-1.16-data); 44.1 kHz stereo."
+        ),
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of data, cache, runs and page; default: runs/demo, or "
-                                       "runs/demo-super-resolution.")
+        Path | None, typer.Option(help="Folder of data, cache, runs and page; default: runs/demo, "
+                                       "runs/demo-super-resolution or runs/demo-sounds.")
     ] = None,
     minutes: Annotated[
         float, typer.Option(help="Time in minutes for everything; training gets what the other steps leave.")
     ] = 12.0,
     clips: Annotated[int | None, typer.Option(help="Number of clips to render; default: 6000, or 2000 for "
-                                                   "super-resolution.")] = None,
+                                                   "super-resolution; of recordings, the most to take, 2000.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of both runs.")] = 0,
     codec: Annotated[
-        str | None, typer.Option(help="Codec to train on; default: the shipped one, or gain-shape for "
-                                      "super-resolution.")
+        str | None, typer.Option(help="Codec to train on; default: the shipped one, gain-shape for "
+                                      "super-resolution, stereo-44k for recordings.")
     ] = None,
     measured: Annotated[
         int | None,
         typer.Option(
             "--measured", "--judged",
-            help="Number of notes to measure each run on; default: 192, or 32 for super-resolution.",
+            help="Number of clips to measure each run on; default: 192, 32 for super-resolution, or 96 of recordings.",
         ),
     ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Delete the runs of an earlier demo in this folder; data and cache stay.")
     ] = False,
 ) -> int:  # fmt: skip
-    """Render data, train two recipes, measure what they make, and write OUT/report.html and OUT/summary.json."""
+    """Render notes or read recordings, train two recipes, and write OUT/report.html and OUT/summary.json."""
     started = time.monotonic()
     if task not in KINDS:
         raise UserError(f"--task {task}: use one of {', '.join(KINDS)}")
-    kind = KINDS[task]
+    if sounds is not None and task != "generation":
+        raise UserError(f"--task {task} renders its own sounds; hint: leave --sounds or --task away")
+    kind = KINDS[task] if sounds is None else RECORDINGS
     clips = kind.clips if clips is None else clips
     measured = kind.measured if measured is None else measured
-    out = out or Path("runs") / ("demo" if task == "generation" else f"demo-{task}")
+    named = "demo-sounds" if sounds is not None else "demo" if task == "generation" else f"demo-{task}"
+    out = out or Path("runs") / named
     if minutes <= 0 or clips < 200 or measured < 8:
         raise UserError("--minutes must be positive, --clips at least 200, --measured at least 8")
+    folder = None if sounds is None else find_recordings(sounds)
     # Loaded first: a codec that is not there is told before minutes of rendering.
     chosen_codec = load_codec(codec or kind.codec or default_codec())
 
-    say("1/5 rendering notes from a General-MIDI sound font")
-    # Always seed 0: --seed is that of the runs, which share data and cache.
-    manifest = render_demo_set(out / "data", clips=clips, seed=0)
-    everything = load_manifest(manifest)
+    wanted = {"clips": clips, "minutes": minutes, "seed": seed, "codec": chosen_codec.name}
+    wanted |= {"measured": measured, "task": task, "sounds": "" if folder is None else str(folder)}
+    # A folder keeps its plan, so that a second call continues with the same length.
+    plan = _earlier_plan(out, wanted, fresh)
+    everything = _rendered(out, clips) if folder is None else _recorded(out, folder, kind, clips)
 
     say("2/5 encoding latents, captions and the teacher's features")
     text = load_conditioner("minilm")
     # Both variants train on one cache, so that the static one has teacher features lying there, too.
     teacher = load_teacher("compact")
-    cache = build_cache(everything, chosen_codec, text, teacher, out=out / "cache", seconds=kind.seconds)
+    # Recordings are few, and some may be damaged.
+    varied = 1 if folder is None else demo_sounds.variants_of(everything)
+    cache = build_cache(
+        everything, chosen_codec, text, teacher, out=out / "cache", seconds=kind.seconds, variants=varied,
+        skip_bad=folder is not None,
+    )  # fmt: skip
 
     say("3/5 fitting the budget to this machine")
-    wanted = {"clips": clips, "minutes": minutes, "seed": seed, "codec": chosen_codec.name}
-    wanted |= {"measured": measured, "task": task}
     # What is left after rendering and encoding, both of which differ a lot between machines.
-    plan = _plan(out, cache, kind, minutes - (time.monotonic() - started) / 60, wanted, fresh)
+    plan = plan or _plan(out, cache, kind, minutes - (time.monotonic() - started) / 60, wanted)
     variants = []
     for name in kind.recipes:
         config = kind.config(name)
@@ -154,23 +175,50 @@ def demo(
     return 0
 
 
-def _plan(out: Path, cache: LatentCache, kind: Kind, minutes_left: float, wanted: dict, fresh: bool) -> Plan:
-    """The earlier plan of this folder, or a new one that fits the time left."""
+def _rendered(out: Path, clips: int) -> list[Clip]:
+    say("1/5 rendering notes from a General-MIDI sound font")
+    # Always seed 0: --seed is that of the runs, which share data and cache.
+    return load_manifest(render_demo_set(out / "data", clips=clips, seed=0))
+
+
+def _recorded(out: Path, folder: Path, kind: Kind, most: int) -> list[Clip]:
+    say(f"1/5 reading the recordings in {folder}")
+    captions = out / "data" / "captions.jsonl"
+    found = recordings_set(folder, captions, kind.seconds, most)
+    counts = {split: sum(clip.split == split for clip in found) for split in ("train", "valid", "test")}
+    kept = f"; captions: {captions}, which can be edited" if captions.exists() else ""
+    say(
+        f"    {len(found):,} recordings, {counts['train']:,} to train on and {counts['valid'] + counts['test']:,} held "
+        f"out{kept}"
+    )
+    return found
+
+
+def _earlier_plan(out: Path, wanted: dict, fresh: bool) -> Plan | None:
+    """The plan that this folder was begun with; None where there is none.
+
+    Raises:
+        UserError: it was another one.
+    """
     path = out / "plan.json"
     if fresh:
         path.unlink(missing_ok=True)
         shutil.rmtree(_runs(out), ignore_errors=True)
-    # A folder keeps its plan, so that a second call continues with the same length.
-    if path.exists():
-        # Plans of before there were tasks were of the only one.
-        stored = {"task": "generation"} | json.loads(path.read_text())
-        stored = {"measured" if key == "judged" else key: value for key, value in stored.items()}  # its earlier name
-        changed = [f"{k} was {stored.get(k)}, is {v}" for k, v in wanted.items() if stored.get(k) != v]
-        if changed:
-            raise UserError(
-                f"{out} holds a demo of other settings ({'; '.join(changed)}); hint: use another --out, or --fresh"
-            )
-        return Plan(**stored)
+    if not path.exists():
+        return None
+    # Plans of before there were tasks and recordings were of the only ones.
+    stored = {"task": "generation", "sounds": ""} | json.loads(path.read_text())
+    stored = {"measured" if key == "judged" else key: value for key, value in stored.items()}  # its earlier name
+    changed = [f"{k} was {stored.get(k)}, is {v}" for k, v in wanted.items() if stored.get(k) != v]
+    if changed:
+        raise UserError(
+            f"{out} holds a demo of other settings ({'; '.join(changed)}); hint: use another --out, or --fresh"
+        )
+    return Plan(**stored)
+
+
+def _plan(out: Path, cache: LatentCache, kind: Kind, minutes_left: float, wanted: dict) -> Plan:
+    """A new plan, which fits the time left."""
     # Time a few steps here, and leave room for the measurement and the page.
     config = kind.config(kind.recipes[0])
     runs = slots_here(2)
@@ -188,7 +236,7 @@ def _plan(out: Path, cache: LatentCache, kind: Kind, minutes_left: float, wanted
         say(f"the time left is too short at {rate:.0f} examples/s; training 20 steps nevertheless")
         examples = 20 * batch
     plan = Plan(examples=examples, **wanted)
-    write_text(path, json.dumps(asdict(plan), indent=1))
+    write_text(out / "plan.json", json.dumps(asdict(plan), indent=1))
     together = "side by side" if runs > 1 else "one after the other"
     say(f"    {rate:.0f} examples/s here: {examples:,} examples for each of two variants, {together}")
     return plan

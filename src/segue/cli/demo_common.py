@@ -1,4 +1,4 @@
-"""What the demos of both tasks share: the plan, which clips are measured and played, and what a summary says first."""
+"""What the demos share: the plan, which clips are measured and played, and what a summary says first."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ class Plan:
     examples: int
     measured: int
     task: str = "generation"
+    sounds: str = ""
 
 
 @dataclass(frozen=True)

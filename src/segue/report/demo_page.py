@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segue.report import super_resolution_table
+from segue.report import recordings_table, super_resolution_table
 from segue.report.curves import curve_figures, read_events
 from segue.report.page import (
     bar,
@@ -37,7 +37,7 @@ class PromptClip:
 
     Attributes:
         prompt: the caption that it was made from, or that a recording carries.
-        held_out: True where this (instrument, pitch) pair was never trained on.
+        held_out: True where this (instrument, pitch) pair, or caption, was never trained on.
         wave: [T] or [A, T] float.
         sample_rate_hz: of the wave.
         classified: what the note classifier says of it, in words; empty where it was not asked.
@@ -61,6 +61,8 @@ class VariantPage:
 _ACCURACIES = (
     "prompt accuracy, family", "prompt accuracy, pitch", "family, held-out pairs", "pitch, held-out pairs"
 )  # fmt: skip
+# What the page says of tasks other than notes from captions: their tables.
+_TABLES = {"super-resolution": super_resolution_table, "recordings": recordings_table}
 _REFERENCES = {"real": "real clips", "codec_round_trip": "codec round trip"}
 _ABOUT = (
     "Every variant was trained from the same seed on the same data for the same number of examples, and then generated "
@@ -111,19 +113,20 @@ def write_demo_report(
         real: clips of the data set, shown beside the clips of the same prompt.
         columns: what to play from left to right, by name; default: what each variant made, and `real`.
     """
-    wide = _is_wide(summary)
+    tables = _TABLES.get(summary.get("task", ""))
     if columns is None:
         columns = {name: variant.clips for name, variant in variants.items()} | {"real clip": real}
     # Measures and sounds first.
     body = [
         heading("segue demo", _lead(summary), _chips(summary)),
-        f"<p>{super_resolution_table.ABOUT if wide else _ABOUT}</p>",
+        f"<p>{tables.ABOUT if tables else _ABOUT}</p>",
         "<h2>Measures</h2>",
-        super_resolution_table.measures_table(summary) if wide else _measures(summary),
-        f'<p class="note">{super_resolution_table.READING if wide else _READING}</p>',
+        tables.measures_table(summary) if tables else _measures(summary),
+        f'<p class="note">{tables.READING if tables else _READING}</p>',
         _training_table(summary),
         "<h2>Listen</h2>",
-        *_players_of_prompts(columns, linear=wide),
+        # Linear where the upper half of the band matters, which mel bands make small.
+        *_players_of_prompts(columns, tables is not None, "caption" if tables is recordings_table else "pair"),
     ]
     # How training went, then how the page was made.
     logs = {name: read_events(Path(variant.run_dir)) for name, variant in variants.items()}
@@ -139,16 +142,12 @@ def write_demo_report(
     return write_page(Path(demo_dir) / "report.html", page("segue demo", body))
 
 
-def _is_wide(summary: Mapping) -> bool:
-    return summary.get("task") == "super-resolution"
-
-
 def _lead(summary: Mapping) -> str:
     dataset = summary.get("dataset", {})
     about = f"{number(dataset['clips'])} captioned clips, " if "clips" in dataset else ""
     about += f"{dataset['hours']:.1f} hours; " if "hours" in dataset else ""
     names = list(summary.get("variants", {}))
-    task = "Audio super-resolution" if _is_wide(summary) else "Text to audio"
+    task = "Audio super-resolution" if summary.get("task") == "super-resolution" else "Text to audio"
     return f"{task}, trained from nothing on this machine: {about}{' against '.join(names)}."
 
 
@@ -218,7 +217,7 @@ def _loss_cell(trained: Mapping, t: str) -> str:
     return f"{last:.3f}" + (f"<small>at first {first:.3f}</small>" if first is not None else "")
 
 
-def _players_of_prompts(columns: Mapping[str, Sequence[PromptClip]], linear: bool) -> list[str]:
+def _players_of_prompts(columns: Mapping[str, Sequence[PromptClip]], linear: bool, held_out_what: str) -> list[str]:
     """A card a prompt: of each column the clip that there is."""
     keyed = {name: _by_prompt(clips) for name, clips in columns.items()}
     cards = []
@@ -226,7 +225,7 @@ def _players_of_prompts(columns: Mapping[str, Sequence[PromptClip]], linear: boo
     for key in dict.fromkeys(key for column in keyed.values() for key in column):
         clips = {name: column[key] for name, column in keyed.items() if key in column}
         held_out = any(clip.held_out for clip in clips.values())
-        badge = '<span class="badge">held-out pair</span>' if held_out else ""
+        badge = f'<span class="badge">held-out {held_out_what}</span>' if held_out else ""
         cells = "".join(f"<div>{_clip(name, clip, linear)}</div>" for name, clip in clips.items())
         title = f'<div class="prompt"><h3>{escape(key[0])}</h3>{badge}</div>'
         cards.append(f'<div class="card">{title}<div class="grid">{cells}</div></div>')
@@ -267,7 +266,8 @@ def _origin(summary: Mapping) -> list[str]:
         ]
     kept = ("commit", "machine", "versions", "seed", "dataset", "codec", "model", "test")
     pairs = [(key, summary[key]) for key in kept if key in summary]
-    pairs += [("note_classifier.sha256", classifier.get("sha256"))] if classifier or not _is_wide(summary) else []
+    if classifier or summary.get("task") not in _TABLES:
+        pairs.append(("note_classifier.sha256", classifier.get("sha256")))
     parts.append(f"<details open><summary>Settings and versions</summary>{facts(pairs)}</details>")
     parts.append('<p class="note">summary.json, beside this page, holds every figure of its tables.</p>')
     return parts

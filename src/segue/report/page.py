@@ -83,7 +83,7 @@ def image(png: bytes, words: str) -> str:
 def player(wave: np.ndarray, sample_rate_hz: int) -> str:
     """A player that carries its sound, [T] or [A, T]."""
     sound = base64.b64encode(wav_bytes(wave, sample_rate_hz)).decode()
-    return f'<audio controls preload="none" src="data:audio/wav;base64,{sound}"></audio>'
+    return f'<audio controls preload="metadata" src="data:audio/wav;base64,{sound}"></audio>'
 
 
 def wav_bytes(wave: np.ndarray, sample_rate_hz: int) -> bytes:
