@@ -20,6 +20,7 @@ from segue.codecs.latent_space import LatentSpace
 from segue.codecs.spectral import SpectralCodec
 from segue.conditioners import load_conditioner
 from segue.conditioners.base import TextConditioner
+from segue.hub import model_place
 from segue.models.adapters import Adapter
 from segue.models.dit import DiT
 from segue.models.fields import Values, asked_values, field_tensors
@@ -32,6 +33,7 @@ from segue.process.solvers import SOLVERS, solve, time_grid
 from segue.tasks.super_resolution import levels_of, low_band_condition
 from segue.types import TIMES, Condition, UserError
 
+SHIPPED = Path(__file__).parent / "weights" / "text-to-audio" / "model.safetensors"
 SHIPPED_SUPER_RESOLUTION = Path(__file__).parent / "weights" / "super-resolution" / "model.safetensors"
 NOISE_BLOCK = 16  # frames of one draw
 MOST_STEPS = 10_000  # more are a slip; the grid of times alone would fill the memory
@@ -90,13 +92,19 @@ class Pipeline:
         self.model = saved.model.to(device)
 
     @classmethod
-    def load(cls, run: Path | str, weights: str = "ema", device: str = "cpu") -> Pipeline:
-        """From a run folder (its newest checkpoint), a checkpoint folder, or a model.safetensors.
+    def load(cls, run: Path | str | None = None, weights: str = "ema", device: str = "cpu") -> Pipeline:
+        """Bring a trained model together with its codec and text encoder.
+
+        Args:
+            run: run folder (its newest checkpoint), checkpoint folder, model.safetensors, or the name of a model on the
+                hub (OWNER/NAME or OWNER/NAME@REVISION) that `segue push` put there; None: the shipped model.
+            weights: "ema" (averaged) or "model" (as trained).
+            device: that computes.
 
         Raises:
             UserError: nothing to load there, or parts that are missing or do not fit.
         """
-        saved = load_model(model_file(Path(run)), weights)
+        saved = load_model(SHIPPED if run is None else model_file(model_place(run)), weights)
         codec = codec_of(saved.card.codec_source, saved.card.codec)
         text = saved.card.text
         conditioner = load_conditioner(text["name"], text["max_tokens"])
@@ -323,7 +331,7 @@ class SuperResolver:
 
     @classmethod
     def load(cls, run: Path | str | None, weights: str = "ema", device: str = "cpu") -> SuperResolver:
-        """From a run folder (its newest checkpoint), a checkpoint folder or a model.safetensors; None: the shipped one.
+        """From what `Pipeline.load` takes; None: the shipped model of this task.
 
         Raises:
             UserError: nothing to load there, or a model for another task.
@@ -332,7 +340,7 @@ class SuperResolver:
             raise UserError(
                 "no super-resolution model is shipped; name the folder of one: segue train sr-demo makes it"
             )
-        saved = load_model(SHIPPED_SUPER_RESOLUTION if run is None else model_file(Path(run)), weights)
+        saved = load_model(SHIPPED_SUPER_RESOLUTION if run is None else model_file(model_place(run)), weights)
         return cls(saved, codec_of(saved.card.codec_source, saved.card.codec), device)
 
     def frames(self, samples: int) -> int:

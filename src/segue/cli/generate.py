@@ -18,6 +18,7 @@ from segue.audio.loudness import QUIETEST_LUFS, gain_to
 from segue.audio.tags import read_form, read_settings
 from segue.audio.write import SUFFIXES, write_wav
 from segue.cli.options import Device, finite
+from segue.cli.which_model import DEFAULT, SHIPPED_MODEL, no_prompt, refuse_other_run, run_and_prompts
 from segue.conditioners.tokens import count_tokens
 from segue.devices import announced_device, device_of
 from segue.files import make_folder
@@ -70,9 +71,14 @@ class _Output:
 
 
 def generate(
-    run: Annotated[Path, typer.Argument(help="Run folder, checkpoint folder, or model.safetensors.")],
-    prompts: Annotated[
-        list[str] | None, typer.Argument(help="Texts to generate sounds from; each makes --count files.")
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN] PROMPT...",
+            help="RUN: run folder, checkpoint folder, model.safetensors, or OWNER/NAME of the hub; left out or "
+            "'default': the shipped model. The first word is RUN where it is 'default', exists as a path, or holds a "
+            "slash and no space. PROMPT: a text to generate a sound from; each makes --count files.",
+        ),
     ] = None,
     prompts_file: Annotated[Path | None, typer.Option(help="Text file in UTF-8 with one prompt a line.")] = None,
     like: Annotated[
@@ -157,7 +163,8 @@ def generate(
     as they are made, and none is replaced without --overwrite.
     """
     # Prompts of the command line come first, and are numbered before those of a file.
-    captions = [*(prompts or []), *(_read_prompts(prompts_file) if prompts_file else [])]
+    run, prompts = run_and_prompts(words or [])
+    captions = [*prompts, *(_read_prompts(prompts_file) if prompts_file else [])]
     given: dict[str, Any] = {
         "seed": seed,
         "number": number,
@@ -176,6 +183,7 @@ def generate(
     # Options win over what --like names; its number belongs to its own prompt.
     if like is not None:
         kept = _settings_of(like)
+        refuse_other_run(like, kept, run)
         number_of_another = {"number"} if captions else set()
         captions = captions or [kept["prompt"]]
         asked = {name: kept[name] for name in _KEPT.keys() - number_of_another if name in kept} | asked
@@ -184,7 +192,7 @@ def generate(
     finite("--rescale", asked.get("rescale"), 0.0, 1.0)
     finite("--loudness", asked.get("loudness"), QUIETEST_LUFS, 0.0)
     if not captions:
-        raise UserError('no prompt; for example: segue generate runs/mine "a soft violin playing C 5"')
+        raise UserError(no_prompt(run))
     for caption in captions:
         _refuse_not_text(caption)
     of_sampling = _of_sampling(asked)
@@ -204,6 +212,8 @@ def generate(
         _refuse_existing([take.path for take in takes])
     kind = asked.get("weights", "ema")
     pipeline = Pipeline.load(run, kind, place)
+    if run is None:
+        print(f"model: {SHIPPED_MODEL}", file=sys.stderr)
     announced_device(place)  # only now: what cannot be loaded is said in one line alone
     length_sec = pipeline.samples_of(asked.get("seconds")) / pipeline.codec.sample_rate_hz
     conditions = _checked(pipeline, asked.get("conditions", {}))
@@ -216,7 +226,7 @@ def generate(
     # A length that is drawn for each sound is drawn again by --like.
     of_length = length_sec if "seconds" in asked or not pipeline.saved.card.lengths else None
     settings = {
-        "run": str(run)[-_MOST_PATH:],  # the end of a long path says most of the run
+        "run": (run or DEFAULT)[-_MOST_PATH:],  # the end of a long path says most of the run
         "weights": kind,
         **({} if of_length is None else {"seconds": of_length}),
         "steps": sampling.steps,
