@@ -161,9 +161,12 @@ def send_folder(folder: Path, name: str, public: bool) -> str:
         api.create_repo(name, private=not public, exist_ok=True)
         # One commit: others see all of the files or none.
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload a model of segue")
+        is_private = api.model_info(name).private
     except Exception as error:  # whatever the network's own library says
         raise _not_sent(name, error) from error
-    return f"{api.endpoint}/{name}: {'public' if public else 'private'}; use it with: segue generate {name} PROMPT"
+    # A place that was private stays so: its settings on the hub change that.
+    kind = "private (its settings on the hub can make it public)" if is_private else "public"
+    return f"{api.endpoint}/{name}: {kind}; use it with: segue generate {name} PROMPT"
 
 
 def _not_sent(name: str, error: Exception) -> UserError:

@@ -31,18 +31,23 @@ def measure_super_resolution(
     steps: tuple[int, ...],
     clips: int,
     seconds: float,
+    whole_set: bool = False,
 ) -> dict:
     """Rows by name: mean and 95 % bootstrap interval over clips of each measure; and what they were measured on.
+
+    Args:
+        whole_set: measure on all clips of a set without a split "test", and not on its held-out clips alone: for a set
+            that the model was not trained on.
 
     Raises:
         UserError: fewer than two sounds, or a cutoff that the model's rate does not hold.
     """
     rate_hz = resolver.sample_rate_hz
-    waves = _waves(source, rate_hz, clips, round(seconds * rate_hz))
+    split, waves = _waves(source, rate_hz, clips, round(seconds * rate_hz), whole_set)
     models = {f"model, {count} steps": by_model(resolver, cutoff_hz, count) for count in steps}
     rows = rows_of(models, resolver.codec, waves, cutoff_hz, test)
     number = len(waves) * len(protocol(test, cutoff_hz))
-    about = {"source": source.name, "test": test, "cutoff_hz": cutoff_hz, "lsd": PRESET, "clips": number}
+    about = {"source": source.name, "split": split, "test": test, "cutoff_hz": cutoff_hz, "lsd": PRESET, "clips": number}
     return about | {"seconds_at_most": seconds, "rows": rows}
 
 
@@ -94,19 +99,24 @@ def _figures(made: Tensor, wave: Tensor, rate_hz: int, cutoff_hz: float) -> dict
     return bands | {"si-sdr db": min(float(si_sdr_db(made, wave)), 200.0)}  # equal signals: infinite
 
 
-def _waves(source: Path, rate_hz: int, clips: int, samples: int) -> list[Tensor]:
-    members = clips_of(source)
-    # A set without splits is taken whole: nothing of it can be told to be held out.
-    members = [clip for clip in members if clip.split == "test"] or members
+def _waves(source: Path, rate_hz: int, clips: int, samples: int, whole_set: bool) -> tuple[str, list[Tensor]]:
+    """The split that is measured on, and waves [T] of it."""
+    everything = clips_of(source)
+    # Held out as `segue encode` splits: "test" where a list names it, else "valid", which is split by content.
+    split = "test" if whole_set or any(clip.split == "test" for clip in everything) else "valid"
+    members = [clip for clip in everything if clip.split == split]
+    if whole_set and not members:
+        split, members = "all", everything
     # Evenly spaced, since lists are often sorted by kind.
     read = read_sounds(members[:: max(1, -(-len(members) // clips))], rate_hz)
     waves = [read.wave(index)[:samples] for index in range(len(read))]
     waves = [wave for wave in waves if len(wave) >= 2048 and bool(wave.any())]  # LSD's window; silence has no figures
     if len(waves) < 2:
         raise UserError(
-            f"{source}: fewer than 2 sounds of 2,048 samples that are not silent; hint: name another folder"
+            f"{source}: fewer than 2 {'' if split == 'all' else 'held-out '}sounds of 2,048 samples that are not "
+            "silent; hint: name another folder, or --all for sounds that the model was not trained on"
         )
-    return waves
+    return split, waves
 
 
 def _with_interval(values: list[float]) -> dict:

@@ -70,13 +70,13 @@ def write_shared(run: Path, out: Path, statement: Statement) -> list[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         card = _with_parts(card, temporary)
-        bytes_, parameters = _write_weights(file, temporary / "model.safetensors", card)
+        size_bytes, parameters = _write_weights(file, temporary / "model.safetensors", card)
         stored = _stored(run)
         config = None if "run" not in stored else from_json(stored["run"])
         _write_config(temporary / "config.json", card, config)
         sounds = _copy_sounds(run / "samples", temporary / "samples", statement.sounds)
         shared = Shared(
-            title=statement.title, card=card, segue=str(stored.get("segue", __version__)), bytes=bytes_,
+            title=statement.title, card=card, segue=str(stored.get("segue", __version__)), bytes=size_bytes,
             parameters=parameters, splits=dict((stored.get("data") or {}).get("splits") or {}), data=statement.data,
             licence=statement.licence, command=None if config is None else training_command(config),
             losses=_last_losses(run / "log.jsonl"), figures=figures, sounds=sounds,
@@ -159,8 +159,11 @@ def training_command(config: RunConfig) -> str:
     train = config.train
     words = [f"segue train {config.recipe} --data CACHE --out RUN --examples {train.total_examples}"]
     words.append(f"--seed {train.seed}")
+    if config.model.pretrained:
+        words.append(f"--model {without_places(config.model.pretrained)}")
+    said = ("train.total_examples", "train.seed", "model.pretrained")
     for name, value in _settings(without_places(to_json(config))):
-        if value != recipe.get(name) and name not in ("train.total_examples", "train.seed"):
+        if value != recipe.get(name) and name not in said:
             words.append(f"--set {name}={_shown(value)}")
     return " ".join(words)
 
