@@ -163,7 +163,7 @@ def _plan(out: Path, cache: LatentCache, kind: Kind, minutes_left: float, wanted
     # A folder keeps its plan, so that a second call continues with the same length.
     if path.exists():
         # Plans of before there were tasks were of the only one.
-        stored = {"task": "generation"} | json.loads(path.read_text())
+        stored = {"task": "generation"} | json.loads(path.read_text(encoding="utf-8"))
         stored = {"measured" if key == "judged" else key: value for key, value in stored.items()}  # its earlier name
         changed = [f"{k} was {stored.get(k)}, is {v}" for k, v in wanted.items() if stored.get(k) != v]
         if changed:

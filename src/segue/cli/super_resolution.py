@@ -47,7 +47,9 @@ def measure(
 
 def _print(figures: dict) -> None:
     which = "all clips" if figures["split"] == "all" else f"held-out clips (split {figures['split']})"
-    about = f"{which}: " + "{clips} of {source}, cut at {cutoff_hz:,.0f} Hz by {test}, LSD preset {lsd}".format(**figures)
+    about = f"{which}: " + "{clips} of {source}, cut at {cutoff_hz:,.0f} Hz by {test}, LSD preset {lsd}".format(
+        **figures
+    )
     table = Table(title=f"{about}; 95 % intervals over clips", title_justify="left")
     names = list(next(iter(figures["rows"].values())))
     table.add_column("")

@@ -25,7 +25,9 @@ from segue.workflows.train_run import run_training
 
 
 def train(
-    recipe: Annotated[str | None, typer.Argument(help="Name of a recipe; `segue recipes` lists them; default: stage.")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(help="Name of a recipe; `segue recipes` lists them; default: stage.")
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(

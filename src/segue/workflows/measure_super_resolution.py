@@ -47,7 +47,14 @@ def measure_super_resolution(
     models = {f"model, {count} steps": by_model(resolver, cutoff_hz, count) for count in steps}
     rows = rows_of(models, resolver.codec, waves, cutoff_hz, test)
     number = len(waves) * len(protocol(test, cutoff_hz))
-    about = {"source": source.name, "split": split, "test": test, "cutoff_hz": cutoff_hz, "lsd": PRESET, "clips": number}
+    about = {
+        "source": source.name,
+        "split": split,
+        "test": test,
+        "cutoff_hz": cutoff_hz,
+        "lsd": PRESET,
+        "clips": number,
+    }
     return about | {"seconds_at_most": seconds, "rows": rows}
 
 

@@ -49,7 +49,7 @@ def release_super_resolution(
     resolver = SuperResolver.load(file)
     about = resolver.saved.card
     cutoff_hz = about.degradation["cutoff_max_hz"]
-    state = json.loads((model_file(run).parent / "state.json").read_text())
+    state = json.loads((model_file(run).parent / "state.json").read_text(encoding="utf-8"))
     training = {
         "command": command,
         "commit": commit,
@@ -58,7 +58,7 @@ def release_super_resolution(
         "hours": round(state["seconds"] / 3600, 2),
         "machine": f"{machine()}, one thread used",
         "torch": torch.__version__,
-        "config": json.loads((run / "config.json").read_text())["run"],
+        "config": json.loads((run / "config.json").read_text(encoding="utf-8"))["run"],
         "sources": sources,
     }
     card = {
