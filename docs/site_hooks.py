@@ -15,6 +15,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
 REMOTE = re.compile(r'<(?:script|link|img|audio|source|iframe)\b[^>]*?(?:src|href)="((?:https?:)?//[^"]+)"')
+BULLET, NUMBER, TABLE = re.compile(r"[-*] "), re.compile(r"\d+\. "), re.compile(r"\|")
 LINK = re.compile(r"(\[[^\]\n]*\])\(([^)\s]+)\)")
 # The public names by what people look for; a name that is in no list comes last.
 CHAPTERS = {
@@ -50,10 +51,26 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Links that lead out of docs/ lead to the same page on the site."""
-    if page.file.generated_by is not None:
-        return markdown
-    return with_links(markdown, f"docs/{page.file.src_uri}")
+    """Links that lead out of docs/ lead to the same page on the site, and lists are lists as GitHub has them."""
+    if page.file.generated_by is None:
+        markdown = with_links(markdown, f"docs/{page.file.src_uri}")
+    return apart(markdown)
+
+
+def apart(text: str) -> str:
+    """A page with an empty line before each list and table: mkdocs' Markdown wants it, GitHub's does not."""
+    lines: list[str] = []
+    code = False
+    for line in text.splitlines():
+        before = lines[-1] if lines else ""
+        starts = next((kind for kind in (BULLET, NUMBER, TABLE) if kind.match(line)), None)
+        # A line after an item of the same list, or indented as its continuation, goes on with it.
+        goes_on = not before or before.startswith(" ") or (starts is not None and starts.match(before))
+        if not code and starts is not None and not goes_on:
+            lines.append("")
+        lines.append(line)
+        code ^= line.startswith("```")
+    return "\n".join(lines) + "\n"
 
 
 def on_post_build(config):

@@ -67,13 +67,13 @@ def test_what_is_not_stated_is_said_so(segue, trained, tmp_path):
 def test_a_codec_of_ones_own_goes_along(trained, tmp_path):
     from dataclasses import asdict, replace
 
-    from segue.codecs.autoencoder import AutoencoderConfig, FrameNetwork, save_codec
+    from segue.codecs.autoencoder import Autoencoder, AutoencoderConfig, save_codec
     from segue.models.files import read_tensors, save_model
     from segue.workflows.share import Statement, write_shared
 
     codec, run = tmp_path / "my-codec", tmp_path / "run"
     torch.manual_seed(0)
-    save_codec(FrameNetwork(AutoencoderConfig(channels=4, encoder_width=8, decoder_width=8)), codec)
+    save_codec(Autoencoder(AutoencoderConfig(channels=4, encoder_width=8, decoder_width=8)), codec)
     tensors, _ = read_tensors(model_file(trained))
     card = replace(load_model(model_file(trained)).card, codec_source=str(codec))
     run.mkdir()

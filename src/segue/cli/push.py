@@ -44,12 +44,10 @@ def push(
     if (name is None) == (to is None):
         raise UserError("give OWNER/NAME to send it to the hub, or --to FOLDER to write it here; hint: one of the two")
     finite("--sounds", sounds, 0)
-    for option, value in (("--licence", licence), ("--data", data)):
-        if not value:
-            print(f"note: no {option}: the card says that it is not stated", file=sys.stderr)
     about = {"data": data, "licence": licence, "figures": figures, "sounds": sounds}
     if to is not None:
         write_shared(run, to, Statement(to.name, **about))
+        _say_what_is_missing(licence, data)
         print(f"{to}: use it with: segue generate {to} PROMPT")
         return
     assert name is not None
@@ -58,8 +56,15 @@ def push(
     with tempfile.TemporaryDirectory(prefix="segue-push-") as place:
         folder = Path(place) / "model"
         files = write_shared(run, folder, Statement(name, **about))
+        _say_what_is_missing(licence, data)
         size = sum((folder / file).stat().st_size for file in files)
         print(f"sending {len(files)} files ({size / 1e6:.1f} MB) to {name}:", file=sys.stderr)
         for file in files:
             print(f"  {file.as_posix()}", file=sys.stderr)
         print(send_folder(folder, name, public))
+
+
+def _say_what_is_missing(licence: str, data: str) -> None:
+    for option, value in (("--licence", licence), ("--data", data)):
+        if not value:
+            print(f"note: no {option}: the card says that it is not stated", file=sys.stderr)

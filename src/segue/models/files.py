@@ -129,7 +129,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return current_tensors({name: file.get_tensor(name) for name in file.keys()}), file.metadata() or {}
     except FileNotFoundError as error:
         raise UserError(
-            f"{path}: no such file; give a run folder, a checkpoint folder or a model.safetensors"
+            f"{path}: no such file; hint: give a run folder, a checkpoint folder or a model.safetensors"
         ) from error
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); use an earlier checkpoint") from error
@@ -303,4 +303,6 @@ def model_file(path: Path) -> Path:
     if found:
         return found[-1]
     what = "holds no checkpoint yet" if path.is_dir() else "does not exist"
-    raise UserError(f"{path}: {what}; give a run folder of `segue train`, a checkpoint folder or a model.safetensors")
+    raise UserError(
+        f"{path}: {what}; hint: give a run folder of `segue train`, a checkpoint folder or a model.safetensors"
+    )

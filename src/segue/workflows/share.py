@@ -13,9 +13,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from safetensors.torch import save_file
 
 from segue._version import __version__
+from segue.audio.read import read_blocks, read_claim
+from segue.audio.write import write_wav
 from segue.codecs import CODECS
 from segue.files import cannot_write
 from segue.models.files import BESIDE, ModelCard, load_model, model_file, read_tensors
@@ -218,8 +221,11 @@ def _copy_sounds(samples: Path, out: Path, count: int) -> list[SharedSound]:
     out.mkdir()
     for entry in entries[:: max(1, len(entries) // count)][:count]:
         name = Path(str(entry["file"])).name
-        shutil.copyfile(samples / name, out / name)
-        sounds.append(SharedSound(f"samples/{name}", str(entry.get("prompt", ""))))
+        prompt = str(entry.get("prompt", ""))
+        # Written anew and not copied: the file's own comment names the folder of the run.
+        wave = np.concatenate([*read_blocks(samples / name)]).T
+        write_wav(out / name, wave, read_claim(samples / name).sample_rate_hz, prompt)
+        sounds.append(SharedSound(f"samples/{name}", prompt))
     return sounds
 
 
