@@ -1,5 +1,6 @@
 """What is shipped is shipped whole: weights and cards in the wheel, a Dockerfile of sound form, code for every system."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -27,11 +28,9 @@ def test_every_file_of_the_weights_is_package_data():
 
 
 def test_every_shipped_model_has_a_card_with_its_data_and_their_licences():
-    import json
-
     for folder in (SRC / "segue" / "weights").iterdir():
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-        sources = card["training"]["sources"] if "training" in card else card["sources"]
+        sources = card["training"].get("sources") or [card["data"]]
         assert sources and all(source.get("licence") for source in sources), folder
 
 
