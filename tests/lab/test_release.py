@@ -53,7 +53,7 @@ def test_a_super_resolution_model_is_released_with_its_figures(segue, lab, recor
     assert card["training"]["examples"] == 16 and card["bytes"] == (out / "model.safetensors").stat().st_size
     figures = out / "figures.json"
     again = segue("super-resolution", "measure", out / "model.safetensors", recordings, "--steps", "1", "--clips", "4",
-                  "--json", figures)  # fmt: skip
+                  "--all", "--json", figures)  # fmt: skip
     assert json.loads(figures.read_text())["rows"]["model, 1 steps"] == rows["model, 1 steps"]
     shown = next(line for line in again.out.splitlines() if "model, 1 steps" in line)
     assert f"{rows['model, 1 steps']['lsd full']['mean']:.3f} (" in shown
