@@ -19,8 +19,8 @@ COPY src ./src
 # hadolint ignore=DL3013
 RUN if ! python -c "import torch" 2>/dev/null; then pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch; fi \
     && pip install ".[$EXTRAS]" \
-    && useradd --create-home user
-USER user
+    && useradd --create-home --uid 1000 user
+USER 1000
 WORKDIR /work
 ENTRYPOINT ["segue"]
 CMD ["--help"]
