@@ -1,7 +1,9 @@
 # Everything a clean clone needs: Python 3.10+ and make.
 #   make demo    train, generate and report on real audio (about 12 minutes on 2 cores after installation)
 #   make test    the tests
-#   make check   style, formatting and types; make types: the type checker alone
+#   make check   style, formatting, types and docs; make types: the type checker alone
+#   make docs    the docs as a site, into site/; broken links fail, and nothing is fetched
+#   make wheel   sdist and wheel, into dist/
 #   make bench   speed and memory, into docs/performance.md (DEVICE=cuda on a GPU); never part of the tests
 #   make torture what is promised under faults, at full size: 100 kills, 10,000 steps (docs/promises.md)
 PYTHON ?= python3
@@ -10,7 +12,7 @@ BIN := $(VENV)/bin
 # torch first and by its own line: asked for as somebody's dependency, pip may choose a build with gigabytes of CUDA.
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: bench setup demo study tables test torture check types fresh format clean
+.PHONY: bench docs wheel setup demo study tables test torture check types fresh format clean
 
 setup: $(VENV)/.done
 
@@ -47,10 +49,17 @@ DEVICE ?= auto
 bench: setup
 	$(BIN)/python benchmarks/bench.py --out runs/bench --device $(DEVICE)
 
-check: setup
+check: setup docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+wheel: setup
+	rm -rf dist
+	$(BIN)/python -m build
 
 types: setup
 	$(BIN)/mypy
@@ -65,4 +74,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build src/*.egg-info
+	rm -rf $(VENV) site dist .pytest_cache .ruff_cache .mypy_cache .hypothesis build src/*.egg-info

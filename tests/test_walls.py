@@ -50,7 +50,7 @@ ALLOWED = {
     "upsampling": {"audio", "progress"},
     "recipes": PARTS | {"training"},
     "integrations": {"stage", "process"},
-    "workflows": PARTS | {"audio", "progress", "pipeline", "report", "training"},
+    "workflows": PARTS | {"audio", "progress", "pipeline", "recipes", "report", "training"},
     "cli": {"*"},
 }
 # Nothing imports the command line but itself. The laboratory's own has the same kind of verbs and the same checks.

@@ -1,16 +1,42 @@
-"""Where a command computes: the device that --device names, and one line that says which it is."""
+"""Where a command computes: the device that --device names, one line that says which it is, and its processes."""
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
+from collections.abc import Callable
 
 from segue.types import UserError
 
 
 def cores() -> int:
     """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    import psutil  # here, since a help text must not wait for it
+
+    process = psutil.Process()
+    # macOS has no affinities.
+    return len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else os.cpu_count() or 1
+
+
+def when_parent_ends(call: Callable[[], None], every_sec: float) -> None:
+    """Call a function, in a thread of its own, once the process that started this one is gone."""
+    import psutil
+
+    try:
+        parent = psutil.Process(os.getppid())
+    except psutil.NoSuchProcess:  # gone before this one had begun
+        call()
+        return
+
+    def watch() -> None:
+        # POSIX gives a process whose parent has ended another one; on Windows the number stays, and stands for nobody.
+        while os.getppid() == parent.pid and parent.is_running():
+            time.sleep(every_sec)
+        call()
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def device_of(name: str) -> str:

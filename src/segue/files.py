@@ -62,7 +62,9 @@ def make_folder(path: Path) -> None:
 
 def sync(path: Path) -> None:
     """Force a file or folder to disk, so that a rename after it cannot overtake its contents."""
-    handle = os.open(path, os.O_RDONLY)
+    if os.name == "nt" and path.is_dir():  # Windows syncs files alone, and those that are open to be written
+        return
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -6,10 +6,11 @@ Resident memory, as the system counts it (RSS): the libraries' own pages are in 
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 # What torch loads and keeps with its first heavy work on a CPU, whatever the model: kernels, threads, buffers of matrix
 # products. Measured with torch 2.13: 40 to 90 MiB.
@@ -17,28 +18,32 @@ RUNTIME_BYTES = 64 * 2**20
 
 
 def resident_bytes() -> int:
-    """What this process holds now; its peak so far where the system does not tell."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return peak_bytes()
+    """What this process holds now."""
+    return psutil.Process().memory_info().rss
+
+
+def free_bytes() -> int:
+    """Memory of the machine that a process could still take, with what the system would give back for it."""
+    return psutil.virtual_memory().available
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held; 0 where the system does not say.
+    """The most memory that this process has held.
 
     Linux hands getrusage's figure down: a program that a large process starts begins with that one's peak. Its own is
-    in /proc.
+    in /proc, which other systems do not have.
     """
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        pass
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
-        return 0
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = status.read_text(encoding="utf-8").splitlines()
+        own = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
+        if own:
+            return own
+    about = psutil.Process().memory_info()
+    if hasattr(about, "peak_wset"):  # Windows
+        return about.peak_wset
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # macOS counts in bytes, Linux in kibibytes.
     return peak if sys.platform == "darwin" else peak * 1024

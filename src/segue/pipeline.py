@@ -22,6 +22,7 @@ from segue.codecs.spectral import SpectralCodec
 from segue.conditioners import load_conditioner
 from segue.conditioners.base import TextConditioner
 from segue.editing import Editor, Request, batches, check_prompts
+from segue.hub import model_place
 from segue.models.adapters import Adapter
 from segue.models.fields import Values, field_tensors
 from segue.models.files import SavedModel, load_model, model_file
@@ -36,6 +37,7 @@ from segue.tasks.known_parts import Given
 from segue.tasks.super_resolution import levels_of, low_band_condition
 from segue.types import TIMES, Condition, UserError
 
+SHIPPED = Path(__file__).parent / "weights" / "text-to-audio" / "model.safetensors"
 SHIPPED_SUPER_RESOLUTION = Path(__file__).parent / "weights" / "super-resolution" / "model.safetensors"
 NOISE_BLOCK = 16  # frames of one draw
 
@@ -65,13 +67,19 @@ class Pipeline(Editor):
         self.model = saved.model.to(device)
 
     @classmethod
-    def load(cls, run: Path | str, weights: str = "ema", device: str = "cpu") -> Pipeline:
-        """From a run folder (its newest checkpoint), a checkpoint folder, or a model.safetensors.
+    def load(cls, run: Path | str | None = None, weights: str = "ema", device: str = "cpu") -> Pipeline:
+        """Bring a trained model together with its codec and text encoder.
+
+        Args:
+            run: run folder (its newest checkpoint), checkpoint folder, model.safetensors, or the name of a model on the
+                hub (OWNER/NAME or OWNER/NAME@REVISION) that `segue push` put there; None: the shipped model.
+            weights: "ema" (averaged) or "model" (as trained).
+            device: that computes.
 
         Raises:
             UserError: nothing to load there, or parts that are missing or do not fit.
         """
-        saved = load_model(model_file(Path(run)), weights)
+        saved = load_model(SHIPPED if run is None else model_file(model_place(run)), weights)
         codec = codec_of(saved.card.codec_source, saved.card.codec)
         text = saved.card.text
         conditioner = load_conditioner(text["name"], text["max_tokens"])
@@ -316,7 +324,7 @@ class SuperResolver:
 
     @classmethod
     def load(cls, run: Path | str | None, weights: str = "ema", device: str = "cpu") -> SuperResolver:
-        """From a run folder (its newest checkpoint), a checkpoint folder or a model.safetensors; None: the shipped one.
+        """From what `Pipeline.load` takes; None: the shipped model of this task.
 
         Raises:
             UserError: nothing to load there, or a model for another task.
@@ -325,7 +333,7 @@ class SuperResolver:
             raise UserError(
                 "no super-resolution model is shipped; name the folder of one: segue train sr-demo makes it"
             )
-        saved = load_model(SHIPPED_SUPER_RESOLUTION if run is None else model_file(Path(run)), weights)
+        saved = load_model(SHIPPED_SUPER_RESOLUTION if run is None else model_file(model_place(run)), weights)
         return cls(saved, codec_of(saved.card.codec_source, saved.card.codec), device)
 
     def frames(self, samples: int) -> int:

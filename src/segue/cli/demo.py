@@ -207,7 +207,7 @@ def _earlier_plan(out: Path, wanted: dict, fresh: bool) -> Plan | None:
     if not path.exists():
         return None
     # Plans of before there were tasks and recordings were of the only ones.
-    stored = {"task": "generation", "sounds": ""} | json.loads(path.read_text())
+    stored = {"task": "generation", "sounds": ""} | json.loads(path.read_text(encoding="utf-8"))
     stored = {"measured" if key == "judged" else key: value for key, value in stored.items()}  # its earlier name
     changed = [f"{k} was {stored.get(k)}, is {v}" for k, v in wanted.items() if stored.get(k) != v]
     if changed:

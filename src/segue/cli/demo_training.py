@@ -68,7 +68,7 @@ def train_variant(variant: Variant, quiet: bool = False) -> TrainResult:
 
 def result_of(variant: Variant) -> TrainResult:
     """How a run that is on disk ended."""
-    state = json.loads((latest_checkpoint(variant.run_dir) / "state.json").read_text())
+    state = json.loads((latest_checkpoint(variant.run_dir) / "state.json").read_text(encoding="utf-8"))
     losses = [e["loss_by_t"] for e in read_log(variant.run_dir / "log.jsonl") if e["event"] == "validation"]
     seen = state["examples_seen"]
     return TrainResult(variant.run_dir, seen, state["seconds"], seen >= variant.examples, losses[-1])
@@ -100,7 +100,7 @@ def work(run_dir: Path) -> int:
     stop_with_parent()
     with locked(run_dir / "lock", wait=True):  # the worker of a demo that was killed may still be saving
         # Read under the lock, since a second demo may write it anew.
-        about = json.loads((run_dir / VARIANT).read_text())
+        about = json.loads((run_dir / VARIANT).read_text(encoding="utf-8"))
         finished = train_variant(Variant(from_json(about["config"]), Path(about["cache"]), run_dir)).finished
     return 0 if finished else 130
 

@@ -66,6 +66,10 @@ def generation(
     force: Annotated[
         bool, typer.Option("--force", help="Accept the teacher of the run as --embedding; the table says so.")
     ] = False,
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Compare with the held-out clips of REF alone, which `segue encode` "
+                                              "keeps out of training.")
+    ] = False,
     unpaired: Annotated[bool, typer.Option("--unpaired", help="Ignore that some ids are in both sets.")] = False,
     k: Annotated[int, typer.Option(help="Number of neighbours, for precision, recall, density and "
                                         "coverage.", min=1)] = 5,
@@ -86,7 +90,7 @@ def generation(
         gen, ref, out / "embeddings", captions=captions, embedding=embedding, layer=layer, crop_seconds=crop_seconds,
         text_embedding=text_embedding, run=run, force=force, unpaired=unpaired, k=k,
         trust_remote_code=trust_remote_code, draws=draws, seed=seed, skip_bad=skip_bad,
-        device=announced_device(device),
+        held_out=held_out, device=announced_device(device),
     )  # fmt: skip
     _write(found, out)
 

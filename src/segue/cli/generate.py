@@ -19,6 +19,7 @@ from segue.audio.tags import read_form, read_settings
 from segue.audio.write import SUFFIXES, write_wav
 from segue.cli.edit_options import EDITING, Maker, edit_of, how_kept
 from segue.cli.options import Device, finite
+from segue.cli.which_model import DEFAULT, SHIPPED_MODEL, no_prompt, refuse_other_run, run_and_prompts
 from segue.conditioners.tokens import count_tokens
 from segue.devices import announced_device, device_of
 from segue.files import make_folder
@@ -72,9 +73,14 @@ class _Output:
 
 
 def generate(
-    run: Annotated[Path, typer.Argument(help="Run folder, checkpoint folder, or model.safetensors.")],
-    prompts: Annotated[
-        list[str] | None, typer.Argument(help="Texts to generate sounds from; each makes --count files.")
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN] PROMPT...",
+            help="RUN: run folder, checkpoint folder, model.safetensors, or OWNER/NAME of the hub; left out or "
+            "'default': the shipped model. The first word is RUN where it is 'default', exists as a path, or holds a "
+            "slash and no space. PROMPT: a text to generate a sound from; each makes --count files.",
+        ),
     ] = None,
     prompts_file: Annotated[Path | None, typer.Option(help="Text file in UTF-8 with one prompt a line.")] = None,
     like: Annotated[
@@ -186,7 +192,8 @@ def generate(
     as they are made, and none is replaced without --overwrite.
     """
     # Prompts of the command line come first, and are numbered before those of a file.
-    captions = [*(prompts or []), *(_read_prompts(prompts_file) if prompts_file else [])]
+    run, prompts = run_and_prompts(words or [])
+    captions = [*prompts, *(_read_prompts(prompts_file) if prompts_file else [])]
     given: dict[str, Any] = {
         "seed": seed,
         "number": number,
@@ -211,6 +218,7 @@ def generate(
     # Options win over what --like names; its number belongs to its own prompt.
     if like is not None:
         kept = _settings_of(like)
+        refuse_other_run(like, kept, run)
         left_out = {"number"} if captions else set()
         # Another edit is another sound: nothing of the file's own edit, nor its length, belongs to it.
         if EDITING & asked.keys():
@@ -227,7 +235,7 @@ def generate(
     if negative is not None and len(negative) > _MOST_NEGATIVE:
         raise UserError(f"--negative: {len(negative)} characters; hint: give at most {_MOST_NEGATIVE}")
     if not captions:
-        raise UserError('no prompt; for example: segue generate runs/mine "a soft violin playing C 5"')
+        raise UserError(no_prompt(run))
     for text in [*captions, asked.get("negative", "")]:
         _refuse_not_text(text)
     of_sampling = _of_sampling(asked)
@@ -247,6 +255,8 @@ def generate(
         _refuse_existing([take.path for take in takes])
     kind = asked.get("weights", "ema")
     pipeline = Pipeline.load(run, kind, place)
+    if run is None:
+        print(f"model: {SHIPPED_MODEL}", file=sys.stderr)
     announced_device(place)  # only now: what cannot be loaded is said in one line alone
     length_sec = pipeline.samples_of(asked.get("seconds")) / pipeline.codec.sample_rate_hz
     conditions = _checked(pipeline, asked.get("conditions", {}))
@@ -267,7 +277,7 @@ def generate(
         print(f"note: {how_kept(pipeline)}", file=sys.stderr)
     make_folder(out)
     settings = {
-        "run": str(run)[-_MOST_PATH:],  # the end of a long path says most of the run
+        "run": (run or DEFAULT)[-_MOST_PATH:],  # the end of a long path says most of the run
         "weights": kind,
         **({} if of_length is None or edit is not None else {"seconds": of_length}),
         **({} if edit is None else edit.settings),

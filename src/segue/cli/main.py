@@ -15,6 +15,7 @@ VERBS: dict[str, Verb | Group] = {
     "train": Verb("segue.cli.train:train", "Train a model on a cache, or continue a run."),
     "generate": Verb("segue.cli.generate:generate", "Generate sounds from prompts."),
     "export": Verb("segue.cli.export:export", "Save a run's model for other libraries."),
+    "push": Verb("segue.cli.push:push", "Share a model: onto the hub, or into a folder."),
     "upsample": Verb("segue.cli.upsample:upsample", "Add the missing upper band to sound files."),
     "recipes": Verb("segue.cli.recipes:recipes", "List the recipes that `segue train` takes."),
     "compare": Verb("segue.cli.compare:compare", "Compare runs, and how soon each reaches a value."),

@@ -13,7 +13,7 @@ import typer
 from segue.cli.options import Device, finite
 from segue.data.open_cache import open_cache
 from segue.data.tars import located
-from segue.recipes import fine_tuning, load_recipe
+from segue.recipes import DEFAULT_RECIPE, fine_tuning, load_recipe
 from segue.training.build import model_shape
 from segue.training.checks import check_before_training
 from segue.training.config import RunConfig, override, to_json
@@ -25,7 +25,9 @@ from segue.workflows.train_run import run_training
 
 
 def train(
-    recipe: Annotated[str | None, typer.Argument(help="Name of a recipe; `segue recipes` lists them.")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(help="Name of a recipe; `segue recipes` lists them; default: stage.")
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -112,9 +114,12 @@ def train(
         config, cache_path = resumed(resume, data, examples)
         out = resume
     else:
-        if recipe is None or data is None or out is None:
-            name = "RECIPE" if recipe is None else "--data" if data is None else "--out"
-            raise UserError(f"{name} is missing; hint: segue train static-uniform --data CACHE --out runs/mine")
+        if data is None or out is None:
+            name = "--data" if data is None else "--out"
+            raise UserError(f"{name} is missing; hint: segue train --data CACHE --out runs/mine")
+        if recipe is None:
+            recipe = DEFAULT_RECIPE
+            print(f"recipe: {recipe}, the default; `segue recipes` lists all", file=sys.stderr)
         finite("--memory", memory, 0.0, above=True)
         config = _config(recipe, model, lora, examples, seed, set_ or [])
         cache_path = located(data)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -25,6 +23,7 @@ import numpy as np
 from segue.audio.read import Readers
 from segue.audio.sound import BadAudio, Header, SoundPath
 from segue.data.tars import TarMember
+from segue.devices import when_parent_ends
 
 OPEN_FILES = 4  # of a process
 THREADS = 2  # that decode where there are no processes
@@ -136,13 +135,9 @@ def _process() -> ProcessPoolExecutor:
 def _begin(parent: int) -> None:
     """The start of a process: it leaves Ctrl-C to its parent, and ends when that is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
+    if os.getppid() != parent:  # gone before this process had begun
         os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    when_parent_ends(lambda: os._exit(1), every_sec=1.0)
 
 
 @cache

@@ -198,7 +198,7 @@ def _is_complete(out: Path, settings: DemoSettings) -> bool:
             f"{out}: holds a demo set with other settings ({_difference(found, settings)}); hint: another folder"
         )
     # The manifest's hash shows changes, the number of files what was deleted.
-    expected = json.loads(mark.read_text())["manifest_sha256"]
+    expected = json.loads(mark.read_text(encoding="utf-8"))["manifest_sha256"]
     intact = manifest.exists() and sha256(manifest.read_bytes()).hexdigest() == expected
     if not intact or sum(1 for _ in (out / "audio").glob("*.flac")) < settings.clips:
         raise UserError(f"{out}: this demo set was changed after rendering; hint: delete the folder and render again")
@@ -225,7 +225,7 @@ def _begin(out: Path, settings: DemoSettings) -> None:
 
 def _settings_in(mark: Path) -> dict:
     try:
-        found = json.loads(mark.read_text())
+        found = json.loads(mark.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{mark}: cannot be read; hint: delete its folder and render again") from error
     found.pop("manifest_sha256", None)

@@ -153,7 +153,7 @@ def _refuse_others(out: Path, source: dict) -> None:
     if (out / INDEX).exists() or not building.exists():
         what = "packed shards already" if (out / INDEX).exists() else "files that are no shards"
         raise UserError(f"{out}: holds {what}; hint: name a new or empty folder")
-    if building.read_text() != json.dumps(source):
+    if building.read_text(encoding="utf-8") != json.dumps(source):
         raise UserError(f"{out}: an unfinished packing of another cache, or with other settings; hint: another folder")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from segue.models.lora import LoraConfig, add_lora, load_trained, merge_lora
 from segue.types import UserError, first_line, without_deleted
 
 SCHEMA_VERSION = 2  # 2: one layer qkv where 1 had q and kv; both are read
+BESIDE = "beside:"  # before the name of a codec or text encoder in a model's card: it lies in the model's own folder
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return current_tensors({name: file.get_tensor(name) for name in file.keys()}), file.metadata() or {}
     except FileNotFoundError as error:
         raise UserError(
-            f"{path}: no such file; give a run folder, a checkpoint folder or a model.safetensors"
+            f"{path}: no such file; hint: give a run folder, a checkpoint folder or a model.safetensors"
         ) from error
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); use an earlier checkpoint") from error
@@ -217,11 +218,21 @@ def _read_model(path: Path, weights: str) -> tuple[ModelCard, dict[str, Tensor],
             f"{path}: model schema {version}, this segue reads 1 and {SCHEMA_VERSION}; use the segue that wrote it"
         )
     try:
-        card = ModelCard(**data)
+        card = _found_beside(ModelCard(**data), path.parent)
         prefix = f"{weights}."
         return card, {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}, tensors
     except _MISFITS as error:
         raise _misfit(path, error) from error
+
+
+def _found_beside(card: ModelCard, folder: Path) -> ModelCard:
+    """The card with paths for parts that lie in the model's own folder, as `segue push` writes them."""
+    codec_source, text = card.codec_source, card.text
+    if codec_source.startswith(BESIDE):
+        codec_source = str(folder / codec_source.removeprefix(BESIDE))
+    if str(text.get("name", "")).startswith(BESIDE):
+        text = text | {"name": str(folder / text["name"].removeprefix(BESIDE))}
+    return replace(card, codec_source=codec_source, text=text)
 
 
 def model_with_lora(card: ModelCard, adapters: dict[str, Tensor]) -> Backbone:
@@ -292,4 +303,6 @@ def model_file(path: Path) -> Path:
     if found:
         return found[-1]
     what = "holds no checkpoint yet" if path.is_dir() else "does not exist"
-    raise UserError(f"{path}: {what}; give a run folder of `segue train`, a checkpoint folder or a model.safetensors")
+    raise UserError(
+        f"{path}: {what}; hint: give a run folder of `segue train`, a checkpoint folder or a model.safetensors"
+    )

@@ -313,7 +313,7 @@ def read_checkpoint(folder: Path, cache_meta: dict) -> Saved:
 def _read(folder: Path) -> tuple[RunState, dict, dict[str, Tensor], dict[str, Tensor]]:
     """State, card, tensors of the model file, tensors of the optimiser's file."""
     try:
-        data = json.loads((folder / "state.json").read_text())
+        data = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         version = data["schema_version"]
         if version != SCHEMA_VERSION:
             raise UserError(

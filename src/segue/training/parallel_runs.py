@@ -10,7 +10,6 @@ import os
 import re
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from segue.devices import cores
+from segue.devices import cores, when_parent_ends
 from segue.progress import Meter
 from segue.training.interrupt import Interrupt
 from segue.types import UserError
@@ -161,15 +160,14 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
 
 def stop_with_parent() -> None:
     """Watch the parent: when it is gone, ask this process to save and stop, as Ctrl-C would."""
-    parent = os.getppid()
+    when_parent_ends(_ask_to_stop, every_sec=0.5)
 
-    def watch() -> None:
-        # A process whose parent has ended is given another one.
-        while os.getppid() == parent:
-            time.sleep(0.5)
+
+def _ask_to_stop() -> None:
+    if os.name == "nt":  # os.kill would end the process there, without asking
+        signal.raise_signal(signal.SIGTERM)
+    else:
         os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _start(worker: Sequence[str], folder: Path, environment: dict) -> subprocess.Popen:

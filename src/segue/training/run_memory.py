@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from math import ceil
 
 import torch
 from torch import nn
 
+from segue import memory
 from segue.data.cache import LatentCache
 from segue.data.loader import AHEAD
 from segue.memory import RUNTIME_BYTES, format_bytes, resident_bytes
-from segue.memory import peak_bytes as process_peak_bytes
 from segue.models.backbone import BackboneConfig
 from segue.models.gpu_fit import GAPS
 from segue.models.step_memory import ADAM as MOMENTS
@@ -125,11 +124,9 @@ def free_bytes(device: torch.device) -> int | None:
     """Memory that is free for a run; None where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    if device.type == "cpu" and hasattr(os, "sysconf"):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
+    return memory.free_bytes() if device.type == "cpu" else None
 
 
 def peak_bytes(device: torch.device) -> int:
     """The most memory that this process has held: of the accelerator, or resident where there is none."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else process_peak_bytes()
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory.peak_bytes()

@@ -76,6 +76,7 @@ def _is_held(path: Path) -> bool:
         lock.acquire()
     except Timeout:
         return True
-    path.unlink(missing_ok=True)
+    with suppress(PermissionError):  # Windows deletes no open file; there the lock does it as it is let go
+        path.unlink(missing_ok=True)
     lock.release()
     return False

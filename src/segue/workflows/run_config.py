@@ -89,7 +89,7 @@ def _lengthened(run_dir: Path, config: RunConfig, examples: int) -> RunConfig:
 def _read(run_dir: Path) -> dict:
     path = run_dir / "config.json"
     try:
-        stored = json.loads(path.read_text())
+        stored = json.loads(path.read_text(encoding="utf-8"))
         from_json(stored["run"])
         # A path of another kind would only fail when the cache is opened.
         if not isinstance(stored["cache"], str):

@@ -29,6 +29,9 @@ VERBS: dict[str, Verb | Group] = {
         {
             "codec": Verb("segue_lab.cli.release:codec", "Halve a codec's weights, measure it, write its card."),
             "teacher": Verb("segue_lab.cli.release:teacher", "Halve a teacher's weights, measure it, write its card."),
+            "text-to-audio": Verb(
+                "segue_lab.cli.release:text_to_audio", "Keep a demo's averaged weights, with its figures."
+            ),
             "super-resolution": Verb(
                 "segue_lab.cli.release:super_resolution", "Keep a model's averaged weights, and measure it."
             ),

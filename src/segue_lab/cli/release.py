@@ -78,5 +78,18 @@ def super_resolution(
     _show(release_super_resolution(run, out, folders, steps=step_counts(steps), clips=clips, **about))
 
 
+def text_to_audio(
+    demo: Annotated[Path, typer.Argument(help="Folder that `segue demo` left.")],
+    out: Out,
+    sources: Sources,
+    variant: Annotated[str, typer.Option(help="Recipe of the run that is released.")] = "stage",
+) -> None:
+    """Keep the averaged weights of one of a demo's runs in float16, with the demo's figures in the card."""
+    from segue_lab.release.text_to_audio import release_text_to_audio
+
+    _, listed = measured_and_listed((), sources)
+    _show(release_text_to_audio(demo, variant, out, listed))
+
+
 def _show(card: dict) -> None:
     typer.echo(json.dumps(card["figures"], indent=2))

@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from segue.files import make_folder, sha256_of
-from segue.models.files import model_file, read_tensors
+from segue.models.files import model_file
 from segue.pipeline import SuperResolver
 from segue.provenance import machine
 from segue.workflows.measure_super_resolution import measure_super_resolution
 from segue_lab.release.card import write_card
+from segue_lab.release.halved import write_halved
 
 
 def release_super_resolution(
@@ -43,19 +43,13 @@ def release_super_resolution(
     Raises:
         UserError: no model there, or unusable sounds.
     """
-    tensors, metadata = read_tensors(model_file(run))
-    # The averaged weights alone: the trained ones are of no use but to resume.
-    kept = {name: value.half() for name, value in tensors.items() if name.startswith("ema.")}
-    # Statistics stay in float32: they are few, and everything is scaled by them.
-    kept |= {name: value for name, value in tensors.items() if name.startswith("latents.")}
     make_folder(out)
-    file = out / "model.safetensors"
-    save_file({name: value.contiguous() for name, value in kept.items()}, file, metadata)
+    file, parameters = write_halved(run, out)
     # Measured as released, from the file just written.
     resolver = SuperResolver.load(file)
     about = resolver.saved.card
     cutoff_hz = about.degradation["cutoff_max_hz"]
-    state = json.loads((model_file(run).parent / "state.json").read_text())
+    state = json.loads((model_file(run).parent / "state.json").read_text(encoding="utf-8"))
     training = {
         "command": command,
         "commit": commit,
@@ -64,19 +58,18 @@ def release_super_resolution(
         "hours": round(state["seconds"] / 3600, 2),
         "machine": f"{machine()}, one thread used",
         "torch": torch.__version__,
-        "config": json.loads((run / "config.json").read_text())["run"],
+        "config": json.loads((run / "config.json").read_text(encoding="utf-8"))["run"],
         "sources": sources,
     }
     card = {
         "name": "super-resolution",
         "sha256": sha256_of([file]),
         "bytes": file.stat().st_size,
-        "parameters": sum(value.numel() for name, value in kept.items() if name.startswith("ema.")),
+        "parameters": parameters,
         "sample_rate_hz": resolver.sample_rate_hz,
         "steps": resolver.steps,
         "training": training,
         "figures": {
-            # Whoever releases a model names sets that were no part of its training, or have a split "test".
             name: measure_super_resolution(resolver, folder, cutoff_hz, "nuwave2", steps, clips, 4.0, unseen=True)
             for name, folder in measures.items()
         },

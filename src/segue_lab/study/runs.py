@@ -101,7 +101,7 @@ def planned_runs(out: Path) -> list[PlannedRun]:
     path = out / "plan.json"
     if not path.exists():
         raise UserError(f"{out}: no study was run here; hint: leave --report-only away")
-    plan = json.loads(path.read_text())
+    plan = json.loads(path.read_text(encoding="utf-8"))
     return [PlannedRun(**_with_new_names(run)) for run in plan.get("runs") or plan["cells"]]
 
 
@@ -156,7 +156,7 @@ def status_of(folder: Path) -> tuple[str, str]:
     if (folder / DONE).exists():
         return "done", ""
     if (folder / FAILED).exists():
-        return "failed", json.loads((folder / FAILED).read_text())["line"]
+        return "failed", json.loads((folder / FAILED).read_text(encoding="utf-8"))["line"]
     return ("unfinished" if (folder / RUN).exists() or (folder / _FIRST_RUN).exists() else "missing"), ""
 
 
@@ -176,7 +176,7 @@ def write_run(folder: Path, run: PlannedRun, prepared: Prepared, study: Study, d
 def read_run_file(folder: Path) -> dict:
     """What `write_run`, or an earlier version, left in a run's folder."""
     path = folder / RUN
-    return _with_new_names(json.loads((path if path.exists() else folder / _FIRST_RUN).read_text()))
+    return _with_new_names(json.loads((path if path.exists() else folder / _FIRST_RUN).read_text(encoding="utf-8")))
 
 
 def finish_run(folder: Path, seconds: float, commit: str) -> None:

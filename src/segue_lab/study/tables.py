@@ -84,7 +84,7 @@ def read_curves(out: Path, runs: Sequence[PlannedRun]) -> dict[str, dict[int, St
         if (folder / DONE).exists():
             first = min(read_run_file(folder)["evaluation"]["evaluate_at"])
             start = first * run.config["train"]["total_examples"]
-            seconds = json.loads((folder / DONE).read_text())["seconds"]
+            seconds = json.loads((folder / DONE).read_text(encoding="utf-8"))["seconds"]
             curves.setdefault(run.variant, {})[run.seed] = StudyCurves(run_curves(folder, start), seconds)
     return curves
 
@@ -225,7 +225,7 @@ def _why(state: str, line: str) -> str:
 def _origin(out: Path, runs: Sequence[PlannedRun], origin: Mapping[str, str]) -> dict:
     done = [part_of(out, "runs") / run.folder / DONE for run in runs]
     # Runs may have been made at several commits: all are named.
-    commits = sorted({json.loads(path.read_text())["commit"] for path in done if path.exists()})
+    commits = sorted({json.loads(path.read_text(encoding="utf-8"))["commit"] for path in done if path.exists()})
     return {"command": origin.get("command", ""), "machine": origin.get("machine", ""),
             "runs made at commit": ", ".join(commits), "tables made at commit": origin.get("commit", "")}  # fmt: skip
 

@@ -63,7 +63,7 @@ def _evaluator(run: dict, config: RunConfig) -> Evaluator | None:
 
 
 def _state(folder: Path) -> dict:
-    return json.loads((latest_checkpoint(folder) / "state.json").read_text())
+    return json.loads((latest_checkpoint(folder) / "state.json").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from segue.evaluation.folders.sound_sets import (
     described,
     ends,
     find_sounds,
+    held_out_sounds,
     listed_clips,
     read,
     some,
@@ -52,6 +53,7 @@ def measure_generation(
     draws: int,
     seed: int,
     skip_bad: bool = False,
+    held_out: bool = False,
     device: str = "cpu",
 ) -> Findings:
     """Generated against real sounds; the keyword arguments are the options of `segue evaluate generation`.
@@ -64,7 +66,7 @@ def measure_generation(
     """
     # What is asked for, and whether it can be had: before the long work.
     # The two sets, and what may measure them.
-    sounds = {"GEN": find_sounds(gen), "REF": find_sounds(ref)}
+    sounds = {"GEN": find_sounds(gen), "REF": held_out_sounds(ref) if held_out else find_sounds(ref)}
     pairs = _pairing(sounds["GEN"], sounds["REF"], unpaired)
     left_out: list[str] = []
     if skip_bad:
@@ -75,6 +77,7 @@ def measure_generation(
     by_text = None if text_embedding is None else load_clap(text_embedding).to(device)
     about_sets = {name: described(source, sounds[name]) for name, source in (("GEN", gen), ("REF", ref))}
     found = Findings(about_sets, warnings=left_out)
+    found.warnings.append(_about_reference(ref, len(sounds["REF"]), held_out))
     refuse_training_teachers(sounds["GEN"], run, [e for e in (by_sound, by_text) if e is not None], force, found)
     labels = _captions(captions, sounds["GEN"])
     _refuse_idle_captions(captions, labels, by_sound, by_text)
@@ -122,6 +125,13 @@ def measure_generation(
         title = f"{end}, {found.by_file[name]['nearest_distance']:.3g}"
         found.examples.append(ClipPair(title, clips, by_sound.sample_rate_hz))
     return found
+
+
+def _about_reference(ref: Path, count: int, held_out: bool) -> str:
+    """Which clips the generated ones are compared with."""
+    if held_out:
+        return f"compared with the {count:,} held-out clips of {ref} (splits test and valid)"
+    return f"compared with all clips of {ref}; hint: --held-out leaves out what a training on it saw"
 
 
 def _pairing(first: dict[str, Clip], second: dict[str, Clip], unpaired: bool) -> list[str]:

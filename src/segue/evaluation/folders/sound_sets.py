@@ -15,7 +15,7 @@ from segue.audio.names import identities
 from segue.audio.read import examine, read_header, read_sound, read_wave
 from segue.audio.sound import SUFFIXES, BadAudio, Header
 from segue.data.clip import Clip
-from segue.data.manifest import read_listing
+from segue.data.manifest import load_manifest, read_listing
 from segue.data.reading import Reading
 from segue.evaluation.card import Measure
 from segue.files import sha256_of
@@ -103,6 +103,23 @@ def find_sounds(source: Path) -> dict[str, Clip]:
         )
     if len(found) == 1:
         raise UserError(f"{source}: one clip only, which has no interval; hint: give at least 2")
+    return found
+
+
+def held_out_sounds(source: Path) -> dict[str, Clip]:
+    """The sounds of a set that no training on it has seen: of its splits "test" and "valid", as `segue encode` splits.
+
+    Raises:
+        UserError: as `find_sounds`; fewer than two of them.
+    """
+    everything = find_sounds(source)
+    trained = {clip.path for clip in load_manifest(source, "none") if clip.split == "train"}
+    found = {name: clip for name, clip in everything.items() if clip.path not in trained}
+    if len(found) < 2:
+        raise UserError(
+            f"{source}: of {len(everything):,} sounds {len(found)} is held out, and an interval needs 2; hint: add "
+            "sounds, or name a set that was not trained on, without --held-out"
+        )
     return found
 
 
