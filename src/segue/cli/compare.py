@@ -151,7 +151,7 @@ def _pictures(named: dict[str, RunCurves], measures: list[str], folder: Path) ->
                 for name, curve in curves.items() if curve is not None
             }  # fmt: skip
             label = "examples seen" if axis == "examples" else "seconds of training"
-            png = curve_png(lines, label, title)
+            png = curve_png(lines, label, title, names=list(named))
             write_bytes(folder / f"{measure}-{axis}.png", png)
             pictures.append((f"{title} over {label}", png))
     return pictures
