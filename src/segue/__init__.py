@@ -35,9 +35,9 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors; a test keeps
     from segue.models.dit import DiTConfig as DiTConfig
     from segue.models.presets import preset as preset
     from segue.pipeline import Pipeline as Pipeline
-    from segue.pipeline import Sampling as Sampling
     from segue.pipeline import SuperResolver as SuperResolver
     from segue.recipes import load_recipe as load_recipe
+    from segue.sampling import Sampling as Sampling
     from segue.ssl import load_teacher as load_teacher
     from segue.stage.condition_gain import ConditionGain as ConditionGain
     from segue.stage.controller import StageController as StageController
@@ -59,7 +59,7 @@ _HOMES = {
     "ModelOutput": "segue.types",
     "UserError": "segue.types",
     "Pipeline": "segue.pipeline",
-    "Sampling": "segue.pipeline",
+    "Sampling": "segue.sampling",
     "SuperResolver": "segue.pipeline",
     "DiT": "segue.models.dit",
     "DiTConfig": "segue.models.dit",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,54 +20,30 @@ from segue.codecs.latent_space import LatentSpace
 from segue.codecs.spectral import SpectralCodec
 from segue.conditioners import load_conditioner
 from segue.conditioners.base import TextConditioner
+from segue.editing import Editor, check_prompts
 from segue.models.adapters import Adapter
 from segue.models.files import SavedModel, load_model, model_file
 from segue.process.cfg import Combine, combine, guided
 from segue.process.noise import keyed_noise
-from segue.process.path import velocity_of
-from segue.process.solvers import SOLVERS, solve, time_grid
+from segue.process.path import sample_path, velocity_of
+from segue.process.replacement import solve_replacing
+from segue.process.solvers import below, solve, time_grid
+from segue.sampling import Sampling as Sampling
+from segue.sampling import check_steps
+from segue.tasks.known_parts import Given
 from segue.tasks.super_resolution import levels_of, low_band_condition
 from segue.types import Condition, UserError
 
 SHIPPED_SUPER_RESOLUTION = Path(__file__).parent / "weights" / "super-resolution" / "model.safetensors"
 NOISE_BLOCK = 16  # frames of one draw
-MOST_STEPS = 10_000  # more are a slip; the grid of times alone would fill the memory
-MOST_SECONDS = 3600.0
 
 
-def _check_steps(steps: int) -> None:
-    if steps < 1:
-        raise UserError(f"--steps {steps}: give at least 1")
-    if steps > MOST_STEPS:
-        raise UserError(f"--steps {steps}: hint: give at most {MOST_STEPS:,}; a few dozen do")
+class Pipeline(Editor):
+    """A text-to-audio model with its codec and text encoder.
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """Settings of the solver and of classifier-free guidance.
-
-    Attributes:
-        steps: solver steps.
-        solver: "euler", "heun" (two evaluations a step), "multistep" or "dpm" (second order, one evaluation a step).
-        guidance_scale: of classifier-free guidance; 1 = none. 2 was best on the demo set (docs/log.md).
-        guidance_rescale: 0..1, share of Lin et al.'s rescaling (arXiv 2305.08891).
-        guidance_interval: times (low, high) between which guidance acts (arXiv 2404.07724).
+    generate                               sounds from prompts, of any length, and loops
+    vary, replace, extend, loop            of recordings (segue/editing.py)
     """
-
-    steps: int = 24
-    solver: str = "multistep"
-    guidance_scale: float = 2.0
-    guidance_rescale: float = 0.0
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-
-    def __post_init__(self) -> None:
-        _check_steps(self.steps)
-        if self.solver not in SOLVERS:
-            raise UserError(f"--solver {self.solver}: use one of {', '.join(SOLVERS)}")
-
-
-class Pipeline:
-    """A text-to-audio model with its codec and text encoder."""
 
     def __init__(self, saved: SavedModel, codec: Codec, conditioner: TextConditioner, device: str = "cpu") -> None:
         """Bring the parts together.
@@ -119,6 +95,9 @@ class Pipeline:
         on_step: Callable[[], None] | None = None,
         seconds: float | None = None,
         noise: Tensor | None = None,
+        negative: str = "",
+        given: Given | None = None,
+        stream: str = "generation",
     ) -> Tensor:
         """Standardised latents [B, C, frames] for B captions; of a model with a fixed window, the whole window.
 
@@ -132,20 +111,32 @@ class Pipeline:
             on_step: called after every evaluation of the model.
             seconds: what models that are conditioned on it are told; default: the length of the training clips.
             noise: [B, C, frames] to begin with, in place of the seed's.
+            negative: what guidance steers away from; "": from the model's idea of no caption.
+            given: a recording of `frames` frames, of which a part is kept, or that the noise is put on.
+            stream: name of the noise's draws: sounds of one seed that must not begin alike have other names.
+
+        Raises:
+            UserError: a negative prompt without guidance.
         """
         sampling = sampling or self.own_sampling
         seconds = self.saved.card.seconds if seconds is None else seconds
-        tokens, tokens_mask = self.conditioner.for_seconds(seconds).encode(captions)
-        condition = Condition(tokens, tokens_mask).to(self.device)
+        condition = self._text_condition(captions, seconds)
+        against = self._text_condition([negative] * len(captions), seconds) if negative else None
+        if negative and sampling.guidance_scale == 1:
+            raise UserError(
+                "a negative prompt acts through guidance, whose scale is 1 here; hint: --guidance 3, or no --negative"
+            )
         channels = self.saved.model.config.channels
         times, scale = time_grid(sampling.steps), 1.0
         guide: Combine = combine
         if isinstance(self.model, Adapter):
-            condition = replace(condition, seconds=torch.full((len(captions),), seconds, device=self.device))
             frames, times, guide = self.model.window(frames), self.model.times(sampling.steps), self.model.combiner()
             scale = self.model.start_scale(float(times[0]))
-        if noise is None:
-            noise = _noise_of((channels, frames), seed, numbers, len(captions))
+
+        def drawn(name: str) -> Tensor:
+            return _noise_of((channels, frames), seed, numbers, len(captions), name).to(self.device)
+
+        noise = drawn(stream) if noise is None else noise.to(self.device)
 
         def velocity(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
             if on_step is not None:
@@ -154,6 +145,18 @@ class Pipeline:
             # A small floor: that of training would leave hiss, and no solver evaluates at t = 0 itself.
             return velocity_of(prediction, self.model.predicts, x, t, floor=1e-4)
 
+        # A recording: noise is put on it, or a part of it is kept, as the model was trained for it or by replacement.
+        x = scale * noise
+        if given is not None:
+            given = given.padded(frames)
+            known = given.known.to(self.device)[None, None].expand(len(captions), 1, -1)
+            if given.strength < float(times[0]):
+                times = below(times, given.strength)
+                x = sample_path(given.x_0, noise, torch.full((len(captions),), given.strength, device=self.device))
+            if self.keeps_by == "training" and bool(given.known.any()):
+                part = {"audio": given.x_0, "known_mask": known}
+                condition = replace(condition, **part)
+                against = None if against is None else replace(against, **part)
         field = guided(
             velocity,
             condition,
@@ -161,8 +164,20 @@ class Pipeline:
             sampling.guidance_rescale,
             sampling.guidance_interval,
             guide,
+            against,
         )
-        return solve(field, scale * noise.to(self.device), times, sampling.solver)
+        if given is not None and self.keeps_by == "replacement" and bool(given.known.any()):
+            return solve_replacing(
+                field, x, times, sampling.solver, given.x_0, known, lambda draw: drawn(f"{stream}/{draw}")
+            )
+        return condition.fill_known(solve(field, x, times, sampling.solver))
+
+    def _text_condition(self, captions: Sequence[str], seconds: float) -> Condition:
+        """What the model is told of captions, on its device."""
+        condition = Condition(*self.conditioner.for_seconds(seconds).encode(captions)).to(self.device)
+        if isinstance(self.model, Adapter):
+            condition = replace(condition, seconds=torch.full((len(captions),), seconds, device=self.device))
+        return condition
 
     def samples_of(self, seconds: float | None) -> int:
         """Samples of a clip of so many seconds; None: as long as the training clips.
@@ -170,15 +185,7 @@ class Pipeline:
         Raises:
             UserError: a length that is not positive, or too long.
         """
-        seconds = self.saved.card.seconds if seconds is None else seconds
-        if not 0 < seconds < float("inf"):
-            raise UserError(f"--seconds {seconds}: give a positive length")
-        if seconds > MOST_SECONDS:
-            raise UserError(f"--seconds {seconds:g}: hint: give at most {MOST_SECONDS:g}, a clip is made in one piece")
-        samples = round(seconds * self.codec.sample_rate_hz)
-        if samples < 1:
-            raise UserError(f"--seconds {seconds:g}: hint: give more, that is less than one sample")
-        return samples
+        return self._samples_of("--seconds", self.saved.card.seconds if seconds is None else seconds)
 
     @torch.inference_mode()
     def generate(
@@ -191,8 +198,13 @@ class Pipeline:
         batch_size: int = 16,
         numbers: Sequence[int] | None = None,
         on_step: Callable[[], None] | None = None,
+        negative: str = "",
+        loop: bool = False,
     ) -> Tensor:
         """Waveforms [B, A, T] at codec.sample_rate_hz for B captions, A = codec.audio_channels.
+
+        Sounds that are much longer than the training clips are made in windows of that length, each of which continues
+        the one before it.
 
         Args:
             captions: what to generate.
@@ -203,32 +215,38 @@ class Pipeline:
             batch_size: captions computed together.
             numbers: of the captions in a longer list, so that any one of it can be generated again alone; 0, 1, 2...
             on_step: called after every evaluation of the model.
+            negative: what the sounds should not be, such as "noise, hum"; "": nothing.
+            loop: whether the end of each sound meets its beginning (`loop`).
 
         Raises:
-            UserError: no caption, an empty one, or a length that is not positive.
+            UserError: no caption, an empty one, a length that is not positive, or a negative prompt without guidance.
         """
         samples = self.samples_of(seconds)
         if batch_size < 1:
             raise UserError(f"batch size {batch_size}: give at least 1")
-        if not captions or any(not caption.strip() for caption in captions):
-            raise UserError('an empty prompt; say what to generate, for example "a soft violin playing C 5"')
+        check_prompts(captions)
         frames = self.codec.latent_frames(samples)
         seeds = [seed] * len(captions) if isinstance(seed, int) else list(seed)
         numbers = range(len(captions)) if numbers is None else numbers
         waves = []
         for begin in range(0, len(captions), batch_size):
-            part = captions[begin : begin + batch_size]
-            x_0 = self.latents(
-                part,
-                frames=frames,
-                seed=seeds[begin : begin + batch_size],
-                sampling=sampling,
-                numbers=numbers[begin : begin + batch_size],
-                on_step=on_step,
-                seconds=seconds,
-            )
+            rows = slice(begin, begin + batch_size)
+            options = {"sampling": sampling, "negative": negative, "on_step": on_step}
+            if self.piece_frames(frames) == frames:
+                x_0 = self.latents(
+                    captions[rows], frames=frames, seed=seeds[rows], numbers=numbers[rows], seconds=seconds, **options
+                )
+            else:
+                empty = torch.zeros(len(captions[rows]), self.codec.channels, frames, device=self.device)
+                nothing = Given(empty, torch.zeros(frames, dtype=torch.bool))
+                x_0 = self._filled(captions[rows], nothing, seeds[rows], numbers[rows], "generation", **options)
             waves.append(self.space.decode(x_0, samples).cpu())
-        return torch.cat(waves)
+        made = torch.cat(waves)
+        if not loop:
+            return made
+        options = {"sampling": sampling, "negative": negative, "on_step": on_step}
+        each = zip(made, captions, seeds, numbers)
+        return torch.cat([self.loop(wave, c, seed=s, number=n, **options) for wave, c, s, n in each])
 
 
 class SuperResolver:
@@ -317,7 +335,7 @@ class SuperResolver:
         Raises:
             UserError: fewer than one step.
         """
-        _check_steps(steps)
+        check_steps(steps)
         low = low.to(self.device)
         samples = low.shape[-1]
         condition = low_band_condition(self.space, low, cutoff_hz).to(self.device)
@@ -336,7 +354,7 @@ class SuperResolver:
         x_0 = solve(velocity, noise.to(self.device), time_grid(steps), "euler")
 
         # Both bands together: in the latents, and then, exactly, in the spectrum of the waveform.
-        missing = x_0.masked_fill(condition.known_audio()[1][..., None], 0.0)
+        missing = x_0.masked_fill(condition.known_audio()[1], 0.0)
         whole = self.space.decode(condition.fill_known(missing), samples)
         return self._joined(low, whole, cutoff_hz).cpu()
 
@@ -357,7 +375,9 @@ class SuperResolver:
         return torch.istft(joined, size, hop, window=window, length=low.shape[-1]).view_as(low)
 
 
-def _noise_of(shape: tuple[int, int], seed: int | Sequence[int], numbers: Sequence[int] | None, count: int) -> Tensor:
+def _noise_of(
+    shape: tuple[int, int], seed: int | Sequence[int], numbers: Sequence[int] | None, count: int, stream: str
+) -> Tensor:
     """[count, *shape] standard normal, a draw for each caption by its seed and its number in the list.
 
     Raises:
@@ -365,7 +385,7 @@ def _noise_of(shape: tuple[int, int], seed: int | Sequence[int], numbers: Sequen
     """
     seeds = [seed] * count if isinstance(seed, int) else seed
     numbers = range(count) if numbers is None else numbers
-    drawn = [keyed_noise(shape, s, "generation", [n]) for s, n in zip(seeds, numbers, strict=True)]
+    drawn = [keyed_noise(shape, s, stream, [n]) for s, n in zip(seeds, numbers, strict=True)]
     if len(drawn) != count:
         raise ValueError(f"{len(drawn)} seeds for {count} captions")
     return torch.cat(drawn)

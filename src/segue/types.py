@@ -80,9 +80,9 @@ class Condition:
         tokens_mask: [B, K] bool, True where a token is real. Required with `tokens`.
         drop: [B] bool, True where the condition is replaced by the model's learned null (classifier-free guidance).
         audio: [B, C, L] standardised latents of the known part of the sound.
-        known_mask: [B, C] bool, True where `audio` holds a channel of the result, which is then not generated.
-            Required with `audio`.
-        cutoff: [B] upper end of the known band, as a share of half the sample rate. Required with `audio`.
+        known_mask: bool, True where `audio` holds a part of the result, which is then not generated: whole channels
+            [B, C, 1] in super-resolution, whole frames [B, 1, L] in editing. Required with `audio`.
+        cutoff: [B] upper end of the known band, as a share of half the sample rate. Of super-resolution.
         seconds: [B] length of the sound, for models that are conditioned on it.
     """
 
@@ -105,7 +105,7 @@ class Condition:
         return self.tokens, self.tokens_mask
 
     def known_audio(self) -> tuple[Tensor, Tensor]:
-        """audio [B, C, L] and known_mask [B, C].
+        """audio [B, C, L] and known_mask, which broadcasts over it.
 
         Raises:
             ValueError: one of them is missing.
@@ -135,10 +135,21 @@ class Condition:
         return replace(self, drop=some.new_ones(len(some)).bool())
 
     def fill_known(self, x_0: Tensor) -> Tensor:
-        """[B, C, L] a whole latent: known channels from `audio`, the others from the generated x_0 [B, C, L]."""
+        """[B, C, L] a whole latent: what is known from `audio`, the rest from the generated x_0 [B, C, L]."""
         if self.audio is None or self.known_mask is None:
             return x_0
-        return self.audio.where(self.known_mask[..., None], x_0)
+        return self.audio.where(self.known_mask, x_0)
+
+    def generated(self, mask: Tensor | None) -> Tensor | None:
+        """[B, L] bool: real frames that are not known as a whole; None where that is every frame.
+
+        Args:
+            mask: [B, L] bool of real frames; None where all are.
+        """
+        if self.known_mask is None or self.known_mask.shape[-1] == 1:
+            return mask
+        missing = ~self.known_mask[:, 0]
+        return missing if mask is None else missing & mask
 
 
 @dataclass(frozen=True)

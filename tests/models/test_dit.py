@@ -161,7 +161,9 @@ def audio(drop: list[bool] | None = None) -> Condition:
     values = torch.randn(2, 6, 11, generator=torch.Generator().manual_seed(3))
     known = (torch.arange(6) < 4).expand(2, 6)
     drop = None if drop is None else torch.tensor(drop)
-    return Condition(drop=drop, audio=values * known[..., None], known_mask=known, cutoff=torch.tensor([0.5, 0.25]))
+    return Condition(
+        drop=drop, audio=values * known[..., None], known_mask=known[..., None], cutoff=torch.tensor([0.5, 0.25])
+    )
 
 
 def test_without_audio_and_window_the_model_is_what_it_was():
@@ -258,3 +260,48 @@ def test_a_config_of_an_older_card_is_read():
     assert config_of(card) == DiTConfig(width=32, heads=4)
     with pytest.raises(UserError, match=r"model\.norm is 'rms', but this setting was removed and is always .layer."):
         config_of(replace(card, model=card.model | {"norm": "rms"}))
+
+
+KNOWN = replace(SMALL, known=True)
+
+
+def some_known(drop: list[bool] | None = None, frames: int = 11) -> Condition:
+    """Of the first example the first four frames, of the second none."""
+    given_ = condition(drop=drop)
+    known = (torch.arange(frames)[None, None] < 4) & torch.tensor([True, False])[:, None, None]
+    values = torch.randn(2, 6, frames, generator=torch.Generator().manual_seed(3))
+    return replace(given_, audio=values * known, known_mask=known)
+
+
+def test_a_model_that_can_be_given_frames_begins_as_one_that_cannot():
+    torch.manual_seed(0)
+    plain = DiT(SMALL)
+    torch.manual_seed(0)
+    able = DiT(KNOWN)
+    assert {n for n, _ in able.named_parameters()} - {n for n, _ in plain.named_parameters()} == {"known_in"}
+    assert all(torch.equal(value, able.state_dict()[name]) for name, value in plain.state_dict().items())
+    able = woken(KNOWN)
+    plain.load_state_dict({name: value for name, value in able.state_dict().items() if name != "known_in"})
+    assert torch.equal(able(X, T, condition()).prediction, plain.eval()(X, T, condition()).prediction)
+    nothing = replace(some_known(), known_mask=torch.zeros(2, 1, 11, dtype=torch.bool))
+    assert torch.equal(able(X, T, nothing).prediction, able(X, T, condition()).prediction)
+    with pytest.raises(UserError, match=r"model\.known is for generation"):
+        replace(WITH_AUDIO, known=True)
+
+
+@pytest.mark.parametrize("patch", [1, 3])
+def test_frames_that_are_given_are_read_without_their_noise_and_not_generated(patch):
+    model = woken(replace(KNOWN, patch_frames=patch))
+    given_ = some_known()
+    out = model(X, T, given_).prediction
+    assert out[0, :, :4].abs().max() == 0 and out[0, :, 4:].abs().min() > 0 and out[1].abs().min() > 0
+    noisier = X.clone()
+    noisier[0, :, :4] += 1.0
+    assert torch.equal(model(noisier, T, given_).prediction, out)
+    for changed in (replace(given_, audio=2 * given_.audio), replace(given_, known_mask=given_.known_mask.flip(-1))):
+        assert not torch.allclose(model(X, T, changed).prediction[0, :, 5], out[0, :, 5])
+    # Guidance drops the caption, not what is known.
+    dropped = some_known(drop=[True, True])
+    louder = replace(dropped, audio=2 * dropped.audio)
+    assert not torch.allclose(model(X, T, louder).prediction[0], model(X, T, dropped).prediction[0])
+    torch.testing.assert_close(model(X, T, given_.dropped()).prediction, model(X, T, dropped).prediction)

@@ -71,3 +71,16 @@ def test_a_condition_that_already_drops_keeps_its_drops():
     drop = torch.tensor([True, False, False])
     out = guided(Field(), Condition(CONDITION.tokens, CONDITION.tokens_mask, drop), 3.0)(X, T)
     torch.testing.assert_close(out[0], -X[0])
+
+
+def test_a_negative_condition_stands_in_place_of_the_dropped_one_whatever_its_length():
+    def sums(x, t, condition):
+        return condition.tokens.mul(condition.tokens_mask[..., None]).sum((1, 2))[:, None, None].double().expand_as(x)
+
+    for count in (1, 2, 4):
+        tokens = torch.randn(3, count, 6, generator=torch.Generator().manual_seed(count))
+        negative = Condition(tokens, torch.ones(3, count, dtype=torch.bool))
+        given, against = (sums(X, T, c) for c in (CONDITION, negative))
+        out = guided(sums, CONDITION, 3.0, negative=negative)(X, T)
+        torch.testing.assert_close(out, against + 3.0 * (given - against))
+    assert torch.equal(guided(Field(), CONDITION, 1.0, negative=CONDITION)(X, T), 2 * X)

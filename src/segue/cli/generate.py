@@ -1,22 +1,24 @@
-"""`segue generate`: captions in, wav or flac files out."""
+"""`segue generate`: captions, and recordings where there are some, in; wav or flac files out."""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
+from torch import Tensor
 
 from segue._version import __version__
 from segue.audio.loudness import QUIETEST_LUFS, gain_to
 from segue.audio.tags import read_form, read_settings
 from segue.audio.write import SUFFIXES, write_wav
+from segue.cli.edit_options import EDITING, BoundEdit, edit_of, how_kept
 from segue.cli.options import Device, finite
 from segue.conditioners.tokens import count_tokens
 from segue.devices import announced_device, device_of
@@ -30,7 +32,8 @@ SUBTYPES = ("PCM_16", "PCM_24", "FLOAT")
 _MOST_PATH = 400  # characters of the run's path in the metadata
 # What --like takes over from a file, and of which type it is there.
 _KEPT: dict[str, type] = {"seed": int, "number": int, "seconds": float, "steps": int, "solver": str, "guidance": float,
-         "rescale": float, "loudness": float, "weights": str, "format": str, "subtype": str}  # fmt: skip
+         "rescale": float, "loudness": float, "weights": str, "format": str, "subtype": str, "negative": str,
+         "loop": bool, "from": str, "replace": str, "continue": float, "strength": float}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,33 @@ def generate(
         typer.Option(
             help="File that `segue generate` wrote: its prompt, seed and settings are taken where no others are given."
         ),
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Recording to work on, with one of --replace, --continue, --strength and --loop.",
+            show_default=False,
+        ),
+    ] = None,
+    replace_: Annotated[
+        str | None,
+        typer.Option("--replace", help="Seconds of the recording that are made anew, as START-END, such as 2.0-3.5."),
+    ] = None,
+    continue_: Annotated[
+        float | None, typer.Option("--continue", help="Seconds that the recording is continued by.")
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            help="Noise that is put on the recording and taken away under the prompt, above 0 to 1: a variation of it, "
+            "the freer the more."
+        ),
+    ] = None,
+    loop: Annotated[bool, typer.Option("--loop", help="Make the end of each sound meet its beginning.")] = False,
+    negative: Annotated[
+        str | None,
+        typer.Option(help='What the sounds should not be, such as "noise, hum"; acts through --guidance.'),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("generated"),
     seconds: Annotated[
@@ -138,7 +168,7 @@ def generate(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Generate sounds from prompts.
+    """Generate sounds from prompts, or edit a recording: continue it, replace a stretch, vary it, loop it.
 
     Each file keeps its prompt, seed, number and settings in its metadata, and number and seed in its name. Files appear
     as they are made, and none is replaced without --overwrite.
@@ -157,22 +187,34 @@ def generate(
         "weights": weights,
         "format": container,
         "subtype": subtype,
+        "negative": negative,
+        "loop": loop or None,
+        "from": None if source is None else str(source),
+        "replace": replace_,
+        "continue": continue_,
+        "strength": strength,
     }
     asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     # Options win over what --like names; its number belongs to its own prompt.
     if like is not None:
         kept = _settings_of(like)
-        number_of_another = {"number"} if captions else set()
+        left_out = {"number"} if captions else set()
+        # Another edit is another sound: nothing of the file's own edit, nor its length, belongs to it.
+        if EDITING & asked.keys():
+            left_out |= EDITING | {"seconds"}
         captions = captions or [kept["prompt"]]
-        asked = {name: kept[name] for name in _KEPT.keys() - number_of_another if name in kept} | asked
+        asked = {name: kept[name] for name in _KEPT.keys() - left_out if name in kept} | asked
     encoding = asked.get("subtype", "PCM_16")
     form = _form(asked.get("format", "wav"), encoding)
     finite("--rescale", asked.get("rescale"), 0.0, 1.0)
     finite("--loudness", asked.get("loudness"), QUIETEST_LUFS, 0.0)
+    edit = edit_of(asked)
+    if negative is not None and not negative.strip():
+        raise UserError("--negative: an empty one; hint: leave it away, or say what the sounds should not be")
     if not captions:
         raise UserError('no prompt; for example: segue generate runs/mine "a soft violin playing C 5"')
-    for caption in captions:
-        _refuse_not_text(caption)
+    for text in [*captions, asked.get("negative", "")]:
+        _refuse_not_text(text)
     of_sampling = _of_sampling(asked)
     Sampling(**of_sampling)  # refused before the model is loaded
     place = device_of(device)
@@ -193,15 +235,22 @@ def generate(
     announced_device(place)  # only now: what cannot be loaded is said in one line alone
     length_sec = pipeline.samples_of(asked.get("seconds")) / pipeline.codec.sample_rate_hz
     sampling = replace(pipeline.own_sampling, **of_sampling)
+    if "negative" in asked and sampling.guidance_scale == 1:
+        raise UserError("--negative acts through guidance, whose scale is 1 here; hint: --guidance 3, or no --negative")
+    own = {name: asked[name] for name in ("negative", "loop") if name in asked}
+    maker = _Maker(pipeline, sampling, length_sec, own, None if edit is None else edit.bound(pipeline))
     # Words that the encoder cuts or does not know are told: the sound cannot follow them.
     counts = count_tokens(pipeline.conditioner, captions)
     for note in counts.notes("prompt") if counts else []:
         print(f"note: {note}", file=sys.stderr)
+    if maker.fits_parts:
+        print(f"note: {how_kept(pipeline)}", file=sys.stderr)
     make_folder(out)
     settings = {
         "run": str(run)[-_MOST_PATH:],  # the end of a long path says most of the run
         "weights": kind,
-        "seconds": length_sec,
+        **({"seconds": length_sec} if edit is None else edit.settings),
+        **own,
         "steps": sampling.steps,
         "solver": sampling.solver,
         "guidance": sampling.guidance_scale,
@@ -209,7 +258,7 @@ def generate(
         **({"loudness": asked["loudness"]} if "loudness" in asked else {}),
     }
     output = _Output(encoding.upper(), asked.get("loudness"), settings)
-    _generate(pipeline, takes, sampling, length_sec, batch_size, output)
+    _generate(maker, takes, batch_size if edit is None else 1, output)
 
 
 def _form(container: str, subtype: str) -> str:
@@ -251,40 +300,68 @@ def _settings_of(path: Path) -> dict[str, Any]:
     return found | read_form(path)
 
 
-def _generate(
-    pipeline: Pipeline,
-    takes: Sequence[_Take],
-    sampling: Sampling,
-    seconds: float,
-    batch_size: int,
-    output: _Output,
-) -> None:
+@dataclass(frozen=True)
+class _Maker:
+    """What makes the waves of takes: prompts alone, or an edit of a recording."""
+
+    pipeline: Pipeline
+    sampling: Sampling
+    seconds: float
+    own: dict[str, Any]
+    edit: BoundEdit | None
+
+    @property
+    def fits_parts(self) -> bool:
+        """Whether some part of what is made has to fit another one."""
+        if self.edit is not None:
+            return self.edit.method != "vary"
+        samples = round(self.seconds * self.pipeline.codec.sample_rate_hz)
+        frames = self.pipeline.codec.latent_frames(samples)
+        return bool(self.own.get("loop")) or self.pipeline.piece_frames(frames) < frames
+
+    def make(self, takes: Sequence[_Take], advance: Callable[[], None]) -> Tensor:
+        """Waves [B, A, T]."""
+        options: dict[str, Any] = {"sampling": self.sampling, "on_step": advance}
+        if self.edit is not None:
+            (take,) = takes
+            options |= {"negative": self.own.get("negative", ""), "number": take.number}
+            return self.edit.make(take.caption, seed=take.seed, **options)
+        # Noise is keyed by seed and number, so that batches of any size give the same sounds.
+        return self.pipeline.generate(
+            [take.caption for take in takes],
+            seconds=self.seconds,
+            seed=[take.seed for take in takes],
+            batch_size=len(takes),
+            numbers=[take.number for take in takes],
+            **self.own,
+            **options,
+        )
+
+    def evaluations(self, takes: int, batch_size: int) -> int | None:
+        """How often the model is evaluated for so many takes; None where that is not known beforehand."""
+        if self.edit is not None or self.own.get("loop"):
+            return None
+        samples = round(self.seconds * self.pipeline.codec.sample_rate_hz)
+        return self.pipeline.evaluations(samples, self.sampling) * -(-takes // batch_size)
+
+
+def _generate(maker: _Maker, takes: Sequence[_Take], batch_size: int, output: _Output) -> None:
     """Compute batch after batch, and write each before the next one begins."""
-    # Heun evaluates twice a step, but for the last one.
-    per_batch = 2 * sampling.steps - 1 if sampling.solver == "heun" else sampling.steps
+    total = maker.evaluations(len(takes), batch_size)
     done = 0
-    with Meter("generating", per_batch * -(-len(takes) // batch_size), unit="evaluations", first_line_sec=15) as bar:
+    unit = "sounds" if total is None else "evaluations"
+    with Meter("generating", total or len(takes), unit=unit, first_line_sec=15) as bar:
 
         def advance() -> None:
             nonlocal done
             done += 1
-            bar.update(done)
+            bar.update(first if total is None else done)
 
         for first in range(0, len(takes), batch_size):
             part = takes[first : first + batch_size]
-            # Noise is keyed by seed and number, so that batches of any size give the same sounds.
-            waves = pipeline.generate(
-                [take.caption for take in part],
-                seconds=seconds,
-                seed=[take.seed for take in part],
-                sampling=sampling,
-                batch_size=batch_size,
-                numbers=[take.number for take in part],
-                on_step=advance,
-            )
             # Written at once: a killed command keeps what it has made.
-            for take, wave in zip(part, waves):
-                output.write(take, wave.numpy(), pipeline.codec.sample_rate_hz)
+            for take, wave in zip(part, maker.make(part, advance)):
+                output.write(take, wave.numpy(), maker.pipeline.codec.sample_rate_hz)
                 print(printable(str(take.path)), flush=True)
 
 

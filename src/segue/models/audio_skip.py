@@ -74,7 +74,7 @@ def add_skip(out: Tensor, condition: Condition, weight: Tensor, bias: Tensor) ->
     """
     count = len(bias)
     audio, known = condition.known_audio()
-    features = skip_features(audio[:, :count], known[:, :count])
+    features = skip_features(audio[:, :count], known[:, :count, 0])
     levels = F.conv1d(features, weight, bias, padding=SKIP_FRAMES // 2)
     if condition.drop is not None:
         levels = levels.masked_fill(condition.drop[:, None, None], 0.0)

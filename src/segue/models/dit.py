@@ -39,11 +39,12 @@ class DiTConfig:
         patch_frames: latent frames per token. Where C * patch_frames exceeds `width`, use predicts="clean".
         adaln_rank: rank of the part of the modulation that each block has of its own.
         predicts: "velocity", or "clean" (the clean sample, converted to velocity outside the model).
-        audio: whether the model is conditioned on Condition.audio and Condition.cutoff.
+        audio: whether the model is conditioned on Condition.audio and Condition.cutoff (super-resolution).
         audio_skip: number of first channels that are also predicted from those of the audio by one convolution
             (models/audio_skip.py); needs predicts="clean".
         attention_window: tokens on each side that a token attends to; 0 = all. A token then depends on
             depth * attention_window tokens on each side, so that long sounds can be computed in chunks.
+        known: whether frames of the sound may be given by Condition.audio, and the rest generated to fit them.
     """
 
     channels: int = 32
@@ -58,12 +59,15 @@ class DiTConfig:
     audio: bool = False
     audio_skip: int = 0
     attention_window: int = 0
+    known: bool = False
 
     def __post_init__(self) -> None:
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise UserError(f"model.width {self.width} over model.heads {self.heads} must be a whole, even number")
         if self.audio_skip and not (self.audio and self.predicts == "clean"):
             raise UserError("a skip from the audio needs model.predicts=clean")
+        if self.audio and self.known:
+            raise UserError("model.known is for generation; a model with audio (super-resolution) knows channels")
         if self.predicts not in ("velocity", "clean"):
             raise UserError(f"model.predicts is '{self.predicts}'; use 'velocity' or 'clean'")
 
@@ -147,6 +151,8 @@ class DiT(nn.Module):
             self.register_buffer("skip_weight", weight)
             self.register_buffer("skip_bias", bias)
         self._initialise()
+        if config.known:  # reads known latents and which frames they are; zero, so that it begins as a model without
+            self.known_in = nn.Parameter(torch.zeros(width, token + config.patch_frames))
 
     def _initialise(self) -> None:
         for name, module in self.named_modules():
@@ -177,14 +183,17 @@ class DiT(nn.Module):
             condition: text tokens, audio, and which examples are dropped; None drops all.
             mask: [B, L] bool, True where a frame is real; None where all are.
         """
-        # Tokens: patches of latent frames. Channels that are known are not generated: their noise is removed.
+        # Tokens: patches of latent frames. What is known is not generated: its noise is removed.
         batch, _, frames = x_t.shape
         patch = self.config.patch_frames
         missing = None
         if condition is not None and condition.audio is not None:
-            missing = ~condition.known_audio()[1][..., None]
+            missing = ~condition.known_audio()[1]
             x_t = x_t * missing
         x = self.patch_in(self._patchify(x_t))
+        if self.config.known and missing is not None and condition is not None and condition.audio is not None:
+            given = torch.cat([condition.audio * ~missing, (~missing).to(x_t.dtype)], dim=1)
+            x = x + F.linear(self._patchify(given), self.known_in)
         real = None if mask is None else F.pad(mask, (0, -frames % patch)).view(batch, -1, patch).any(-1)
         bias = token_bias(real, x, self.config.attention_window, self._tables)
 

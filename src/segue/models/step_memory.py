@@ -8,7 +8,7 @@ trains pays nothing for it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -120,12 +120,15 @@ def kept_bytes(
         x_t = torch.empty(batch, config.channels, frames)
         t = torch.empty(batch)
         if config.audio:
-            known = torch.empty(batch, config.channels, dtype=torch.bool)
+            known = torch.empty(batch, config.channels, 1, dtype=torch.bool)
             condition = Condition(drop=drop, audio=torch.empty_like(x_t), known_mask=known, cutoff=torch.empty(batch))
         else:
             mask = torch.empty(batch, text_tokens, dtype=torch.bool)
             tokens = torch.empty(batch, text_tokens, config.text_dim)
             condition = Condition(tokens, mask, drop, seconds=torch.empty(batch))
+            if config.known:
+                known = torch.empty(batch, 1, frames, dtype=torch.bool)
+                condition = replace(condition, audio=torch.empty_like(x_t), known_mask=known)
         autocast = torch.autocast("cpu", torch.bfloat16, enabled=kind.bfloat16)
         with autocast, torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
             model(x_t, t, condition, torch.empty(batch, frames, dtype=torch.bool))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ def guided(
     rescale: float = 0.0,
     interval: tuple[float, float] = (0.0, 1.0),
     combine: Combine = combine,
+    negative: Condition | None = None,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """A field (x_t, t [B]) -> velocity that steers `velocity` by its condition.
 
@@ -60,6 +61,7 @@ def guided(
         rescale: share of the rescaling, 0 to 1.
         interval: times (low, high), both included, in which guidance acts.
         combine: makes one velocity of the two.
+        negative: what to steer away from, in place of the dropped form.
     """
 
     def field(x: Tensor, t: Tensor) -> Tensor:
@@ -67,7 +69,7 @@ def guided(
         inside = interval[0] <= float(t[0]) <= interval[1]
         if scale == 1.0 or not inside:
             return velocity(x, t, condition)
-        both = velocity(torch.cat([x, x]), torch.cat([t, t]), _doubled(condition))
+        both = velocity(torch.cat([x, x]), torch.cat([t, t]), _doubled(condition, negative))
         conditional, unconditional = both.chunk(2)
         out = combine(conditional, unconditional, scale)
         return rescale_clean(out, conditional, x, t, rescale) if rescale > 0 else out
@@ -75,10 +77,22 @@ def guided(
     return field
 
 
-def _doubled(condition: Condition) -> Condition:
-    """The condition, followed by its dropped form."""
+def _doubled(condition: Condition, negative: Condition | None) -> Condition:
+    """The condition, followed by its dropped form or by the negative one."""
+    if negative is not None:
+        pairs = ((f.name, getattr(condition, f.name), getattr(negative, f.name)) for f in fields(condition))
+        return Condition(**{name: None if one is None else _joined(one, other) for name, one, other in pairs})
     null = condition.dropped()
     if null.drop is None:
         return condition
     drop = torch.zeros_like(null.drop) if condition.drop is None else condition.drop
     return replace(condition.map(lambda x: torch.cat([x] * 2)), drop=torch.cat([drop, null.drop]))
+
+
+def _joined(one: Tensor, other: Tensor) -> Tensor:
+    """Rows of both; captions of fewer tokens than the other's get padding, which their mask leaves out."""
+    if one.ndim < 2 or one.shape[1:] == other.shape[1:]:
+        return torch.cat([one, other])
+    longest = max(one.shape[1], other.shape[1])
+    pads = ([0, 0] * (x.ndim - 2) + [0, longest - x.shape[1]] for x in (one, other))
+    return torch.cat([torch.nn.functional.pad(x, pad) for x, pad in zip((one, other), pads)])

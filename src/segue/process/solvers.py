@@ -18,6 +18,11 @@ def time_grid(steps: int, shift: float = 1.0) -> Tensor:
     return shift * t / (1 + (shift - 1) * t)
 
 
+def below(times: Tensor, start: float) -> Tensor:
+    """The part of a grid of times below `start`, which it begins with."""
+    return torch.cat([times.new_tensor([start]), times[times < start]])
+
+
 def solve(field: Field, x: Tensor, times: Tensor, method: str = "multistep") -> Tensor:
     """Integrate the velocity field along `times`.
 

@@ -87,7 +87,7 @@ class SuperResolution(Task):
             x_0, condition = x_0.cpu(), condition.to("cpu")
             mask = torch.ones(len(x_0), x_0.shape[-1], dtype=torch.bool) if mask is None else mask.cpu()
             audio, known = condition.known_audio()
-            features = nn.functional.pad(skip_features(audio[:, :levels], known[:, :levels]), (side, side))
+            features = nn.functional.pad(skip_features(audio[:, :levels], known[:, :levels, 0]), (side, side))
             windows = features.unfold(-1, SKIP_FRAMES, 1).permute(0, 2, 1, 3).flatten(2)[mask].double()
             design = torch.cat([windows, torch.ones_like(windows[:, :1])], dim=1)
 
@@ -134,7 +134,7 @@ class SuperResolution(Task):
         cutoff_hz = torch.tensor([degradation.cutoff_hz for degradation in drawn], device=wave.device)
         condition = low_band_condition(self.space, low, cutoff_hz, mask)
         # Known bands are no part of what is generated: they are zero there.
-        x_0 = self.space.standardise(batch.latents, mask).masked_fill(condition.known_audio()[1][..., None], 0.0)
+        x_0 = self.space.standardise(batch.latents, mask).masked_fill(condition.known_audio()[1], 0.0)
         return x_0, condition, mask
 
 
@@ -164,7 +164,7 @@ def low_band_condition(space: LatentSpace, low: Tensor, cutoff_hz: Tensor, mask:
     if tells_bands(codec):
         # The bands that are generated are no part of what is known.
         audio = audio.masked_fill(~bands[..., None], 0.0)
-    return Condition(audio=audio, known_mask=bands, cutoff=cutoff_hz / (codec.sample_rate_hz / 2))
+    return Condition(audio=audio, known_mask=bands[..., None], cutoff=cutoff_hz / (codec.sample_rate_hz / 2))
 
 
 def tells_bands(codec: Codec) -> bool:

@@ -104,13 +104,29 @@ def make_task(
     space = None if statistics is None else space_of(cache, *statistics)
     if config.model.pretrained:
         return _pretrained_task(config, cache, space or own_space(cache), device)
+    if config.train.known_share:
+        return _editing_task(config, (space or cached_space(cache)).to(device))
     return named_task(config.train.task, config.degradation, cache, config.train.seed, space, device)
+
+
+def _editing_task(config: RunConfig, space: LatentSpace) -> Task:
+    """Generation where a stretch of some examples is known."""
+    if config.train.task != "generation":
+        raise UserError(
+            f"train.known_share: not for {config.train.task}, where channels are known; hint: leave it away"
+        )
+    return Generation(space, known_share=config.train.known_share)
 
 
 def _pretrained_task(config: RunConfig, cache: LatentCache, space: LatentSpace, device: torch.device | str) -> Task:
     """Generation by a model that is told how long a sound is, and that was trained on silence behind its end."""
     if config.train.task != "generation":
         raise UserError(f"--model {config.model.pretrained}: a model for generation; train.task is {config.train.task}")
+    if config.train.known_share:
+        raise UserError(
+            f"train.known_share: --model {config.model.pretrained} has no input for known parts; hint: leave it away; "
+            "segue generate --from edits by replacement with any model"
+        )
     space = space.to(device)
     padding = None
     if any(cache.row(i)["frames"] < cache.frames for i in range(len(cache))):
@@ -142,6 +158,7 @@ def dit_config(config: RunConfig, cache: LatentCache) -> DiTConfig:
     patch = config.model.patch_frames or max(1, round(frame_rate_hz / TOKENS_PER_SEC))
     dit = preset(config.model.preset, channels=cache.channels, text_dim=cache.text_dim, patch_frames=patch)
     dit = replace(dit, audio=config.train.task == "super-resolution", attention_window=config.model.attention_window)
+    dit = replace(dit, known=config.train.known_share > 0)
     # The noise of a token wider than the model does not pass through it (docs/method.md, What is measured in what).
     predicts = config.model.predicts
     if predicts == "auto":
@@ -228,6 +245,9 @@ def _start(model: Backbone, path: Path) -> None:
         UserError: no model there, or one of another shape.
     """
     found = load_model(model_file(path)).model.state_dict()
+    if isinstance(model, DiT) and model.config.known:
+        # A model that was trained without known parts begins to learn them from zero.
+        found.setdefault("known_in", torch.zeros_like(model.known_in))
     weights = {name: found.get(name) for name, _ in model.named_parameters()}
     other = [n for n, v in weights.items() if v is None or v.shape != model.get_parameter(n).shape]
     if other:

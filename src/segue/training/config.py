@@ -106,6 +106,8 @@ class TrainConfig:
             weights), "uncertainty" (EDM2's learned weight of each noise level), or "auto": as the model
             predicts.
         condition_dropout: share of captions, or of low bands, replaced by the null, for classifier-free guidance.
+        known_share: share of the examples of which a stretch is given and the rest generated: the start, the end, both,
+            or the middle (tasks/known_parts.py). The model then continues and repairs recordings; 0 = none.
         log_every, validate_every, checkpoint_every: in examples; 0 = a share of the run (1/100, 1/10, 1/4).
         samples: sounds from fixed held-out captions and seeds, each time and at the end; 0 = none (--samples).
         sample_every: examples between them; 0 = with every checkpoint.
@@ -130,6 +132,7 @@ class TrainConfig:
     seed: int = 0
     objective: str = "auto"
     condition_dropout: float = 0.1
+    known_share: float = field(default=0.0, metadata=LATER)
     log_every: int = 0
     validate_every: int = 0
     checkpoint_every: int = 0
@@ -160,6 +163,8 @@ class TrainConfig:
             raise UserError(f"train.spike is {self.spike}; give 0 or a positive number, such as 10")
         if not 0 <= self.condition_dropout < 1:
             raise UserError(f"train.condition_dropout is {self.condition_dropout}; give a share in [0, 1)")
+        if not 0 <= self.known_share <= 1:
+            raise UserError(f"train.known_share is {self.known_share}; give a share from 0 to 1, such as 0.5")
 
 
 @dataclass(frozen=True)

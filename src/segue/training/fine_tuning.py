@@ -25,6 +25,10 @@ def check_lora(config: RunConfig) -> None:
         return
     if not (config.train.start_from or config.model.pretrained):
         raise UserError("--lora adapts a trained model; hint: add --model NAME-OR-FOLDER or --set train.start_from=RUN")
+    if config.train.known_share:
+        raise UserError(
+            "train.known_share: its weights are no adapters, and would stay as they are; hint: train without --lora"
+        )
     if config.policy.structure.enabled:
         raise UserError(
             "lora.rank: the block term moves whole weights, and LoRA its adapters alone; hint: structure.enabled=false"

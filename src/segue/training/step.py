@@ -120,14 +120,15 @@ def run_model(model: nn.Module, example: Example, predicts: str, objective: str 
     objective = predicts if objective in ("auto", "uncertainty") else objective
     velocity = velocity_of(prediction, predicts, x_t, example.t)
     x_0_hat = prediction if predicts == "clean" else clean_of(x_t, velocity, example.t)
+    mask = example.condition.generated(example.mask)  # frames that are given teach nothing
     # Not by way of the velocity, which is clamped at small t (process/path.py) and would change the error there.
     if predicts == objective == "clean":
-        loss = masked_mean((prediction - example.x_0).square(), example.mask)
+        loss = masked_mean((prediction - example.x_0).square(), mask)
     elif predicts == objective == "v":
         target = cosine_target(example.x_0, example.eps, example.t)
-        loss = masked_mean((prediction - target).square(), example.mask)
+        loss = masked_mean((prediction - target).square(), mask)
     else:
         # The clean sample's error is t times the velocity's, so its square counts t^2 times.
         weights = {"velocity": lambda t: 1.0, "clean": lambda t: t**2, "min-snr": min_snr_weight}
-        loss = velocity_loss(velocity, example.x_0, example.eps, example.mask) * weights[objective](example.t)
+        loss = velocity_loss(velocity, example.x_0, example.eps, mask) * weights[objective](example.t)
     return Outcome(loss, x_0_hat)

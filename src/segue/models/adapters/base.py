@@ -59,6 +59,7 @@ class AdapterConfig:
 
     # What DiTConfig has beside: these models have no known part.
     audio: ClassVar[bool] = False
+    known: ClassVar[bool] = False
     audio_skip: ClassVar[int] = 0
     attention_window: ClassVar[int] = 0
 
@@ -136,6 +137,10 @@ class Adapter(nn.Module):
             UserError: more than it can generate.
         """
         return frames
+
+    def longest(self) -> int | None:
+        """Most latent frames of one sound; None: as many as one asks for."""
+        return None
 
     def set_null(self, tokens: Tensor, mask: Tensor) -> None:
         """Take over the text of an empty caption: tokens [1, K, E], mask [1, K]; see `needs_null`."""

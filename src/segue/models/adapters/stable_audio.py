@@ -107,9 +107,13 @@ class StableAudioAdapter(Adapter):
         self.config = replace(self.config, transformer={**self.config.transformer, "sample_size": frames})
         self.transformer.register_to_config(sample_size=frames)
 
+    def longest(self) -> int:
+        """Its window."""
+        return self.config.transformer["sample_size"]
+
     def window(self, frames: int) -> int:
         """The model generates windows of one length, and is told where the sound in them ends."""
-        most = self.config.transformer["sample_size"]
+        most = self.longest()
         if frames > most:
             raise UserError(
                 f"--seconds: {frames} latent frames, but this model was trained on windows of {most}; hint: give less"
