@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import gradio as gr
 import numpy as np
 
+from segue.app.ui import gr
 from segue.app.context import Context
 from segue.app.errors import told
 from segue.app.takes import Ask, Edit, draw, edit, refuse_long
 from segue.audio.read import read_header, read_sound
 from segue.report.pictures import waveform_png, waveform_sec
 
-_WAYS = [("Vary", "vary"), ("Replace a range", "replace"), ("Continue", "extend")]
+_WAYS = [("Vary", "vary"), ("Replace a range", "replace"), ("Continue", "extend"), ("Loop", "loop")]
 
 
 def edit_tab(context: Context) -> gr.Dropdown:

@@ -9,8 +9,7 @@ from functools import wraps
 from html import escape
 from typing import TypeVar
 
-import gradio as gr
-
+from segue.app.ui import gr
 from segue import UserError
 from segue.audio.sound import BadAudio
 from segue.types import first_line

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import secrets
 
-import gradio as gr
-
+from segue.app.ui import gr
 from segue.app.context import Context
 from segue.app.errors import told
 from segue.app.takes import MOST_TAKES, Ask, Take, generate
@@ -33,6 +32,7 @@ def generate_tab(context: Context) -> gr.Dropdown:
                 takes = gr.Slider(1, MOST_TAKES, 1, step=1, label="Takes")
                 steps = gr.Slider(0, 100, 0, step=1, label="Steps", info="0: the model's own")
             guidance = gr.Slider(1, 10, 2, step=0.1, label="Guidance (CFG)", info="1: none")
+            loop = gr.Checkbox(False, label="Loop", info="The end of each take meets its beginning.")
             with gr.Row():
                 start = gr.Button("Generate", variant="primary", elem_id="generate-start")
                 stop = gr.Button("Stop")
@@ -51,10 +51,11 @@ def generate_tab(context: Context) -> gr.Dropdown:
         takes: float,
         steps: float,
         guidance: float,
+        loop: bool,
         request: gr.Request,
         progress=gr.Progress(),  # noqa: B008
     ):
-        ask = Ask(prompt, negative or "", seconds or 0.0, int(steps or 0), guidance, int(seed or 0), int(takes))
+        ask = Ask(prompt, negative or "", seconds or 0.0, int(steps or 0), guidance, int(seed or 0), int(takes), loop)
         session = context.sessions.of(request.session_hash)
         yield "Loading the model ...", *_shown([])
         pipeline = context.models.pipeline(context.folders.inside(model or ""))
@@ -67,7 +68,7 @@ def generate_tab(context: Context) -> gr.Dropdown:
             yield f"{len(made)} of {ask.takes} takes", *_shown(made)
         yield ("Stopped. " if stop.is_set() else "") + f"{len(made)} of {ask.takes} takes: {ask.prompt}", *_shown(made)
 
-    asked = [model, prompt, negative, seconds, seed, takes, steps, guidance]
+    asked = [model, prompt, negative, seconds, seed, takes, steps, guidance, loop]
     shown = [words, *(part for slot in slots for part in slot[:4])]
     event = {"inputs": asked, "outputs": shown, "concurrency_id": "sounds"}
     gr.on([start.click, prompt.submit], make, **event)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gradio as gr
-
+from segue.app.ui import gr
 from segue.app.context import Context
 from segue.app.edit_tab import edit_tab
 from segue.app.generate_tab import NO_MODEL, generate_tab, model_list

@@ -24,7 +24,7 @@ from segue.report import spectrogram_png
 MOST_TAKES = 6
 MOST_SECONDS = 300.0  # of a generated sound: a page is no place for longer work
 MOST_UPLOAD_SEC = 600.0
-WAYS = ("vary", "replace", "extend")
+WAYS = ("vary", "replace", "extend", "loop")
 _PICTURE_SEC = 60.0  # of a long sound, its beginning is drawn
 
 
@@ -39,6 +39,7 @@ class Ask:
         guidance: of classifier-free guidance.
         seed: of the first take; further takes have the seeds after it.
         takes: how many.
+        loop: whether the end of each take meets its beginning.
     """
 
     prompt: str
@@ -48,6 +49,7 @@ class Ask:
     guidance: float = 2.0
     seed: int = 0
     takes: int = 1
+    loop: bool = False
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
@@ -70,7 +72,8 @@ class Edit:
     """How an uploaded sound is changed.
 
     Attributes:
-        way: "vary" (all of it, by `strength`), "replace" (from `start_sec` to `end_sec`) or "extend" (by `seconds`).
+        way: "vary" (all of it, by `strength`), "replace" (from `start_sec` to `end_sec`), "extend" (by `seconds`) or
+            "loop" (its joint).
         strength: 0 leaves it as it is, 1 keeps nothing.
     """
 
@@ -116,9 +119,10 @@ def generate(
         UserError: settings that the model cannot meet.
     """
     sampling = ask.sampling(pipeline)
-    seconds = pipeline.samples_of(ask.seconds or None) / pipeline.codec.sample_rate_hz
-    count = _Count(stop, on_step, ask.takes * sampling.steps)
-    options: dict[str, Any] = {"negative": ask.negative} if ask.negative.strip() else {}
+    samples = pipeline.samples_of(ask.seconds or None)
+    seconds = samples / pipeline.codec.sample_rate_hz
+    count = _Count(stop, on_step, ask.takes * pipeline.evaluations(samples, sampling, ask.loop))
+    options: dict[str, Any] = {"negative": ask.negative.strip(), "loop": ask.loop}
     for seed in range(ask.seed, ask.seed + ask.takes):
         try:
             wave = pipeline.generate(
@@ -126,7 +130,8 @@ def generate(
             )[0]
         except Stopped:
             return
-        about = _settings(run, sampling, seed) | {"seconds": seconds} | options
+        # As `segue generate` keeps them: what was not asked for is left out.
+        about = _settings(run, sampling, seed) | {"seconds": seconds} | {k: v for k, v in options.items() if v}
         yield _written(pipeline, wave, folder, ask.prompt, seed, about)
 
 
@@ -148,18 +153,23 @@ def edit(
     """
     wave = read_upload(upload, pipeline)
     sampling = ask.sampling(pipeline)
-    count = _Count(stop, on_step, sampling.steps)
-    options: dict[str, Any] = {"seed": ask.seed, "sampling": sampling, "negative": ask.negative, "on_step": count}
-    editor: Any = pipeline
+    # What is kept costs evaluations of its own, as many as it costs to close a loop.
+    plain, looped = (pipeline.evaluations(wave.shape[-1], sampling, loop) for loop in (False, True))
+    total = round(change.strength * sampling.steps) if change.way == "vary" else looped - plain
+    count = _Count(stop, on_step, max(1, total))
+    options: dict[str, Any] = {
+        "seed": ask.seed, "sampling": sampling, "negative": ask.negative.strip(), "on_step": count
+    }  # fmt: skip
     try:
         if change.way == "vary":
-            made = editor.vary(wave, ask.prompt, strength=change.strength, **options)
+            made = pipeline.vary(wave, ask.prompt, strength=change.strength, **options)
         elif change.way == "replace":
-            length = wave.shape[-1] / pipeline.codec.sample_rate_hz
-            end = min(change.end_sec, length)
-            made = editor.replace(wave, ask.prompt, start_sec=change.start_sec, end_sec=end, **options)
+            end = min(change.end_sec, wave.shape[-1] / pipeline.codec.sample_rate_hz)
+            made = pipeline.replace(wave, ask.prompt, start_sec=change.start_sec, end_sec=end, **options)
+        elif change.way == "extend":
+            made = pipeline.extend(wave, ask.prompt, seconds=change.seconds, **options)
         else:
-            made = editor.extend(wave, ask.prompt, seconds=change.seconds, **options)
+            made = pipeline.loop(wave, ask.prompt, **options)
     except Stopped:
         return None
     about = _settings(run, sampling, ask.seed) | {"edit": change.way}

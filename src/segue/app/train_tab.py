@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gradio as gr
-
+from segue.app.ui import gr
 from segue.app.context import Context
 from segue.app.errors import told
 from segue.app.runs import live_html

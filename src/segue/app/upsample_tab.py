@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import gradio as gr
-
+from segue.app.ui import gr
 from segue.app.context import Context
 from segue.app.errors import told
 from segue.app.wider import Pair, upsample

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from segue.cli.options import Device
-from segue.types import import_extra
 
 
 def app(
@@ -32,7 +31,6 @@ def app(
     device: Device = "auto",
 ) -> None:
     """Open a page in the browser: generate, edit, upsample, look at runs, train. Ctrl-C ends it; trainings save."""
-    import_extra("gradio", "app")
     from segue.app.server import serve
 
     def ready(address: str) -> None:

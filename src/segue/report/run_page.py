@@ -34,7 +34,7 @@ from segue.types import UserError
 MOST_PROMPTS = 16  # each carries its sounds inside the page
 MOST_TIMES = 4  # of the sounds during training
 ORIGINALS = "original"  # folder in samples/, of the held-out clips whose captions the prompts are
-# Of super-resolution: a clip in three forms, by the end of its title.
+# Of super-resolution: a clip in three forms, by the end of its file's name; in the order in which they are shown.
 FORMS = {"true": "original", "low": "input", "made": "output"}
 # Settings whose 0 stands for a value that is found when the run begins; those of older runs are not known any more.
 AUTOMATIC = ("optim.learning_rate", "model.patch_frames", "train.log_every", "train.validate_every",
@@ -160,9 +160,10 @@ def sound_cards(run_dir: Path, times: int = MOST_TIMES) -> list[str]:
     held_out = set()
     for place, label in places:
         for sample in _listed(place):
-            title, form = _title(str(sample.get("prompt")))
+            form = _form(sample)
+            title = str(sample.get("prompt")).removesuffix(f" ({form})")
             path = place / Path(str(sample.get("file"))).name
-            by_prompt.setdefault(title, []).append(_sound(path, form or label))
+            by_prompt.setdefault(title, []).append(_sound(path, FORMS.get(form, label)))
             if sample.get("held_out"):
                 held_out.add(title)
     cards = []
@@ -179,18 +180,18 @@ def _when(folder: Path) -> str:
     return f"after {number(int(seen))} examples" if seen.isdecimal() else folder.name
 
 
-def _title(prompt: str) -> tuple[str, str]:
-    """A prompt, and of super-resolution which form of its clip this is."""
-    found = re.fullmatch(r"(.*) \((true|low|made)\)", prompt, re.S)
-    return (found[1], FORMS[found[2]]) if found else (prompt, "")
+def _form(sample: dict) -> str:
+    """Of super-resolution, which form of its clip a sample is; else ""."""
+    found = re.fullmatch(r"\d+-(true|low|made)\.wav", str(sample.get("file")))
+    return found[1] if found else ""
 
 
 def _listed(folder: Path) -> list[dict]:
     """What samples.json lists; files that it does not name, by their own names."""
     listed = [s for s in _json(folder / "samples.json", list) if isinstance(s, dict)]
     # The original of a clip comes before what was made of it.
-    listed.sort(key=lambda s: list(FORMS).index(str(s.get("prompt")).rpartition("(")[2][:-1])
-                if _title(str(s.get("prompt")))[1] else 0)  # fmt: skip
+    order = list(FORMS)
+    listed.sort(key=lambda s: order.index(_form(s)) if _form(s) else 0)
     names = {str(s.get("file")) for s in listed}
     return listed + [
         {"file": path.name, "prompt": path.stem} for path in sorted(folder.glob("*.wav")) if path.name not in names
