@@ -84,6 +84,7 @@ def _launch(context: Context, port: int, share: bool, upload_mb: int) -> tuple[A
             inbrowser=False,
             ssr_mode=False,
             footer_links=[],
+            enable_monitoring=False,
             app_kwargs={"middleware": _middleware()},
         )
     except OSError as error:
