@@ -44,7 +44,7 @@ ALLOWED = {
     "recipes": PARTS | {"training"},
     "integrations": {"stage", "process"},
     "workflows": PARTS | {"audio", "progress", "pipeline", "report", "training"},
-    "app": {"audio", "models.presets", "recipes", "report", "upsampling"},
+    "app": {"audio", "models.presets", "pipeline", "recipes", "report", "upsampling"},
     "cli": {"*"},
 }
 # The page calls what everyone may call; beside the public names, rooms of helpers without state.

@@ -9,6 +9,7 @@ import numpy as np
 from segue.app.ui import gr
 from segue.app.context import Context
 from segue.app.errors import told
+from segue.app.models import run_of
 from segue.app.takes import Ask, Edit, draw, edit, refuse_long
 from segue.audio.read import read_header, read_sound
 from segue.report.pictures import waveform_png, waveform_sec
@@ -95,7 +96,7 @@ def edit_tab(context: Context) -> gr.Dropdown:
         ask = Ask(prompt, negative or "", guidance=guidance, seed=int(seed or 0))
         wanted = Edit(way, strength, begin or 0.0, end or 0.0, longer or 0.0)
         session = context.sessions.of(request.session_hash)
-        pipeline = context.models.pipeline(context.folders.inside(model or ""))
+        pipeline = context.models.pipeline(run_of(context.folders, model))
         stop = session.begin("edit")
         take = edit(pipeline, Path(upload), wanted, ask, model, session.new_folder(), stop,
                     lambda d, n: progress((d, n), unit="steps"))  # fmt: skip

@@ -7,14 +7,10 @@ import secrets
 from segue.app.ui import gr
 from segue.app.context import Context
 from segue.app.errors import told
+from segue.app.models import run_of
 from segue.app.takes import MOST_TAKES, Ask, Take, generate
 
 NO_MODEL = "No text-to-audio model lies in the folders of this page: train one in the tab Train."
-
-
-def model_list(context: Context, task: str) -> list[str]:
-    """Names of the runs of a task that have a checkpoint, the newest first."""
-    return [context.folders.name(run) for run in context.folders.runs(task)]
 
 
 def generate_tab(context: Context) -> gr.Dropdown:
@@ -58,7 +54,7 @@ def generate_tab(context: Context) -> gr.Dropdown:
         ask = Ask(prompt, negative or "", seconds or 0.0, int(steps or 0), guidance, int(seed or 0), int(takes), loop)
         session = context.sessions.of(request.session_hash)
         yield "Loading the model ...", *_shown([])
-        pipeline = context.models.pipeline(context.folders.inside(model or ""))
+        pipeline = context.models.pipeline(run_of(context.folders, model))
         stop = session.begin("generate")
         made: list[Take] = []
         yield "Generating ...", *_shown([])

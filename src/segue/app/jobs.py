@@ -18,6 +18,7 @@ from segue import UserError
 SEGUE = (sys.executable, "-m", "segue.cli.main")
 _KEPT_LINES = 200
 _WAIT_SEC = 40.0  # longer than the grace in which `segue train` saves
+_COMPLAINT = "segue: "
 STOPPED = 130  # the exit code of a training that was stopped and saved
 
 
@@ -103,7 +104,8 @@ def output_of(arguments: Sequence[str], stop: Event | None = None) -> str:
         stop: ends it early.
 
     Raises:
-        UserError: it failed; with the line that it printed. An exit code of 2 with output is no failure.
+        UserError: it failed, with the line that it complained with. Another exit code than 0 alone is no failure:
+            `segue data check` has one where it finds bad files.
     """
     process = subprocess.Popen([*SEGUE, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                stdin=subprocess.DEVNULL, text=True, errors="replace")  # fmt: skip
@@ -114,8 +116,9 @@ def output_of(arguments: Sequence[str], stop: Event | None = None) -> str:
         except subprocess.TimeoutExpired:
             if stop is not None and stop.is_set():
                 process.terminate()
-    if process.returncode and not out:
-        raise UserError(_complaint(err.splitlines()))
+    lines = err.splitlines()
+    if process.returncode and (not out or any(line.startswith(_COMPLAINT) for line in lines)):
+        raise UserError(_complaint(lines))
     return out
 
 
@@ -152,5 +155,5 @@ def _end(job: Job) -> None:
 
 def _complaint(lines: Sequence[str]) -> str:
     """The line that a command of segue complained with; else the last one."""
-    ours = [line.removeprefix("segue: ") for line in lines if line.startswith("segue: ")]
+    ours = [line.removeprefix(_COMPLAINT) for line in lines if line.startswith(_COMPLAINT)]
     return ours[-1] if ours else lines[-1] if lines else "the command failed without a word"

@@ -8,9 +8,30 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from segue import Pipeline, SuperResolver
+from segue import Pipeline, SuperResolver, UserError, pipeline
+from segue.app.folders import Folders
 
+SHIPPED = "the shipped model"
 _MOST = 2
+
+
+def model_list(folders: Folders, task: str) -> list[str]:
+    """Names of the runs of a task that have a checkpoint, the newest first, and the model that is shipped for it."""
+    place = {"generation": "SHIPPED", "super-resolution": "SHIPPED_SUPER_RESOLUTION"}[task]
+    file = getattr(pipeline, place, None)
+    shipped = [SHIPPED] if file is not None and file.is_file() else []
+    return [folders.name(run) for run in folders.runs(task)] + shipped
+
+
+def run_of(folders: Folders, name: str | None) -> Path | None:
+    """The run that a name of `model_list` stands for; None: the shipped model.
+
+    Raises:
+        UserError: it leads out of the folders, or nothing is named.
+    """
+    if not name:
+        raise UserError("no model is chosen; hint: choose one of the list, or train one in the tab Train")
+    return None if name == SHIPPED else folders.inside(name)
 
 
 class Models:
@@ -22,13 +43,14 @@ class Models:
         self._loaded: OrderedDict[tuple, Any] = OrderedDict()
         self._lock = Lock()
 
-    def pipeline(self, run: Path) -> Pipeline:
-        """The text-to-audio model of a run.
+    def pipeline(self, run: Path | None) -> Pipeline:
+        """The text-to-audio model of a run; None: the shipped one.
 
         Raises:
             UserError: nothing to load there, or a model for another task.
         """
-        return self._get("generation", run, lambda: Pipeline.load(run, device=self._device))
+        given = () if run is None else (run,)
+        return self._get("generation", run, lambda: Pipeline.load(*given, device=self._device))
 
     def resolver(self, run: Path | None) -> SuperResolver:
         """The super-resolution model of a run; None: the shipped one.

@@ -5,10 +5,11 @@ from __future__ import annotations
 from segue.app.ui import gr
 from segue.app.context import Context
 from segue.app.edit_tab import edit_tab
-from segue.app.generate_tab import NO_MODEL, generate_tab, model_list
+from segue.app.generate_tab import NO_MODEL, generate_tab
+from segue.app.models import SHIPPED, model_list
 from segue.app.runs_tab import run_list, runs_tab
 from segue.app.train_tab import train_tab
-from segue.app.upsample_tab import SHIPPED, upsample_tab
+from segue.app.upsample_tab import upsample_tab
 
 AT_ONCE = 3  # visitors whose sounds are made at the same time; others wait, and see their place in the queue
 _KEPT_SEC = 24 * 3600
@@ -48,12 +49,14 @@ def build_page(context: Context, upload_mb: int) -> gr.Blocks:
                 watched = train_tab(context)
 
         def opened():
-            models, all_runs = model_list(context, "generation"), run_list(context)
+            models, wide = (model_list(context.folders, task) for task in ("generation", "super-resolution"))
+            all_runs = run_list(context)
             first = {"choices": models, "value": models[0] if models else None, "info": "" if models else NO_MODEL}
             return (
                 gr.update(**first),
                 gr.update(**first),
-                gr.update(choices=[SHIPPED, *model_list(context, "super-resolution")]),
+                # The shipped model of super-resolution is a good one: it comes first.
+                gr.update(choices=wide, value=SHIPPED if SHIPPED in wide else wide[0] if wide else None),
                 gr.update(choices=all_runs),
                 gr.update(choices=all_runs),
             )

@@ -7,9 +7,9 @@ from pathlib import Path
 from segue.app.ui import gr
 from segue.app.context import Context
 from segue.app.errors import told
+from segue.app.models import run_of
 from segue.app.wider import Pair, upsample
 
-SHIPPED = "the shipped model"
 MOST_SHOWN = 4  # pairs with players; all outputs can be downloaded
 MOST_FILES = 50
 
@@ -19,7 +19,7 @@ def upsample_tab(context: Context) -> gr.Dropdown:
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
             uploads = gr.File(file_count="multiple", type="filepath", label="Sounds", elem_id="upsample-files")
-            model = gr.Dropdown([SHIPPED], value=SHIPPED, label="Model", elem_id="upsample-model")
+            model = gr.Dropdown([], label="Model", elem_id="upsample-model")
             with gr.Row():
                 cutoff = gr.Number(0, label="Cutoff (Hz)", minimum=0, info="0: it is found")
                 steps = gr.Slider(0, 50, 0, step=1, label="Steps", info="0: the model's own")
@@ -48,9 +48,8 @@ def upsample_tab(context: Context) -> gr.Dropdown:
             raise gr.Error(f"{len(files)} files: give at most {MOST_FILES} here, or use segue upsample.",
                            print_exception=False)  # fmt: skip
         session = context.sessions.of(request.session_hash)
-        run = None if model == SHIPPED else context.folders.inside(model or "")
         yield "Loading the model ...", None, *_shown([])
-        resolver = context.models.resolver(run)
+        resolver = context.models.resolver(run_of(context.folders, model))
         stop = session.begin("upsample")
         pairs: list[Pair] = []
         work = upsample(resolver, [Path(file) for file in files], session.new_folder(), stop,
