@@ -20,8 +20,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytest.importorskip("gradio", reason="gradio is not installed")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+MAKE_MS = 60_000  # for a sound, on a busy machine
 expect = sync_api.expect
-MAKE_MS = 30_000  # for a sound, on a busy machine
+expect.set_options(timeout=MAKE_MS)
 # The samples that a browser decodes from what a player's download holds: its seconds.
 DECODED = """async (url) => {
     const data = await (await fetch(url)).arrayBuffer()
@@ -141,7 +142,9 @@ def test_upsample(page, shots, tmp_path):
     soundfile.write(tmp_path / "narrow.wav", 0.1 * np.random.default_rng(0).standard_normal(8000), 8000)
     (tmp_path / "no-sound.wav").write_text("these are words")
     tab(page, "Upsample")
-    page.locator("#upsample-files input[type=file]").set_input_files([tmp_path / "no-sound.wav", tmp_path / "narrow.wav"])
+    page.locator("#upsample-files input[type=file]").set_input_files(
+        [tmp_path / "no-sound.wav", tmp_path / "narrow.wav"]
+    )
     expect(page.locator("#upsample-files")).to_contain_text("narrow")
     page.locator("#upsample-start").click()
     expect(page.locator("#upsample-words")).to_contain_text("1 of 2 files, 1 could not be used")

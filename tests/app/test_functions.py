@@ -49,7 +49,7 @@ def test_paths_outside_the_folders_are_refused(folders, served, tmp_path):
     assert folders.inside(name) == folders.inside("first") == folders.inside(served / "first") == served / "first"
     (served / "link").symlink_to(tmp_path)
     for outside in ("/etc", "../..", f"{name}/../../..", "link", "link/run", str(tmp_path), "", "a\0b"):
-        with pytest.raises(UserError, match="not in the folders of this page|no folder is named"):
+        with pytest.raises(UserError, match=r"not in the folders of this page|no folder is named"):
             folders.inside(outside)
     (served / "link").unlink()
     with pytest.raises(UserError, match="no such folder; hint"):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib.machinery import ModuleSpec
 from io import BytesIO
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from segue.recipes import load_recipe
 from segue.training.log import RunLog
-from segue.training.trackers import check_trackers, settings_of, with_tracker
+from segue.training.trackers import check_trackers, with_tracker
 from segue.types import UserError
 
 CONFIG = load_recipe("static-uniform")
@@ -59,8 +60,11 @@ class Module(SimpleNamespace):
     """As much of wandb as a run asks for; it keeps what it is given."""
 
     def __init__(self):
-        super().__init__(inits=[], logged=[], config=SimpleNamespace(update=lambda values, **_: self.kept.update(values)))
+        super().__init__(
+            inits=[], logged=[], config=SimpleNamespace(update=lambda values, **_: self.kept.update(values))
+        )
         self.kept = {}
+        self.__spec__ = ModuleSpec("wandb", None)
         self.Audio = lambda wave, sample_rate, caption: ("audio", len(wave), sample_rate, caption)
         self.Image = lambda pixels: ("image", pixels.shape)
 
@@ -84,5 +88,3 @@ def test_wandb_goes_through_accelerate_and_continues_under_its_id(tmp_path, monk
     assert wandb.logged[0] == (8, {"train/loss": 0.5})
     assert wandb.logged[1] == (8, {"sounds/a bell": ("audio", 800, 8000, "a bell")})
     assert wandb.logged[2][1] == {"spectrograms/a bell": [("image", (3, 4, 3))]}
-
-

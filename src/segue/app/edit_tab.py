@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from segue.app.ui import gr
 from segue.app.context import Context
 from segue.app.errors import told
 from segue.app.models import run_of
 from segue.app.takes import Ask, Edit, draw, edit, refuse_long
+from segue.app.ui import gr
 from segue.audio.read import read_header, read_sound
 from segue.report.pictures import waveform_png, waveform_sec
 
@@ -36,17 +36,23 @@ def edit_tab(context: Context) -> gr.Dropdown:
                 seed = gr.Number(0, label="Seed", precision=0)
                 guidance = gr.Slider(1, 10, 2, step=0.1, label="Guidance (CFG)")
             with gr.Row():
-                start = gr.Button("Edit", variant="primary", elem_id="edit-start")
-                stop = gr.Button("Stop")
+                start = gr.Button("Edit", variant="primary", elem_id="edit-start", min_width=140)
+                stop = gr.Button("Stop", min_width=90)
         with gr.Column(scale=3, min_width=380):
-            outline = gr.Image(type="filepath", interactive=False, label="Waveform: click where the range begins, "
-                               "and where it ends", elem_id="edit-outline")  # fmt: skip
+            outline = gr.Image(
+                type="filepath",
+                interactive=False,
+                buttons=[],
+                label="Waveform: click where the range begins, and where it ends",
+                elem_id="edit-outline",
+            )
             words = gr.Markdown("", elem_id="edit-words")
-            made = gr.Audio(type="filepath", interactive=False, label="Result", elem_id="edit-made",
-                            elem_classes="segue-player")  # fmt: skip
+            made = gr.Audio(
+                type="filepath", interactive=False, buttons=["download"], label="Result", elem_id="edit-made"
+            )
             with gr.Row():
-                before = gr.Image(type="filepath", interactive=False, label="Before")
-                after = gr.Image(type="filepath", interactive=False, label="After")
+                before = gr.Image(type="filepath", interactive=False, buttons=["fullscreen"], label="Before")
+                after = gr.Image(type="filepath", interactive=False, buttons=["fullscreen"], label="After")
 
     def outlined(path: str, begin: float, end: float, request: gr.Request) -> str:
         wave, rate_hz = read_sound(Path(path), 2 if read_header(Path(path)).channels == 2 else 1)

@@ -9,8 +9,8 @@ from functools import wraps
 from html import escape
 from typing import TypeVar
 
-from segue.app.ui import gr
 from segue import UserError
+from segue.app.ui import gr
 from segue.audio.sound import BadAudio
 from segue.types import first_line
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import secrets
 
-from segue.app.ui import gr
 from segue.app.context import Context
 from segue.app.errors import told
 from segue.app.models import run_of
 from segue.app.takes import MOST_TAKES, Ask, Take, generate
+from segue.app.ui import gr
 
 NO_MODEL = "No text-to-audio model lies in the folders of this page: train one in the tab Train."
 
@@ -30,9 +30,9 @@ def generate_tab(context: Context) -> gr.Dropdown:
             guidance = gr.Slider(1, 10, 2, step=0.1, label="Guidance (CFG)", info="1: none")
             loop = gr.Checkbox(False, label="Loop", info="The end of each take meets its beginning.")
             with gr.Row():
-                start = gr.Button("Generate", variant="primary", elem_id="generate-start")
-                stop = gr.Button("Stop")
-                another = gr.Button("New seed")
+                start = gr.Button("Generate", variant="primary", elem_id="generate-start", min_width=140)
+                stop = gr.Button("Stop", min_width=90)
+                another = gr.Button("New seed", min_width=90)
         with gr.Column(scale=3, min_width=380):
             words = gr.Markdown("", elem_id="generate-words")
             slots = [_slot(index) for index in range(MOST_TAKES)]
@@ -82,8 +82,15 @@ def generate_tab(context: Context) -> gr.Dropdown:
 def _slot(index: int) -> tuple:
     """Group, player, picture, seed and button of one take."""
     with gr.Group(visible=False) as group:
-        player = gr.Audio(type="filepath", interactive=False, elem_id=f"take-{index}", elem_classes="segue-player")
-        picture = gr.Image(type="filepath", interactive=False, show_label=False, container=False)
+        player = gr.Audio(
+            type="filepath",
+            interactive=False,
+            buttons=["download"],
+            elem_id=f"take-{index}",
+        )
+        picture = gr.Image(
+            type="filepath", interactive=False, buttons=["fullscreen"], show_label=False, container=False
+        )
         of_slot = gr.State(0)
         again = gr.Button("Again with this seed", size="sm")
     return group, player, picture, of_slot, again

@@ -49,8 +49,8 @@ class Models:
         Raises:
             UserError: nothing to load there, or a model for another task.
         """
-        given = () if run is None else (run,)
-        return self._get("generation", run, lambda: Pipeline.load(*given, device=self._device))
+        given: dict[str, Any] = {} if run is None else {"run": run}
+        return self._get("generation", run, lambda: Pipeline.load(**given, device=self._device))
 
     def resolver(self, run: Path | None) -> SuperResolver:
         """The super-resolution model of a run; None: the shipped one.

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from segue.app.ui import gr
+from typing import Any
+
 from segue.app.context import Context
 from segue.app.edit_tab import edit_tab
 from segue.app.generate_tab import NO_MODEL, generate_tab
 from segue.app.models import SHIPPED, model_list
 from segue.app.runs_tab import run_list, runs_tab
 from segue.app.train_tab import train_tab
+from segue.app.ui import gr
 from segue.app.upsample_tab import upsample_tab
 
 AT_ONCE = 3  # visitors whose sounds are made at the same time; others wait, and see their place in the queue
 _KEPT_SEC = 24 * 3600
 CSS = """
-.segue-player{min-height:0}
 #segue-head p{margin:0;color:var(--body-text-color-subdued)}
 """
 
@@ -51,7 +52,11 @@ def build_page(context: Context, upload_mb: int) -> gr.Blocks:
         def opened():
             models, wide = (model_list(context.folders, task) for task in ("generation", "super-resolution"))
             all_runs = run_list(context)
-            first = {"choices": models, "value": models[0] if models else None, "info": "" if models else NO_MODEL}
+            first: dict[str, Any] = {
+                "choices": models,
+                "value": models[0] if models else None,
+                "info": "" if models else NO_MODEL,
+            }
             return (
                 gr.update(**first),
                 gr.update(**first),

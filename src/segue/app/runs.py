@@ -57,7 +57,7 @@ def runs_html(runs: Mapping[str, Path]) -> str:
     curves = curve_figures(events)
     if curves:
         body += ["<h2>Curves</h2>", f'<div class="card grid">{"".join(curves)}</div>']
-    for name, path in runs.items():
+    for name in runs:
         stages = stage_figures(events[name], name)
         if stages:
             body += [f"<h2>Stages: {escape(name)}</h2>", f'<div class="card grid">{"".join(stages)}</div>']

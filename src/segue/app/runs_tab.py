@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from segue.app.ui import gr
 from segue.app.context import Context
 from segue.app.errors import told
 from segue.app.folders import task_of
 from segue.app.runs import MOST_RUNS, runs_html
+from segue.app.ui import gr
 from segue.types import UserError
 
 

@@ -62,7 +62,7 @@ def serve(
             if context.jobs.running:
                 print("saving the runs that are being trained ...", file=sys.stderr)
             context.jobs.close()
-            page.close()
+            page.close(verbose=False)
             context.sessions.close()
 
 
@@ -90,7 +90,7 @@ def _launch(context: Context, port: int, share: bool, upload_mb: int) -> tuple[A
     except OSError as error:
         raise UserError(f"--port {port}: cannot be served ({first_line(error)}); hint: another --port") from error
     if share and not shared:
-        page.close()
+        page.close(verbose=False)
         raise UserError("--share: no public address could be had; hint: leave --share away, the page is then local")
     return page, shared or address
 

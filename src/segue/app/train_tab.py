@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from segue.app.ui import gr
 from segue.app.context import Context
 from segue.app.errors import told
 from segue.app.runs import live_html
 from segue.app.runs_tab import run_list
 from segue.app.training import CAPTIONS, SOUNDS, Order, check, plan, resume, start, status
+from segue.app.ui import gr
 from segue.models.presets import PRESETS
 from segue.recipes import DEFAULT_RECIPE, RECIPES
 
@@ -50,9 +50,11 @@ def train_tab(context: Context) -> gr.Dropdown:
     timer = gr.Timer(_EVERY_SEC)
     asked = [source, captions, sound, recipe, name, examples, preset, more]
 
-    def order_of(*values) -> Order:
-        texts = [value or "" for value in values]
-        return Order(*texts[:5], examples=int(texts[5] or 0), preset=texts[6], more=texts[7])
+    def order_of(
+        source: str, captions: str, sound: str, recipe: str, name: str, examples: float, preset: str, more: str
+    ) -> Order:
+        # A field that was emptied is None.
+        return Order(source or "", captions, sound, recipe, name or "", int(examples or 0), preset or "", more or "")
 
     @told
     def checked(source: str, captions: str, request: gr.Request) -> str:

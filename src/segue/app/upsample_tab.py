@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from segue.app.ui import gr
 from segue.app.context import Context
 from segue.app.errors import told
 from segue.app.models import run_of
+from segue.app.ui import gr
 from segue.app.wider import Pair, upsample
 
 MOST_SHOWN = 4  # pairs with players; all outputs can be downloaded
@@ -25,8 +25,8 @@ def upsample_tab(context: Context) -> gr.Dropdown:
                 steps = gr.Slider(0, 50, 0, step=1, label="Steps", info="0: the model's own")
                 seed = gr.Number(0, label="Seed", precision=0)
             with gr.Row():
-                start = gr.Button("Upsample", variant="primary", elem_id="upsample-start")
-                stop = gr.Button("Stop")
+                start = gr.Button("Upsample", variant="primary", elem_id="upsample-start", min_width=140)
+                stop = gr.Button("Stop", min_width=90)
             outputs = gr.File(file_count="multiple", interactive=False, label="Results", elem_id="upsample-results")
         with gr.Column(scale=3, min_width=380):
             words = gr.Markdown("", elem_id="upsample-words")
@@ -82,11 +82,19 @@ def _slot(index: int) -> tuple:
         words = gr.Markdown("", padding=True)
         with gr.Row():
             with gr.Column(min_width=260):
-                before = gr.Audio(type="filepath", interactive=False, label="Before", elem_id=f"before-{index}")
-                picture = gr.Image(type="filepath", interactive=False, show_label=False, container=False)
+                before = gr.Audio(
+                    type="filepath", interactive=False, buttons=["download"], label="Before", elem_id=f"before-{index}"
+                )
+                picture = gr.Image(
+                    type="filepath", interactive=False, buttons=["fullscreen"], show_label=False, container=False
+                )
             with gr.Column(min_width=260):
-                after = gr.Audio(type="filepath", interactive=False, label="After", elem_id=f"after-{index}")
-                picture_after = gr.Image(type="filepath", interactive=False, show_label=False, container=False)
+                after = gr.Audio(
+                    type="filepath", interactive=False, buttons=["download"], label="After", elem_id=f"after-{index}"
+                )
+                picture_after = gr.Image(
+                    type="filepath", interactive=False, buttons=["fullscreen"], show_label=False, container=False
+                )
     return group, words, before, after, picture, picture_after
 
 

@@ -23,8 +23,9 @@ def app(
     share: Annotated[
         bool,
         typer.Option(
-            "--share", help="Also serve the page under a public address, through Gradio's servers: anyone who has it "
-            "can use the folders."
+            "--share",
+            help="Also serve the page under a public address, through Gradio's servers: anyone who has it "
+            "can use the folders.",
         ),
     ] = False,
     max_upload_mb: Annotated[int, typer.Option(help="Largest upload in MB.", min=1)] = 200,

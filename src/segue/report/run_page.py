@@ -54,7 +54,7 @@ def write_run_report(run_dir: Path) -> Path:
         raise UserError(f"{run_dir} is not a run folder; hint: name a folder that `segue train` wrote")
     stored = _json(run_dir / "config.json", dict)
     events = read_events(run_dir)
-    config = stored.get("run") if isinstance(stored.get("run"), dict) else {}
+    config = _part(stored, "run")
     chips = _chips(config, events, _newest_state(run_dir))
     body = [heading(str(config.get("recipe") or run_dir.name), f"Training run in {run_dir.name}/", chips)]
     body += verdict_list(verdict(events, _total(config)))
@@ -86,10 +86,9 @@ def verdict_list(findings: Iterable[Finding]) -> list[str]:
 
 def settings_of(stored: dict) -> list[tuple[str, object]]:
     """The settings of a config.json by dotted name, with the values that automatic ones took."""
-    resolved = stored.get("resolved") if isinstance(stored.get("resolved"), dict) else {}
-    run = stored.get("run") if isinstance(stored.get("run"), dict) else {}
+    resolved = _part(stored, "resolved")
     found = []
-    for name, value in flatten(run.items()):
+    for name, value in flatten(_part(stored, "run").items()):
         automatic = name in AUTOMATIC and value == 0
         found.append((name, resolved.get(name, "automatic" if automatic else value)))
     return found
@@ -97,20 +96,23 @@ def settings_of(stored: dict) -> list[tuple[str, object]]:
 
 def _origin(stored: dict) -> list[tuple[str, object]]:
     """Command, commit, machine, data and size."""
-    origin = stored.get("origin") if isinstance(stored.get("origin"), dict) else {}
-    data = stored.get("data") if isinstance(stored.get("data"), dict) else {}
-    splits = data.get("splits") if isinstance(data.get("splits"), dict) else {}
+    splits = _part(_part(stored, "data"), "splits")
     counts = ", ".join(f"{number(count)} {split}" for split, count in splits.items() if count)
-    resolved = stored.get("resolved") if isinstance(stored.get("resolved"), dict) else {}
-    size = resolved.get("parameters")
+    size = _part(stored, "resolved").get("parameters")
     told = [
-        *origin.items(),
+        *_part(stored, "origin").items(),
         ("segue", stored.get("segue")),
         ("cache", stored.get("cache")),
         ("clips", counts),
         ("size", f"{size / 1e6:.2f} M parameters" if isinstance(size, int) else None),
     ]
     return [(name, value) for name, value in told if value]
+
+
+def _part(stored: dict, name: str) -> dict:
+    """A part of a config.json; empty where it is missing or something else."""
+    value = stored.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 def _total(config: dict) -> int | None:

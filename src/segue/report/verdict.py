@@ -37,8 +37,8 @@ def verdict(events: Sequence[dict], total: int | None = None) -> list[Finding]:
 
 def _loss(events: Sequence[dict]) -> Finding | None:
     """Overfitting where training said so and the loss is still above its least; else how the last third went."""
-    x, y = points(events, "validation", "loss")
-    x, y = _finite(x, y)
+    _, y = points(events, "validation", "loss")
+    y = _finite(y)
     turns = [e["since"] for e in events if e.get("event") == "overfitting" and isinstance(e.get("since"), int)]
     if turns and y and y[-1] > (1 + STILL) * min(y):
         return Finding(
@@ -57,7 +57,7 @@ def _loss(events: Sequence[dict]) -> Finding | None:
 
 def _gain(events: Sequence[dict]) -> Finding | None:
     """Whether the condition gain, which says how much a condition changes the prediction, still rises."""
-    x, y = _finite(*points(events, "stage", "condition_gain"))
+    y = _finite(points(events, "stage", "condition_gain")[1])
     if len(y) < LEAST:
         return None
     third = len(y) // 3
@@ -75,6 +75,5 @@ def _faults(events: Sequence[dict]) -> Finding | None:
     return Finding(f"{skipped} faulty steps were skipped", warns=True) if skipped else None
 
 
-def _finite(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
-    kept = [(a, b) for a, b in zip(x, y) if math.isfinite(b)]
-    return [a for a, _ in kept], [b for _, b in kept]
+def _finite(values: Sequence[float]) -> list[float]:
+    return [value for value in values if math.isfinite(value)]

@@ -117,7 +117,7 @@ class Measurements:
         return found
 
     def validate(self, log: RunLog, seen: int) -> str:
-        """Measure the loss of the averaged weights at each fixed time, and log it; a line, and one where it has turned."""
+        """Measure and log the loss of the averaged weights at each fixed time; returns a line, and one of a turn."""
         self.validation, turn = record_validation(log, seen, self._ema, self._validation_set)
         loss = sum(self.validation.values()) / len(self.validation)
         epochs = seen / len(self._cache.rows("train"))

@@ -61,7 +61,7 @@ class TensorBoardFiles:
         from torch.utils.tensorboard import SummaryWriter
 
         self._first = not examples_seen
-        self._writer = SummaryWriter(str(folder), purge_step=examples_seen or None)
+        self._writer: Any = SummaryWriter(str(folder), purge_step=examples_seen or None)
 
     def begin(self, settings: Mapping[str, Any], about: str) -> None:
         """Written once, at the start of a run: the settings as hyperparameters, and where it comes from as text."""
@@ -73,7 +73,7 @@ class TensorBoardFiles:
         known = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in settings.items()}
         # The three summaries by hand: add_hparams would open a second file, and count as another run.
         for summary in hparams(known, {MAIN_FIGURE: 0.0}):
-            self._writer.file_writer.add_summary(summary)
+            self._writer._get_file_writer().add_summary(summary)
 
     def numbers(self, values: Mapping[str, float], seen: int) -> None:
         """One scalar each."""
