@@ -22,7 +22,7 @@ def edit_tab(context: Context) -> gr.Dropdown:
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
             upload = gr.Audio(sources=["upload"], type="filepath", label="Sound", elem_id="edit-upload",
-                              editable=False)  # fmt: skip
+                              editable=False, buttons=["download"])  # fmt: skip
             model = gr.Dropdown([], label="Model", elem_id="edit-model")
             prompt = gr.Textbox(label="Prompt", lines=2, elem_id="edit-prompt")
             negative = gr.Textbox(label="Negative prompt")
@@ -39,20 +39,22 @@ def edit_tab(context: Context) -> gr.Dropdown:
                 start = gr.Button("Edit", variant="primary", elem_id="edit-start", min_width=140)
                 stop = gr.Button("Stop", min_width=90)
         with gr.Column(scale=3, min_width=380):
+            gr.Markdown("Waveform: click where the range to replace begins, and where it ends.")
             outline = gr.Image(
-                type="filepath",
-                interactive=False,
-                buttons=[],
-                label="Waveform: click where the range begins, and where it ends",
-                elem_id="edit-outline",
+                type="filepath", interactive=False, buttons=[], show_label=False, elem_id="edit-outline", min_width=100
             )
             words = gr.Markdown("", elem_id="edit-words")
             made = gr.Audio(
                 type="filepath", interactive=False, buttons=["download"], label="Result", elem_id="edit-made"
             )
             with gr.Row():
-                before = gr.Image(type="filepath", interactive=False, buttons=["fullscreen"], label="Before")
-                after = gr.Image(type="filepath", interactive=False, buttons=["fullscreen"], label="After")
+                pictures = {"type": "filepath", "interactive": False, "buttons": ["fullscreen"], "show_label": False}
+                with gr.Column(min_width=260):
+                    gr.Markdown("Before")
+                    before = gr.Image(**pictures)
+                with gr.Column(min_width=260):
+                    gr.Markdown("After")
+                    after = gr.Image(**pictures)
 
     def outlined(path: str, begin: float, end: float, request: gr.Request) -> str:
         wave, rate_hz = read_sound(Path(path), 2 if read_header(Path(path)).channels == 2 else 1)
@@ -111,11 +113,12 @@ def edit_tab(context: Context) -> gr.Dropdown:
     def fitting(way: str):
         return [gr.update(visible=way == name) for name in ("vary", "replace", "extend")]
 
-    upload.change(loaded, upload, [outline, before, made, after, begin, end], queue=False)
+    quiet = {"concurrency_limit": None, "show_progress": "hidden"}
+    upload.change(loaded, upload, [outline, before, made, after, begin, end], **quiet)
     way.change(fitting, way, [strength, marks, longer], queue=False)
-    outline.select(clicked, [upload, begin, end], [outline, begin, end], queue=False)
+    outline.select(clicked, [upload, begin, end], [outline, begin, end], **quiet)
     asked = [upload, model, prompt, negative, way, strength, begin, end, longer, seed, guidance]
-    start.click(change, asked, [words, made, after], concurrency_id="sounds")
+    start.click(change, asked, [words, made, after], concurrency_id="sounds", show_progress_on=words)
 
     def ended(request: gr.Request) -> None:
         context.sessions.of(request.session_hash).stop("edit")

@@ -66,7 +66,7 @@ def generate_tab(context: Context) -> gr.Dropdown:
 
     asked = [model, prompt, negative, seconds, seed, takes, steps, guidance, loop]
     shown = [words, *(part for slot in slots for part in slot[:4])]
-    event = {"inputs": asked, "outputs": shown, "concurrency_id": "sounds"}
+    event = {"inputs": asked, "outputs": shown, "concurrency_id": "sounds", "show_progress_on": words}
     gr.on([start.click, prompt.submit], make, **event)
     for *_, of_slot, again in slots:
         again.click(lambda value: (value, 1), of_slot, [seed, takes], queue=False).then(make, **event)
@@ -81,7 +81,7 @@ def generate_tab(context: Context) -> gr.Dropdown:
 
 def _slot(index: int) -> tuple:
     """Group, player, picture, seed and button of one take."""
-    with gr.Group(visible=False) as group:
+    with gr.Group(visible=False, elem_classes="segue-card") as group:
         player = gr.Audio(
             type="filepath",
             interactive=False,

@@ -16,6 +16,7 @@ from segue.app.upsample_tab import upsample_tab
 AT_ONCE = 3  # visitors whose sounds are made at the same time; others wait, and see their place in the queue
 _KEPT_SEC = 24 * 3600
 CSS = """
+.segue-card, .segue-card .styler{background:var(--background-fill-primary)!important}
 #segue-head p{margin:0;color:var(--body-text-color-subdued)}
 """
 

@@ -26,12 +26,15 @@ overflow-x:auto;background:var(--background-fill-primary)}
 .segue-run figure{margin:0}.segue-run img{display:block;width:100%;height:auto;margin:0}
 .segue-run audio{display:block;width:100%;height:34px;margin:6px 0 4px}
 .segue-run figcaption,.segue-run .note{font-size:13px;color:var(--body-text-color-subdued)}
-.segue-run table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-.segue-run th,.segue-run td{padding:7px 12px;text-align:left;border-bottom:1px solid var(--border-color-primary)}
+.segue-run .sounds{grid-template-columns:repeat(auto-fit,minmax(170px,1fr))}
+.segue-run table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;margin:0}
+.segue-run table *{border:0!important}.segue-run th,.segue-run td{padding:6px 12px;text-align:left;white-space:nowrap}
+.segue-run dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 18px;margin:0}.segue-run dd{margin:0}
+.segue-run dt{color:var(--body-text-color-subdued)}
 .segue-run .prompt{display:flex;gap:8px;align-items:center;margin-bottom:10px}
 .segue-run .badge{font-size:12px;border:1px solid #b45309;color:#b45309;border-radius:6px;padding:0 7px}
-.segue-run .verdict{list-style:none;margin:6px 0;padding:0}
-.segue-run .verdict li{border-left:3px solid #3b82f6;padding:1px 12px;margin:6px 0}
+.segue-run .verdict{list-style:none!important;margin:6px 0;padding:0!important}
+.segue-run .verdict li{list-style:none!important;border-left:3px solid #3b82f6;padding:1px 12px;margin:6px 0}
 .segue-run .verdict li.warn{border-color:#b45309}
 </style>"""
 

@@ -97,11 +97,12 @@ def train_tab(context: Context) -> gr.Dropdown:
 
     look.click(checked, [source, captions], found)
     need.click(planned, asked, found)
-    begin.click(begun, asked, [watched, before], queue=False)
-    further.click(resumed, watched, [watched, before], queue=False)
-    halt.click(halted, watched, words, queue=False)
+    quiet = {"concurrency_limit": None, "show_progress": "hidden"}
+    begin.click(begun, asked, [watched, before], **quiet)
+    further.click(resumed, watched, [watched, before], **quiet)
+    halt.click(halted, watched, words, **quiet)
     recipe.change(lambda name: gr.update(info=about.get(name, "")), recipe, recipe, queue=False)
-    timer.tick(told(tick), [watched, before], [words, live, before], show_progress="hidden")
+    timer.tick(told(tick), [watched, before], [words, live, before], **quiet)
     return watched
 
 

@@ -14,6 +14,7 @@ from threading import Event
 from segue import UserError
 from segue.app.folders import Folders, is_cache
 from segue.app.jobs import Job, Jobs, output_of
+from segue.app.runs import wrapped
 from segue.recipes import RECIPES
 from segue.report.page import facts
 
@@ -114,16 +115,18 @@ def check(folders: Folders, source: str, captions: str, stop: Event) -> str:
     if is_cache(folder):
         return _lines([f"{folders.name(folder)} is a latent cache: it is trained on as it is"])
     found = json.loads(output_of(["data", "check", str(folder), "--captions", captions, "--json"], stop))
-    told = [(name.replace("_", " "), found[name]) for name in ("clips", "hours", "formats", "channels", "splits")
-            if found.get(name)]  # fmt: skip
-    told.append(("sample rates", ", ".join(f"{rate} Hz: {count}" for rate, count in found["rates_hz"].items())))
+    told = [("clips", found["clips"]), ("hours", found["hours"]), ("formats", _counts(found["formats"]))]
+    told += [("sample rates", _counts(found["rates_hz"], " Hz")), ("channels", _counts(found["channels"]))]
+    told.append(("splits", _counts(found["splits"])))
     unique = found.get("captions", {}).get("unique")
     if unique is not None:
         told.append(("captions", f"{unique} different ones"))
     bad = [f"{item['path']}: {item['reason']}" for item in found["bad"]]
     lines = [f"{len(bad)} files cannot be used and are left out:"] if bad else ["every file can be used"]
     lines += bad[:_SHOWN_BAD] + ([f"and {len(bad) - _SHOWN_BAD} more"] if len(bad) > _SHOWN_BAD else [])
-    return facts(told) + _lines([*lines, *(f"note: {note}" for note in found.get("notes", []))])
+    return wrapped([facts((name, value) for name, value in told if value)]) + _lines(
+        [*lines, *(f"note: {note}" for note in found.get("notes", []))]
+    )
 
 
 def plan(folders: Folders, order: Order, stop: Event) -> str:
@@ -179,6 +182,10 @@ def status(folders: Folders, jobs: Jobs, run: Path) -> str:
     if job is None:
         return f"{name}: not started by this page"
     return f"{name}: {job.state}" + (f" · {job.last_line}" if job.last_line else "")
+
+
+def _counts(counts: dict[str, int], unit: str = "") -> str:
+    return ", ".join(f"{name}{unit}: {count:,}" for name, count in counts.items() if count)
 
 
 def _refuse_taken(folders: Folders, order: Order) -> None:

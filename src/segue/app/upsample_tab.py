@@ -67,7 +67,8 @@ def upsample_tab(context: Context) -> gr.Dropdown:
         yield ("Stopped. " if stop.is_set() else "") + told_so, made, *_shown(pairs)
 
     shown = [words, outputs, *(part for slot in slots for part in slot)]
-    start.click(make, [uploads, model, cutoff, steps, seed], shown, concurrency_id="sounds")
+    asked = [uploads, model, cutoff, steps, seed]
+    start.click(make, asked, shown, concurrency_id="sounds", show_progress_on=words)
 
     def end(request: gr.Request) -> None:
         context.sessions.of(request.session_hash).stop("upsample")
@@ -77,10 +78,10 @@ def upsample_tab(context: Context) -> gr.Dropdown:
 
 
 def _slot(index: int) -> tuple:
-    """Group, words, two players and two pictures of one pair."""
-    with gr.Group(visible=False) as group:
+    """Group, words, the row of players, two players and two pictures of one pair."""
+    with gr.Group(visible=False, elem_classes="segue-card") as group:
         words = gr.Markdown("", padding=True)
-        with gr.Row():
+        with gr.Row() as players:
             with gr.Column(min_width=260):
                 before = gr.Audio(
                     type="filepath", interactive=False, buttons=["download"], label="Before", elem_id=f"before-{index}"
@@ -95,7 +96,7 @@ def _slot(index: int) -> tuple:
                 picture_after = gr.Image(
                     type="filepath", interactive=False, buttons=["fullscreen"], show_label=False, container=False
                 )
-    return group, words, before, after, picture, picture_after
+    return group, words, players, before, after, picture, picture_after
 
 
 def _shown(pairs: list[Pair]) -> list:
@@ -104,9 +105,10 @@ def _shown(pairs: list[Pair]) -> list:
         pair = pairs[index] if index < len(pairs) else None
         if pair is None or pair.after is None:
             words = f"**{pair.name}** cannot be used. {pair.words}" if pair else ""
-            updates += [gr.update(visible=pair is not None), words, None, None, None, None]
+            updates += [gr.update(visible=pair is not None), words, gr.update(visible=False), None, None, None, None]
         else:
             drawn = [str(picture) for picture in pair.pictures]
             words = f"**{pair.name}**: {pair.words}"
-            updates += [gr.update(visible=True), words, str(pair.before), str(pair.after), *drawn]
+            shown = gr.update(visible=True)
+            updates += [shown, words, shown, str(pair.before), str(pair.after), *drawn]
     return updates

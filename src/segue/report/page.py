@@ -45,6 +45,7 @@ svg.bar{display:block;margin-top:5px}
 .track{fill:var(--track)}.fill{fill:var(--accent)}.ceiling .fill{fill:var(--soft)}
 .whisker{stroke:var(--text);stroke-width:1.5}.chance{stroke:var(--warm);stroke-width:2}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(290px,1fr));gap:14px 18px}
+.sounds{grid-template-columns:repeat(auto-fit,minmax(210px,1fr))}
 figure{margin:0}figure img{display:block;width:100%;height:auto}
 audio{display:block;width:100%;height:34px;margin:6px 0 4px}
 .label{font-size:13px;font-weight:600;margin:0 0 4px}

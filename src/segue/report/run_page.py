@@ -173,7 +173,7 @@ def sound_cards(run_dir: Path, times: int = MOST_TIMES) -> list[str]:
         badge = '<span class="badge">split test</span>' if title in held_out else ""
         head = f'<div class="prompt"><h3>{escape(title)}</h3>{badge}</div>'
         row = "".join(f"<div>{sound}</div>" for sound in sounds)
-        cards.append(f'<div class="card">{head}<div class="grid">{row}</div></div>')
+        cards.append(f'<div class="card">{head}<div class="grid sounds">{row}</div></div>')
     return cards
 
 
