@@ -151,7 +151,9 @@ def test_what_is_made_follows_what_is_known(pipeline):
     made = [pipeline.extend(WAVE, "tone", seconds=first / RATE_HZ, seed=seed, sampling=FEW) for seed in range(12)]
     mean = torch.cat(made)[:, 0, 200:].mean(0)
     near = slice(0, HOP // 2)
-    assert float((mean - wanted)[near].abs().mean()) < 0.35 * float(WAVE.std())
+    error = float((mean - wanted)[near].abs().mean() / wanted[near].abs().mean())
+    # By replacement a model knows what is given only in part, which is said to its user.
+    assert error < {"training": 0.1, "replacement": 0.6}[pipeline.keeps_by]
 
 
 @pytest.mark.parametrize("samples", [200, 203, 700])
@@ -210,7 +212,7 @@ def test_a_negative_prompt_is_steered_away_from(pipeline):
     guided = Sampling(steps=8, guidance_scale=2.0)
     plain = pipeline.generate(["tone"], sampling=guided)
     away = pipeline.generate(["tone"], sampling=guided, negative="loud hiss and hum")
-    assert float(plain.mean() - away.mean()) == pytest.approx(2.0, abs=0.1)
+    assert float(plain.mean() - away.mean()) == pytest.approx(2.0, abs=0.3)
     # Away from itself is nowhere: the prompt alone.
     same = pipeline.generate(["loud"], sampling=guided, negative="loud")
     torch.testing.assert_close(same, pipeline.generate(["loud"], sampling=replace(guided, guidance_scale=1.0)))

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -228,10 +229,10 @@ class Pipeline(Editor):
         frames = self.codec.latent_frames(samples)
         seeds = [seed] * len(captions) if isinstance(seed, int) else list(seed)
         numbers = range(len(captions)) if numbers is None else numbers
+        options: dict[str, Any] = {"sampling": sampling, "negative": negative, "on_step": on_step}
         waves = []
         for begin in range(0, len(captions), batch_size):
             rows = slice(begin, begin + batch_size)
-            options = {"sampling": sampling, "negative": negative, "on_step": on_step}
             if self.piece_frames(frames) == frames:
                 x_0 = self.latents(
                     captions[rows], frames=frames, seed=seeds[rows], numbers=numbers[rows], seconds=seconds, **options
@@ -244,7 +245,6 @@ class Pipeline(Editor):
         made = torch.cat(waves)
         if not loop:
             return made
-        options = {"sampling": sampling, "negative": negative, "on_step": on_step}
         each = zip(made, captions, seeds, numbers)
         return torch.cat([self.loop(wave, c, seed=s, number=n, **options) for wave, c, s, n in each])
 

@@ -11,12 +11,12 @@ TINY = ("--set", "model.preset=dit-tiny", "--set", "train.batch_size=4", "--set"
 RATE_HZ = 8000
 
 
-@pytest.fixture(scope="module", params=[0, 0.5], ids=["plain", "known"])
-def trained(request, cache, tmp_path_factory):
+@pytest.fixture(scope="module")
+def trained(cache, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "run"
     words = ["train", "static-uniform", "--data", cache, "--out", run, "--examples", 8, *TINY, "--device", "cpu"]
     with pytest.raises(SystemExit) as stopped:
-        main([str(word) for word in [*words, "--samples", 0, "--set", f"train.known_share={request.param}"]])
+        main([str(word) for word in [*words, "--samples", 0, "--set", "train.known_share=0.5"]])
     assert not stopped.value.code
     return run
 
@@ -56,27 +56,27 @@ def test_a_recording_is_edited_in_every_way_and_made_again_from_its_settings(seg
         assert ran.code == 0, ran.err
         assert [file.name for file in files] == ["000-drum-seed3.wav"]
         assert "16 kHz stereo becomes 8 kHz mono, as the model has it" in ran.err
-        assert ("replacement (RePaint)" in ran.err or "trained to continue" in ran.err) == (name != "strength")
+        assert ("the model was trained to continue what it is given" in ran.err) == (name != "strength")
         wave, rate_hz = soundfile.read(files[0], dtype="float32")
         assert (rate_hz, len(wave)) == (RATE_HZ, length) and np.isfinite(wave).all()
         if kept is not None:
             np.testing.assert_array_equal(wave[kept], mono[kept])
         settings = read_settings(files[0])
         assert settings["from"] == str(take) and settings[name] == (words[1] if len(words) > 1 else True)
-        assert segue("generate", trained, "--like", files[0], "--out", tmp_path / "again").code == 0
-        assert (tmp_path / "again" / files[0].name).read_bytes() == files[0].read_bytes()
-        (tmp_path / "again" / files[0].name).unlink()
-        # Another edit of the same file takes its prompt and seed, and nothing of its edit.
-        other = segue("generate", trained, "--like", files[0], "--from", take, "--strength", 0.3, "--out", tmp_path / "b",
-                      "--overwrite")  # fmt: skip
-        assert other.code == 0 and (tmp_path / "b" / files[0].name).is_file()
+    # A file is made again from its own settings; another edit takes its prompt and seed, and nothing of its edit.
+    (file,) = (tmp_path / "replace").iterdir()
+    assert segue("generate", trained, "--like", file, "--out", tmp_path / "again").code == 0
+    assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
+    like = ("--like", file, "--from", take, "--strength", 0.3, "--out", tmp_path / "other")
+    assert segue("generate", trained, *like).code == 0
+    assert "replace" not in read_settings(tmp_path / "other" / file.name)
 
 
 def test_takes_and_prompts_differ_and_negative_prompts_act(segue, edit, trained, tmp_path):
     ran, files = edit("bell", "--strength", 0.8, "--count", 2)
     assert ran.code == 0 and len(files) == 4
     waves = [soundfile.read(file)[0] for file in files]
-    assert all(np.abs(a - b).max() > 1e-4 for k, a in enumerate(waves) for b in waves[:k])
+    assert all(np.abs(a - b).max() > 0 for k, a in enumerate(waves) for b in waves[:k])
     for name, words in (("plain", ()), ("away", ("--negative", "choir, hum"))):
         said = segue("generate", trained, "drum", "--out", tmp_path / name, "--steps", 2, *words)
         assert said.code == 0, said.err
@@ -102,9 +102,9 @@ def test_long_sounds_and_loops_say_how_their_parts_fit(segue, trained, tmp_path)
         (("--strength", 0), "--strength 0: hint: give more than 0, up to 1"),
         (("--strength", 1.5), "--strength 1.5: hint"),
         (("--strength", "nan"), "--strength nan"),
-        (("--continue", 0), "--continue 0: hint: give a finite number above 0"),
+        (("--continue", 0), "--continue 0: hint: give a number from 0 to 3600"),
         (("--continue", -1), "--continue -1: hint"),
-        (("--continue", "1e9"), "--continue 1e+09: hint: give at most"),
+        (("--continue", "1e9"), "--continue 1e+09: hint: give a number"),
         (("--strength", 0.5, "--loop"), "--strength and --loop at once; hint: one of them a command"),
         (("--strength", 0.5, "--seconds", 2), "--seconds with --from: the recording has its length; hint: --continue"),
         (("--strength", 0.5, "--negative", " "), "--negative: an empty one; hint: leave it away"),

@@ -82,5 +82,5 @@ def test_a_negative_condition_stands_in_place_of_the_dropped_one_whatever_its_le
         negative = Condition(tokens, torch.ones(3, count, dtype=torch.bool))
         given, against = (sums(X, T, c) for c in (CONDITION, negative))
         out = guided(sums, CONDITION, 3.0, negative=negative)(X, T)
-        torch.testing.assert_close(out, against + 3.0 * (given - against))
+        torch.testing.assert_close(out, against + 3.0 * (given - against), atol=1e-5, rtol=0)
     assert torch.equal(guided(Field(), CONDITION, 1.0, negative=CONDITION)(X, T), 2 * X)

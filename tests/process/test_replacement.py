@@ -11,7 +11,7 @@ LENGTH, DRAWS = 6, 4000
 AT = torch.arange(LENGTH)
 COVARIANCE = 0.8 ** (AT[:, None] - AT).abs().double()
 KNOWN = (AT < 2)[None, None]
-VALUES = torch.tensor([1.5, -0.5, 0.0, 0.0, 0.0, 0.0], dtype=torch.float64).expand(DRAWS, 1, LENGTH)
+VALUES = torch.tensor([1.5, 1.2, 0.0, 0.0, 0.0, 0.0], dtype=torch.float64).expand(DRAWS, 1, LENGTH)
 # The Gaussian of the unknown frames, given the known ones.
 GAIN = COVARIANCE[2:, :2] @ torch.linalg.inv(COVARIANCE[:2, :2])
 MEAN = GAIN @ VALUES[0, 0, :2]
@@ -31,9 +31,7 @@ def noise(draw):
 
 
 def sampled(rounds, method="multistep", steps=24):
-    return solve_replacing(
-        field, noise(10**6), time_grid(steps), method, VALUES, KNOWN, noise, rounds=rounds, stretch=2
-    )
+    return solve_replacing(field, noise(10**6), time_grid(steps), method, VALUES, KNOWN, noise, rounds=rounds)
 
 
 @pytest.mark.parametrize("method", ["euler", "heun", "multistep", "dpm"])
@@ -50,7 +48,7 @@ def test_going_back_and_forth_brings_the_rest_to_its_conditional():
         if rounds == 12:
             spread = torch.cov(made.T)
             assert float((spread - SPREAD).norm() / SPREAD.norm()) < 0.2
-    assert errors[0] > errors[1] > errors[2] - 0.02 and errors[1] < 0.35 and errors[2] < 0.15, errors
+    assert errors[0] > 0.5 and errors[1] < 0.4 and errors[2] < 0.2, errors
 
 
 def test_nothing_known_is_the_solver_alone():
@@ -58,7 +56,7 @@ def test_nothing_known_is_the_solver_alone():
 
     nothing = torch.zeros_like(KNOWN)
     x = noise(1)
-    made = solve_replacing(field, x, time_grid(8), "euler", VALUES, nothing, noise, rounds=1, stretch=8)
+    made = solve_replacing(field, x, time_grid(8), "euler", VALUES, nothing, noise, rounds=1, stretches=1)
     assert torch.equal(made, solve(field, x, time_grid(8), "euler"))
 
 

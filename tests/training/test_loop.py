@@ -133,7 +133,7 @@ def test_a_full_disk_keeps_the_older_checkpoint(cache, config, tmp_path, monkeyp
 
 
 def test_two_ranks_give_what_one_gives(cache, config, tmp_path):
-    config = override(config, ["train.total_examples=40"])
+    config = override(config, ["train.total_examples=40", "train.known_share=0.7"])
     out, err = start(tmp_path / "one", config, cache).communicate(timeout=120)
     assert "finished 40" in out, err
     launcher = two_ranks(29631)

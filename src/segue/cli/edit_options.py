@@ -14,6 +14,7 @@ from segue.audio.read import read_claim, read_sound
 from segue.audio.resample import resample
 from segue.audio.sound import BadAudio
 from segue.cli.options import finite
+from segue.editing import MOST_SECONDS
 from segue.pipeline import Pipeline
 from segue.types import UserError, printable
 
@@ -87,7 +88,7 @@ def edit_of(asked: dict[str, Any]) -> Edit | None:
     Raises:
         UserError: options that contradict each other, or that lack the recording.
     """
-    kinds = [name for name in ("replace", "continue", "strength", "loop") if asked.get(name) not in (None, False)]
+    kinds = [name for name in ("replace", "continue", "strength", "loop") if name in asked]
     if "from" not in asked:
         for name in kinds:
             if name != "loop":
@@ -106,7 +107,7 @@ def edit_of(asked: dict[str, Any]) -> Edit | None:
         start_sec, end_sec = _range(value)
         method, options = "replace", {"start_sec": start_sec, "end_sec": end_sec}
     elif name == "continue":
-        finite("--continue", value, 0.0, above=True)
+        finite("--continue", value, 0.0, MOST_SECONDS, above=True)
         method, options = "extend", {"seconds": value}
     elif name == "strength":
         if not 0 < value <= 1:

@@ -29,6 +29,7 @@ from segue.types import UserError, import_extra, printable
 
 MOST_SLUG = 60  # characters of the prompt in a file's name
 SUBTYPES = ("PCM_16", "PCM_24", "FLOAT")
+_MOST_NEGATIVE = 300  # characters; it has to find room in the metadata
 _MOST_PATH = 400  # characters of the run's path in the metadata
 # What --like takes over from a file, and of which type it is there.
 _KEPT: dict[str, type] = {"seed": int, "number": int, "seconds": float, "steps": int, "solver": str, "guidance": float,
@@ -211,6 +212,8 @@ def generate(
     edit = edit_of(asked)
     if negative is not None and not negative.strip():
         raise UserError("--negative: an empty one; hint: leave it away, or say what the sounds should not be")
+    if negative is not None and len(negative) > _MOST_NEGATIVE:
+        raise UserError(f"--negative: {len(negative)} characters; hint: give at most {_MOST_NEGATIVE}")
     if not captions:
         raise UserError('no prompt; for example: segue generate runs/mine "a soft violin playing C 5"')
     for text in [*captions, asked.get("negative", "")]:

@@ -18,8 +18,10 @@ from torch import Tensor
 from segue.process.path import sample_path
 from segue.process.solvers import Field, solve
 
+# Chosen on a Gaussian process whose conditional is known: eight rounds were hardly better, fewer or longer stretches
+# worse (docs/log.md, 2026-11-28).
 ROUNDS = 4  # how often each stretch is gone
-STRETCH = 2  # steps of a stretch
+STRETCHES = 6  # of the path
 
 
 def solve_replacing(
@@ -31,7 +33,7 @@ def solve_replacing(
     known: Tensor,
     noise: Callable[[int], Tensor],
     rounds: int = ROUNDS,
-    stretch: int = STRETCH,
+    stretches: int = STRETCHES,
 ) -> Tensor:
     """Integrate a velocity field along `times` while a part of the sample is kept.
 
@@ -44,12 +46,13 @@ def solve_replacing(
         known: bool, broadcasts over it.
         noise: number of the draw -> standard normal [B, C, L].
         rounds: evaluations are so many times those of `solve`; 1: plain replacement.
-        stretch: steps between which the sample goes back and forth.
+        stretches: into which the path is cut; the sample goes back and forth in each.
 
     Returns:
         x at times[-1], whose known part is that of x_0.
     """
     draws = count()
+    stretch = max(1, (len(times) - 1) // stretches)
     for first in range(0, len(times) - 1, stretch):
         part = times[first : first + stretch + 1]
         begin, end = float(part[0]), float(part[-1])

@@ -111,7 +111,7 @@ def context_around(first: int, last: int, total: int, most: int) -> slice:
     beside = max((most - (last - first)) // 2, most // 4)
     left, right = min(first, beside), min(total - last, beside)
     # What one side lacks the other may give.
-    left, right = min(first, left + (beside - right)), min(total - last, right + (beside - left))
+    left, right = min(first, 2 * beside - right), min(total - last, 2 * beside - left)
     return slice(first - left, last + right)
 
 
