@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -26,22 +23,20 @@ from segue.data.cache import LatentCache
 from segue.data.loader import LatentLoader
 from segue.data.open_cache import open_cache
 from segue.data.order import Order
-from segue.data.shards import ShardFile
-from segue.process.noise import BatchDraws, keyed_generator, keyed_noise
+from segue.process.noise import BatchDraws, keyed_generator
 from segue.provenance import commit, machine
 from segue.recipes import load_recipe
 from segue.stage.timesteps import STAGE_TIMESTEPS, stage_distribution
 from segue.tasks.base import Task
 from segue.training.build import make_task
 from segue.training.config import RunConfig, override
-from segue.training.step import Example, draw_example
-from segue.types import Condition
+from segue.training.step import draw_example
 
 PARTS = ("read", "prepare", "draw")
 AIMS_MS = {False: 3.0, True: 5.0}  # of a batch of 256, without and with teacher features
 
 
-class Now:
+class Batches:
     """A batch as the loop makes it; the thread's own work is called here, where it is timed."""
 
     def __init__(self, cache: LatentCache, task: Task, batch: int, on_device: bool = False) -> None:
@@ -68,63 +63,6 @@ class Now:
         return read - started, prepared - read, time.thread_time() - prepared
 
 
-class Before:
-    """The same, row by row."""
-
-    def __init__(self, cache: LatentCache, task: Task, batch: int) -> None:
-        self.cache, self.task, self.batch = cache, task, batch
-        self.now = Now(cache, task, batch)
-        self.files: dict[str, tuple] = {}
-        self.ends = np.cumsum([shard["rows"] for shard in cache.meta["text_shards"]]).tolist()
-
-    def __call__(self, position: int, teacher: bool) -> tuple[float, float, float]:
-        """CPU seconds of each of PARTS."""
-        cache = self.cache
-        started = time.thread_time()
-        indices = [int(i) for i in self.now.order.at(position, self.batch).rows]
-        rows = [cache.row(i) for i in indices]
-        latents = torch.from_numpy(np.stack([self._row(r["shard"], "latents", r["row"]) for r in rows])).float()
-        mask = torch.arange(cache.frames) < torch.tensor([r["frames"] for r in rows]).unsqueeze(1)
-        tokens = torch.zeros(len(rows), cache.text_tokens, cache.text_dim)
-        tokens_mask = torch.zeros(len(rows), cache.text_tokens, dtype=torch.bool)
-        for b, r in enumerate(rows):
-            number = r["caption_rows"][0]
-            shard = int(np.searchsorted(self.ends, number, side="right"))
-            name = cache.meta["text_shards"][shard]["file"]
-            found = self._row(name, "tokens", number - (self.ends[shard - 1] if shard else 0))
-            tokens[b, : len(found)] = torch.from_numpy(found)
-            tokens_mask[b, : len(found)] = torch.from_numpy(
-                self._row(name, "mask", number - (self.ends[shard - 1] if shard else 0))
-            )
-        if teacher:
-            features = torch.from_numpy(np.stack([self._row(r["shard"], "teacher", r["row"]) for r in rows])).float()
-            rate_hz = cache.meta["teacher_frame_rate_hz"]
-            frames = torch.tensor([ceil(r["length_sec"] * rate_hz) for r in rows])
-            _ = features, torch.arange(features.shape[1]) < frames.unsqueeze(1)
-        read = time.thread_time()
-        space = self.task.space
-        x_0 = (latents - space.mean) / space.std * mask[:, None]
-        longest = max(1, int(tokens_mask.sum(1).max()))
-        condition = Condition(tokens[:, :longest], tokens_mask[:, :longest])
-        whole = None if bool(mask.all()) else mask
-        prepared = time.thread_time()
-        t = self.now.times.sample(self.batch, keyed_generator(0, "times", position), stratified=True)
-        drop = torch.rand(self.batch, generator=keyed_generator(0, "drop", position)) < 0.1
-        eps = keyed_noise(x_0.shape[1:], 0, "noise", range(position, position + self.batch))
-        Example(x_0, eps, t, replace(condition, drop=drop), whole)
-        return read - started, prepared - read, time.thread_time() - prepared
-
-    def _row(self, shard: str, name: str, row: int) -> np.ndarray:
-        if shard not in self.files:
-            path = self.cache.path / "shards" / shard
-            head = ShardFile(path)
-            self.files[shard] = head, path.open("rb", buffering=0)
-        head, file = self.files[shard]
-        first, size = head.place(name)
-        data = bytearray(os.pread(file.fileno(), size, first + row * size))
-        return np.frombuffer(data, head.dtype(name)).reshape(head.shape(name)[1:])
-
-
 def least_ms(ways: dict[str, Callable], batch: int, rounds: int, teacher: bool) -> dict[str, dict[str, float]]:
     """Way -> milliseconds of each part and in all, the least of `rounds`, the ways taking turns."""
     found: dict[str, list[tuple[float, ...]]] = {name: [] for name in ways}
@@ -141,8 +79,10 @@ def least_ms(ways: dict[str, Callable], batch: int, rounds: int, teacher: bool) 
 def measure(cache: LatentCache, config: RunConfig, batch: int, rounds: int) -> dict[str, dict]:
     """Figures without teacher features, and with them where the cache has them."""
     task = make_task(config, cache)
-    ways: dict[str, Callable] = {"before": Before(cache, task, batch), "now": Now(cache, task, batch)}
-    ways["now, rows in memory"] = Now(cache, task, batch, on_device=True)
+    ways: dict[str, Callable] = {
+        "rows in files": Batches(cache, task, batch),
+        "rows in memory": Batches(cache, task, batch, on_device=True),
+    }
     figures = {"without teacher features": least_ms(ways, batch, rounds, teacher=False)}
     if cache.meta["teacher"] is not None:
         figures["with teacher features"] = least_ms(ways, batch, rounds, teacher=True)

@@ -31,7 +31,8 @@ from segue.training.rate import measure_rate
 from segue.types import UserError
 
 REPORT_SEC = 60.0  # decoding, classifying and drawing; the generation itself is counted in examples
-STAGE_COST = 0.08  # of a static run: projector and held-out SSL distances, on the slow side
+STAGE_COST = 0.14  # of a static run, by the clock, where both run side by side (docs/performance.md)
+SUSTAINED = 0.93  # of the rate that a few steps show: two runs kept so much of it over ten minutes
 # A small model learns more in a few CPU minutes than one of 3 M parameters (docs/log.md). As it is as small as its
 # codec, it cannot afford to decode every prediction: distances are estimated from latents, on fewer clips.
 SETTINGS = ("model.preset=dit-1m", "probe.space=latent", "probe.clips=8", "probe.spacing=1.08")
@@ -180,7 +181,8 @@ def _plan(out: Path, cache: LatentCache, kind: Kind, minutes_left: float, wanted
     beside = kind.report_cost(wanted["measured"]) + config.train.validation_clips * 5 * 11 / 3
     batch = config.train.batch_size
     # Both runs share the time that is left; the one with the method takes STAGE_COST more.
-    examples = int(((minutes_left * 60 - REPORT_SEC) * rate / (2 + 2 * STAGE_COST) - beside) // batch) * batch
+    seconds_left = minutes_left * 60 - REPORT_SEC
+    examples = int((seconds_left * SUSTAINED * rate / (2 + 2 * STAGE_COST) - beside) // batch) * batch
     # Twenty steps show that everything works, even where no model comes of it.
     if examples < 20 * batch:
         say(f"the time left is too short at {rate:.0f} examples/s; training 20 steps nevertheless")

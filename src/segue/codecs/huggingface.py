@@ -219,7 +219,7 @@ def load_pretrained_codec(name_or_path: str) -> PretrainedCodec:
     try:
         network = _load_network(name, folder, kind)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"--codec {name}: cannot load it ({first_line(error)}); save or fetch it anew") from error
+        raise UserError(f"codec {name}: cannot load it ({first_line(error)}); save or fetch it anew") from error
     codec = {"dac": DacCodec, "encodec": EncodecCodec, "oobleck": OobleckCodec, "same": SameCodec}[kind]
     return codec(name, network, _hash(folder, weights))
 
@@ -246,16 +246,16 @@ def _found(name: str) -> tuple[Path, str, list[Path]]:
         UserError: no such folder or name, no codec, or no weights.
     """
     # The configuration first: a repository may hold gigabytes beside the codec.
-    folder = model_folder("--codec", name, ("config.json", "vae/config.json"))
+    folder = model_folder("codec", name, ("config.json", "vae/config.json"))
     within = "vae/" if (folder / "vae" / "config.json").is_file() else ""
     folder = folder / within
     kind = _kind(name, folder)
     # Only now the weights, of the one folder that holds the codec.
-    model_folder("--codec", name, tuple(within + pattern for pattern in _WEIGHTS))
+    model_folder("codec", name, tuple(within + pattern for pattern in _WEIGHTS))
     weights = [path for pattern in _WEIGHTS for path in sorted(folder.glob(pattern))]
     if not weights:
         raise UserError(
-            f"--codec {name}: no safetensors weights there (pickled ones are not read); load the model with its "
+            f"codec {name}: no safetensors weights there (pickled ones are not read); load the model with its "
             "library once and save_pretrained it into a folder, or name a revision that has them (NAME@refs/pr/N)"
         )
     return folder, kind, weights
@@ -272,13 +272,13 @@ def _kind(name: str, folder: Path) -> str:
         found = config.get("model_type") or config.get("_class_name") or "nameless"
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(
-            f"--codec {name}: no readable config.json there; give a folder saved with save_pretrained, or a hub name"
+            f"codec {name}: no readable config.json there; give a folder saved with save_pretrained, or a hub name"
         ) from error
     # diffusers names classes, transformers model types.
     kind = _OF_DIFFUSERS.get(found, found)
     if kind not in KINDS:
         raise UserError(
-            f"--codec {name}: a {found} model is no codec known here; use a DAC, EnCodec, Oobleck or SAME model"
+            f"codec {name}: a {found} model is no codec known here; use a DAC, EnCodec, Oobleck or SAME model"
         )
     return kind
 
@@ -303,7 +303,5 @@ def _load_network(name: str, folder: Path, kind: str) -> Any:
     # The quantisers are not used, so that they may be missing.
     missing = [key for key in info["missing_keys"] if not key.startswith("quantizer.")]
     if missing:  # the libraries fill them with random numbers and go on
-        raise UserError(
-            f"--codec {name}: its files lack {len(missing)} weights ({missing[0]}...); use a complete model"
-        )
+        raise UserError(f"codec {name}: its files lack {len(missing)} weights ({missing[0]}...); use a complete model")
     return network

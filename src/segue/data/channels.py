@@ -34,13 +34,14 @@ def what_becomes(headers: Sequence[Header], codec: Codec) -> list[str]:
     if sided:
         lines.append(
             f"lost: left and right of {_share(sided, headers)}, which are mixed to mono; hint: a stereo codec keeps "
-            "them (--codec spectral --channels 2, or segue codec train --channels 2)"
+            "them (--codec stereo-44k, or segue codec train --channels 2)"
         )
     if higher:
         most_hz = max(hz for hz, _ in counts)
+        option = "stereo-44k" if most_hz == 44100 else f"spectral --sample-rate-hz {most_hz}"
         lines.append(
             f"lost: all above {_khz(rate_hz // 2)} of {_share(higher, headers)}; hint: a codec for {_khz(most_hz)} "
-            f"keeps it (--codec spectral --sample-rate-hz {most_hz}, or segue codec train --rate {most_hz})"
+            f"keeps it (--codec {option}, or segue codec train --rate {most_hz})"
         )
     if alone:
         lines.append(f"mono sound of {_share(alone, headers)} goes on both sides, which stay alike")

@@ -21,6 +21,7 @@ from segue.stage.tap import Tap, attach, width_of
 from segue.types import UserError
 
 SCHEDULES = ("decay", "constant", "cut", "time")
+TARGETS = ("teacher", "latents", "self")
 T_MIN = 0.1  # w(t) = 0 below this time: nearly clean inputs need no teacher
 LATCH = 0.02  # lambda below this share of lambda_0 is exactly 0
 # Added to squared norms: a zero vector has cosine 0 with everything, and a gradient that stays below 1e3.
@@ -37,7 +38,10 @@ class AlignmentConfig:
             2505.16792); "time" = the decay driven by n / N in place of the regime (the control).
         cut_at: n / N at which the schedule "cut" stops.
         tap: which block's tokens are aligned: a share of the depth below 1, or a block index from 1 upwards.
+        second_tap: another block that is aligned as well, by a projector of its own, at half the weight each; 0 = none.
         space: "hidden" (the tap) or "output" (the decoded one-step prediction through the teacher).
+        target: "teacher" (a self-supervised encoder's features), "latents" (the clean latents; SRA 2, arXiv 2601.17830)
+            or "self" (hidden states of the averaged model at lower noise; Self-Flow, arXiv 2603.06507, simplified).
         every: one of every so many steps is aligned, with so many times the weight: the same gradient on average, at
             a fraction of the cost.
     """
@@ -47,17 +51,27 @@ class AlignmentConfig:
     cut_at: float = 0.4
     tap: float = 0.33
     space: str = "hidden"
-    every: int = field(default=1, metadata={"later": True})  # not written at its default: older hashes hold
+    # Not written at their defaults: older hashes hold.
+    every: int = field(default=1, metadata={"later": True})
+    second_tap: float = field(default=0.0, metadata={"later": True})
+    target: str = field(default="teacher", metadata={"later": True})
 
     def __post_init__(self) -> None:
         _one_of("alignment.schedule", self.schedule, SCHEDULES)
         _one_of("alignment.space", self.space, ("hidden", "output"))
+        _one_of("alignment.target", self.target, TARGETS)
+        if self.space == "output" and (self.target != "teacher" or self.second_tap):
+            raise UserError(
+                "alignment.space 'output' has no tap and decodes to a teacher; hint: alignment.space=hidden"
+            )
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise UserError(f"alignment.weight is {self.weight}; give 0 (off) or a positive number")
         if not 0 <= self.cut_at <= 1:
             raise UserError(f"alignment.cut_at is {self.cut_at}; it lies in [0, 1]")
-        if not (math.isfinite(self.tap) and self.tap >= 0) or (self.tap >= 1 and self.tap != int(self.tap)):
-            raise UserError(f"alignment.tap is {self.tap}; give a share of the depth below 1 or a block index")
+        for name in ("tap", "second_tap"):
+            tap = getattr(self, name)
+            if not (math.isfinite(tap) and tap >= 0) or (tap >= 1 and tap != int(tap)):
+                raise UserError(f"alignment.{name} is {tap}; give a share of the depth below 1 or a block index")
         if self.every < 1:
             raise UserError(f"alignment.every is {self.every}; give 1 (every step) or more")
 
@@ -161,14 +175,15 @@ class Projector(nn.Module):
         width: D, of the model.
         features: F, of the teacher.
         seed: of the weights.
+        stream: of their draws: two projectors of one seed differ by it.
     """
 
-    def __init__(self, width: int, features: int, *, seed: int = 0) -> None:
+    def __init__(self, width: int, features: int, *, seed: int = 0, stream: str = "projector") -> None:
         super().__init__()
         sizes = [width, width // 2, width // 2, features]
         # skip_init: torch's own initialisers would draw from the global generator.
         layers = [nn.utils.skip_init(nn.Linear, a, b) for a, b in zip(sizes, sizes[1:])]
-        generator = keyed_generator(seed, "projector")
+        generator = keyed_generator(seed, stream)
         for layer in layers:
             nn.init.xavier_uniform_(layer.weight, generator=generator)
             nn.init.zeros_(layer.bias)
@@ -180,6 +195,20 @@ class Projector(nn.Module):
         for layer in self.layers[:-1]:
             x = nn.functional.silu(layer(x))
         return interpolate(self.layers[-1](x), frames, mask, span)
+
+
+class Projectors(nn.Module):
+    """Two projectors, of two tapped blocks."""
+
+    def __init__(self, first: Projector, second: Projector) -> None:
+        super().__init__()
+        self.first = first
+        self.second = second
+
+    def forward(self, hidden: Tensor, frames: int, mask: Tensor | None = None, span: float = 1.0) -> Tensor:
+        """hidden [2B, N, D], those of the first block before those of the second -> [2B, S, F]."""
+        first, second = hidden.chunk(2)
+        return torch.cat([self.first(first, frames, mask, span), self.second(second, frames, mask, span)])
 
 
 def standardise(features: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -255,6 +284,7 @@ class Aligner:
     Attributes:
         projector: from tokens to features; None in output space.
         tap: on the model's blocks; None in output space.
+        second: another tap, where the config has one.
     """
 
     def __init__(
@@ -281,10 +311,17 @@ class Aligner:
         self._mean, self._std = statistics
         self._features = features
         self.tap: Tap | None = None
+        self.second: Tap | None = None
         self.projector: nn.Module | None = None
         if config.space == "hidden":
             self.tap = attach(blocks, config.tap, prepended)
-            self.projector = Projector(width_of(blocks[self.tap.index]), len(self._mean), seed=seed)
+            projector = Projector(width_of(blocks[self.tap.index]), len(self._mean), seed=seed)
+            self.projector = projector
+            if config.second_tap:
+                self.second = attach(blocks, config.second_tap, prepended)
+                width = width_of(blocks[self.second.index])
+                second = Projector(width, len(self._mean), seed=seed, stream="second projector")
+                self.projector = Projectors(projector, second)
             self.projector.to(next(blocks[0].parameters()).device)
 
     def distance(
@@ -322,16 +359,22 @@ class Aligner:
                 raise UserError("alignment.space=output needs x_0_hat= and the features of latents (Stage's features=)")
             return time_weight(t) * output_alignment(x_0_hat, self._features, target, mask)
         # Hidden space (REPA, arXiv 2410.06940, eq. 8). Under autocast the tokens may be of a shorter type.
-        hidden = self.tap.hidden.to(target.dtype)
+        hidden = torch.cat([tap.hidden for tap in self.taps]).to(target.dtype)
         projected = self.projector(hidden, target.shape[1], tokens_mask, span)
-        return time_weight(t) * alignment_loss(projected, target, mask)
+        losses = [alignment_loss(part, target, mask) for part in projected.chunk(len(self.taps))]
+        return time_weight(t) * torch.stack(losses).mean(0)
+
+    @property
+    def taps(self) -> list[Tap]:
+        """The taps that there are."""
+        return [tap for tap in (self.tap, self.second) if tap is not None]
 
     def clear(self) -> None:
         """Drop the last tokens, and with them their graph."""
-        if self.tap is not None:
-            self.tap.clear()
+        for tap in self.taps:
+            tap.clear()
 
     def remove(self) -> None:
-        """Remove the hook from the model."""
-        if self.tap is not None:
-            self.tap.remove()
+        """Remove the hooks from the model."""
+        for tap in self.taps:
+            tap.remove()

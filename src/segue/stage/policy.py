@@ -77,7 +77,8 @@ class Policy:
     @property
     def needs_teacher(self) -> bool:
         """Whether the cache must hold a teacher's features."""
-        return self.probes or self.probes_gain or self.alignment.weight > 0
+        aligned = self.alignment.weight > 0 and self.alignment.target == "teacher"
+        return self.probes or self.probes_gain or aligned
 
     @property
     def estimate(self) -> Estimate:

@@ -64,6 +64,8 @@ class OptimConfig:
         beta1, beta2: Adam's averaging constants.
         grad_clip: largest global gradient norm; 0 = no clipping.
         ema_decay: of the averaged weights per step; young runs use (1 + n) / (10 + n) while that is smaller.
+        muon_rate: of kind "muon", its rate over the learning rate, which the other weights go on having.
+        muon_weight_decay: of kind "muon", decoupled weight decay of its matrices; below 0 = optim.weight_decay.
         pull: of a fine-tuning run, strength of the pull of all trained weights to where they began, in units of weight
             decay (L2-SP); 0 = none. It keeps what the start knew, at the price of adapting less.
     """
@@ -78,11 +80,15 @@ class OptimConfig:
     grad_clip: float = 1.0
     ema_decay: float = 0.999
     kind: str = field(default="adamw", metadata=LATER)
+    muon_rate: float = field(default=1.0, metadata=LATER)
+    muon_weight_decay: float = field(default=-1.0, metadata=LATER)
     pull: float = field(default=0.0, metadata=LATER)
 
     def __post_init__(self) -> None:
         if not self.pull >= 0:
             raise UserError(f"optim.pull is {self.pull}; give 0 or a positive number, such as 0.1")
+        if not self.muon_rate > 0:
+            raise UserError(f"optim.muon_rate is {self.muon_rate}; give a positive number, such as 4")
         if self.kind not in OPTIMIZERS:
             raise UserError(f"optim.kind is '{self.kind}'; choose one of {', '.join(OPTIMIZERS)}")
         if self.decay not in ("constant", "linear"):
@@ -105,6 +111,8 @@ class TrainConfig:
         objective: what the squared error is measured in: "velocity", "min-snr" (the clean sample, under min-SNR-5
             weights), "uncertainty" (EDM2's learned weight of each noise level), or "auto": as the model
             predicts.
+        contrastive: weight of contrastive flow matching (arXiv 2506.05350): predictions are pushed away from what
+            another clip of the batch would ask for; 0 = off, 0.05 is the paper's.
         condition_dropout: share of captions, or of low bands, replaced by the null, for classifier-free guidance.
         known_share: share of the examples of which a stretch is given and the rest generated: the start, the end, both,
             or the middle (tasks/known_parts.py). The model then continues and repairs recordings; 0 = none.
@@ -131,6 +139,7 @@ class TrainConfig:
     precision: str = "auto"
     seed: int = 0
     objective: str = "auto"
+    contrastive: float = field(default=0.0, metadata=LATER)
     condition_dropout: float = 0.1
     known_share: float = field(default=0.0, metadata=LATER)
     log_every: int = 0
@@ -161,6 +170,8 @@ class TrainConfig:
                 raise UserError(f"train.{name} is {getattr(self, name)}; give at least 1")
         if not self.spike >= 0:
             raise UserError(f"train.spike is {self.spike}; give 0 or a positive number, such as 10")
+        if not 0 <= self.contrastive < 1:
+            raise UserError(f"train.contrastive is {self.contrastive}; give 0 (off) or a share below 1, such as 0.05")
         if not 0 <= self.condition_dropout < 1:
             raise UserError(f"train.condition_dropout is {self.condition_dropout}; give a share in [0, 1)")
         if not 0 <= self.known_share <= 1:

@@ -51,14 +51,23 @@ def teacher_statistics(cache: LatentCache) -> tuple[Tensor, Tensor]:
     return torch.tensor(statistics["mean"]), torch.tensor(statistics["std"])
 
 
-def alignment_targets(policy: Policy, cache: LatentCache, device: torch.device | str) -> tuple[Tensor, Tensor] | None:
+def alignment_targets(
+    policy: Policy, cache: LatentCache, device: torch.device | str, width: int = 0
+) -> tuple[Tensor, Tensor] | None:
     """Mean and deviation [F] that alignment standardises by; None where nothing is aligned.
 
+    Args:
+        width: D of the model, for alignment.target "self".
+
     Raises:
-        UserError: the cache has no teacher.
+        UserError: the cache has no teacher, where the target is one.
     """
     if policy.alignment.weight == 0:
         return None
+    if policy.alignment.target != "teacher":
+        # Clean latents are standardised already, and hidden states are normalised token by token.
+        size = cache.channels if policy.alignment.target == "latents" else width
+        return torch.zeros(size, device=device), torch.ones(size, device=device)
     mean, std = teacher_statistics(cache)
     return mean.to(device), std.to(device)
 
@@ -78,10 +87,13 @@ class FrameGrid:
     patch_frames: int
 
     @classmethod
-    def of(cls, cache: LatentCache, dit: BackboneConfig) -> FrameGrid:
-        """The grid of a model of this shape on a cache with a teacher."""
+    def of(cls, cache: LatentCache, dit: BackboneConfig, target: str = "teacher") -> FrameGrid:
+        """The grid of a model of this shape and of what it is aligned with; of a teacher, the cache has one."""
         latent_rate_hz = cache.meta["sample_rate_hz"] / cache.meta["hop_samples"]
-        return cls(latent_rate_hz / dit.patch_frames, cache.meta["teacher_frame_rate_hz"], dit.patch_frames)
+        tokens_rate_hz = latent_rate_hz / dit.patch_frames
+        rates_hz = {"latents": latent_rate_hz, "self": tokens_rate_hz}
+        frames_rate_hz = rates_hz.get(target) or cache.meta["teacher_frame_rate_hz"]
+        return cls(tokens_rate_hz, frames_rate_hz, dit.patch_frames)
 
     def tokens(self, latent_frames: int) -> int:
         """N, the number of tokens of L latent frames."""

@@ -28,7 +28,6 @@ from segue.training.measurements import Measurements, measured_drops
 from segue.training.optim import clip_gradients, learning_rate, make_optimizer, set_rate, step_unless, update_average
 from segue.training.ranks import sync_only
 from segue.training.sharding import wrap
-from segue.training.step import draw_example
 
 
 def train(
@@ -86,12 +85,12 @@ def train(
         config.policy,
         total_examples=total,
         measure=measurements,
-        targets=alignment_targets(config.policy, cache, accelerator.device),
+        targets=alignment_targets(config.policy, cache, accelerator.device, model.config.width),
         features=measurements.extract,
         log=lambda line: journal.write_decision(line, measurements.seconds),
         **build.stage_options(config, accelerator, model),
     )
-    losses = StepLosses(config, cache, model.config, stage, optim, accelerator)
+    losses = StepLosses(config, cache, model.config, stage, optim, accelerator, ema)
 
     # --- The start: at the beginning, or from the newest checkpoint. ---
     parts = checkpoint.Parts(model, ema, optimizer, losses.heads, stage, loader)
@@ -116,11 +115,11 @@ def train(
 
             # A batch, on the device. Every random draw is keyed by the position of the batch in the run.
             journal.share.start()
-            batch = loader.next_batch(with_teacher=stage.alignment_weight > 0)
+            batch = loader.next_batch(with_teacher=losses.reads_teacher)
             draws = BatchDraws(seed, seen, loader.batch_size, rank, world, accelerator.device)
             x_0, condition, mask = task.prepare(batch, draws)
             t = stage.timesteps(len(x_0), accelerator.device)
-            example = draw_example(x_0, condition, mask, t, draws, config.train.condition_dropout, batch.teacher)
+            example = losses.draw(x_0, condition, mask, t, draws, batch.teacher)
             journal.share.loaded()
 
             # Gradients, in pieces where memory is short; ranks exchange them after the last piece.

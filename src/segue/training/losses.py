@@ -6,18 +6,22 @@ Parts that a policy does not use are not built. Without any, the loss is the mea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from segue.data.cache import LatentCache
-from segue.models.backbone import BackboneConfig
+from segue.models.backbone import Backbone, BackboneConfig
+from segue.process.noise import BatchDraws
+from segue.process.objectives import masked_mean
 from segue.stage.stage import Stage
 from segue.training.config import OptimConfig, RunConfig
 from segue.training.features import FrameGrid
 from segue.training.heads import Head, Uncertainty, weigh_by_uncertainty
-from segue.training.step import Example, Outcome, run_model
+from segue.training.step import Example, Outcome, draw_example, run_model
+from segue.training.targets import LatentTargets, OwnTargets, other_targets
+from segue.types import Condition, UserError
 
 
 @dataclass(frozen=True)
@@ -81,19 +85,62 @@ class StepLosses:
     """
 
     def __init__(
-        self, config: RunConfig, cache: LatentCache, dit: BackboneConfig, stage: Stage, optim: OptimConfig, accelerator
+        self,
+        config: RunConfig,
+        cache: LatentCache,
+        dit: BackboneConfig,
+        stage: Stage,
+        optim: OptimConfig,
+        accelerator,
+        ema: Backbone | None = None,
     ) -> None:
         """
         Args:
             dit: shape of the model.
             stage: the method, with importance weights and alignment.
             optim: settings of the heads' optimisers.
+            ema: the model of averaged weights, for alignment.target "self".
+
+        Raises:
+            UserError: a contrastive loss that this run cannot have.
         """
         self.heads = make_heads(config, stage, optim, accelerator)
         self._stage = stage
         self._predicts = dit.predicts
         self._objective = config.train.objective
-        self._grid = FrameGrid.of(cache, dit)
+        target = config.policy.alignment.target
+        self._grid = FrameGrid.of(cache, dit, target)
+        self._targets: LatentTargets | OwnTargets | None = None
+        if target == "latents":
+            self._targets = LatentTargets()
+        elif target == "self" and ema is not None:
+            self._targets = OwnTargets(ema, self._grid, config.train.precision == "bf16")
+        self._dropout = config.train.condition_dropout
+        self._contrastive = config.train.contrastive
+        if self._contrastive:
+            _check_contrastive(config, accelerator.num_processes)
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether the coming step needs the cache's teacher features."""
+        return self._stage.alignment_weight > 0 and self._targets is None
+
+    def draw(
+        self,
+        x_0: Tensor,
+        condition: Condition,
+        mask: Tensor | None,
+        t: Tensor,
+        draws: BatchDraws,
+        teacher: tuple[Tensor, Tensor] | None = None,
+    ) -> Example:
+        """`draw_example`, with what the coming step aligns with, and what the contrastive loss pushes away from."""
+        example = draw_example(x_0, condition, mask, t, draws, self._dropout, teacher)
+        if self._targets is not None and self._stage.alignment_weight > 0:
+            example = replace(example, teacher=self._targets(example, draws))
+        if self._contrastive:
+            example = replace(example, other=other_targets(example, self._predicts))
+        return example
 
     def __call__(self, model: nn.Module, piece: Example) -> tuple[Tensor, Tensor]:
         """[B] losses of a piece of a batch to descend, and [2, B] to log: flow loss, and alignment before its weight.
@@ -104,7 +151,11 @@ class StepLosses:
         """
         outcome = run_model(model, piece, self._predicts, self._objective)
         # Weights of noise levels act on the flow loss alone: the alignment has its own, w(t).
-        loss = outcome.loss * self._stage.importance(piece.t)
+        loss = outcome.loss
+        if piece.other is not None:
+            # Contrastive flow matching (arXiv 2506.05350, eq. 6): away from what the other clip asks for.
+            loss = loss - self._contrastive * masked_mean((outcome.prediction - piece.other).square(), piece.mask)
+        loss = loss * self._stage.importance(piece.t)
         if self.heads.uncertainty is not None:
             loss = weigh_by_uncertainty(loss, self.heads.uncertainty.module(piece.t))
         aligned = torch.zeros_like(outcome.loss)
@@ -115,6 +166,15 @@ class StepLosses:
             if self._stage.aligned is not None:
                 aligned = self._stage.aligned
         return loss, torch.stack([outcome.loss.detach(), aligned])
+
+
+def _check_contrastive(config: RunConfig, world: int) -> None:
+    train = config.train
+    if train.task != "generation" or train.objective not in ("auto", "uncertainty"):
+        raise UserError("train.contrastive needs train.task=generation and train.objective=auto; hint: leave it at 0")
+    if train.batch_size % (2 * world):
+        # Clips are paired within a rank, so that pairs are the same for any number of ranks.
+        raise UserError(f"train.contrastive pairs clips; hint: make train.batch_size a multiple of {2 * world}")
 
 
 def alignment_inputs(outcome: Outcome, piece: Example, grid: FrameGrid) -> tuple[Tensor, dict]:

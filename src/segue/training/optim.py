@@ -42,10 +42,10 @@ def _optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
-    """torch's Muon on the matrices inside `model.blocks` and AdamW on the rest, as one optimiser of one rate.
+    """torch's Muon on the matrices inside `model.blocks` and AdamW on the rest, as one optimiser.
 
     An orthogonal update is scaled to the rms of Adam's (arXiv 2502.16982, section 2.2), so that rate and weight decay
-    mean the same to both.
+    mean the same to both. Muon's rate is config.muon_rate times the other's.
 
     Raises:
         UserError: a torch without Muon.
@@ -61,12 +61,14 @@ class MuonAndAdamW(torch.optim.Optimizer):
         outside = [p for p in matrices if id(p) not in blocks]
         rate = config.learning_rate
         decay = config.weight_decay
+        own_decay = decay if config.muon_weight_decay < 0 else config.muon_weight_decay
         groups = [{"params": outside, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
         fused = {id(p) for name, p in model.named_parameters() if name.endswith("attention.qkv.weight")}
         self.parts = (
-            _muon(inside, fused, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+            _muon(inside, fused, lr=rate, weight_decay=own_decay, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(groups, lr=rate, betas=(config.beta1, config.beta2), fused=True),
         )
+        self.parts[0].param_groups[0]["rate_scale"] = config.muon_rate
         # One list of groups: whoever sets a rate or saves the state sees one optimiser.
         super().__init__([group for part in self.parts for group in part.param_groups], {})
         self._share()
@@ -187,9 +189,9 @@ def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
-    """The rate of the coming step, for all groups; returns it."""
+    """The rate of the coming step, for all groups; returns it. A group may have a multiple of it."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate_scale", 1.0)
     return rate
 
 

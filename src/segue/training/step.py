@@ -25,6 +25,7 @@ class Example:
         condition: captions, with `drop` drawn.
         mask: [B, L] bool, or None where every frame is real.
         teacher: [B, S, F] features and [B, S] bool of the clean clips, where this step is aligned.
+        other: [B, C, L] what another clip of the batch asks the prediction to be, for the contrastive loss.
     """
 
     x_0: Tensor
@@ -33,6 +34,7 @@ class Example:
     condition: Condition
     mask: Tensor | None
     teacher: tuple[Tensor, Tensor] | None = None
+    other: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Example:
         """The same batch on another device."""
@@ -55,7 +57,8 @@ class Example:
             condition = self.condition.rows(rows)
             mask = None if self.mask is None else self.mask[rows]
             teacher = None if self.teacher is None else (self.teacher[0][rows], self.teacher[1][rows])
-            pieces.append(Example(self.x_0[rows], self.eps[rows], self.t[rows], condition, mask, teacher))
+            other = None if self.other is None else self.other[rows]
+            pieces.append(Example(self.x_0[rows], self.eps[rows], self.t[rows], condition, mask, teacher, other))
         return pieces
 
 
@@ -91,10 +94,12 @@ class Outcome:
     Attributes:
         loss: [B] flow losses.
         x_0_hat: [B, C, L] one-step prediction of the clean sample.
+        prediction: [B, C, L] of the model, float32.
     """
 
     loss: Tensor
     x_0_hat: Tensor
+    prediction: Tensor
 
 
 def losses(model: nn.Module, example: Example, predicts: str, objective: str = "auto") -> Tensor:
@@ -131,4 +136,4 @@ def run_model(model: nn.Module, example: Example, predicts: str, objective: str 
         # The clean sample's error is t times the velocity's, so its square counts t^2 times.
         weights = {"velocity": lambda t: 1.0, "clean": lambda t: t**2, "min-snr": min_snr_weight}
         loss = velocity_loss(velocity, example.x_0, example.eps, mask) * weights[objective](example.t)
-    return Outcome(loss, x_0_hat)
+    return Outcome(loss, x_0_hat, prediction)
