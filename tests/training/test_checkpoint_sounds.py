@@ -29,7 +29,7 @@ def test_a_run_sounds_as_often_as_it_is_told_and_trains_as_if_it_had_not(cache, 
     assert [e for e in lines if e["event"] != "sounds"] == timeless(tmp_path / "silent" / "log.jsonl")
     assert [e["examples_seen"] for e in lines if e["event"] == "sounds"] == [8, 16, 24]
     # Sounds and pictures of two captions, each of them held out.
-    folders = sorted((tmp_path / "run" / "samples").iterdir())
+    folders = sorted((tmp_path / "run" / "samples").glob("examples-*"))
     assert [f.name for f in folders] == ["examples-0000000008", "examples-0000000016", "examples-0000000024"]
     for folder in folders:
         listed = json.loads((folder / "samples.json").read_text())
@@ -42,7 +42,10 @@ def test_a_run_sounds_as_often_as_it_is_told_and_trains_as_if_it_had_not(cache, 
     first, last = (torch.tensor(soundfile.read(f / "000.wav")[0]) for f in (folders[0], folders[-1]))
     assert not torch.equal(first, last)
     page = write_run_report(tmp_path / "run").read_text()
-    assert "Sounds during training" in page and page.count("<audio") == 6
+    # Two prompts, each with its original and three times.
+    assert "<h2>Sounds</h2>" in page and page.count("<audio") == 8 and page.index("original") < page.index("after 8 ")
+    originals = json.loads((tmp_path / "run" / "samples" / "original" / "samples.json").read_text())
+    assert [s["prompt"] for s in originals] == [s["prompt"] for s in listed]
 
 
 def test_the_line_says_what_they_cost(cache, sounding, tmp_path, capsys):

@@ -216,11 +216,12 @@ def test_a_folder_that_cannot_be_made_is_one_line(cache, config, tmp_path):
 
 def test_an_unwritable_tracker_is_left_and_the_run_goes_on(tmp_path, capfd):
     (tmp_path / "tensorboard").write_text("in the way")
-    with RunLog(tmp_path, tensorboard=True) as log:
+    with RunLog(tmp_path, trackers=["tensorboard"]) as log:
         log.write("train", 8, loss=0.5)
-    assert capfd.readouterr().err.count("TensorBoard cannot be written") == 1
-    with RunLog(tmp_path / "two" if (tmp_path / "two").mkdir() is None else tmp_path, tensorboard=True) as log:
-        log._board.add_scalar = lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    assert capfd.readouterr().err.count("tensorboard cannot be written") == 1
+    (tmp_path / "two").mkdir()
+    with RunLog(tmp_path / "two", trackers=["tensorboard"]) as log:
+        log._trackers[0].numbers = lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
         log.write("train", 8, loss=0.5)
         log.write("train", 16, loss=0.25)
     assert capfd.readouterr().err.count("No space left on device") == 1

@@ -108,9 +108,14 @@ def _table(named: dict[str, RunCurves], results: dict) -> Table:
             if figures is not None:
                 cells = [_text(figures["final"]), f"{figures['examples_seen']:,.0f}",
                          _text(figures["examples_ratio"]), _text(figures["seconds_ratio"])]  # fmt: skip
-            rows.append((next(iter(named.values())).title(measure), [name, *cells]))
+            rows.append((_title(next(iter(named.values())), measure), [name, *cells]))
     head = ("measure", "run", "final value", "examples", "examples to the first's final", "seconds to it")
     return Table(f"Against {results['first']}", head, rows)
+
+
+def _title(run: RunCurves, measure: str) -> str:
+    """A measure in words, and which way it is better."""
+    return f"{run.title(measure)} {'↑' if run.higher(measure) else '↓'}"
 
 
 def _text(value: float | str | None) -> str:
@@ -151,7 +156,7 @@ def _pictures(named: dict[str, RunCurves], measures: list[str], folder: Path) ->
                 for name, curve in curves.items() if curve is not None
             }  # fmt: skip
             label = "examples seen" if axis == "examples" else "seconds of training"
-            png = curve_png(lines, label, title)
+            png = curve_png(lines, label, title, names=list(named))
             write_bytes(folder / f"{measure}-{axis}.png", png)
             pictures.append((f"{title} over {label}", png))
     return pictures

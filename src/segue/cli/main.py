@@ -17,6 +17,7 @@ VERBS: dict[str, Verb | Group] = {
     "export": Verb("segue.cli.export:export", "Save a run's model for other libraries."),
     "push": Verb("segue.cli.push:push", "Share a model: onto the hub, or into a folder."),
     "upsample": Verb("segue.cli.upsample:upsample", "Add the missing upper band to sound files."),
+    "app": Verb("segue.cli.app:app", "Do all of this on a page in the browser."),
     "recipes": Verb("segue.cli.recipes:recipes", "List the recipes that `segue train` takes."),
     "compare": Verb("segue.cli.compare:compare", "Compare runs, and how soon each reaches a value."),
     "data": Group(

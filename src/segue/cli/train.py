@@ -19,6 +19,7 @@ from segue.training.checks import check_before_training
 from segue.training.config import RunConfig, override, to_json
 from segue.training.fine_tuning import with_lora
 from segue.training.fit_memory import fit_memory
+from segue.training.trackers import with_tracker
 from segue.types import UserError
 from segue.workflows.run_config import resumed
 from segue.workflows.train_run import run_training
@@ -83,6 +84,13 @@ def train(
             min=0,
         ),
     ] = None,
+    tracker: Annotated[
+        str | None,
+        typer.Option(
+            help="Tracker that gets numbers and sounds besides log.jsonl: tensorboard (files in the run folder), wandb "
+            "(WANDB_MODE=offline is honoured) or none; default: none, of a continued run as before."
+        ),
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that comes with the teacher.")
     ] = False,
@@ -129,6 +137,8 @@ def train(
             print(line, file=sys.stderr)
     if samples is not None:
         config = override(config, [f"train.samples={samples}"])
+    if tracker is not None:
+        config = with_tracker(config, tracker)
     # A dry run ends with the checks.
     if dry_run:
         print(json.dumps(to_json(config), indent=1))

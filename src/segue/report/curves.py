@@ -91,7 +91,8 @@ def points(events: Sequence[dict], event: str, *keys: str) -> tuple[list[float],
 
 def _panel(title: str, series: dict) -> str:
     drawn = {name: Line(*points) for name, points in series.items() if points[0]}
-    return figure(image(curve_png(drawn, _SEEN, title, width_px=720, height_px=430), f"{title} over {_SEEN}"))
+    png = curve_png(drawn, _SEEN, title, width_px=720, height_px=430, names=list(series))
+    return figure(image(png, f"{title} over {_SEEN}"))
 
 
 def _is_number(value: object) -> bool:

@@ -45,6 +45,7 @@ svg.bar{display:block;margin-top:5px}
 .track{fill:var(--track)}.fill{fill:var(--accent)}.ceiling .fill{fill:var(--soft)}
 .whisker{stroke:var(--text);stroke-width:1.5}.chance{stroke:var(--warm);stroke-width:2}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(290px,1fr));gap:14px 18px}
+.sounds{grid-template-columns:repeat(auto-fit,minmax(210px,1fr))}
 figure{margin:0}figure img{display:block;width:100%;height:auto}
 audio{display:block;width:100%;height:34px;margin:6px 0 4px}
 .label{font-size:13px;font-weight:600;margin:0 0 4px}
@@ -54,7 +55,10 @@ audio{display:block;width:100%;height:34px;margin:6px 0 4px}
 pre{background:var(--code);border:1px solid var(--line);border-radius:8px;padding:12px 14px;overflow-x:auto;
 font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,"DejaVu Sans Mono",monospace;margin:8px 0}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:4px 18px;margin:0}dd{margin:0;overflow-wrap:anywhere}
-summary{cursor:pointer;color:var(--soft)}
+summary{cursor:pointer;color:var(--soft)}details{margin:28px 0}
+.verdict{margin:0 0 14px;padding:0;list-style:none}
+.verdict li{border-left:3px solid var(--accent);padding:1px 12px;margin:6px 0;max-width:90ch}
+.verdict li.warn{border-color:var(--warm)}
 """
 
 
@@ -127,6 +131,11 @@ def table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[str], bool]]) 
         for name, cells, ceiling in rows
     )
     return f'<div class="card"><table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def folded(title: str, content: str) -> str:
+    """Something that most readers do not need, behind its title."""
+    return f"<details><summary>{escape(title)}</summary>{content}</details>"
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> str:

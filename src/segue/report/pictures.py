@@ -20,6 +20,8 @@ _GREY = "#858b98"
 _DASHES = ("-", "--", ":", "-.")
 _N_FFT = 1024
 _BANDS = 96
+_DPI = 160
+_LEFT_IN, _RIGHT_IN = 0.62, 0.08  # margins of every picture
 
 
 def spectrogram_png(
@@ -67,6 +69,46 @@ def spectrogram_png(
     return _png(figure)
 
 
+def waveform_png(
+    wave: np.ndarray,
+    sample_rate_hz: int,
+    *,
+    marked_sec: tuple[float, float | None] | None = None,
+    width_px: int = 1120,
+    height_px: int = 220,
+) -> bytes:
+    """The outline of a clip [A, T] over its seconds, perhaps with a marked range; `waveform_sec` reads a click on it.
+
+    Args:
+        marked_sec: begin and end of the range; without an end its begin alone is drawn.
+    """
+    mono = np.asarray(wave, np.float32).reshape(-1, np.shape(wave)[-1]).mean(axis=0)
+    seconds = mono.size / sample_rate_hz
+    # As many columns as the picture has pixels, each from its lowest to its highest sample.
+    columns = np.array_split(mono, min(mono.size, width_px))
+    x = np.linspace(0.0, seconds, len(columns))
+    figure, axes = _figure(width_px, height_px)
+    axes.fill_between(x, [c.min() for c in columns], [c.max() for c in columns], color=COLOURS[0], linewidth=0.6)
+    if marked_sec is not None:
+        begin, end = marked_sec
+        axes.axvline(begin, color=COLOURS[1], linewidth=1.5)
+        if end is not None:
+            axes.axvspan(begin, end, color=COLOURS[1], alpha=0.25, linewidth=0)
+            axes.axvline(end, color=COLOURS[1], linewidth=1.5)
+    axes.set_xlim(0.0, seconds)
+    top = max(1e-4, float(np.abs(mono).max(initial=0.0))) * 1.05
+    axes.set_ylim(-top, top)
+    axes.set_yticks([])
+    axes.set_xlabel("s")
+    return _png(figure)
+
+
+def waveform_sec(x_px: float, seconds: float, width_px: int = 1120) -> float:
+    """The second of a clip at a place on its `waveform_png`, counted from the left."""
+    left, right = _LEFT_IN * _DPI, width_px - _RIGHT_IN * _DPI
+    return min(seconds, max(0.0, (x_px - left) / (right - left) * seconds))
+
+
 def log_mel_db(wave: Tensor, sample_rate_hz: int) -> Tensor:
     """[T] -> [96 HTK bands, frames] in dB below a full-scale sine; about 512 frames, however long the clip."""
     return _decibels(mel_magnitude(wave[None], sample_rate_hz, n_fft=_N_FFT, hop_samples=_hop(wave), bands=_BANDS)[0])
@@ -100,12 +142,24 @@ class Line:
 
 
 def curve_png(
-    lines: Mapping[str, Line], xlabel: str, title: str, *, width_px: int = 900, height_px: int = 560
+    lines: Mapping[str, Line],
+    xlabel: str,
+    title: str,
+    *,
+    width_px: int = 900,
+    height_px: int = 560,
+    names: Sequence[str] = (),
 ) -> bytes:
-    """Curves in the colours of all our pictures; beyond six, the same colours dashed. Intervals as pale bands."""
+    """Curves in the colours of all our pictures; beyond six, the same colours dashed. Intervals as pale bands.
+
+    Args:
+        names: of all curves that a page compares, some of which may be missing here: each keeps its colour.
+    """
     figure, axes = _figure(width_px, height_px, titled=True)
+    places = {name: place for place, name in enumerate(dict.fromkeys([*names, *lines]))}
     # Colours repeat with another dash, so that every line has a look of its own.
-    for index, (name, line) in enumerate(lines.items()):
+    for name, line in lines.items():
+        index = places[name]
         colour = COLOURS[index % len(COLOURS)]
         dash = _DASHES[index // len(COLOURS) % len(_DASHES)]
         axes.plot(line.x, line.y, dash, color=colour, label=name, linewidth=1.8,
@@ -135,14 +189,14 @@ def _frame_on_means(axes, lines: Mapping[str, Line]) -> None:
 def _figure(width_px: int, height_px: int, titled: bool = False):
     """A transparent figure that knows no global state (no pyplot) and draws without a screen."""
     figure_module = import_extra("matplotlib.figure", "train")
-    width, height = width_px / 160, height_px / 160
-    figure = figure_module.Figure(figsize=(width, height), dpi=160)
+    width, height = width_px / _DPI, height_px / _DPI
+    figure = figure_module.Figure(figsize=(width, height), dpi=_DPI)
     import_extra("matplotlib.backends.backend_agg", "train").FigureCanvasAgg(figure)
     figure.patch.set_alpha(0.0)
     # Fixed margins: matplotlib's automatic layout takes longer than all the rest of the drawing.
     left, right, bottom, top = (
-        (0.62 / width),
-        (1 - 0.08 / width),
+        (_LEFT_IN / width),
+        (1 - _RIGHT_IN / width),
         (0.42 / height),
         (1 - (0.3 if titled else 0.08) / height),
     )

@@ -20,6 +20,7 @@ from segue.training.config import RunConfig
 from segue.training.features import teacher_statistics
 from segue.training.fine_tuning import check_lora
 from segue.training.run_memory import free_bytes, in_parts, run_need, stated_bytes, step_kind
+from segue.training.trackers import check_trackers
 from segue.training.windows import crops_of, window_frames
 from segue.types import UserError
 
@@ -33,6 +34,7 @@ def check_before_training(config: RunConfig, cache: LatentCache, device: str = "
     Raises:
         UserError: the cache cannot train this recipe; the line says why and what to do.
     """
+    check_trackers(config)
     train = cache.rows("train")
     valid = cache.rows("valid")
     if len(train) < config.train.batch_size:

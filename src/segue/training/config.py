@@ -125,7 +125,8 @@ class TrainConfig:
             tokens are padding: for sets of many lengths.
         validation_clips: held-out clips of the fixed-t validation.
         keep_last: checkpoints that stay on disk.
-        tensorboard: write TensorBoard files beside log.jsonl.
+        tensorboard: write TensorBoard files into the run folder, too (--tracker tensorboard).
+        wandb: log to Weights & Biases, too (--tracker wandb); WANDB_MODE=offline keeps it on this machine.
         sharding: "none" (every process holds the whole model) or "fsdp2" (weights, gradients, moments and averaged
             weights are split over the processes; training/sharding.py).
         compile: compile the model's blocks by torch.compile, which takes minutes at the start; not measured on a GPU,
@@ -150,7 +151,7 @@ class TrainConfig:
     checkpoint_every: int = 0
     validation_clips: int = 64
     keep_last: int = 2
-    tensorboard: bool = True
+    tensorboard: bool = False
     sharding: str = field(default="none", metadata=LATER)
     samples: int = field(default=4, metadata=LATER)
     sample_every: int = field(default=0, metadata=LATER)
@@ -159,6 +160,7 @@ class TrainConfig:
     compile: bool = field(default=False, metadata=LATER)
     patience: int = field(default=5, metadata=LATER)
     spike: float = field(default=10.0, metadata=LATER)
+    wandb: bool = field(default=False, metadata=LATER)
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:

@@ -77,7 +77,9 @@ class Journal:
         self._main = main = accelerator.is_main_process
         self._interrupt = Interrupt(grace_sec)
         self._ranks = lost_ranks(run_dir, accelerator.num_processes)
-        self.log = RunLog(run_dir, examples_seen=examples_seen, tensorboard=config.train.tensorboard, active=main)
+        trackers = [name for name in ("tensorboard", "wandb") if getattr(config.train, name)]
+        self.log = RunLog(run_dir, examples_seen=examples_seen, trackers=trackers, active=main)
+        self.log.begin(config)
         self.meter = Meter(config.recipe, config.train.total_examples, examples_seen, quiet or not main)
         self.share = LoaderShare()
         self._threads = Threads(accelerator.device)

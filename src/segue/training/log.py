@@ -1,18 +1,19 @@
-"""The run's log: one JSON object per line of log.jsonl, and the same numbers for TensorBoard."""
+"""The run's log: one JSON object per line of log.jsonl, and the same numbers for the trackers that are named."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-import numpy as np
 from torch import Tensor
 
 from segue.files import cannot_write, write_text
+from segue.training.config import RunConfig
+from segue.training.trackers import Tracker, about_run, settings_of, start_tracker
 from segue.types import first_line
 
 
@@ -20,12 +21,16 @@ class RunLog:
     """Appends events to log.jsonl. On resume, lines of steps that will be repeated are removed first."""
 
     def __init__(
-        self, run_dir: Path, *, examples_seen: int = 0, tensorboard: bool = False, active: bool = True
+        self, run_dir: Path, *, examples_seen: int = 0, trackers: Iterable[str] = (), active: bool = True
     ) -> None:
-        """Open the log of a run that is at `examples_seen`; where not `active` (another rank), nothing is written."""
+        """Open the log of a run that is at `examples_seen`; where not `active` (another rank), nothing is written.
+
+        Args:
+            trackers: names of those that get the numbers, too: "tensorboard", "wandb".
+        """
         self.path = run_dir / "log.jsonl"
         self._file: IO[str] | None = None
-        self._board: Any = None
+        self._trackers: list[Tracker] = []
         if not active:
             return
         _keep_until(self.path, examples_seen)
@@ -33,10 +38,20 @@ class RunLog:
             self._file = self.path.open("a", encoding="utf-8")
         except OSError as error:
             raise cannot_write(self.path, error) from error
-        self._board = _open_board(run_dir / "tensorboard", examples_seen) if tensorboard else None
+        for name in trackers:
+            try:
+                self._trackers.append(start_tracker(name, run_dir, examples_seen))
+            except Exception as error:
+                _given_up(name, error)
+
+    def begin(self, config: RunConfig) -> None:
+        """Tell the trackers the settings of the run and where it comes from."""
+        if self._trackers:
+            settings, about = settings_of(config), about_run(self.path.parent)
+            self._tell(lambda tracker: tracker.begin(settings, about))
 
     def write(self, event: str, examples_seen: int, **numbers) -> None:
-        """Append a line; TensorBoard gets nested numbers as event/name/key. If it cannot be written, it is given up.
+        """Append a line; trackers get nested numbers as event/name/key.
 
         Raises:
             UserError: the line cannot be written (nor could a checkpoint on the same disk).
@@ -49,34 +64,12 @@ class RunLog:
             self._file.flush()
         except OSError as error:
             raise cannot_write(self.path, error) from error
-        try:
-            self._show(event, examples_seen, numbers)
-        except Exception as error:  # the writer's own thread fails in its own ways, and a run outlives its tracker
-            self._board = None
-            _without_board(error)
-
-    def _show(self, event: str, examples_seen: int, numbers: dict) -> None:
-        if self._board is None:
-            return
-        for name, value in numbers.items():
-            for key, number in value.items() if isinstance(value, dict) else [("", value)]:
-                # To Python a bool is an int, but it is no curve.
-                if isinstance(number, (int, float)) and not isinstance(number, bool):
-                    self._board.add_scalar("/".join(filter(None, (event, name, key))), number, examples_seen)
+        if self._trackers and (curves := _curves(event, numbers)):
+            self._tell(lambda tracker: tracker.numbers(curves, examples_seen))
 
     def show_sound(self, title: str, wave: Tensor, sample_rate_hz: int, picture: bytes, examples_seen: int) -> None:
-        """A sound [T] and its picture (PNG) for TensorBoard, where it is on."""
-        if self._board is None:
-            return
-        try:
-            from PIL import Image
-
-            self._board.add_audio(f"sounds/{title}", wave[None], examples_seen, sample_rate_hz)
-            pixels = np.asarray(Image.open(BytesIO(picture)).convert("RGB"))
-            self._board.add_image(f"spectrograms/{title}", pixels, examples_seen, dataformats="HWC")
-        except Exception as error:  # as in `write`: a run outlives its tracker
-            self._board = None
-            _without_board(error)
+        """A sound [T] and its picture (PNG) for the trackers."""
+        self._tell(lambda tracker: tracker.sound(title, wave, sample_rate_hz, picture, examples_seen))
 
     def __enter__(self) -> RunLog:
         return self
@@ -89,11 +82,28 @@ class RunLog:
         with suppress(OSError):  # `write` has raised this error already
             if self._file is not None:
                 self._file.close()
-        try:
-            if self._board is not None:
-                self._board.close()
-        except Exception as error:
-            _without_board(error)
+        self._tell(lambda tracker: tracker.close())
+        self._trackers = []
+
+    def _tell(self, what: Callable[[Tracker], None]) -> None:
+        """Something for each tracker; one that fails is given up, since a run outlives its trackers."""
+        for tracker in list(self._trackers):
+            try:
+                what(tracker)
+            except Exception as error:  # a tracker's own thread fails in its own ways
+                self._trackers.remove(tracker)
+                _given_up(tracker.title, error)
+
+
+def _curves(event: str, numbers: dict) -> dict[str, float]:
+    """The numbers of an event as event/name/key."""
+    return {
+        "/".join(filter(None, (event, name, key))): number
+        for name, value in numbers.items()
+        for key, number in (value.items() if isinstance(value, dict) else [("", value)])
+        # To Python a bool is an int, but it is no curve.
+        if isinstance(number, (int, float)) and not isinstance(number, bool)
+    }
 
 
 def read_log(path: Path) -> list[dict]:
@@ -113,17 +123,5 @@ def _keep_until(path: Path, examples_seen: int) -> None:
     write_text(path, "".join(json.dumps(e) + "\n" for e in kept if examples_seen))
 
 
-def _open_board(folder: Path, examples_seen: int):
-    """A TensorBoard writer, or None where tensorboard is not installed: the JSON log has every number."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    try:
-        return SummaryWriter(str(folder), purge_step=examples_seen or None)
-    except OSError as error:
-        return _without_board(error)
-
-
-def _without_board(error: Exception) -> None:
-    print(f"TensorBoard cannot be written ({first_line(error)}); the run goes on with log.jsonl alone", file=sys.stderr)
+def _given_up(tracker: str, error: Exception) -> None:
+    print(f"{tracker} cannot be written ({first_line(error)}); the run goes on with log.jsonl alone", file=sys.stderr)

@@ -117,9 +117,12 @@ class Measurements:
         return found
 
     def validate(self, log: RunLog, seen: int) -> str:
-        """Measure the loss of the averaged weights at each fixed time, and log it; a sentence where it has turned."""
+        """Measure and log the loss of the averaged weights at each fixed time; returns a line, and one of a turn."""
         self.validation, turn = record_validation(log, seen, self._ema, self._validation_set)
-        return turn
+        loss = sum(self.validation.values()) / len(self.validation)
+        epochs = seen / len(self._cache.rows("train"))
+        line = f"{seen:,} examples, epoch {epochs:.3g}: held-out loss {loss:.4f}"
+        return f"{line}\n{turn}" if turn else line
 
     def describe(self) -> str | None:
         """One line on the cost of the probe, measured on the untrained model."""

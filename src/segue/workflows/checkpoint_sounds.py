@@ -26,7 +26,7 @@ from segue.training.build import model_card
 from segue.training.config import RunConfig, intervals
 from segue.training.log import RunLog
 from segue.types import UserError, first_line
-from segue.workflows.run_samples import Sample, held_out, spread, write_samples
+from segue.workflows.run_samples import Sample, sample_rows, write_originals, write_samples
 
 DEAR = 0.05  # share of the time since the last ones, above which the line says how to make fewer
 
@@ -68,9 +68,7 @@ class CheckpointSounds:
         self._config = config
         self._cache = cache
         self._run_dir = run_dir
-        # One row a caption, since the same caption would be the same sound.
-        by_caption = {cache.row(row)["captions"][0]: row for row in reversed(held_out(cache))}
-        self._captions = CachedCaptions(cache, spread(sorted(by_caption.values()), count))
+        self._captions = CachedCaptions(cache, sample_rows(cache, count))
         self._codec: Codec | None = None
         self._last: float | None = None
 
@@ -105,6 +103,7 @@ class CheckpointSounds:
         try:
             # One after the other: a codec may need more memory for a batch than training leaves.
             waves = pipeline.generate(captions, batch_size=1)
+            write_originals(self._run_dir, self._cache, list(self._captions.rows.values()), pipeline)
         finally:
             # A device that trains needs its memory.
             self._codec = self._codec.to("cpu")

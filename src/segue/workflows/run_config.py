@@ -13,15 +13,47 @@ from segue.data.identity import identity, refuse_other_contents
 from segue.data.open_cache import open_cache
 from segue.data.tars import is_address, located
 from segue.files import write_text
+from segue.models.presets import parameters_of
+from segue.provenance import command, commit, machine
+from segue.training.build import model_shape, peak_learning_rate
 from segue.training.checkpoint import list_checkpoints
-from segue.training.config import RunConfig, from_json, to_json
+from segue.training.config import RunConfig, from_json, intervals, to_json
 from segue.types import UserError
 
 
-def write_config(run_dir: Path, config: RunConfig, cache: LatentCache) -> None:
-    """config.json of a run: everything that decides it, where its data is, and what tells that from other data."""
-    stored = {"segue": __version__, "cache": _place(cache), "data": identity(cache), "run": to_json(config)}
+def write_config(run_dir: Path, config: RunConfig, cache: LatentCache, origin: dict | None = None) -> None:
+    """config.json of a run: all that decides it, where its data is, and what tells that from other data.
+
+    For people it also says where the run comes from, and which values its automatic settings took.
+
+    Args:
+        origin: of a run that goes on: where it came from; None: from the command of this process.
+    """
+    stored = {
+        "segue": __version__,
+        "cache": _place(cache),
+        "data": identity(cache),
+        "run": to_json(config),
+        "origin": origin or {"command": command(), "commit": commit(), "machine": machine()},
+        "resolved": resolved_settings(config, cache),
+    }
     write_text(run_dir / "config.json", json.dumps(stored, indent=1))
+
+
+def resolved_settings(config: RunConfig, cache: LatentCache) -> dict[str, object]:
+    """Settings that a run finds when it begins, by dotted name, and the number of its parameters."""
+    shape = model_shape(config, cache)
+    every = intervals(config.train)
+    return {
+        "optim.learning_rate": peak_learning_rate(config, shape.width),
+        "model.patch_frames": shape.patch_frames,
+        "model.predicts": shape.predicts,
+        "train.log_every": every.log,
+        "train.validate_every": every.validation,
+        "train.checkpoint_every": every.checkpoint,
+        "train.sample_every": every.sounds,
+        "parameters": parameters_of(shape),
+    }
 
 
 def resumed(run_dir: Path, data: str | None, examples: int | None) -> tuple[RunConfig, Path | str]:
@@ -55,13 +87,15 @@ def keep_config(run_dir: Path, config: RunConfig, cache: LatentCache, resume: bo
     Raises:
         UserError: the run would continue with other data than it began with.
     """
+    origin = None
     if resume:
         # Read from the folder again, since `config` may already have a new length.
         stored = _read(run_dir)
         refuse_other_contents(run_dir, stored.get("data"), cache)
         if stored["run"] == to_json(config) and stored["cache"] == _place(cache):
             return
-    write_config(run_dir, config, cache)
+        origin = stored.get("origin")
+    write_config(run_dir, config, cache, origin)
 
 
 def _place(cache: LatentCache) -> str:

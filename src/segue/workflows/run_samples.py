@@ -56,15 +56,38 @@ def write_samples(
 def generate_samples(run_dir: Path, cache: LatentCache, count: int) -> None:
     """Generate `count` held-out captions of the cache with the run's newest checkpoint."""
     pipeline = Pipeline.load(run_dir)
-    # Spread over the held-out rows, which are often sorted by kind.
-    entries = [cache.row(row) for row in spread(held_out(cache), count)]
+    rows = sample_rows(cache, count)
+    entries = [cache.row(row) for row in rows]
     captions = [entry["captions"][0] for entry in entries]
-    waves = pipeline.generate(captions)
+    # One after the other, as at the checkpoints: the same noise and shapes, so that the model alone differs.
+    waves = pipeline.generate(captions, batch_size=1)
+    write_originals(run_dir, cache, rows, pipeline)
     samples = [
         Sample(f"{index:03d}.wav", wave, caption, entry["split"] == "test")
         for index, (entry, caption, wave) in enumerate(zip(entries, captions, waves))
     ]
     write_samples(run_dir, samples, pipeline.codec.sample_rate_hz, f"{run_dir} seed 0")
+
+
+@torch.inference_mode()
+def write_originals(run_dir: Path, cache: LatentCache, rows: Sequence[int], pipeline: Pipeline) -> None:
+    """Write the held-out clips themselves into samples/original/, as the codec decodes their latents; once a run.
+
+    That is the best that a model of these latents can sound like.
+    """
+    below = Path("samples") / "original"
+    if (run_dir / below / "samples.json").is_file():
+        return
+    codec = pipeline.codec
+    samples = []
+    for index, row in enumerate(rows):
+        latents, mask = cache.latents([row])
+        # Without the silence that fills a short clip up to the length of a row.
+        length = min(round(cache.meta["seconds"] * codec.sample_rate_hz), int(mask.sum()) * codec.hop_samples)
+        entry = cache.row(row)
+        wave = codec.decode(latents.to(pipeline.device), length)[0].cpu()
+        samples.append(Sample(f"{index:03d}.wav", wave, entry["captions"][0], entry["split"] == "test"))
+    write_samples(run_dir, samples, codec.sample_rate_hz, "the held-out clip, through the codec", below)
 
 
 def upsample_samples(run_dir: Path, cache: LatentCache, config: RunConfig, count: int) -> None:
@@ -86,6 +109,13 @@ def upsample_samples(run_dir: Path, cache: LatentCache, config: RunConfig, count
             about = f"{entry['captions'][0]} ({name})"
             written.append(Sample(f"{index:03d}-{name}.wav", waves[index], about, entry["split"] == "test"))
     write_samples(run_dir, written, resolver.sample_rate_hz)
+
+
+def sample_rows(cache: LatentCache, count: int) -> list[int]:
+    """Rows whose captions a run's sounds are made from, at its checkpoints and at its end: at most `count`."""
+    # One row a caption, since the same caption would be the same sound. Spread over rows that are often sorted by kind.
+    by_caption = {cache.row(row)["captions"][0]: row for row in reversed(held_out(cache))}
+    return spread(sorted(by_caption.values()), count)
 
 
 def held_out(cache: LatentCache) -> list[int]:

@@ -195,7 +195,7 @@ def _pictures(study: Study, runs: Mapping, folder: Path) -> list[tuple[str, byte
         for axis, label in (("examples", "examples seen"), ("seconds", "seconds of training")):
             lines = {name: _line(b, axis, percent) for name, b in bands.items()}
             heading = f"{title}{' (%)' if percent else ''}"
-            png = curve_png(lines, label, heading)
+            png = curve_png(lines, label, heading, names=[variant.name for variant in study.variants])
             write_bytes(folder / f"{measure}-{axis}.png", png)
             pictures.append((f"{heading} over {label}", png))
     return pictures

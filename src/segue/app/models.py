@@ -1,0 +1,73 @@
+"""Models that are loaded once for all visitors; the ones used last stay in memory."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from segue import Pipeline, SuperResolver, UserError, pipeline
+from segue.app.folders import Folders
+
+SHIPPED = "the shipped model"
+_MOST = 2
+
+
+def model_list(folders: Folders, task: str) -> list[str]:
+    """Names of the runs of a task that have a checkpoint, the newest first, and the model that is shipped for it."""
+    place = {"generation": "SHIPPED", "super-resolution": "SHIPPED_SUPER_RESOLUTION"}[task]
+    file = getattr(pipeline, place, None)
+    shipped = [SHIPPED] if file is not None and file.is_file() else []
+    return [folders.name(run) for run in folders.runs(task)] + shipped
+
+
+def run_of(folders: Folders, name: str | None) -> Path | None:
+    """The run that a name of `model_list` stands for; None: the shipped model.
+
+    Raises:
+        UserError: it leads out of the folders, or nothing is named.
+    """
+    if not name:
+        raise UserError("no model is chosen; hint: choose one of the list, or train one in the tab Train")
+    return None if name == SHIPPED else folders.inside(name)
+
+
+class Models:
+    """Loads pipelines and super-resolution models by their run folder; a run that has a newer checkpoint is loaded
+    again."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._loaded: OrderedDict[tuple, Any] = OrderedDict()
+        self._lock = Lock()
+
+    def pipeline(self, run: Path | None) -> Pipeline:
+        """The text-to-audio model of a run; None: the shipped one.
+
+        Raises:
+            UserError: nothing to load there, or a model for another task.
+        """
+        given: dict[str, Any] = {} if run is None else {"run": run}
+        return self._get("generation", run, lambda: Pipeline.load(**given, device=self._device))
+
+    def resolver(self, run: Path | None) -> SuperResolver:
+        """The super-resolution model of a run; None: the shipped one.
+
+        Raises:
+            UserError: nothing to load there, or a model for another task.
+        """
+        return self._get("super-resolution", run, lambda: SuperResolver.load(run, device=self._device))
+
+    def _get(self, kind: str, run: Path | None, load: Callable[[], Any]) -> Any:
+        newest = max(run.glob("checkpoints/*/model.safetensors"), default=None) if run is not None else None
+        key = (kind, run, newest)
+        # One at a time: two visitors who ask for the same model wait for one load.
+        with self._lock:
+            if key not in self._loaded:
+                self._loaded[key] = load()
+                while len(self._loaded) > _MOST:
+                    self._loaded.popitem(last=False)
+            self._loaded.move_to_end(key)
+            return self._loaded[key]
