@@ -15,7 +15,8 @@ from threading import Event, Lock, Thread
 
 from segue import UserError
 
-SEGUE = (sys.executable, "-m", "segue.cli.main")
+# Under the name that a shell gives it, which the run then keeps as its command.
+SEGUE = (sys.executable, "-c", "import sys; sys.argv[0] = 'segue'; from segue.cli.main import main; main()")
 _KEPT_LINES = 200
 _WAIT_SEC = 40.0  # longer than the grace in which `segue train` saves
 _COMPLAINT = "segue: "

@@ -128,7 +128,7 @@ def _quiet(temporary: Path) -> None:
 def _refuse_taken(port: int) -> None:
     """
     Raises:
-        UserError: something listens at the port already, or it may not be used.
+        UserError: the port is taken, or may not be used.
     """
     with socket.socket() as probe:
         if os.name == "posix":
