@@ -260,8 +260,9 @@ def table_of(report: dict) -> str:
     """The report as Markdown."""
     origin = report["origin"]
     lines = [
-        f"`{origin['command']}` at {origin['commit']} on {origin['machine']}; {origin['device']}; torch "
-        f"{origin['versions']['torch']}, Python {origin['versions']['python']}.",
+        f"`{origin['command']}`",
+        f"at {origin['commit']} on {origin['machine']}; {origin['device']};",
+        f"torch {origin['versions']['torch']}, Python {origin['versions']['python']}.",
         "",
         "| what | value | unit | about |",
         "|---|---|---|---|",

@@ -60,8 +60,10 @@ def fetched_folder(name: str, patterns: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.partition("@")
-    wanted = {"allow_patterns": list(patterns), "ignore_patterns": list(_ANYWHERE_ELSE)}
-    return Path(snapshot_download(repository, revision=revision or None, **wanted))
+    fetched = snapshot_download(
+        repository, revision=revision or None, allow_patterns=list(patterns), ignore_patterns=list(_ANYWHERE_ELSE)
+    )
+    return Path(fetched)
 
 
 def is_hub_name(name: str) -> bool:

@@ -205,7 +205,7 @@ def test_weights_that_are_missing_pickled_or_cut_are_refused(tmp_path):
 def test_a_hub_name_is_fetched_in_two_steps_without_pickles_or_code(monkeypatch, tmp_path):
     asked = []
 
-    def fetch(name, revision, allow_patterns):
+    def fetch(name, revision, allow_patterns, ignore_patterns):
         asked.append((name, revision, allow_patterns))
         return str(tmp_path)
 

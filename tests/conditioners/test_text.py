@@ -145,7 +145,7 @@ def test_a_name_that_is_not_there_is_refused_without_a_hub(monkeypatch):
 def test_a_hub_name_is_fetched_without_pickles_or_code(monkeypatch, tmp_path):
     asked = {}
 
-    def fetch(name, revision, allow_patterns):
+    def fetch(name, revision, allow_patterns, ignore_patterns):
         asked.update(name=name, patterns=allow_patterns)
         return str(tmp_path)
 

@@ -375,7 +375,7 @@ def test_parts_that_lack_or_do_not_fit_are_refused(tmp_path):
 def test_a_hub_name_is_fetched_without_pickles_or_code(monkeypatch, tmp_path):
     asked = []
 
-    def fetch(name, revision, allow_patterns):
+    def fetch(name, revision, allow_patterns, ignore_patterns):
         asked.append((name, revision, allow_patterns))
         return str(tmp_path)
 
