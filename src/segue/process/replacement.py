@@ -18,8 +18,7 @@ from torch import Tensor
 from segue.process.path import sample_path
 from segue.process.solvers import Field, solve
 
-# Chosen on a Gaussian process whose conditional is known: eight rounds were hardly better, fewer or longer stretches
-# worse (docs/log.md, 2026-11-28).
+# Chosen on Gaussian processes whose conditional is known, as the best of four times the cost (docs/log.md, 2026-11-28).
 ROUNDS = 4  # how often each stretch is gone
 STRETCHES = 6  # of the path
 
