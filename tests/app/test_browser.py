@@ -45,11 +45,13 @@ def address(served):
     command = [sys.executable, "-m", "segue.cli.main", "app", str(served), "--port", str(port), "--device", "cpu",
                "--max-upload-mb", "1"]  # fmt: skip
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    line = server.stdout.readline()
-    assert "segue app: http://127.0.0.1" in line, line + server.stdout.read()
+    said = []
+    while not (said and "segue app: http://127.0.0.1" in said[-1]):
+        said.append(server.stdout.readline())
+        assert said[-1], said  # it has ended
     yield f"http://127.0.0.1:{port}/"
     server.send_signal(signal.SIGTERM)
-    rest = server.communicate(timeout=40)[0]
+    rest = server.communicate(timeout=120)[0]
     assert server.returncode == 0 and "Traceback" not in rest, rest
 
 
