@@ -45,18 +45,20 @@ def address(served):
     command = [sys.executable, "-m", "segue.cli.main", "app", str(served), "--port", str(port), "--device", "cpu",
                "--max-upload-mb", "1"]  # fmt: skip
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    line = server.stdout.readline()
-    assert "segue app: http://127.0.0.1" in line, line + server.stdout.read()
+    said = []
+    while not (said and "segue app: http://127.0.0.1" in said[-1]):
+        said.append(server.stdout.readline())
+        assert said[-1], said  # it has ended
     yield f"http://127.0.0.1:{port}/"
     server.send_signal(signal.SIGTERM)
-    rest = server.communicate(timeout=40)[0]
+    rest = server.communicate(timeout=120)[0]
     assert server.returncode == 0 and "Traceback" not in rest, rest
 
 
 @pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
         yield browser
         browser.close()
 
@@ -97,7 +99,8 @@ def refused(page, words):
     message = page.locator(".toast-body.error, .toast-wrap .error").first
     expect(message).to_contain_text(words)
     assert "Traceback" not in page.content()
-    page.locator(".toast-close").first.click()
+    message.locator(".toast-close").first.click()
+    expect(message).to_be_hidden()
 
 
 def ask(page, prompt, takes=1):
@@ -164,15 +167,17 @@ def test_edit(page, shots, tmp_path):
     tone = 0.3 * np.sin(np.arange(8000) / 5) * np.linspace(1, 0, 8000)
     soundfile.write(tmp_path / "tone.wav", tone, 8000)
     page.locator("#edit-upload").get_by_label("Clear").click()
+    expect(page.locator("#edit-upload input[type=file]")).to_have_count(1)
     page.locator("#edit-upload input[type=file]").set_input_files(tmp_path / "tone.wav")
     outline = page.locator("#edit-outline img")
     outline.wait_for()
     page.get_by_label("Replace a range").check()
-    for share in (0.4, 0.7):
+    fields = [page.get_by_label(name, exact=True) for name in ("From (s)", "To (s)")]
+    for share, field in zip((0.4, 0.7), fields):
         box = outline.bounding_box()
         outline.click(position={"x": share * box["width"], "y": box["height"] / 2})
-        page.wait_for_timeout(600)
-    begin, end = (float(page.get_by_label(name).input_value()) for name in ("From (s)", "To (s)"))
+        expect(field).not_to_have_value("0")
+    begin, end = (float(field.input_value()) for field in fields)
     assert 0.3 < begin < 0.4 and 0.6 < end < 0.75
     page.locator("#edit-start").click()
     assert 0.9 < seconds_of(page, "#edit-made") < 1.1
