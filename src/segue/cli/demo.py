@@ -136,6 +136,8 @@ def demo(
     # Loaded first: a codec that is not there is told before minutes of rendering.
     chosen_codec = load_codec(codec or kind.codec or default_codec())
 
+    if folder is not None:
+        kind = replace(kind, seconds=demo_sounds.row_seconds(chosen_codec, kind.seconds))
     wanted = {"clips": clips, "minutes": minutes, "seed": seed, "codec": chosen_codec.name}
     wanted |= {"measured": measured, "task": task, "sounds": "" if folder is None else str(folder)}
     # A folder keeps its plan, so that a second call continues with the same length.
@@ -146,11 +148,11 @@ def demo(
     text = load_conditioner("minilm")
     # Both variants train on one cache, so that the static one has teacher features lying there, too.
     teacher = load_teacher("compact")
-    # Recordings are few, and some may be damaged.
+    # Recordings are few, some may be damaged, and most end within a row.
     varied = 1 if folder is None else demo_sounds.variants_of(everything)
     cache = build_cache(
         everything, chosen_codec, text, teacher, out=out / "cache", seconds=kind.seconds, variants=varied,
-        skip_bad=folder is not None,
+        skip_bad=folder is not None, timed=folder is not None,
     )  # fmt: skip
 
     say("3/5 fitting the budget to this machine")

@@ -41,6 +41,11 @@ def variants_of(clips: Sequence[Clip]) -> int:
     return max(1, min(4, ROWS // len(clips)))
 
 
+def row_seconds(codec: Codec, seconds: float) -> float:
+    """A length of whole latent frames: what is cut to it fills one row, and leaves no rest for a second one."""
+    return codec.latent_frames(round(seconds * codec.sample_rate_hz)) / codec.frame_rate_hz
+
+
 def write_report(demo: Trained) -> list[str]:
     """Generate, measure, and write summary.json, report.html and what was measured; returns lines to close with.
 
