@@ -307,14 +307,14 @@ def test_a_note_classifier_of_other_files_is_refused(tmp_path):
 
 def test_a_file_that_turns_bad_while_it_is_encoded_is_left_out_or_named(small_set, fakes, tmp_path, monkeypatch):
     """Some damaged MP3 decode differently each time."""
-    from segue.data import encoding
+    from segue.data import encode_rows
 
     def fickle(path, *rest):
         if path.name == "tone07.wav":
             raise BadAudio(path, "non-finite: NaN or infinite samples")
         return read_segment(path, *rest)
 
-    monkeypatch.setattr(encoding, "read_segment", fickle)
+    monkeypatch.setattr(encode_rows, "read_segment", fickle)
     clips = load_manifest(small_set)
     parts = {"out": tmp_path / "cache", "seconds": 0.5}
     with pytest.raises(UserError, match=r"tone07\.wav: non-finite.*--skip-bad"):

@@ -231,7 +231,7 @@ def test_an_unwritable_tracker_is_left_and_the_run_goes_on(tmp_path, capfd):
 def test_a_log_on_a_full_disk_is_one_line(tmp_path):
     (tmp_path / "log.jsonl").symlink_to("/dev/full")
     log = RunLog.__new__(RunLog)
-    log.path, log._board, log._file = tmp_path / "log.jsonl", None, (tmp_path / "log.jsonl").open("a")
+    log.path, log._trackers, log._file = tmp_path / "log.jsonl", [], (tmp_path / "log.jsonl").open("a")
     with pytest.raises(UserError, match="the disk is full"):
         log.write("train", 8, loss=0.5)
     log.close()

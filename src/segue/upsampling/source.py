@@ -205,7 +205,7 @@ def kept(given: Tensor, full: Tensor, hop: int) -> Tensor:
         .transpose(1, 2)
         for x in spectra
     )
-    joined = torch.where(here > _KEPT_SHARE * there, *spectra)
+    joined = torch.where(here > _KEPT_SHARE * there, spectra[0], spectra[1])
     return torch.istft(joined, size, hop, window=window, length=given.shape[-1])
 
 
