@@ -3,6 +3,7 @@
 Public names, imported when they are first used, so that `import segue` takes no time:
 
     Pipeline, SuperResolver, Sampling      a trained run and captions, or narrow sound, in; waveforms out
+    Predictor                              narrow sound in, wide sound out, in one pass
     DiT, DiTConfig, preset                 the backbone and its sizes
     StageController, Policy, Observation, Decision
     load_codec, load_conditioner           waveform <-> latent; captions -> embeddings
@@ -36,6 +37,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors; a test keeps
     from segue.models.presets import preset as preset
     from segue.pipeline import Pipeline as Pipeline
     from segue.pipeline import SuperResolver as SuperResolver
+    from segue.predictor import Predictor as Predictor
     from segue.recipes import load_recipe as load_recipe
     from segue.sampling import Sampling as Sampling
     from segue.ssl import load_teacher as load_teacher
@@ -60,6 +62,7 @@ _HOMES = {
     "UserError": "segue.types",
     "Pipeline": "segue.pipeline",
     "Sampling": "segue.sampling",
+    "Predictor": "segue.predictor",
     "SuperResolver": "segue.pipeline",
     "DiT": "segue.models.dit",
     "DiTConfig": "segue.models.dit",

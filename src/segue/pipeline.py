@@ -318,7 +318,7 @@ class SuperResolver:
         trained = saved.card.degradation
         self.cutoffs_hz = (trained.get("cutoff_min_hz", 0.0), trained.get("cutoff_max_hz", codec.sample_rate_hz / 2))
         # One evaluation depends on depth * window tokens to each side. Several evaluations depend on more, but not
-        # measurably: with the shipped model, chunks equal the whole within 2e-7 (docs/super-resolution.md).
+        # measurably: with the shipped model, chunks equal the whole within 2e-7 (docs/super-resolution-method.md).
         reach = config.depth * config.attention_window * config.patch_frames
         self.context_samples = (reach + 4) * codec.hop_samples
 

@@ -128,7 +128,7 @@ def stand_in(monkeypatch):
     spec = importlib.util.spec_from_file_location("standin", place)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(upsample, "load_resolver", lambda run, weights, device: module.StandIn())
+    monkeypatch.setattr(upsample, "load_resolver", lambda *_: module.StandIn())
 
 
 def test_upsample_does_the_good_ones_and_counts_the_others(segue, stand_in, sounds, tmp_path):

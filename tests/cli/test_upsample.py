@@ -20,7 +20,7 @@ spec.loader.exec_module(standin)
 def model(monkeypatch):
     """The stand-in, in place of a trained model."""
     made = standin.StandIn()
-    monkeypatch.setattr(upsample, "load_resolver", lambda run, weights, device: made)
+    monkeypatch.setattr(upsample, "load_resolver", lambda *_: made)
     return made
 
 

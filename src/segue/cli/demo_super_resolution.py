@@ -45,7 +45,7 @@ def write_report(demo: Trained) -> list[str]:
     if len(waves) < 2:
         raise UserError(f"--clips {demo.plan.clips}: too few notes of held-out pairs to measure; hint: give more")
     ways = {name: by_model(model, filter_.cutoff_hz, model.steps) for name, model in models.items()}
-    rows = rows_of(ways, demo.codec, waves, filter_.cutoff_hz)
+    rows = rows_of(ways, demo.codec, waves, filter_.cutoff_hz, rate_hz=rate_hz)
 
     say("    widening what the page plays")
     prompts = page_prompts(demo.everything, CHOSEN_FROM)

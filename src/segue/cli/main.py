@@ -52,8 +52,11 @@ VERBS: dict[str, Verb | Group] = {
         },
     ),
     "super-resolution": Group(
-        "Measure a super-resolution model.",
-        {"measure": Verb("segue.cli.super_resolution:measure", "Measure a model beside every baseline.")},
+        "Train a one-pass predictor of upper bands, or measure a model.",
+        {
+            "train": Verb("segue.cli.super_resolution:train", "Train a predictor on full-band sounds."),
+            "measure": Verb("segue.cli.super_resolution:measure", "Measure a model beside every baseline."),
+        },
         former="resolver",
     ),
 }

@@ -90,13 +90,13 @@ def use_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def step_counts(steps: str) -> tuple[int, ...]:
+def step_counts(steps: str, least: int = 1) -> tuple[int, ...]:
     """The numbers of --steps.
 
     Raises:
-        UserError: they are no whole numbers above 0.
+        UserError: they are no whole numbers, or one is below `least`.
     """
     words = steps.split(",")
-    if not all(word.strip().isdecimal() and int(word) for word in words):
+    if not all(word.strip().isdecimal() and int(word) >= least for word in words):
         raise UserError(f"--steps {steps}: give whole numbers with commas, such as 4,50")
     return tuple(int(word) for word in words)

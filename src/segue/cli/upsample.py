@@ -28,6 +28,7 @@ from segue.upsampling.prepare import Settings, prepare
 from segue.upsampling.source import SOURCES
 from segue.upsampling.upsample import carry_out, describe
 
+DEFAULT_RATE_HZ = 16_000  # of the shipped models
 _MOST_FAILURES = 125  # what an exit code can count; the shell takes the ones above
 
 
@@ -36,12 +37,14 @@ def upsample(
         list[str],
         typer.Argument(
             metavar="[RUN] IN OUT",
-            help="RUN: run folder, checkpoint or model.safetensors; left out or 'default': the shipped model. "
+            help="RUN: folder of a predictor or of a run, checkpoint or model.safetensors; left out or 'default': a "
+            "shipped model. "
             "IN: a sound file, a folder, or a .txt list of files. OUT: a .wav or .flac file, or a folder.",
         ),
     ],
     rate: Annotated[
-        int | None, typer.Option(help="Sample rate of the output in Hz; default and maximum: the model's own.")
+        int | None,
+        typer.Option(help="Sample rate of the output in Hz, up to the model's own, which is the default."),
     ] = None,
     cutoff: Annotated[
         float | None, typer.Option(help="Frequency in Hz where the inputs' band ends; default: detected in each file.")
@@ -56,7 +59,13 @@ def upsample(
     low: Annotated[
         bool, typer.Option("--low", help="Add low harmonics from 50 Hz on, where a file's low end is missing.")
     ] = False,
-    steps: Annotated[int | None, typer.Option(help="Number of solver steps; default: the model's own.", min=1)] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of solver steps; 0: the one-pass predictor; default: the model's own, 0 of the shipped ones.",
+            min=0,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise; the same seed gives the same bytes.")] = 0,
     max_memory: Annotated[
         str | None, typer.Option(help="Memory that the whole process may take, such as 1.5GB; default: no limit.")
@@ -101,7 +110,7 @@ def upsample(
     settings = _settings(rate, cutoff, source, low, steps, seed, max_memory, chunk_seconds, stereo, container,
                          subtype, overwrite, skip_existing)  # fmt: skip
     # The model is loaded once; settings that it cannot meet are refused before the first file.
-    resolver = load_resolver(run, weights, announced_device(device))
+    resolver = load_resolver(run, weights, announced_device(device), steps, rate)
     # What the model can do is known only now.
     settings = _fitted(settings, resolver)
     failures = 0
@@ -127,11 +136,34 @@ def upsample(
     return min(failures, _MOST_FAILURES)
 
 
-def load_resolver(run: str, weights: str, device: str) -> Resolver:
-    """The model; 'default' is the one that comes with the package."""
+def load_resolver(
+    run: str, weights: str, device: str, steps: int | None = None, rate_hz: int | None = None
+) -> Resolver:
+    """The model; 'default' is one of those that come with the package: a predictor, or by steps the diffusion model.
+
+    Raises:
+        UserError: nothing to load there, or a model that does not work with so many steps.
+    """
+    from segue.predictor import Predictor
+    from segue.predictor.files import predictor_file
+
+    if run == "default" and not steps:
+        return Predictor.load(None, device, rate_hz or DEFAULT_RATE_HZ)
+    place = None if run == "default" else predictor_file(run)
+    if place is not None:
+        if steps:
+            raise UserError(f"--steps {steps}: {run} is a predictor, which has no steps; hint: leave out --steps")
+        return Predictor.load(place, device)
+    # The diffusion model takes a second to import, and the predictor needs nothing of it.
     from segue.pipeline import SuperResolver
 
-    return SuperResolver.load(None if run == "default" else run, weights, device)
+    resolver = SuperResolver.load(None if run == "default" else run, weights, device)
+    if steps == 0:
+        raise UserError(
+            f"--steps 0: {run} is a diffusion model, which needs at least 1; hint: 'default' in its place, or "
+            "the folder of a predictor"
+        )
+    return resolver
 
 
 def _settings(

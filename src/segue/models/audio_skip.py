@@ -3,7 +3,7 @@
 Missing levels are nearly a linear function of the known ones, and most of the audible error. A task fits the
 convolution in closed form (tasks/super_resolution.py), and training leaves it alone: steps of Adam, each as large as
 the learning rate in every one of hundreds of correlated weights, undid the fit within a few hundred steps
-(docs/super-resolution.md).
+(docs/super-resolution-method.md).
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ from segue.tasks.degradation import (
 )
 from segue.types import Condition, UserError
 
-LEVEL_WEIGHT = 8.0  # levels are 6 % of the channels and most of the audible error; trials: docs/super-resolution.md
+# Levels are 6 % of the channels and most of the audible error; trials: docs/super-resolution-method.md.
+LEVEL_WEIGHT = 8.0
 SKIP_FIT_CLIPS = 1024
 SKIP_FIT_AT_ONCE = 64
 RIDGE = 1e-5  # of the mean square of a feature
@@ -37,7 +38,8 @@ class SuperResolution(Task):
     A cached latent is the waveform, so the degraded clip is made from it in the training step. x_0 is the clean clip's
     latent with the known bands zero, the condition is the degraded clip's with the missing bands zero: their sum is a
     whole latent. Where the codec cannot tell bands apart (an autoencoder's latents), x_0 is the whole clean latent and
-    the condition the whole degraded one: the low band is generated, too (docs/super-resolution.md compares the two).
+    the condition the whole degraded one: the low band is generated, too (docs/super-resolution-method.md compares
+    the two).
     """
 
     name = "super-resolution"

@@ -78,7 +78,7 @@ def _check_degradation(config: RunConfig, cache: LatentCache) -> list[str]:
     if not tells_bands(codec):
         lines.append(
             f"warning: the codec {codec.name} does not keep the low band apart, so that all of it is generated; "
-            "segue encode --codec gain-shape gives the better model (docs/super-resolution.md)"
+            "segue encode --codec gain-shape gives the better model (docs/super-resolution-method.md)"
         )
     teacher = (cache.meta["teacher"] if config.policy.needs_teacher else None) or {}
     covered_hz = teacher.get("sample_rate_hz", rate_hz) / 2

@@ -26,8 +26,13 @@ def settle(config: RunConfig, device: torch.device) -> RunConfig:
         torch.set_float32_matmul_precision("high")
     if config.train.precision != "auto":
         return config
-    half = _cuda_has_bf16() if device.type == "cuda" else device.type == "cpu" and _wide(config) and _cpu_has_amx()
+    half = has_fast_bf16(device) and (device.type == "cuda" or _wide(config))
     return replace(config, train=replace(config.train, precision="bf16" if half else "fp32"))
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether a device computes products in bf16 faster than in fp32."""
+    return _cuda_has_bf16() if device.type == "cuda" else device.type == "cpu" and _cpu_has_amx()
 
 
 def _wide(config: RunConfig) -> bool:

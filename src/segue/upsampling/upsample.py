@@ -74,7 +74,7 @@ def describe(work: Work, settings: Settings, resolver: Resolver) -> dict:
         report |= {
             "source": work.treatment.source,
             "low_hz": work.treatment.low_hz,
-            "steps": settings.steps or resolver.steps,
+            "steps": resolver.steps if settings.steps is None else settings.steps,
             "seed": settings.seed,
             "chunks": work.plan.count,
             "chunk_sec": round(work.plan.core / resolver.sample_rate_hz, 3),
@@ -130,7 +130,7 @@ def _upsample(work: Upsampling, resolver: Resolver, settings: Settings, on_progr
     form = work.format
     plan = work.plan
     source = work.job.source
-    steps = settings.steps or resolver.steps
+    steps = resolver.steps if settings.steps is None else settings.steps
     enhance = Enhancer(
         resolver,
         work.analysis,

@@ -15,6 +15,7 @@ from segue.evaluation.bootstrap import bootstrap_interval
 from segue.evaluation.folders.baseline_rows import ways_beside
 from segue.evaluation.spectral_distances import lsd, si_sdr_db
 from segue.pipeline import SuperResolver
+from segue.predictor import Predictor
 from segue.progress import track
 from segue.tasks.degradation import degrade, protocol
 from segue.training.training_audio import clips_of, read_sounds
@@ -22,14 +23,14 @@ from segue.types import UserError
 
 PRESET = "nuwave2"
 Model = Callable[[Tensor, int], Tensor]
+Resolver = SuperResolver | Predictor
 
 
 def measure_super_resolution(
-    resolver: SuperResolver,
+    models: Mapping[int, Resolver],
     source: Path,
     cutoff_hz: float,
     test: str,
-    steps: tuple[int, ...],
     clips: int,
     seconds: float,
     unseen: bool = False,
@@ -37,16 +38,21 @@ def measure_super_resolution(
     """Rows by name: mean and 95 % bootstrap interval over clips of each measure; and what they were measured on.
 
     Args:
+        models: number of steps -> what works with it, all at one rate; 0 is a predictor.
         unseen: the model was trained on nothing of the set, which is measured whole where it names no split "test".
             Else such a set is measured on the clips that any training of segue holds out of it.
 
     Raises:
         UserError: fewer than two sounds, or a cutoff that the model's rate does not hold.
     """
-    rate_hz = resolver.sample_rate_hz
+    rate_hz = next(iter(models.values())).sample_rate_hz
     split, waves = _waves(source, rate_hz, clips, round(seconds * rate_hz), unseen)
-    models = {f"model, {count} steps": by_model(resolver, cutoff_hz, count) for count in steps}
-    rows = rows_of(models, resolver.codec, waves, cutoff_hz, test)
+    ways = {
+        f"model, {count} steps" if count else "predictor": by_model(model, cutoff_hz, count)
+        for count, model in models.items()
+    }
+    codec = next((model.codec for model in models.values() if isinstance(model, SuperResolver)), None)
+    rows = rows_of(ways, codec, waves, cutoff_hz, test, rate_hz=rate_hz)
     number = len(waves) * len(protocol(test, cutoff_hz))
     about = {
         "source": source.name,
@@ -60,21 +66,27 @@ def measure_super_resolution(
 
 
 def rows_of(
-    models: Mapping[str, Model], codec: Codec, waves: Sequence[Tensor], cutoff_hz: float, test: str = "nuwave2"
+    models: Mapping[str, Model],
+    codec: Codec | None,
+    waves: Sequence[Tensor],
+    cutoff_hz: float,
+    test: str = "nuwave2",
+    *,
+    rate_hz: int,
 ) -> dict[str, dict]:
     """The baselines' rows and the models', name -> measure -> mean and 95 % bootstrap interval over clips.
 
     Args:
         models: name -> (low [1, T], number of the clip) -> estimate [1, T].
-        codec: whose round trip is a row.
+        codec: whose round trip is a row, where there is one.
         waves: [T] each, full-band.
         cutoff_hz, test: what they lose.
+        rate_hz: of the waves.
     """
-    rate_hz = codec.sample_rate_hz
     pairs = [
         (wave[None], degrade(wave[None], rate_hz, [filter_])) for filter_ in protocol(test, cutoff_hz) for wave in waves
     ]
-    baselines = ways_beside(codec, cutoff_hz)
+    baselines = ways_beside(codec, rate_hz, cutoff_hz)
     values: dict[str, dict[str, list[float]]] = {}
     for number, (wave, low) in enumerate(track(pairs, len(pairs), "measuring", "clips")):
         # Baselines are given the original as well, for the codec's round trip; models see the narrow clip alone.
@@ -86,7 +98,7 @@ def rows_of(
     return {name: {m: _with_interval(v) for m, v in row.items()} for name, row in values.items()}
 
 
-def by_model(resolver: SuperResolver, cutoff_hz: float, steps: int) -> Model:
+def by_model(resolver: Resolver, cutoff_hz: float, steps: int) -> Model:
     """What a row of `rows_of` is made by; the number of the clip is the seed. Mono, also by a stereo model."""
 
     # The number of the clip as seed: every model gets the same noise for it.

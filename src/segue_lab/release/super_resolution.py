@@ -70,7 +70,9 @@ def release_super_resolution(
         "steps": resolver.steps,
         "training": training,
         "figures": {
-            name: measure_super_resolution(resolver, folder, cutoff_hz, "nuwave2", steps, clips, 4.0, unseen=True)
+            name: measure_super_resolution(
+                {count: resolver for count in steps}, folder, cutoff_hz, "nuwave2", clips, 4.0, unseen=True
+            )
             for name, folder in measures.items()
         },
     }

@@ -79,16 +79,15 @@ def rows_beside(
     if coder.sample_rate_hz != rate_hz:
         raise UserError(f"--codec {codec}: is for {coder.sample_rate_hz:,} Hz, and the pairs are at {rate_hz:,} Hz")
     made = {}
-    for name, (make, words) in ways_beside(coder, cutoff_hz).items():
+    for name, (make, words) in ways_beside(coder, rate_hz, cutoff_hz).items():
         items = track(lows.items(), len(lows), name, "clips")
         waves = {i: (_made(make, low, pairs.waves[i][1]), pairs.waves[i][1]) for i, low in items}
         made[name] = (waves, words)
     return made
 
 
-def ways_beside(codec: Codec, cutoff_hz: float) -> dict[str, tuple[Way, str]]:
-    """name -> (low [1, T], reference [1, T] -> estimate [1, T]; what the row is), all at the codec's rate."""
-    rate_hz = codec.sample_rate_hz
+def ways_beside(codec: Codec | None, rate_hz: int, cutoff_hz: float) -> dict[str, tuple[Way, str]]:
+    """name -> (low [1, T], reference [1, T] -> estimate [1, T]; what the row is); a codec's rate must be `rate_hz`."""
     # Twice the cutoff is the lowest rate that holds the band: down to it and up again is what sinc stands for.
     half_hz = round(2 * cutoff_hz)
 
@@ -97,20 +96,24 @@ def ways_beside(codec: Codec, cutoff_hz: float) -> dict[str, tuple[Way, str]]:
         there_and_back = sinc(sinc(low[0].double().numpy(), rate_hz, half_hz), half_hz, rate_hz)
         return torch.from_numpy(_fitted(there_and_back, low.shape[1]))[None]
 
-    @torch.inference_mode()
-    def through_codec(low: Tensor, reference: Tensor) -> Tensor:
-        sides = reference[:, None].expand(-1, codec.audio_channels, -1)
-        return codec.decode(codec.encode(sides), reference.shape[1]).mean(dim=1)
-
-    return {
+    ways: dict[str, tuple[Way, str]] = {
         "unprocessed": (lambda low, reference: low, "the input, at the rate of the pairs"),
         "sinc": (by_sinc, f"the input at {half_hz} Hz, interpolated exactly (segue.evaluation.baselines)"),
         "band replication": (
             lambda low, reference: band_replication(low, rate_hz, cutoff_hz),
             "of the input, blind (segue.evaluation.baselines)",
         ),
-        "codec round trip": (through_codec, f"the reference through the codec {codec.name}"),
     }
+    if codec is None:
+        return ways
+    coder = codec
+
+    @torch.inference_mode()
+    def through_codec(low: Tensor, reference: Tensor) -> Tensor:
+        sides = reference[:, None].expand(-1, coder.audio_channels, -1)
+        return coder.decode(coder.encode(sides), reference.shape[1]).mean(dim=1)
+
+    return ways | {"codec round trip": (through_codec, f"the reference through the codec {coder.name}")}
 
 
 def _made(make: Way, low: np.ndarray, reference: np.ndarray) -> np.ndarray:
