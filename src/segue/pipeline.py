@@ -26,6 +26,7 @@ from segue.hub import model_place
 from segue.models.adapters import Adapter
 from segue.models.fields import Values, field_tensors
 from segue.models.files import SavedModel, load_model, model_file
+from segue.models.lengths import faded_out
 from segue.process.cfg import Combine, combine, guided
 from segue.process.noise import keyed_noise
 from segue.process.path import sample_path, velocity_of
@@ -273,6 +274,10 @@ class Pipeline(Editor):
                 x_0 = self.filled(nothing, ask)
             waves.append(torch.nn.functional.pad(self.space.decode(x_0, size).cpu(), (0, samples - size)))
         made = torch.cat(waves)
+        if self.saved.card.lengths:
+            # What is left there is what the model and the codec make of silence.
+            ends_sec = [float(of_sound[TIMES[1]]) for of_sound in values]
+            made = faded_out(made, ends_sec, self.codec.sample_rate_hz)
         if not loop:
             return made
         each = zip(made, captions, seeds, numbers)

@@ -7,7 +7,7 @@ import torch
 
 from segue.models.dit import DiT, DiTConfig
 from segue.models.fields import LabelField, NumberField, asked_values, field_tensors
-from segue.models.lengths import draw_seconds
+from segue.models.lengths import draw_seconds, faded_out
 from segue.types import Condition, UserError
 
 NUMBERS = (
@@ -114,3 +114,12 @@ def test_lengths_are_drawn_from_the_nearest_captions_or_from_all():
     drawn = [draw_seconds(lengths, "whale", seed, 0) for seed in range(200)]
     assert drawn == [draw_seconds(lengths, "whale", seed, 0) for seed in range(200)]
     assert 0.1 <= min(drawn) < 0.2 and 3 < max(drawn) <= 4.0 and 60 < sum(x < 0.2 for x in drawn) < 140
+
+
+def test_behind_its_end_a_sound_fades_out():
+    wave = torch.ones(3, 2, 1000)
+    made = faded_out(wave, [0.3, 0.02, 7.0], 1000)
+    assert torch.equal(made[0, 0, :301], wave[0, 0, :301]) and torch.equal(made[2], wave[2])
+    assert float(made[0, 1, 325]) == pytest.approx(0.5)
+    assert float(made[0, :, 350:].abs().max()) < 1e-5 and float(made[0, :, 351:].abs().max()) == 0.0
+    assert float(made[1, :, 71:].abs().max()) == 0.0

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from segue.process.noise import keyed_generator
 
+FADE_SEC = 0.05  # behind the end that a model was told, from what it made there to digital silence
 ALIKE = 0.5  # share of words that a caption and a prompt must have in common, for its sound to say how long
 
 
@@ -33,6 +36,13 @@ def draw_seconds(lengths: dict, prompt: str, seed: int, number: int) -> float:
     below, share = divmod(place * (len(quantiles) - 1), 1.0)
     low, high = quantiles[int(below)], quantiles[min(int(below) + 1, len(quantiles) - 1)]
     return low + share * (high - low)
+
+
+def faded_out(wave: Tensor, ends_sec: Sequence[float], rate_hz: float) -> Tensor:
+    """Waves [B, A, T] that are digital silence from 50 ms behind each one's end on; before its end nothing changes."""
+    ends = torch.tensor([sec * rate_hz for sec in ends_sec])[:, None, None]
+    behind = (torch.arange(wave.shape[-1]) - ends).clamp(min=0)
+    return wave * (1 - behind / (FADE_SEC * rate_hz)).clamp(min=0)
 
 
 def _words(text: str) -> set[str]:
