@@ -70,20 +70,22 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--clips", type=int, default=30)
     parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--only", default="", help="rows whose name begins so")
     options = parser.parse_args()
     torch.set_num_threads(1)
     paths = sorted(p for p in options.folder.rglob("*") if p.suffix in (".wav", ".flac", ".ogg", ".mp3"))
     paths = paths[:: max(1, len(paths) // options.clips)][: options.clips]
     resolver = SuperResolver.load(None)
-    found: dict[str, list[dict]] = {name: [] for name in ROWS}
-    cutoffs: dict[str, list[float]] = {name: [] for name in ROWS}
+    wanted = {name: row for name, row in ROWS.items() if name.startswith(options.only)}
+    found: dict[str, list[dict]] = {name: [] for name in wanted}
+    cutoffs: dict[str, list[float]] = {name: [] for name in wanted}
     with tempfile.TemporaryDirectory() as work:
         for path in paths:
             wave = read_wave(path, RATE_HZ)[: 4 * RATE_HZ]
             if len(wave) < 8192:
                 continue
             wave = 0.5 * wave / np.abs(wave).max()
-            for name, (kind, way, settings) in ROWS.items():
+            for name, (kind, way, settings) in wanted.items():
                 source = Path(work) / "narrow.wav"
                 soundfile.write(source, narrow(wave, kind), 8000, subtype="PCM_16")
                 upsample.interpolated = way
@@ -92,7 +94,7 @@ def main() -> None:
                 report = upsample.carry_out(work_of, resolver, asked, lambda sec: None)
                 found[name].append(distances(soundfile.read(report["output"], dtype="float32")[0], wave))
                 cutoffs[name].append(report["cutoff_hz"])
-    print(f"{len(found['telephone'])} clips of {options.folder.name}, {options.steps} steps; {commit()}, {machine()}")
+    print(f"{len(next(iter(found.values())))} clips of {options.folder.name}, {options.steps} steps; {commit()}, {machine()}")
     print("| | median cutoff | " + " | ".join(BANDS) + " |")
     for name, rows in found.items():
         cells = []
