@@ -62,7 +62,7 @@ def upsample(
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Number of solver steps; 0: the one-pass predictor; default: the model's own, 0 of the shipped ones.",
+            help="Number of solver steps; 0: the one-pass predictor; default: the model's own, 4 of the shipped one.",
             min=0,
         ),
     ] = None,
@@ -139,7 +139,7 @@ def upsample(
 def load_resolver(
     run: str, weights: str, device: str, steps: int | None = None, rate_hz: int | None = None
 ) -> Resolver:
-    """The model; 'default' is one of those that come with the package: a predictor, or by steps the diffusion model.
+    """The model; 'default' is one that comes with the package: the diffusion model, or for --steps 0 the predictor.
 
     Raises:
         UserError: nothing to load there, or a model that does not work with so many steps.
@@ -147,7 +147,7 @@ def load_resolver(
     from segue.predictor import Predictor
     from segue.predictor.files import predictor_file
 
-    if run == "default" and not steps:
+    if run == "default" and steps == 0:
         return Predictor.load(None, device, rate_hz or DEFAULT_RATE_HZ)
     place = None if run == "default" else predictor_file(run)
     if place is not None:
