@@ -17,9 +17,8 @@ _MOST = 2
 
 def model_list(folders: Folders, task: str) -> list[str]:
     """Names of the runs of a task that have a checkpoint, the newest first, and the model that is shipped for it."""
-    place = {"generation": "SHIPPED", "super-resolution": "SHIPPED_SUPER_RESOLUTION"}[task]
-    file = getattr(pipeline, place, None)
-    shipped = [SHIPPED] if file is not None and file.is_file() else []
+    file = {"generation": pipeline.SHIPPED, "super-resolution": pipeline.SHIPPED_SUPER_RESOLUTION}[task]
+    shipped = [SHIPPED] if file.is_file() else []
     return [folders.name(run) for run in folders.runs(task)] + shipped
 
 
