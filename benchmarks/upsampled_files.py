@@ -94,9 +94,8 @@ def main() -> None:
                 report = upsample.carry_out(work_of, resolver, asked, lambda sec: None)
                 found[name].append(distances(soundfile.read(report["output"], dtype="float32")[0], wave))
                 cutoffs[name].append(report["cutoff_hz"])
-    print(
-        f"{len(next(iter(found.values())))} clips of {options.folder.name}, {options.steps} steps; {commit()}, {machine()}"
-    )
+    count = len(next(iter(found.values())))
+    print(f"{count} clips of {options.folder.name}, {options.steps} steps; {commit()}, {machine()}")
     print("| | median cutoff | " + " | ".join(BANDS) + " |")
     for name, rows in found.items():
         cells = []

@@ -263,7 +263,7 @@ def generate(
     sampling = replace(pipeline.own_sampling, **of_sampling)
     if "negative" in asked and sampling.guidance_scale == 1:
         raise UserError("--negative acts through guidance, whose scale is 1 here; hint: --guidance 3, or no --negative")
-    own = {name: asked[name] for name in ("negative", "loop") if name in asked}
+    own: dict[str, Any] = {name: asked[name] for name in ("negative", "loop") if name in asked}
     # A length that is drawn for each sound is drawn again by --like.
     of_length = length_sec if "seconds" in asked or "loop" in own or not pipeline.saved.card.lengths else None
     maker = Maker(
@@ -276,7 +276,7 @@ def generate(
     if maker.fits_parts:
         print(f"note: {how_kept(pipeline)}", file=sys.stderr)
     make_folder(out)
-    settings = {
+    settings: dict[str, Any] = {
         "run": (run or DEFAULT)[-_MOST_PATH:],  # the end of a long path says most of the run
         "weights": kind,
         **({} if of_length is None or edit is not None else {"seconds": of_length}),

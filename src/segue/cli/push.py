@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -44,9 +45,9 @@ def push(
     if (name is None) == (to is None):
         raise UserError("give OWNER/NAME to send it to the hub, or --to FOLDER to write it here; hint: one of the two")
     finite("--sounds", sounds, 0)
-    about = {"data": data, "licence": licence, "figures": figures, "sounds": sounds}
+    about = partial(Statement, data=data, licence=licence, figures=figures, sounds=sounds)
     if to is not None:
-        write_shared(run, to, Statement(to.name, **about))
+        write_shared(run, to, about(to.name))
         _say_what_is_missing(licence, data)
         print(f"{to}: use it with: segue generate {to} PROMPT")
         return
@@ -55,7 +56,7 @@ def push(
     check_may_send(name, public)
     with tempfile.TemporaryDirectory(prefix="segue-push-") as place:
         folder = Path(place) / "model"
-        files = write_shared(run, folder, Statement(name, **about))
+        files = write_shared(run, folder, about(name))
         _say_what_is_missing(licence, data)
         size = sum((folder / file).stat().st_size for file in files)
         print(f"sending {len(files)} files ({size / 1e6:.1f} MB) to {name}:", file=sys.stderr)

@@ -39,10 +39,10 @@ def losses(model: BandPredictor, made: Made, wave: Tensor, cutoff_hz: Tensor, ga
     level = ((made.levels.clamp(min=LEVEL_FLOOR - 0.5) - true).abs() * counted).sum() / share
     over = (true - made.mean_levels).clamp(max=MOST_EXCESS) * math.log(10.0)
     power = ((over.exp() - over - 1.0) * counted).sum() / share
-    logs = log_spectra(made.wave, wave, gain)
+    logs = log_spectra(made.wave, gain), log_spectra(wave, gain)
     above = above_cutoff(cutoff_hz, model.config.sample_rate_hz)
-    spectrum = spectral_distance(*logs, above)
-    return {"level": level, "power": power, "spectrum": spectrum, "contrast": contrast_distance(*logs, above)}
+    spectrum, contrast = spectral_distance(*logs, above), contrast_distance(*logs, above)
+    return {"level": level, "power": power, "spectrum": spectrum, "contrast": contrast}
 
 
 def above_cutoff(cutoff_hz: Tensor, sample_rate_hz: int) -> Tensor:
@@ -51,14 +51,11 @@ def above_cutoff(cutoff_hz: Tensor, sample_rate_hz: int) -> Tensor:
     return (bins_hz[None] > cutoff_hz[:, None]).float()[..., None]
 
 
-def log_spectra(made: Tensor, true: Tensor, gain: Tensor) -> list[Tensor]:
-    """log10 of the power [B, bins, L] of both [B, T], in the files' own scale, where the floor means something."""
-    window = torch.hann_window(WINDOW, device=made.device)
-    spectra = (
-        torch.stft(x / gain[:, None], WINDOW, HOP, window=window, pad_mode="constant", return_complex=True)
-        for x in (made, true)
-    )
-    return [(x.real.square() + x.imag.square() + SPECTRUM_FLOOR).log10() for x in spectra]
+def log_spectra(wave: Tensor, gain: Tensor) -> Tensor:
+    """log10 of the power [B, bins, L] of waves [B, T], in the files' own scale, where the floor means something."""
+    window = torch.hann_window(WINDOW, device=wave.device)
+    x = torch.stft(wave / gain[:, None], WINDOW, HOP, window=window, pad_mode="constant", return_complex=True)
+    return (x.real.square() + x.imag.square() + SPECTRUM_FLOOR).log10()
 
 
 def spectral_distance(made: Tensor, true: Tensor, above: Tensor) -> Tensor:
