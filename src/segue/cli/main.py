@@ -52,7 +52,7 @@ VERBS: dict[str, Verb | Group] = {
         },
     ),
     "super-resolution": Group(
-        "Train a one-pass predictor of upper bands, or measure a model.",
+        "Train a predictor of upper bands; measure models.",
         {
             "train": Verb("segue.cli.super_resolution:train", "Train a predictor on full-band sounds."),
             "measure": Verb("segue.cli.super_resolution:measure", "Measure a model beside every baseline."),
