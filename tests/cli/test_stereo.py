@@ -99,7 +99,8 @@ def test_a_model_that_makes_a_tone_on_one_side_gives_a_file_with_it_there(traine
     words = ("generate", trained / "run", "a", "--steps", 4, "--guidance", 1, "--subtype", "FLOAT", "--out", tmp_path)
     assert run(*words) == 0
     made = soundfile.read(next(tmp_path.iterdir()))[0].T
-    np.testing.assert_allclose(made[side], wave[0, side], atol=1e-3)
+    # The sound ends where training sounds did, in a fade: up to there.
+    np.testing.assert_allclose(made[side, :3900], wave[0, side, :3900], atol=1e-3)
     assert np.abs(made[1 - side]).max() < 1e-3
 
 
