@@ -115,7 +115,7 @@ def test_the_commands_for_super_resolution(segue, sounds, tmp_path, monkeypatch)
     lines = [line.replace("sounds/usr/share/sonic-pi/samples", "sounds")
              for line in block(SUPER_RESOLUTION, "super-resolution").splitlines()]  # fmt: skip
     *_, measured = run_lines(segue, lines, change)
-    assert "held-out clips (split valid): 2 of sounds" in measured.out
+    assert "2 clips of sounds (valid)" in measured.out
     assert soundfile.info("wide.wav").samplerate == 16000 and soundfile.info("wide.wav").frames == 16000
 
 
