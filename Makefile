@@ -1,6 +1,6 @@
 # Everything a clean clone needs: Python 3.10+ and make.
 #   make demo    train, generate and report on real audio (about 12 minutes on 2 cores after installation)
-#   make test    the tests
+#   make test    the tests; make slow: those of a minute and more, and those in a browser
 #   make check   style, formatting, types and docs; make types: the type checker alone
 #   make docs    the docs as a site, into site/; broken links fail, and nothing is fetched
 #   make wheel   sdist and wheel, into dist/
@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 # torch first and by its own line: asked for as somebody's dependency, pip may choose a build with gigabytes of CUDA.
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: bench docs wheel setup demo study tables test torture check types fresh format clean
+.PHONY: bench docs wheel setup demo study tables test torture check types fresh format clean slow
 
 setup: $(VENV)/.done
 
@@ -41,6 +41,10 @@ tables: setup
 # One process a core and one thread a process: two processes of two threads on two cores get in each other's way.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+# What takes a minute and more, and the page in a browser (needs Chromium): before a release, and after changes there.
+slow: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m slow
 
 torture: setup
 	$(BIN)/python tests/torture

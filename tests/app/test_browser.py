@@ -19,7 +19,7 @@ import soundfile
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytest.importorskip("gradio", reason="gradio is not installed")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")]
 MAKE_MS = 90_000  # a busy machine may take long; on a quiet one nothing takes 5 s
 expect = sync_api.expect
 expect.set_options(timeout=MAKE_MS)

@@ -44,6 +44,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_both_variants_end_as_they_would_alone(cache, tmp_path, two_slots, one_thread):
     variants = [variant(name, cache, tmp_path, 640) for name in ("static-uniform", "static-shifted")]
 

@@ -34,6 +34,7 @@ def file(recordings, tmp_path_factory):
     return folder / "study.json"
 
 
+@pytest.mark.slow
 def test_killed_and_called_again_it_goes_on_and_then_takes_seconds(lab, file, tmp_path):
     out = tmp_path / "out"
     started = subprocess.Popen(
