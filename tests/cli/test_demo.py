@@ -7,6 +7,8 @@ import pytest
 from segue.cli import demo
 from segue.training import parallel_runs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
@@ -41,7 +43,6 @@ def test_the_summary_holds_what_the_page_shows(made):
     assert f"{100 * summary['variants']['static-uniform']['family_accuracy']:.1f}" in page
 
 
-@pytest.mark.slow
 def test_a_second_call_trains_nothing_and_says_the_same(made, segue):
     out, arguments = made
     before = json.loads((out / "summary.json").read_text())["variants"]
@@ -74,7 +75,6 @@ def widened(tmp_path_factory):
     return out
 
 
-@pytest.mark.slow
 def test_super_resolution_has_its_table_its_players_and_its_pictures(widened):
     summary, page = (widened / name for name in ("summary.json", "report.html"))
     summary, page = json.loads(summary.read_text()), page.read_text()
@@ -93,7 +93,6 @@ def test_super_resolution_has_its_table_its_players_and_its_pictures(widened):
     assert (widened / "runs" / "sr-demo" / "samples" / "000.wav").exists()
 
 
-@pytest.mark.slow
 def test_a_folder_of_one_task_is_refused_for_the_other_and_a_wrong_word_is_named(widened, segue):
     ran = segue("demo", "--out", widened, "--clips", 200, "--minutes", 0.2, "--measured", 8, "--codec", "gain-shape")
     assert ran.code == 2, ran.err

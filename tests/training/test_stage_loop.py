@@ -169,6 +169,7 @@ def test_two_ranks_measure_the_condition_gain_that_one_measures(taught, recipe, 
         assert [e[key] for e in first] == pytest.approx([e[key] for e in second], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_captions_that_were_learned_are_known_from_the_start_of_the_next_run(taught, recipe, tmp_path):
     """The gain rises from 0; a run that begins with those weights reads r = 1 and no features of the teacher."""
     changes = ("train.total_examples=3200", "optim.learning_rate=6e-3", "probe.spacing=1.6")

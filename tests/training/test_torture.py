@@ -4,6 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 
 def test_ten_kills_lose_nothing():
     script = Path(__file__).parents[1] / "torture" / "crash.py"

@@ -11,6 +11,8 @@ from segue.evaluation.baselines import sinc
 from segue.pipeline import SuperResolver
 from segue.upsampling.enhance import Enhancer
 
+pytestmark = pytest.mark.slow
+
 RATE_HZ, CORE = 16000, 32 * 256
 
 
