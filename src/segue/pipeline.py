@@ -28,7 +28,7 @@ from segue.models.fields import Values, field_tensors
 from segue.models.files import SavedModel, load_model, model_file
 from segue.models.lengths import faded_out
 from segue.process.cfg import Combine, combine, guided
-from segue.process.noise import keyed_noise
+from segue.process.noise import keyed_noise, noise_of_frames
 from segue.process.path import sample_path, velocity_of
 from segue.process.replacement import solve_replacing
 from segue.process.solvers import below, solve, time_grid
@@ -40,7 +40,6 @@ from segue.types import TIMES, Condition, UserError
 
 SHIPPED = Path(__file__).parent / "weights" / "text-to-audio" / "model.safetensors"
 SHIPPED_SUPER_RESOLUTION = Path(__file__).parent / "weights" / "super-resolution" / "model.safetensors"
-NOISE_BLOCK = 16  # frames of one draw
 
 
 class Pipeline(Editor):
@@ -348,10 +347,7 @@ class SuperResolver:
     def noise(self, frames: int, seed: int, first_frame: int = 0) -> Tensor:
         """[C, frames] standard normal, keyed by blocks of frames: a chunk draws what the whole file draws there."""
         channels = self.codec.channels
-        blocks = range(first_frame // NOISE_BLOCK, -(-(first_frame + frames) // NOISE_BLOCK))
-        drawn = keyed_noise((channels, NOISE_BLOCK), seed, "super-resolution", blocks)
-        start = first_frame - blocks.start * NOISE_BLOCK
-        return drawn.transpose(0, 1).flatten(1)[:, start : start + frames]
+        return noise_of_frames(channels, frames, seed, "super-resolution", first_frame)
 
     @torch.inference_mode()
     def resolve(self, low: Tensor, cutoff_hz: Tensor, noise: Tensor, *, steps: int = 4) -> Tensor:

@@ -9,14 +9,13 @@ from torch import Tensor
 
 from segue.predictor.files import load_predictor, predictor_file
 from segue.predictor.predictor import BandPredictor
-from segue.process.noise import keyed_noise
+from segue.process.noise import noise_of_frames
 from segue.types import UserError
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 SHIPPED = {16_000: WEIGHTS / "predictor-16k"}  # by rate
 # How far levels move from the median towards mean power: our first constant (docs/super-resolution-method.md).
 MEAN_SHARE = 0.3
-_NOISE_BLOCK = 16  # frames of one draw
 _LOWEST_HZ = 1000.0  # below it, the copy that is shifted upwards has too few bins
 
 
@@ -68,10 +67,7 @@ class Predictor:
 
     def noise(self, frames: int, seed: int, first_frame: int = 0) -> Tensor:
         """[hop, frames] standard normal, keyed by blocks of frames: a chunk draws what the whole file draws there."""
-        blocks = range(first_frame // _NOISE_BLOCK, -(-(first_frame + frames) // _NOISE_BLOCK))
-        drawn = keyed_noise((self.hop_samples, _NOISE_BLOCK), seed, "predictor", blocks)
-        start = first_frame - blocks.start * _NOISE_BLOCK
-        return drawn.transpose(0, 1).flatten(1)[:, start : start + frames]
+        return noise_of_frames(self.hop_samples, frames, seed, "predictor", first_frame)
 
     @torch.inference_mode()
     def resolve(self, low: Tensor, cutoff_hz: Tensor, noise: Tensor, *, steps: int = 0) -> Tensor:

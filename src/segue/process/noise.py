@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 256  # rows of a global batch that one generator draws
+FRAMES = 16  # of a file, that one generator draws
 
 
 def keyed_generator(seed: int, stream: str, position: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
@@ -26,6 +27,18 @@ def keyed_generator(seed: int, stream: str, position: int = 0, device: torch.dev
 def keyed_noise(shape: Sequence[int], seed: int, stream: str, positions: Sequence[int]) -> Tensor:
     """Standard normal noise [len(positions), *shape], one independent draw a position: of sounds, not of batches."""
     return torch.stack([torch.randn(*shape, generator=keyed_generator(seed, stream, p)) for p in positions])
+
+
+def noise_of_frames(channels: int, frames: int, seed: int, stream: str, first_frame: int = 0) -> Tensor:
+    """[channels, frames] standard normal, keyed by blocks of frames: a chunk of a file draws what all of it draws there.
+
+    Args:
+        first_frame: of the chunk, in the file.
+    """
+    blocks = range(first_frame // FRAMES, -(-(first_frame + frames) // FRAMES))
+    drawn = keyed_noise((channels, FRAMES), seed, stream, blocks)
+    start = first_frame - blocks.start * FRAMES
+    return drawn.transpose(0, 1).flatten(1)[:, start : start + frames]
 
 
 @dataclass(frozen=True)
