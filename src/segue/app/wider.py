@@ -14,7 +14,7 @@ from segue.app.sessions import Stopped
 from segue.app.takes import draw, refuse_long
 from segue.audio.read import read_blocks, read_claim
 from segue.audio.sound import BadAudio
-from segue.upsampling.io_paths import find_jobs
+from segue.upsampling.io_paths import claimed_seconds, find_jobs
 from segue.upsampling.prepare import Settings, prepare
 from segue.upsampling.upsample import carry_out
 
@@ -60,7 +60,7 @@ def upsample(
     settings = Settings(
         rate_hz=resolver.sample_rate_hz, cutoff_hz=cutoff_hz, steps=steps, seed=seed, container="wav", overwrite=True
     )
-    total = sum(_seconds(path) for path in uploads)
+    total = sum(map(claimed_seconds, uploads))
     done = 0.0
 
     def advance(seconds: float) -> None:
@@ -101,10 +101,3 @@ def _one(
 def _picture(path: Path, to: Path) -> Path:
     rate_hz = read_claim(path).sample_rate_hz
     return draw(np.concatenate([*read_blocks(path)]).T, rate_hz, to)
-
-
-def _seconds(path: Path) -> float:
-    try:
-        return read_claim(path).seconds
-    except BadAudio:
-        return 0.0

@@ -12,7 +12,6 @@ from typing import Annotated
 
 import typer
 
-from segue.audio.read import read_claim
 from segue.audio.sound import BadAudio
 from segue.audio.stereo import MODES
 from segue.audio.write import SUBTYPES, SUFFIXES
@@ -23,7 +22,7 @@ from segue.progress import Meter
 from segue.types import UserError, first_line, printable
 from segue.upsampling.chunk_length import parse_memory
 from segue.upsampling.enhance import Resolver
-from segue.upsampling.io_paths import Job, find_jobs
+from segue.upsampling.io_paths import Job, claimed_seconds, find_jobs
 from segue.upsampling.prepare import Settings, prepare
 from segue.upsampling.source import SOURCES
 from segue.upsampling.upsample import carry_out, describe
@@ -123,7 +122,7 @@ def upsample(
         meter.update(done)
 
     # The total counts what headers claim: it is for the meter alone.
-    total_sec = sum(_seconds(job) for job in jobs)
+    total_sec = sum(claimed_seconds(job.source) for job in jobs)
     with Meter("upsampling", total_sec, unit="s of sound", rate_as="{:.1f} times real time") as meter:
         for job in jobs:
             # A file that fails is a line of its own, and the others are done.
@@ -249,13 +248,6 @@ def _one(
         return line
     _say(f"{'left out' if status == 'left out' else 'segue:'} {reason}")
     return {"input": str(job.source), "status": status, "reason": reason, "notes": []}
-
-
-def _seconds(job: Job) -> float:
-    try:
-        return read_claim(job.source).seconds
-    except BadAudio:
-        return 0.0
 
 
 def _json(line: dict) -> str:

@@ -9,11 +9,21 @@ from pathlib import Path
 
 from segue.audio.folders import walk
 from segue.audio.names import find_named
+from segue.audio.read import read_claim
 from segue.audio.sound import SUFFIXES as SOUNDS
+from segue.audio.sound import BadAudio
 from segue.audio.write import SUFFIXES
 from segue.types import UserError, printable
 
 LISTS = (".txt", ".lst", ".m3u", ".m3u8")
+
+
+def claimed_seconds(path: Path) -> float:
+    """Length of a sound file by its header; 0 of a file that cannot be read, which is named when it is its turn."""
+    try:
+        return read_claim(path).seconds
+    except BadAudio:
+        return 0.0
 
 
 @dataclass(frozen=True)
