@@ -60,7 +60,7 @@ class Stepper:
             log=lambda line: None,
             **stage_options(config, accelerator, self.model),
         )
-        self.losses = StepLosses(config, cache, self.model.config, self.stage, self.optim, accelerator)
+        self.losses = StepLosses(config, cache, self.model.config, self.stage, self.optim, accelerator, self.model)
         self.task = make_task(config, cache)
         self.loader = LatentLoader(cache, "train", config.train.batch_size, 0)
 

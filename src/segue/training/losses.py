@@ -92,7 +92,7 @@ class StepLosses:
         stage: Stage,
         optim: OptimConfig,
         accelerator,
-        ema: Backbone | None = None,
+        ema: Backbone,
     ) -> None:
         """
         Args:
@@ -113,7 +113,7 @@ class StepLosses:
         self._targets: LatentTargets | OwnTargets | None = None
         if target == "latents":
             self._targets = LatentTargets()
-        elif target == "self" and ema is not None:
+        elif target == "self":
             self._targets = OwnTargets(ema, self._grid, config.train.precision == "bf16")
         self._dropout = config.train.condition_dropout
         self._contrastive = config.train.contrastive

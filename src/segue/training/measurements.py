@@ -91,10 +91,11 @@ class Measurements:
         self.fingerprint = getattr(self.discrepancy or self.gain, "fingerprint", ())
         self._cosine_example: Example | None = None
         if config.policy.regime.signal == "gradient-cosine":
-            if config.policy.alignment.weight == 0 or config.policy.alignment.space != "hidden":
+            alignment = config.policy.alignment
+            if alignment.weight == 0 or (alignment.space, alignment.target) != ("hidden", "teacher"):
                 raise UserError(
                     "regime.signal=gradient-cosine compares with the alignment's gradient: set alignment.weight above "
-                    "0 and alignment.space=hidden, or take another signal"
+                    "0 with alignment.space=hidden and alignment.target=teacher, or take another signal"
                 )
             self._cosine_example = _cosine_example(task, cache, accelerator.device)
 

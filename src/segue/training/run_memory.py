@@ -70,23 +70,30 @@ def run_need(config: RunConfig, cache: LatentCache, dit: BackboneConfig) -> RunN
     taught = FLOAT * frames * (cache.meta["teacher_dim"] or 0)
     text = 0 if dit.audio else FLOAT * cache.text_tokens * cache.text_dim
     # Latents, x_0 and noise of the whole batch, audio twice; x_t, prediction, error and their gradients of a piece.
-    batch = train.batch_size * ((5 if dit.audio else 3) * latent + text) + 5 * piece * latent
+    whole = (5 if dit.audio else 3) + (1 if train.contrastive else 0)
+    batch = train.batch_size * (whole * latent + text) + 5 * piece * latent
     batch += train.validation_clips * (3 * latent + text)
 
     # The batches that are read ahead, as they are stored.
-    aligned = taught if config.policy.alignment.weight > 0 else 0
+    aligned = taught if alignment.weight > 0 and alignment.target == "teacher" else 0
     batch += AHEAD * train.batch_size * (latent + text + aligned) * cache.dtype.itemsize // FLOAT
 
-    # The alignment: teacher features of the batch, the projector and its activations.
+    # The alignment: targets of the batch, a projector for each tap and its activations.
     if alignment.weight > 0:
-        batch += train.batch_size * taught
+        tokens = ceil(window / dit.patch_frames)
+        targets, dim = {
+            "teacher": (taught, cache.meta["teacher_dim"] or 1),
+            "latents": (latent, cache.channels),
+            "self": (FLOAT * tokens * dit.width, dit.width),
+        }[alignment.target]
+        batch += train.batch_size * targets
         if alignment.space == "hidden":
+            taps = 2 if alignment.second_tap else 1
             with torch.device("meta"):
-                projector = Projector(dit.width, cache.meta["teacher_dim"] or 1)
-            weights += ADAM * FLOAT * sum(p.numel() for p in projector.parameters())
-            tokens = ceil(window / dit.patch_frames)
+                projector = Projector(dit.width, dim)
+            weights += taps * ADAM * FLOAT * sum(p.numel() for p in projector.parameters())
             widths = sum(layer.out_features for layer in projector.modules() if isinstance(layer, nn.Linear))
-            activations += piece * (FLOAT * tokens * 2 * widths + 5 * taught)
+            activations += taps * piece * (FLOAT * tokens * 2 * widths + 5 * targets)
 
     # The discrepancy: its probe set, and the regression onto features.
     fit = 0
