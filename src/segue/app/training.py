@@ -21,7 +21,7 @@ from segue.report.page import facts
 # How sounds are encoded: options of `segue encode`.
 SOUNDS: dict[str, tuple[str, ...]] = {
     "16 kHz mono": (),
-    "44.1 kHz stereo": ("--codec", "stereo-44k", "--teacher", "compact-44k"),
+    "44.1 kHz stereo": ("--codec", "stereo-44k"),
 }
 CAPTIONS = ("manifest", "filename", "none")
 _SHOWN_BAD = 20
