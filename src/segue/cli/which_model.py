@@ -8,7 +8,7 @@ from pathlib import Path
 from segue.types import UserError
 
 DEFAULT = "default"  # names the shipped model where a RUN is written
-SHIPPED_MODEL = "the shipped one (1.4 M parameters, notes, chords and drums of a sound font; RUN names another)"
+SHIPPED_MODEL = "the shipped one (notes, chords and drums of a sound font; RUN names another)"
 _EXAMPLE = '"a soft violin playing C 5"'
 
 
