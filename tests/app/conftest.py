@@ -8,7 +8,7 @@ TINY = ["model.preset=dit-tiny", "train.total_examples=24", "train.batch_size=4"
         "train.checkpoint_every=12", "train.samples=2"]  # fmt: skip
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(cache, recordings, tmp_path_factory):
     """A folder with a finished run, the cache that it was trained on, and sounds."""
     from segue.recipes import load_recipe
