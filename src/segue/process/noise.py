@@ -30,7 +30,7 @@ def keyed_noise(shape: Sequence[int], seed: int, stream: str, positions: Sequenc
 
 
 def noise_of_frames(channels: int, frames: int, seed: int, stream: str, first_frame: int = 0) -> Tensor:
-    """[channels, frames] standard normal, keyed by blocks of frames: a chunk of a file draws what all of it draws there.
+    """[channels, frames] standard normal, keyed by blocks of frames: a part of a file draws what all of it draws there.
 
     Args:
         first_frame: of the chunk, in the file.
