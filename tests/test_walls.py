@@ -50,7 +50,7 @@ ALLOWED = {
     "sampling": {"process"},
     "editing": {"process", "models", "codecs", "tasks", "sampling"},
     "pipeline": {"process", "models", "codecs", "conditioners", "tasks", "sampling", "editing"},
-    "upsampling": {"audio", "progress"},
+    "upsampling": {"audio", "progress", "predictor", "pipeline"},
     "recipes": PARTS | {"training"},
     "integrations": {"stage", "process"},
     "workflows": PARTS | {"audio", "progress", "pipeline", "predictor", "recipes", "report", "training"},

@@ -154,7 +154,7 @@ def test_models_are_loaded_once(served):
     models = Models("cpu")
     assert models.pipeline(served / "first") is models.pipeline(served / "first")
     with pytest.raises(UserError, match="not for super-resolution"):
-        models.resolver(served / "first")
+        models.resolver(Folders.of([served]), str(served / "first"))
 
 
 # --- Runs ---

@@ -112,7 +112,7 @@ def test_what_is_no_predictor_is_refused(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="no predictor"):
         Predictor.load(tmp_path)
-    with pytest.raises(UserError, match="at most 16000"):
+    with pytest.raises(UserError, match="at most 48000"):
         Predictor.load(None, rate_hz=96_000)
     with pytest.raises(UserError, match="no steps"):
         predictor = Predictor(small(), {})

@@ -8,17 +8,19 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from segue import Pipeline, SuperResolver, UserError, pipeline
+from segue import Pipeline, UserError, pipeline
 from segue.app.folders import Folders
+from segue.upsampling.enhance import Resolver
+from segue.upsampling.load import WIDEST_HZ, load_resolver
 
 SHIPPED = "the shipped model"
+SHIPPED_WIDE = f"the shipped model, to {WIDEST_HZ // 1000} kHz"  # of super-resolution
 _MOST = 2
 
 
 def model_list(folders: Folders, task: str) -> list[str]:
-    """Names of the runs of a task that have a checkpoint, the newest first, and the model that is shipped for it."""
-    file = {"generation": pipeline.SHIPPED, "super-resolution": pipeline.SHIPPED_SUPER_RESOLUTION}[task]
-    shipped = [SHIPPED] if file.is_file() else []
+    """Names of the runs of a task that have a checkpoint, the newest first, and the models that are shipped for it."""
+    shipped = [SHIPPED, SHIPPED_WIDE] if task == "super-resolution" else [SHIPPED] if pipeline.SHIPPED.is_file() else []
     return [folders.name(run) for run in folders.runs(task)] + shipped
 
 
@@ -51,13 +53,21 @@ class Models:
         given: dict[str, Any] = {} if run is None else {"run": run}
         return self._get("generation", run, lambda: Pipeline.load(**given, device=self._device))
 
-    def resolver(self, run: Path | None) -> SuperResolver:
-        """The super-resolution model of a run; None: the shipped one.
+    def resolver(self, folders: Folders, name: str | None, steps: int | None = None) -> Resolver:
+        """The super-resolution model that a name of `model_list` stands for.
+
+        Args:
+            steps: that it is going to be asked for; None: its own. With steps, the shipped model is one of diffusion.
 
         Raises:
-            UserError: nothing to load there, or a model for another task.
+            UserError: nothing to load there, a model for another task, or one that cannot do so many steps.
         """
-        return self._get("super-resolution", run, lambda: SuperResolver.load(run, device=self._device))
+        wide = name == SHIPPED_WIDE
+        run = run_of(folders, SHIPPED if wide else name)
+        place = "default" if run is None else str(run)
+        kind = f"super-resolution, {'wide' if wide else ''} {bool(steps)}"
+        rate_hz = WIDEST_HZ if wide else None
+        return self._get(kind, run, lambda: load_resolver(place, device=self._device, steps=steps, rate_hz=rate_hz))
 
     def _get(self, kind: str, run: Path | None, load: Callable[[], Any]) -> Any:
         newest = max(run.glob("checkpoints/*/model.safetensors"), default=None) if run is not None else None

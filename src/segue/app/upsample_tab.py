@@ -6,7 +6,6 @@ from pathlib import Path
 
 from segue.app.context import Context
 from segue.app.errors import told
-from segue.app.models import run_of
 from segue.app.ui import gr
 from segue.app.wider import Pair, upsample
 
@@ -22,7 +21,7 @@ def upsample_tab(context: Context) -> gr.Dropdown:
             model = gr.Dropdown([], label="Model", elem_id="upsample-model")
             with gr.Row():
                 cutoff = gr.Number(0, label="Cutoff (Hz)", minimum=0, info="0: it is found")
-                steps = gr.Slider(0, 50, 0, step=1, label="Steps", info="0: the model's own")
+                steps = gr.Slider(0, 50, 0, step=1, label="Steps", info="0: the model's own; more: diffusion")
                 seed = gr.Number(0, label="Seed", precision=0)
             with gr.Row():
                 start = gr.Button("Upsample", variant="primary", elem_id="upsample-start", min_width=140)
@@ -49,7 +48,7 @@ def upsample_tab(context: Context) -> gr.Dropdown:
                            print_exception=False)  # fmt: skip
         session = context.sessions.of(request.session_hash)
         yield "Loading the model ...", None, *_shown([])
-        resolver = context.models.resolver(run_of(context.folders, model))
+        resolver = context.models.resolver(context.folders, model, int(steps or 0) or None)
         stop = session.begin("upsample")
         pairs: list[Pair] = []
         work = upsample(resolver, [Path(file) for file in files], session.new_folder(), stop,

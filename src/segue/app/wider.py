@@ -9,11 +9,12 @@ from threading import Event
 
 import numpy as np
 
-from segue import SuperResolver, UserError
+from segue import UserError
 from segue.app.sessions import Stopped
 from segue.app.takes import draw, refuse_long
 from segue.audio.read import read_blocks, read_claim
 from segue.audio.sound import BadAudio
+from segue.upsampling.enhance import Resolver
 from segue.upsampling.io_paths import claimed_seconds, find_jobs
 from segue.upsampling.prepare import Settings, prepare
 from segue.upsampling.upsample import carry_out
@@ -38,7 +39,7 @@ class Pair:
 
 
 def upsample(
-    resolver: SuperResolver,
+    resolver: Resolver,
     uploads: Sequence[Path],
     folder: Path,
     stop: Event,
@@ -77,9 +78,7 @@ def upsample(
             return
 
 
-def _one(
-    resolver: SuperResolver, upload: Path, folder: Path, settings: Settings, advance: Callable[[float], None]
-) -> Pair:
+def _one(resolver: Resolver, upload: Path, folder: Path, settings: Settings, advance: Callable[[float], None]) -> Pair:
     try:
         refuse_long(upload)
         folder.mkdir()

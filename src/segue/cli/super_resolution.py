@@ -103,8 +103,8 @@ def measure(
 
 def _models(run: str, counts: tuple[int, ...] | None) -> dict:
     """Number of steps -> the model that works with it: predictors with 0, diffusion models with others."""
-    from segue.cli.upsample import load_resolver
     from segue.predictor.files import predictor_file
+    from segue.upsampling.load import load_resolver
 
     if counts is None:
         counts = (0, 4) if run == "default" else (4, 50) if predictor_file(run) is None else (0,)

@@ -23,11 +23,11 @@ from segue.types import UserError, first_line, printable
 from segue.upsampling.chunk_length import parse_memory
 from segue.upsampling.enhance import Resolver
 from segue.upsampling.io_paths import Job, claimed_seconds, find_jobs
+from segue.upsampling.load import WIDEST_HZ, load_resolver
 from segue.upsampling.prepare import Settings, prepare
 from segue.upsampling.source import SOURCES
 from segue.upsampling.upsample import carry_out, describe
 
-DEFAULT_RATE_HZ = 16_000  # of the shipped models
 _MOST_FAILURES = 125  # what an exit code can count; the shell takes the ones above
 
 
@@ -43,7 +43,10 @@ def upsample(
     ],
     rate: Annotated[
         int | None,
-        typer.Option(help="Sample rate of the output in Hz, up to the model's own, which is the default."),
+        typer.Option(
+            help="Sample rate of the output in Hz, up to 48000 by the shipped models; default: the model's own, or "
+            "16000."
+        ),
     ] = None,
     cutoff: Annotated[
         float | None, typer.Option(help="Frequency in Hz where the inputs' band ends; default: detected in each file.")
@@ -61,7 +64,8 @@ def upsample(
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Number of solver steps; 0: the one-pass predictor; default: the model's own, 4 of the shipped one.",
+            help="Number of solver steps of a diffusion model; of 'default', 0 is the one-pass predictor (default), "
+            "more the shipped diffusion model, to 16 kHz.",
             min=0,
         ),
     ] = None,
@@ -110,6 +114,8 @@ def upsample(
                          subtype, overwrite, skip_existing)  # fmt: skip
     # The model is loaded once; settings that it cannot meet are refused before the first file.
     resolver = load_resolver(run, weights, announced_device(device), steps, rate)
+    if run == "default" and not steps and resolver.sample_rate_hz < WIDEST_HZ:
+        settings = replace(settings, wider_hz=WIDEST_HZ)
     # What the model can do is known only now.
     settings = _fitted(settings, resolver)
     failures = 0
@@ -133,36 +139,6 @@ def upsample(
         print(f"{failures} of {len(jobs)} files failed", file=sys.stderr)
     # A shell takes an exit code above 125 for a signal or a command that it could not run.
     return min(failures, _MOST_FAILURES)
-
-
-def load_resolver(
-    run: str, weights: str, device: str, steps: int | None = None, rate_hz: int | None = None
-) -> Resolver:
-    """The model; 'default' is one that comes with the package: the diffusion model, or for --steps 0 the predictor.
-
-    Raises:
-        UserError: nothing to load there, or a model that does not work with so many steps.
-    """
-    from segue.predictor import Predictor
-    from segue.predictor.files import predictor_file
-
-    if run == "default" and steps == 0:
-        return Predictor.load(None, device, rate_hz or DEFAULT_RATE_HZ)
-    place = None if run == "default" else predictor_file(run)
-    if place is not None:
-        if steps:
-            raise UserError(f"--steps {steps}: {run} is a predictor, which has no steps; hint: leave out --steps")
-        return Predictor.load(place, device)
-    # The diffusion model takes a second to import, and the predictor needs nothing of it.
-    from segue.pipeline import SuperResolver
-
-    resolver = SuperResolver.load(None if run == "default" else run, weights, device)
-    if steps == 0:
-        raise UserError(
-            f"--steps 0: {run} is a diffusion model, which needs at least 1; hint: 'default' in its place, or "
-            "the folder of a predictor"
-        )
-    return resolver
 
 
 def _settings(

@@ -44,6 +44,7 @@ class Settings:
         stereo: one of `stereo.MODES`.
         container, subtype: of the output.
         overwrite, skip_existing: what to do about an output that is there already; else it is an error.
+        wider_hz: rate of another model that a file whose band is full already is advised to take; 0: there is none.
     """
 
     rate_hz: int
@@ -60,6 +61,7 @@ class Settings:
     subtype: str | None = None
     overwrite: bool = False
     skip_existing: bool = False
+    wider_hz: int = 0
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,8 @@ def prepare(job: Job, resolver: Resolver, settings: Settings, taken: Collection[
     # A cutoff that the user gives is followed even where the band looks full.
     if settings.cutoff_hz is None and cutoff_hz >= min(FULL_SHARE * rate_hz / 2, FULL_HZ):
         full = f"full-band already: sound up to {cutoff_hz:,.0f} Hz, {rate_hz:,} Hz can add nothing; copied"
+        if cutoff_hz < FULL_HZ and settings.wider_hz:
+            full += f"; hint: --rate {settings.wider_hz}"
         same = output_format(header, container, settings.subtype, header.sample_rate_hz)
         return Copying(job, output, began, header, (full, *notes), analysis, cutoff_hz, found_by, same)
     notes = (*treatment.notes, *notes)
