@@ -185,7 +185,7 @@ def test_two_inputs_for_one_output(segue, old, tmp_path):
         (["--rate", "16"], "is in Hz, not kHz"),
         (["--cutoff", "-1"], "--cutoff -1"),
         (["--format", "mp3"], "use one of wav, flac"),
-        (["--stereo", "wide"], "use one of left-right, mid-side"),
+        (["--stereo", "wide"], "use one of mid-side, left-right"),
         (["--subtype", "MP3"], "use one of PCM_S8"),
         (["--max-memory", "lots"], "such as 1.5GB"),
         (["--chunk-seconds", "-2"], "--chunk-seconds -2"),

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-MODES = ("left-right", "mid-side")
+MODES = ("mid-side", "left-right")
 _CORRELATED = 0.1  # channels that agree less have no common axis
 
 

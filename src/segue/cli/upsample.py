@@ -81,7 +81,7 @@ def upsample(
         ),
     ] = None,
     stereo: Annotated[
-        str, typer.Option(help="Form in which the model takes two channels: left-right or mid-side.")
+        str, typer.Option(help="Form in which the model takes two channels: mid-side or left-right.")
     ] = MODES[0],
     container: Annotated[
         str | None, typer.Option("--format", help="Format of the output: wav or flac; default: as the input.")
