@@ -56,6 +56,26 @@ def test_a_resumed_run_equals_an_uninterrupted_one(bright, tmp_path):
         predictor_run.train_predictor(bright, tmp_path / "whole", replace(CONFIG, seed=1), resume=True)
 
 
+def test_clips_from_telephones_leave_all_others_as_they_were(bright):
+    audio = read_training_audio(bright, (), 16_000)
+    coded = replace(CONFIG, batch_size=8, telephone_share=0.5, coded_share=0.2)
+    plain = predictor_run.draw_batch(audio, replace(CONFIG, batch_size=8), 3)
+    mixed, again = (predictor_run.draw_batch(audio, coded, 3) for _ in range(2))
+    assert torch.equal(mixed.low, again.low) and torch.equal(mixed.noise, plain.noise)
+    same = [torch.equal(a, b) for a, b in zip(plain.low, mixed.low)]
+    assert 0 < sum(same) < len(same)
+    from_telephones = (mixed.cutoff_hz >= 3300) & (mixed.cutoff_hz <= 3500) & (mixed.cutoff_hz != plain.cutoff_hz)
+    assert from_telephones.any()
+    # A telephone's band begins at 300 Hz.
+    hz = torch.fft.rfftfreq(mixed.low.shape[1], 1 / 16_000)
+    power = torch.fft.rfft(mixed.low[from_telephones]).abs().square()
+    truth = torch.fft.rfft(mixed.wave[from_telephones]).abs().square()
+    kept = [float(power[:, part].sum() / truth[:, part].sum()) for part in (hz < 250, (hz > 600) & (hz < 2500))]
+    assert kept[0] < 0.3 * kept[1]
+    with pytest.raises(UserError, match="at most 1"):
+        replace(CONFIG, telephone_share=0.7, coded_share=0.6)
+
+
 def test_losses_are_small_for_the_truth_and_every_weight_learns(bright):
     audio = read_training_audio(bright, (), 16_000)
     run = predictor_run.start(CONFIG, "cpu")

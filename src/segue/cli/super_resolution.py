@@ -27,6 +27,10 @@ def train(
     cutoff_max_hz: Annotated[
         float | None, typer.Option(help="Highest such frequency in Hz; default: 85 % of half of --rate.")
     ] = None,
+    telephone_share: Annotated[
+        float, typer.Option(help="Share of training clips out of telephones (300 to 3,400 Hz; A-law, mu-law, GSM).")
+    ] = 0.0,
+    coded_share: Annotated[float, typer.Option(help="Share of training clips out of MP3 and Opus files.")] = 0.0,
     extra: Extra = None,
     resume: ContinueOut = False,
     seed: Annotated[int, typer.Option(help="Seed of weights and draws.")] = 0,
@@ -54,6 +58,8 @@ def train(
         steps,
         cutoff_min_hz=cutoff_min_hz,
         cutoff_max_hz=cutoff_max_hz or 0.0,
+        telephone_share=telephone_share,
+        coded_share=coded_share,
         seed=seed,
     )
     data = source_of(source, root, follow_links, column, encoding)

@@ -223,7 +223,8 @@ def _read(folder: Path, config: dict) -> tuple[dict, dict[str, Tensor]]:
     # The saved config has been through JSON, which knows no tuples.
     now = json.loads(json.dumps(config))
     then = state["config"]
-    changed = [k for k in now if k not in _BUDGET and now[k] != then.get(k)]
+    # A setting that came later changes nothing where it is off.
+    changed = [k for k in now if k not in _BUDGET and (now[k] != then[k] if k in then else now[k])]
     if changed:
         raise UserError(
             f"{path}: was trained with another {', '.join(changed)}; hint: give the same options, or a new --out"

@@ -1,8 +1,8 @@
 """Training the one-pass predictor on a folder of full-band sounds: one visible loop, keyed and resumable.
 
 A crop is brought to a random level about the one that `segue upsample` gives files, and loses its top as files do
-(tasks/degradation.py): half of the time at a rate in common use, else anywhere. The losses are those of
-predictor_losses.py. What a step draws depends on the seed and the step alone.
+(tasks/degradation.py): half of the time at a rate in common use, else anywhere; a share of them come from a telephone
+or a lossy file. The losses are those of predictor_losses.py. What a step draws depends on the seed and the step alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from segue.evaluation.spectral_distances import lsd
 from segue.predictor import BandPredictor, PredictorConfig, save_predictor
 from segue.predictor.files import count_parameters, half_precision
 from segue.process.noise import keyed_generator
-from segue.tasks.degradation import FAMILIES, Degradation, degrade, protocol
+from segue.tasks.degradation import (
+    CODING_UNIFORMS,
+    FAMILIES,
+    Degradation,
+    DegradationConfig,
+    degrade,
+    protocol,
+    with_coding,
+)
 from segue.training.precision import has_fast_bf16
 from segue.training.predictor.predictor_losses import losses
 from segue.training.small_run import SmallRun, average, descend, early_decay, refuse_used, run_loop
@@ -43,6 +51,7 @@ class PredictorTrainConfig:
         model: its shape and rate.
         minutes, steps: the budget; steps instead of minutes where they are given.
         cutoff_min_hz, cutoff_max_hz: where training clips end; 0: from 3,400 Hz to 85 % of half the rate.
+        telephone_share, coded_share: of clips, as in `tasks.degradation.DegradationConfig`.
         batch_size, crop_sec: crops of a step.
         power_weight, spectrum_weight, contrast_weight: of the losses beside that of levels.
     """
@@ -52,6 +61,8 @@ class PredictorTrainConfig:
     steps: int | None = None
     cutoff_min_hz: float = 3400.0
     cutoff_max_hz: float = 0.0
+    telephone_share: float = 0.0
+    coded_share: float = 0.0
     batch_size: int = 8
     crop_sec: float = 1.0
     learning_rate: float = 2e-3
@@ -71,6 +82,17 @@ class PredictorTrainConfig:
                 f"cutoffs from {low_hz:g} to {high_hz:g} Hz of sound at {self.model.sample_rate_hz:,} Hz; hint: give "
                 "them between 1000 Hz and half of --rate"
             )
+
+        _ = self.codings
+
+    @property
+    def codings(self) -> DegradationConfig:
+        """How many clips go through a lossy code.
+
+        Raises:
+            UserError: no shares, or more than all.
+        """
+        return DegradationConfig(telephone_share=self.telephone_share, coded_share=self.coded_share)
 
     @property
     def cutoffs_hz(self) -> tuple[float, float]:
@@ -127,6 +149,11 @@ def draw_batch(audio: TrainingAudio, config: PredictorTrainConfig, step: int) ->
     # Numbers of rows and of settings; drawn after the crops from the same generator.
     u = torch.rand(config.batch_size, 6, generator=generator)
     drawn = [degradation_from(config, row) for row in u[:, :5].tolist()]
+    if config.codings.codes:
+        # From a generator of their own, so that everything else is drawn as without them.
+        keyed = keyed_generator(config.seed, "predictor codings", step)
+        codings = torch.rand(config.batch_size, CODING_UNIFORMS, generator=keyed).tolist()
+        drawn = [with_coding(d, config.codings, row) for d, row in zip(drawn, codings)]
     low = degrade(wave, rate_hz, drawn)
     level = low.square().mean(1).sqrt().clamp(min=QUIETEST_RMS)
     gain = INPUT_RMS / level * 10 ** ((2 * u[:, 5] - 1) * RANDOM_LEVEL_DB / 20)
