@@ -78,7 +78,7 @@ def widened(tmp_path_factory):
 def test_super_resolution_has_its_table_its_players_and_its_pictures(widened):
     summary, page = (widened / name for name in ("summary.json", "report.html"))
     summary, page = json.loads(summary.read_text()), page.read_text()
-    models = ["sr-demo-static", "sr-demo", "shipped model"]
+    models = ["sr-demo-static", "sr-demo", "shipped predictor", "shipped diffusion model"]
     assert list(summary["rows"]) == ["unprocessed", "sinc", "band replication", "codec round trip", *models]
     rows = {name: {m: v["mean"] for m, v in row.items()} for name, row in summary["rows"].items()}
     assert rows["codec round trip"]["lsd full"] < 0.01 < rows["band replication"]["lsd full"]

@@ -7,13 +7,17 @@ from torch import Tensor
 
 from segue.cli.demo_common import Trained, keep_sounds, page_prompts, say, spread_notes, training_figures, wave_of
 from segue.pipeline import SHIPPED_SUPER_RESOLUTION, SuperResolver
+from segue.predictor import Predictor
+from segue.predictor.resolver import SHIPPED as PREDICTORS
 from segue.report import PromptClip, VariantPage, write_demo_report, write_summary
 from segue.tasks.degradation import degrade
 from segue.training.log import read_log
 from segue.types import UserError
+from segue.upsampling.enhance import Resolver
 from segue.workflows.measure_super_resolution import PRESET, by_model, rows_of
 
-SHIPPED = "shipped model"
+SHIPPED = "shipped predictor"
+SHIPPED_DIFFUSION = "shipped diffusion model"
 # What the page plays is chosen of: kind -> how many clips of trained and of held-out pairs.
 CHOSEN_FROM = {"note": (3, 9), "drum": (3, 0), "chord": (0, 3), "sequence": (3, 3)}
 PLAYED = 8  # those that lost most: most notes of a bass have nothing to lose
@@ -32,11 +36,8 @@ def write_report(demo: Trained) -> list[str]:
     """
     rate_hz = demo.codec.sample_rate_hz
     filter_ = demo.config.degradation.held_out
-    models = {name: SuperResolver.load(result.run_dir) for name, result in demo.results.items()}
-    # The shipped model is a reference where its rate is that of the demo's codec.
-    if SHIPPED_SUPER_RESOLUTION.is_file():
-        shipped = SuperResolver.load(None)
-        models |= {SHIPPED: shipped} if shipped.sample_rate_hz == rate_hz else {}
+    models: dict[str, Resolver] = {name: SuperResolver.load(result.run_dir) for name, result in demo.results.items()}
+    models |= _shipped(rate_hz)
     say("    measuring beside the baselines")
     unseen = [c for c in demo.everything if c.fields["kind"] == "note" and c.split == "test"]
     waves = [wave_of(clip, rate_hz) for clip in spread_notes(unseen, demo.plan.measured)]
@@ -78,7 +79,17 @@ def write_report(demo: Trained) -> list[str]:
     return _closing(demo, rows)
 
 
-def _widened(model: SuperResolver, low: Tensor, cutoff_hz: float) -> Tensor:
+def _shipped(rate_hz: int) -> dict[str, Resolver]:
+    """The models that come with the package, as references where their rate is that of the demo's codec."""
+    found: list[tuple[str, Resolver]] = []
+    if rate_hz in PREDICTORS:
+        found.append((SHIPPED, Predictor.load(rate_hz=rate_hz)))
+    if SHIPPED_SUPER_RESOLUTION.is_file():
+        found.append((SHIPPED_DIFFUSION, SuperResolver.load(None)))
+    return {name: model for name, model in found if model.sample_rate_hz == rate_hz}
+
+
+def _widened(model: Resolver, low: Tensor, cutoff_hz: float) -> Tensor:
     return torch.cat([by_model(model, cutoff_hz, model.steps)(row[None], number) for number, row in enumerate(low)])
 
 

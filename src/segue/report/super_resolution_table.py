@@ -16,7 +16,7 @@ READING = (
     "better. SI-SDR: of the waveform, in dB, higher is better; an invented band costs SI-SDR. Small: 95 % bootstrap "
     "interval over clips, not over seeds. The notes are (instrument, pitch) pairs of no training clip. The grey "
     "rows need no model: sinc adds nothing, band replication copies the upper octave upwards, and the codec round trip "
-    "is the ceiling. The shipped model trained longer, on notes and speech."
+    "is the ceiling. The shipped models trained longer, on other sounds."
 )
 _HEAD = ("", "LSD full", "LSD low", "LSD high", "SI-SDR (dB)")
 _MEASURES = {"lsd full": 3, "lsd low": 3, "lsd high": 3, "si-sdr db": 1}  # and digits
