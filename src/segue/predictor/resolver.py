@@ -14,8 +14,8 @@ from segue.types import UserError
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 SHIPPED = {16_000: WEIGHTS / "predictor-16k", 48_000: WEIGHTS / "predictor-48k"}  # by rate
-# How far levels move from the median towards mean power: our first constant (docs/super-resolution-method.md).
-MEAN_SHARE = 0.3
+# How far levels move from the median towards mean power; chosen in docs/super-resolution-method.md.
+MEAN_SHARE = 0.15
 _LOWEST_HZ = 1000.0  # below it, the copy that is shifted upwards has too few bins
 
 
