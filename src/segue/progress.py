@@ -69,7 +69,7 @@ class Meter:
         elif not self.quiet and time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _LINE_EVERY_SEC
             rate = self.rate(done)
-            left = f", {(self.total - done) / rate:.0f} s left" if rate > 0 and done > self.start_at else ""
+            left = f", {max(0.0, self.total - done) / rate:.0f} s left" if rate > 0 and done > self.start_at else ""
             print(
                 f"{self.title}: {done:,.0f}/{self.total:,.0f} {self.unit}, {self.rate_as.format(rate)}{left} {words}",
                 file=sys.stderr,
