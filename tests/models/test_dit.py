@@ -39,6 +39,26 @@ def test_a_fresh_model_predicts_zero():
     assert DiT(SMALL)(X, T, condition()).prediction.abs().max() == 0  # adaLN-zero, zero output layer
 
 
+def test_a_value_residual_mixes_the_first_values_in():
+    plain, mixed = DiT(SMALL), DiT(replace(SMALL, value_residual=True))
+    added = set(mixed.state_dict()) - set(plain.state_dict())
+    assert added == {f"blocks.{i}.attention.value_shares" for i in range(SMALL.depth)}
+    weights = woken().state_dict()
+    shares = dict.fromkeys(added, torch.tensor([0.0, 1.0]))
+    mixed.load_state_dict(weights | shares)
+    model = woken()
+    expected = model(X, T, condition()).prediction
+    torch.testing.assert_close(mixed(X, T, condition()).prediction, expected, atol=1e-5, rtol=1e-5)
+    # A block's own values are those that a model of it alone would use: with all of the first's, nothing changes there.
+    mixed.load_state_dict(weights | shares | {"blocks.0.attention.value_shares": torch.tensor([1.0, 0.0])})
+    torch.testing.assert_close(mixed(X, T, condition()).prediction, expected, atol=1e-5, rtol=1e-5)
+    mixed.load_state_dict(weights | dict.fromkeys(added, torch.tensor([0.5, 0.5])))
+    made = mixed(X, T, condition()).prediction
+    assert (made - expected).abs().max() > 1e-3
+    made.square().sum().backward()
+    assert all(mixed.get_parameter(name).grad.abs().max() > 0 for name in added)
+
+
 @pytest.mark.parametrize("patch", [1, 2, 4])
 def test_shapes_with_patches_that_do_not_divide_the_length(patch):
     model = woken(DiTConfig(channels=6, text_dim=10, width=32, depth=2, heads=4, patch_frames=patch))

@@ -86,20 +86,39 @@ def token_bias(real: Tensor | None, x: Tensor, window: int, tables: Tables) -> T
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with rotary positions; q and k are normalised by head."""
+    """Multi-head self-attention with rotary positions; q and k are normalised by head.
 
-    def __init__(self, width: int, heads: int) -> None:
+    With a value residual (ResFormer, arXiv 2410.17897: its learned form), values are mixed with those of the first
+    block; the two shares begin at one half.
+    """
+
+    def __init__(self, width: int, heads: int, value_residual: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.q_norm = LayerNorm(width // heads, affine=True)
         self.k_norm = LayerNorm(width // heads, affine=True)
         self.out = nn.Linear(width, width)
+        if value_residual:
+            self.value_shares = nn.Parameter(torch.full((2,), 0.5))
 
-    def forward(self, x: Tensor, bias: Tensor | None, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        """x [B, N, D], bias of `token_bias`, rotary tables [N, head_dim / 2] -> [B, N, D]."""
+    def values(self, x: Tensor) -> Tensor:
+        """[B, N, D] -> [B, N, heads, head_dim], as `first` of other blocks."""
+        weight, bias = (part.chunk(3)[2] for part in (self.qkv.weight, self.qkv.bias))
+        return F.linear(x, weight, bias).unflatten(-1, (self.heads, -1))
+
+    def forward(
+        self, x: Tensor, bias: Tensor | None, rotary: tuple[Tensor, Tensor], first: Tensor | None = None
+    ) -> Tensor:
+        """x [B, N, D], bias of `token_bias`, rotary tables [N, head_dim / 2] -> [B, N, D].
+
+        Args:
+            first: [B, N, heads, head_dim] values of the first block, for a value residual.
+        """
         # Heads stay behind tokens in memory until attention itself, which reads them in any order without a copy.
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        if first is not None:
+            v = self.value_shares[0] * first + self.value_shares[1] * v
         q, k = (rotate(y, rotary).transpose(1, 2) for y in (self.q_norm(q), self.k_norm(k)))
         return self.out(attend(q, k, v.transpose(1, 2), bias).transpose(1, 2).flatten(2))
 

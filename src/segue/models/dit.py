@@ -13,6 +13,7 @@ Padded tokens are masked as keys of attention, and padded frames of the output a
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,7 @@ class DiTConfig:
             (models/audio_skip.py); needs predicts="clean".
         attention_window: tokens on each side that a token attends to; 0 = all. A token then depends on
             depth * attention_window tokens on each side, so that long sounds can be computed in chunks.
+        value_residual: whether each block's attention also gets the first block's values (arXiv 2410.17897).
         known: whether frames of the sound may be given by Condition.audio, and the rest generated to fit them.
         numbers, labels: what the model is conditioned on beside the caption (models/fields.py); given as objects, or as
             a file has them.
@@ -62,6 +64,7 @@ class DiTConfig:
     audio: bool = False
     audio_skip: int = 0
     attention_window: int = 0
+    value_residual: bool = False
     known: bool = False
     numbers: tuple[NumberField, ...] = ()
     labels: tuple[LabelField, ...] = ()
@@ -92,7 +95,7 @@ class Block(nn.Module):
         width = config.width
         hidden = int(width * config.mlp_ratio)
         self.norm_attention = LayerNorm(width)
-        self.attention = SelfAttention(width, config.heads)
+        self.attention = SelfAttention(width, config.heads, config.value_residual)
         self.norm_cross = LayerNorm(width, affine=True)
         self.cross = CrossAttention(width, config.heads)
         self.norm_mlp = LayerNorm(width)
@@ -110,16 +113,24 @@ class Block(nn.Module):
         context_bias: Tensor | None,
         bias: Tensor | None,
         rotary: tuple[Tensor, Tensor],
+        first: Tensor | None = None,
     ) -> Tensor:
         """x [B, N, D], condition [B, D], shared [B, 6D], context [B, K, D], biases [B, 1, 1, keys] -> [B, N, D]."""
-        # adaLN-zero (arXiv 2212.09748): what all blocks share, and this block's low-rank part (arXiv 2409.10819).
-        modulation = shared + self.adaln_up(self.adaln_down(condition))
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation[:, None].chunk(6, dim=-1)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self._modulation(condition, shared)
         h = multiply_add(shift_a, 1 + scale_a, self.norm_attention(x))
-        x = multiply_add(x, gate_a, self.attention(h, bias, rotary))
+        x = multiply_add(x, gate_a, self.attention(h, bias, rotary, first))
         x = x + self.cross(self.norm_cross(x), context, context_bias)
         h = multiply_add(shift_m, 1 + scale_m, self.norm_mlp(x))
         return multiply_add(x, gate_m, self.mlp_out(F.silu(self.mlp_in(h))))
+
+    def values(self, x: Tensor, condition: Tensor, shared: Tensor) -> Tensor:
+        """The values that this block's attention has of tokens x [B, N, D]: [B, N, heads, head_dim]."""
+        shift, scale = self._modulation(condition, shared)[:2]
+        return self.attention.values(multiply_add(shift, 1 + scale, self.norm_attention(x)))
+
+    def _modulation(self, condition: Tensor, shared: Tensor) -> tuple[Tensor, ...]:
+        # adaLN-zero (arXiv 2212.09748): what all blocks share, and this block's low-rank part (arXiv 2409.10819).
+        return (shared + self.adaln_up(self.adaln_down(condition)))[:, None].chunk(6, dim=-1)
 
 
 class DiT(nn.Module):
@@ -231,7 +242,8 @@ class DiT(nn.Module):
         shared = self.adaln_shared(c)
         head = self.config.width // self.config.heads
         rotary = self._tables.get(rotary_tables, x.shape[1], head, x.device, x.dtype)
-        arguments = (c, shared, context, context_bias, bias, rotary)
+        first = cast(Block, self.blocks[0]).values(x, c, shared) if self.config.value_residual else None
+        arguments = (c, shared, context, context_bias, bias, rotary, first)
 
         # The blocks, and back to latent frames.
         for block in self.blocks:

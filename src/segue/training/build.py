@@ -189,7 +189,7 @@ def dit_config(config: RunConfig, cache: LatentCache) -> DiTConfig:
     patch = config.model.patch_frames or max(1, round(frame_rate_hz / TOKENS_PER_SEC))
     dit = preset(config.model.preset, channels=cache.channels, text_dim=cache.text_dim, patch_frames=patch)
     dit = replace(dit, audio=config.train.task == "super-resolution", attention_window=config.model.attention_window)
-    dit = replace(dit, known=config.train.known_share > 0)
+    dit = replace(dit, known=config.train.known_share > 0, value_residual=config.model.value_residual)
     # The noise of a token wider than the model does not pass through it (docs/method.md, What is measured in what).
     predicts = config.model.predicts
     if predicts == "auto":

@@ -36,6 +36,7 @@ class ModelConfig:
             fitted, since the noise in it does not pass through the model's width).
         gradient_checkpointing: recompute activations in backward.
         attention_window: tokens to each side that a token attends to; 0 = all.
+        value_residual: each block's attention also gets the first block's values (arXiv 2410.17897).
         pretrained: folder or hub name of a diffusers pipeline whose model is trained on; "" = one of our own, anew. Of
             the settings above, gradient_checkpointing alone applies to it.
     """
@@ -45,6 +46,7 @@ class ModelConfig:
     predicts: str = "auto"
     gradient_checkpointing: bool = False
     attention_window: int = field(default=0, metadata=LATER)
+    value_residual: bool = field(default=False, metadata=LATER)
     pretrained: str = field(default="", metadata=LATER)
 
 
