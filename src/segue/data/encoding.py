@@ -277,18 +277,20 @@ def _announce_rate(parts: Parts, missing: list[Shard], missing_text: list[Shard]
     if missing:
         segments = missing[0].items[:batch_size]
 
-        def encode(some: Sequence[Segment]) -> dict[str, Tensor]:
-            return encode_rows(parts, some, [read_here(segment, parts) for segment in some])
+        def encode(some: Sequence[Segment]) -> tuple[dict[str, Tensor], int]:
+            waves = [read_here(segment, parts) for segment in some]
+            return encode_rows(parts, some, waves), sum(wave.nbytes for row in waves for wave in row)
 
         encode(segments[:1])  # warms up
         start = time.monotonic()
-        rows = encode(segments)
+        rows, read = encode(segments)
         # 1e-6: a clock may not move during a tiny batch.
         rate = len(segments) / max(time.monotonic() - start, 1e-6)
         todo = sum(len(shard.items) for shard in missing)
         print(f"encoding about {rate:,.1f} clips/s: {todo:,} clips in about {todo / rate:,.0f} s", file=sys.stderr)
         per_row = sum(x.nbytes for x in rows.values()) / len(segments)
-        peak = peak_bytes() + joined * per_row * max(len(shard.items) for shard in missing)
+        # Later on this batch's sounds lie there twice, as read and as placed, and the next one's are read ahead.
+        peak = peak_bytes() + 2 * read + joined * per_row * max(len(shard.items) for shard in missing)
     # The longest captions take most.
     if missing_text:
         items = max((shard.items for shard in missing_text), key=len)
