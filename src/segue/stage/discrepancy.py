@@ -24,6 +24,7 @@ from segue.process.path import clean_of, sample_path
 from segue.stage.alignment import standardise
 from segue.types import UserError
 
+MOST_CLIPS = 64  # of a probe whose size nobody gave
 SMALLEST_PROBE = 8  # clips: with fewer, the distance to other clips is noise, and single clips move D
 SHIFTS = 4  # other clips that each prediction is compared with
 AT_ONCE = 16  # clips in one pass
@@ -35,35 +36,35 @@ class ProbeConfig:
 
     Attributes:
         run: "auto" (where the regime's signal needs it), "always", or "never".
-        clips: M, held-out clips.
+        clips: M, held-out clips; 0 = 8 to 64, as many as take about 3 % of a run (training/probe_size.py).
         times: t_k. Low noise is left out: there even an untrained denoiser is near the truth (docs/method.md).
         spacing: probes are at n, spacing * n, spacing^2 * n ... examples, evenly spaced in ln n.
         first: the first probe after the one at n = 0, as a share of the run.
         closest: least distance of two probes, as a share of the run: early in the run few of them are enough.
         space: where features come from. "waveform": decoded predictions, through the teacher itself. "latent": a
             regression from latents to the teacher's cached features, fitted before the first step: less accurate, and
-            much cheaper where the model is as small as its codec.
+            much cheaper where the model is as small as its codec. "auto": latent for text-to-audio models of our own.
         weights: "averaged" (the moving average; early in a run its window is a fixed share of n, which shifts the curve
             by a constant in ln n), or "online" (as they train: noisier, and affected by the learning-rate schedule).
     """
 
     run: str = "auto"
-    clips: int = 64
+    clips: int = 0
     times: tuple[float, ...] = (0.5, 0.7, 0.85, 0.95)
     spacing: float = 1.06
     first: float = 0.02
     closest: float = 0.01
-    space: str = "waveform"
+    space: str = "auto"
     weights: str = "averaged"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "times", tuple(self.times))
-        spaces = ("waveform", "latent")
+        spaces = ("auto", "waveform", "latent")
         weights = ("averaged", "online")
         for name, allowed in (("run", ("auto", "always", "never")), ("space", spaces), ("weights", weights)):
             if getattr(self, name) not in allowed:
                 raise UserError(f"probe.{name} is '{getattr(self, name)}'; use {' or '.join(allowed)}")
-        if self.clips < SMALLEST_PROBE:
+        if self.clips and self.clips < SMALLEST_PROBE:
             raise UserError(f"probe.clips is {self.clips}; a probe needs at least {SMALLEST_PROBE} held-out clips")
         if not self.times or not all(0 < t < 1 for t in self.times):
             raise UserError(f"probe.times is {self.times}; give times between 0 and 1, such as 0.5,0.7,0.85,0.95")

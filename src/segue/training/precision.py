@@ -8,13 +8,16 @@ import torch
 
 from segue.models.presets import PRESETS
 from segue.training.config import RunConfig
+from segue.training.probe_size import settled_probe
 
 # Below this width a CPU spends more on conversions than its bfloat16 products save (docs/performance.md).
 NARROWEST = 128
 
 
 def settle(config: RunConfig, device: torch.device) -> RunConfig:
-    """The config with train.precision "auto" decided for a device; matrix products of CUDA are set to TF32.
+    """The config with what it leaves open decided: the probe's size, and train.precision "auto" for a device.
+
+    Matrix products of CUDA are set to TF32.
 
     "auto" is bf16 where it is faster and the losses agree: on CUDA from compute capability 8.0 on, and on CPUs with AMX
     for models of a width of 128 or more. Anywhere else it is fp32.
@@ -22,6 +25,7 @@ def settle(config: RunConfig, device: torch.device) -> RunConfig:
     TF32: what is computed in float32 on CUDA, in fp32 runs and outside autocast in bf16 ones, may round the factors of
     its products to 10 bits of mantissa, which is 3 more than bf16 has. Sums stay float32.
     """
+    config = settled_probe(config)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
     if config.train.precision != "auto":

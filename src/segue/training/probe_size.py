@@ -1,0 +1,31 @@
+"""How much a run spends on its probe, where nobody says: about three hundredths of its work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from segue.stage.discrepancy import MOST_CLIPS, SMALLEST_PROBE, probes_in
+from segue.training.config import RunConfig
+
+SHARE = 0.03  # of a run's work
+PREDICTION = 1 / 3  # of a training step's work: forward without backward
+
+
+def settled_probe(config: RunConfig) -> RunConfig:
+    """The config with `probe.space` "auto" and `probe.clips` 0 decided, by its own numbers alone.
+
+    The space is "latent" for our own text-to-audio models, which are as small as the codec and the teacher that a probe
+    of waveforms takes, and "waveform" for pretrained models and for super-resolution. Clips are as many as SHARE of the
+    run's examples pays for, from SMALLEST_PROBE to MOST_CLIPS: a short run has a noisier probe (our definition).
+    """
+    probe = config.policy.probe
+    if probe.space == "auto":
+        small = config.train.task == "generation" and not config.model.pretrained
+        probe = replace(probe, space="latent" if small else "waveform")
+    if not probe.clips:
+        # The condition gain asks under another clip's condition, too.
+        asked = len(probe.times) * (2 if config.policy.probes_gain else 1)
+        total = config.train.total_examples
+        paid = SHARE * total / (probes_in(probe, total) * asked * PREDICTION)
+        probe = replace(probe, clips=min(MOST_CLIPS, max(SMALLEST_PROBE, int(paid))))
+    return replace(config, policy=replace(config.policy, probe=probe))

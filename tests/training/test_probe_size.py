@@ -1,0 +1,45 @@
+"""The size of a probe that nobody gave: about 3 % of a run's work, decided before the run begins."""
+
+from dataclasses import replace
+
+import pytest
+
+from segue.recipes import load_recipe
+from segue.stage.discrepancy import probes_in
+from segue.training.config import RunConfig, override
+from segue.training.probe_size import settled_probe
+
+
+def run(examples: int, *settings: str, recipe: str = "stage") -> RunConfig:
+    config = override(load_recipe(recipe), settings)
+    return settled_probe(replace(config, train=replace(config.train, total_examples=examples)))
+
+
+def share(config: RunConfig, asked: int = 1) -> float:
+    probe = config.policy.probe
+    total = config.train.total_examples
+    return probes_in(probe, total) * probe.clips * len(probe.times) * asked / 3 / total
+
+
+@pytest.mark.parametrize("examples", [50_000, 144_000, 400_000])
+def test_probes_take_three_hundredths_of_a_long_run(examples):
+    config = run(examples)
+    assert 8 < config.policy.probe.clips <= 64 and share(config) <= 0.03
+    assert config.policy.probe.clips == 64 or share(config) > 0.025
+    gain = run(examples, recipe="stage-by-condition-gain")
+    assert share(gain, asked=2) <= 0.03 or gain.policy.probe.clips == 8
+
+
+def test_a_short_run_has_the_smallest_probe_and_what_is_given_stays():
+    assert run(2_000).policy.probe.clips == 8
+    assert run(2_000, "probe.clips=32", "probe.space=waveform").policy.probe.clips == 32
+    again = settled_probe(run(60_000))
+    longer = settled_probe(replace(again, train=replace(again.train, total_examples=120_000)))
+    assert longer.policy == again.policy  # a run that is resumed for longer keeps its probe
+
+
+def test_the_space_is_that_of_the_model():
+    assert run(8_000).policy.probe.space == "latent"
+    assert run(8_000, "probe.space=waveform").policy.probe.space == "waveform"
+    assert run(8_000, recipe="sr-demo").policy.probe.space == "waveform"
+    assert run(8_000, "model.pretrained=somewhere").policy.probe.space == "waveform"
