@@ -27,6 +27,7 @@ from segue.models.adapters import Adapter
 from segue.models.fields import Values, field_tensors
 from segue.models.files import SavedModel, load_model, model_file
 from segue.models.lengths import faded_out
+from segue.predictor import Guesser
 from segue.process.cfg import Combine, combine, guided
 from segue.process.noise import keyed_noise, noise_of_frames
 from segue.process.path import sample_path, velocity_of
@@ -321,10 +322,17 @@ class SuperResolver:
         self.hop_samples = codec.hop_samples
         trained = saved.card.degradation
         self.cutoffs_hz = (trained.get("cutoff_min_hz", 0.0), trained.get("cutoff_max_hz", codec.sample_rate_hz / 2))
+        # A model that starts from a predictor's guess needs that very predictor, in its own training's levels.
+        self._guesser: Guesser | None = None
+        if found := saved.card.predictor:
+            rate_hz, hop = codec.sample_rate_hz, codec.hop_samples
+            self._guesser = Guesser.load(found["source"], rate_hz, hop, found["sha256"]).to(device)
         # One evaluation depends on depth * window tokens to each side. Several evaluations depend on more, but not
         # measurably: with the shipped model, chunks equal the whole within 2e-7 (docs/super-resolution-method.md).
         reach = config.depth * config.attention_window * config.patch_frames
         self.context_samples = (reach + 4) * codec.hop_samples
+        if self._guesser is not None:
+            self.context_samples += -(-self._guesser.context_samples // codec.hop_samples) * codec.hop_samples
 
     @classmethod
     def load(cls, run: Path | str | None, weights: str = "ema", device: str = "cpu") -> SuperResolver:
@@ -345,9 +353,17 @@ class SuperResolver:
         return self.codec.latent_frames(samples)
 
     def noise(self, frames: int, seed: int, first_frame: int = 0) -> Tensor:
-        """[C, frames] standard normal, keyed by blocks of frames: a chunk draws what the whole file draws there."""
-        channels = self.codec.channels
-        return noise_of_frames(channels, frames, seed, "super-resolution", first_frame)
+        """[N, frames] standard normal, keyed by blocks of frames: a chunk draws what the whole file draws there.
+
+        N is C, and with a predictor C and its noise, of which it gets the same as alone.
+        """
+        own = noise_of_frames(self.codec.channels, frames, seed, "super-resolution", first_frame)
+        if self._guesser is None:
+            return own
+        hop = self._guesser.hop_samples
+        ratio = self.codec.hop_samples // hop
+        wave = noise_of_frames(hop, ratio * frames, seed, "predictor", ratio * first_frame).T
+        return torch.cat([own, wave.reshape(frames, ratio * hop).T])
 
     @torch.inference_mode()
     def resolve(self, low: Tensor, cutoff_hz: Tensor, noise: Tensor, *, steps: int = 4) -> Tensor:
@@ -361,7 +377,7 @@ class SuperResolver:
         Args:
             low: [B, A, T] at sample_rate_hz, A = audio_channels, with nothing above the cutoff.
             cutoff_hz: [B].
-            noise: [B, C, L], L = frames(T); rows may share it.
+            noise: [B, N, L] as `noise` draws it, L = frames(T); rows may share it.
             steps: evaluations of the model.
 
         Raises:
@@ -370,7 +386,12 @@ class SuperResolver:
         check_steps(steps)
         low = low.to(self.device)
         samples = low.shape[-1]
-        condition = low_band_condition(self.space, low, cutoff_hz).to(self.device)
+        noise, of_guess = noise.to(self.device).tensor_split([self.codec.channels], dim=1)
+        guess = share = None
+        if self._guesser is not None:
+            guess = self._guesser(low, cutoff_hz, of_guess.transpose(1, 2).flatten(1)[:, :samples])
+            share = self.model.guess_share
+        condition = low_band_condition(self.space, low, cutoff_hz, None, guess, share).to(self.device)
 
         # The missing band: levels from the first step, fine structure from all of them.
         levels: list[Tensor] = []
@@ -383,7 +404,7 @@ class SuperResolver:
             prediction = torch.cat([levels[0], prediction[:, count:]], dim=1)
             return velocity_of(prediction, self.model.predicts, x, t, floor=1e-4)
 
-        x_0 = solve(velocity, noise.to(self.device), time_grid(steps), "euler")
+        x_0 = solve(velocity, noise, time_grid(steps), "euler")
 
         # Both bands together: in the latents, and then, exactly, in the spectrum of the waveform.
         missing = x_0.masked_fill(condition.known_audio()[1], 0.0)

@@ -44,6 +44,8 @@ class DiTConfig:
         audio: whether the model is conditioned on Condition.audio and Condition.cutoff (super-resolution).
         audio_skip: number of first channels that are also predicted from those of the audio by one convolution
             (models/audio_skip.py); needs predicts="clean".
+        guessed: whether missing channels of the audio hold a predictor's guess, of which a share is the mean of the
+            path. The share of each channel is saved with the weights (tasks/super_resolution.py fits it).
         attention_window: tokens on each side that a token attends to; 0 = all. A token then depends on
             depth * attention_window tokens on each side, so that long sounds can be computed in chunks.
         value_residual: whether each block's attention also gets the first block's values (arXiv 2410.17897).
@@ -63,6 +65,7 @@ class DiTConfig:
     predicts: str = "velocity"
     audio: bool = False
     audio_skip: int = 0
+    guessed: bool = False
     attention_window: int = 0
     value_residual: bool = False
     known: bool = False
@@ -144,6 +147,7 @@ class DiT(nn.Module):
 
     skip_weight: Tensor
     skip_bias: Tensor
+    guess_share: Tensor
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -173,6 +177,8 @@ class DiT(nn.Module):
             weight, bias = empty_skip(config.audio_skip)
             self.register_buffer("skip_weight", weight)
             self.register_buffer("skip_bias", bias)
+        if config.guessed:
+            self.register_buffer("guess_share", torch.zeros(config.channels))
         self._initialise()
         if config.known:  # reads known latents and which frames they are; zero, so that it begins as a model without
             self.known_in = nn.Parameter(torch.zeros(width, token + config.patch_frames))

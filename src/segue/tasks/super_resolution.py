@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import cast
 
@@ -13,6 +14,7 @@ from segue.codecs.latent_space import LatentSpace
 from segue.data.cache import Batch, LatentCache
 from segue.memory import malloc_trim
 from segue.models.audio_skip import SKIP_FRAMES, SKIP_KINKS, SkipModel, skip_features
+from segue.predictor import Guesser
 from segue.process.noise import BatchDraws, keyed_noise
 from segue.tasks.base import Task
 from segue.tasks.degradation import (
@@ -28,6 +30,7 @@ from segue.types import Condition, UserError
 # Levels are 6 % of the channels and most of the audible error; trials: docs/super-resolution-method.md.
 LEVEL_WEIGHT = 8.0
 SKIP_FIT_CLIPS = 1024
+SHARE_FIT_CLIPS = 256  # one number a channel
 SKIP_FIT_AT_ONCE = 64
 RIDGE = 1e-5  # of the mean square of a feature
 
@@ -40,6 +43,13 @@ class SuperResolution(Task):
     whole latent. Where the codec cannot tell bands apart (an autoencoder's latents), x_0 is the whole clean latent and
     the condition the whole degraded one: the low band is generated, too (docs/super-resolution-method.md compares
     the two).
+
+    With `config.predictor`, what is missing in the condition is a predictor's guess, and x_0 what the clean latent has
+    beyond a share of it (Condition.mean).
+
+    Attributes:
+        share: [C] of the guess in each channel, the least squares of clean on guess, from 0 to 1; None without a
+            predictor. About 1 in levels, and near 0 in shapes of which the guess does not know the phase.
     """
 
     name = "super-resolution"
@@ -60,6 +70,12 @@ class SuperResolution(Task):
         self.samples = samples
         self.seed = seed
         codec = space.codec
+        self._guesser: Guesser | None = None
+        self.share: Tensor | None = None
+        if config.predictor:
+            guesser = Guesser.load(config.predictor, codec.sample_rate_hz, codec.hop_samples)
+            self._guesser = guesser.to(space.device)
+            self.share = torch.zeros(codec.channels, device=space.device)
         highest_hz = max(config.cutoff_max_hz, config.held_out.cutoff_hz)
         all_known = bool(_bands(codec, torch.tensor([highest_hz])).all())
         # A cutoff at which every band is known leaves nothing to learn.
@@ -69,14 +85,21 @@ class SuperResolution(Task):
                 "nothing would be missing; encode at a higher --sample-rate-hz, or set lower cutoffs"
             )
 
-    def initialise(self, model: nn.Module, cache: LatentCache) -> None:
-        """Fit the model's skip (models/audio_skip.py): a ridge regression from known levels to missing ones.
+    def initialise(self, model: nn.Module, cache: LatentCache, saved: Mapping[str, Tensor] | None = None) -> None:
+        """Fit the shares of the guess, where there is one, and the model's skip (models/audio_skip.py).
 
-        Levels are most of the audible error and of LSD, and nearly a linear function of the known ones: the closed
-        form finds in seconds what took a network of 4 M parameters more than 8,000 examples, and the network learns
-        the rest. From a model that is already trained, its own prediction of the levels at t = 1 is subtracted first.
+        The skip is a ridge regression from known levels, and guessed ones, to what x_0 has of missing ones. Levels are
+        most of the audible error and of LSD, and nearly a linear function of the known ones: the closed form finds in
+        seconds what took a network of 4 M parameters more than 8,000 examples, and the network learns the rest. From a
+        model that is already trained, its own prediction of the levels at t = 1 is subtracted first.
         """
         network = cast(SkipModel, model)
+        if self._guesser is not None:
+            self.share = self._fitted_share(cache) if saved is None else saved["guess_share"].to(self.space.device)
+        if saved is not None:
+            return
+        if self.share is not None:
+            network.guess_share.copy_(self.share)
         levels = network.config.audio_skip
         if not levels:
             return
@@ -96,13 +119,15 @@ class SuperResolution(Task):
             x_0, condition = x_0.cpu(), condition.to("cpu")
             mask = torch.ones(len(x_0), x_0.shape[-1], dtype=torch.bool) if mask is None else mask.cpu()
             audio, known = condition.known_audio()
-            features = nn.functional.pad(skip_features(audio[:, :levels], known[:, :levels, 0]), (side, side))
+            given = skip_features(audio[:, :levels], known[:, :levels, 0], guessed=condition.mean is not None)
+            features = nn.functional.pad(given, (side, side))
             windows = features.unfold(-1, SKIP_FRAMES, 1).permute(0, 2, 1, 3).flatten(2)[mask].double()
             design = torch.cat([windows, torch.ones_like(windows[:, :1])], dim=1)
 
             # What it has to add to the network's prediction.
             predicted = self._predicted(network, x_0, condition, mask, first)
-            wanted = (condition.fill_known(x_0) - predicted)[:, :levels].transpose(1, 2)[mask].double()
+            clean = condition.fill_known(x_0) if condition.mean is None else x_0
+            wanted = (clean - predicted)[:, :levels].transpose(1, 2)[mask].double()
             gram += design.T @ design
             cross += design.T @ wanted
         # Ridge: without it, levels that never move make the system singular.
@@ -113,6 +138,21 @@ class SuperResolution(Task):
         # The sums are large, and the allocator would keep their memory through training.
         del gram, cross, windows, design
         malloc_trim()
+
+    def _fitted_share(self, cache: LatentCache) -> Tensor:
+        """[C]: least squares of clean on guess, over the real frames in which a channel is missing."""
+        rows = cache.rows("train")
+        rows = rows[:: max(1, len(rows) // SHARE_FIT_CLIPS)][:SHARE_FIT_CLIPS]
+        both = torch.zeros(self.space.codec.channels, dtype=torch.float64, device=self.space.device)
+        own = torch.zeros_like(both)
+        for first in range(0, len(rows), SKIP_FIT_AT_ONCE):
+            part = rows[first : first + SKIP_FIT_AT_ONCE]
+            draws = BatchDraws(self.seed, first, len(part), device=self.space.device)
+            clean, condition, _ = self._clean_and_condition(cache.batch(part), draws)
+            guess = condition.known_audio()[0].masked_fill(condition.known_audio()[1], 0.0).double()
+            both += (clean * guess).sum((0, 2))
+            own += guess.square().sum((0, 2))
+        return fitted_share(both, own)
 
     @torch.no_grad()
     def _predicted(self, model: SkipModel, x_0: Tensor, condition: Condition, mask: Tensor, first: int) -> Tensor:
@@ -128,6 +168,14 @@ class SuperResolution(Task):
 
     def prepare(self, batch: Batch, draws: BatchDraws | None = None) -> tuple[Tensor, Condition, Tensor | None]:
         """See Task.prepare. Captions are not used."""
+        clean, condition, mask = self._clean_and_condition(batch, draws)
+        if condition.mean is not None:
+            clean = clean - condition.mean
+        # Known bands are no part of what is generated: they are zero there.
+        return clean.masked_fill(condition.known_audio()[1], 0.0), condition, mask
+
+    def _clean_and_condition(self, batch: Batch, draws: BatchDraws | None) -> tuple[Tensor, Condition, Tensor | None]:
+        """The whole standardised latents of a batch, their condition and mask."""
         batch = batch.to(self.space.device)
         codec = self.space.codec
         mask = batch.mask
@@ -144,10 +192,34 @@ class SuperResolution(Task):
                 drawn = [with_coding(d, self.config, u) for d, u in zip(drawn, codings)]
         low = degrade(wave, codec.sample_rate_hz, drawn)
         cutoff_hz = torch.tensor([degradation.cutoff_hz for degradation in drawn], device=wave.device)
-        condition = low_band_condition(self.space, low, cutoff_hz, mask)
-        # Known bands are no part of what is generated: they are zero there.
-        x_0 = self.space.standardise(batch.latents, mask).masked_fill(condition.known_audio()[1], 0.0)
-        return x_0, condition, mask
+        guess = self._guess(low, cutoff_hz, mask, draws)
+        condition = low_band_condition(self.space, low, cutoff_hz, mask, guess, self.share)
+        return self.space.standardise(batch.latents, mask), condition, mask
+
+    def _guess(
+        self, low: Tensor, cutoff_hz: Tensor, mask: Tensor | None, draws: BatchDraws | None
+    ) -> Tensor | None:
+        """The predictor's full-band waves [B, A, T] of what is left of a batch; None without a predictor."""
+        if self._guesser is None:
+            return None
+        rows, _, samples = low.shape
+        if draws is None:
+            # Held-out clips meet the same noise at every measurement.
+            noise = keyed_noise((samples,), 0, "predictor", range(rows)).to(low.device)
+        else:
+            noise = draws.normal("predictor", samples)
+        real = low.new_full((rows,), samples) if mask is None else mask.sum(1) * self.space.codec.hop_samples
+        return self._guesser.at_own_level(low, cutoff_hz, noise, real)
+
+
+def fitted_share(both: Tensor, own: Tensor) -> Tensor:
+    """[C] float32: the share s from 0 to 1 at which the mean square of clean - s guess is least.
+
+    Args:
+        both: [C] float64, sums of clean * guess.
+        own: [C] float64, sums of guess * guess; a channel in which there is none has a share of 0.
+    """
+    return (both / own.clamp(min=1e-12)).clamp(0.0, 1.0).float()
 
 
 def weigh_levels(space: LatentSpace) -> LatentSpace:
@@ -161,7 +233,14 @@ def weigh_levels(space: LatentSpace) -> LatentSpace:
     return space.scaled(space.mean, space.std.clamp(min=1e-2) / scale)
 
 
-def low_band_condition(space: LatentSpace, low: Tensor, cutoff_hz: Tensor, mask: Tensor | None = None) -> Condition:
+def low_band_condition(
+    space: LatentSpace,
+    low: Tensor,
+    cutoff_hz: Tensor,
+    mask: Tensor | None = None,
+    guess: Tensor | None = None,
+    share: Tensor | None = None,
+) -> Condition:
     """The condition of a band-limited wave: its latents, which of their channels are known, and the cutoff.
 
     Args:
@@ -169,6 +248,8 @@ def low_band_condition(space: LatentSpace, low: Tensor, cutoff_hz: Tensor, mask:
         low: [B, A, T] at the codec's rate.
         cutoff_hz: [B], where each wave's band ends.
         mask: [B, L] bool of real frames.
+        guess: [B, A, T] a predictor's waves, whose latents stand where nothing is known.
+        share: [C] of them that is the mean of the path; required with `guess`.
     """
     codec = space.codec
     audio = space.encode(low, mask)
@@ -176,7 +257,13 @@ def low_band_condition(space: LatentSpace, low: Tensor, cutoff_hz: Tensor, mask:
     if tells_bands(codec):
         # The bands that are generated are no part of what is known.
         audio = audio.masked_fill(~bands[..., None], 0.0)
-    return Condition(audio=audio, known_mask=bands[..., None], cutoff=cutoff_hz / (codec.sample_rate_hz / 2))
+    mean = None
+    if guess is not None and share is not None:
+        guessed = space.encode(guess, mask)
+        mean = (share[:, None] * guessed).masked_fill(bands[..., None], 0.0)
+        audio = audio.where(bands[..., None], guessed)
+    cutoff = cutoff_hz / (codec.sample_rate_hz / 2)
+    return Condition(audio=audio, known_mask=bands[..., None], mean=mean, cutoff=cutoff)
 
 
 def tells_bands(codec: Codec) -> bool:

@@ -22,6 +22,7 @@ from segue.models.fields import LabelField, NumberField, fields_of
 from segue.models.files import ModelCard, base_weights, load_model, model_file, read_card
 from segue.models.lora import add_lora, averaged_copy, freeze_as_bfloat16
 from segue.models.presets import preset
+from segue.predictor import find_predictor, predictor_hash
 from segue.process.noise import keyed_generator
 from segue.tasks.base import Task
 from segue.tasks.degradation import DegradationConfig
@@ -197,7 +198,8 @@ def dit_config(config: RunConfig, cache: LatentCache) -> DiTConfig:
     # A skip needs clean predictions and a codec with levels.
     levels = levels_of(cached_space(cache).codec) if dit.audio and predicts == "clean" else 0
     numbers, labels = condition_fields(config, cache)
-    return replace(dit, predicts=predicts, audio_skip=levels, numbers=numbers, labels=labels)
+    guessed = dit.audio and bool(config.degradation.predictor)
+    return replace(dit, predicts=predicts, audio_skip=levels, guessed=guessed, numbers=numbers, labels=labels)
 
 
 def model_shape(config: RunConfig, cache: LatentCache) -> BackboneConfig:
@@ -327,7 +329,22 @@ def model_card(config: RunConfig, cache: LatentCache, model: Backbone, examples_
         lora=asdict(config.lora) if config.lora.rank else {},
         base=base_of(config) if config.lora.rank else {},
         lengths=lengths_of(config, cache),
+        predictor=predictor_of(config, cache),
     )
+
+
+def predictor_of(config: RunConfig, cache: LatentCache) -> dict:
+    """Where the predictor is that a model starts from, and what tells it from others, for a card; {} without one.
+
+    Raises:
+        UserError: there is none.
+    """
+    place = config.degradation.predictor if config.train.task == "super-resolution" else ""
+    if not place:
+        return {}
+    # A local folder by its whole path, so that the run can be used from elsewhere.
+    source = str(Path(place).resolve()) if Path(place).exists() else place
+    return {"source": source, "sha256": _predictor_hash(source, cache.meta["sample_rate_hz"])}
 
 
 def lengths_of(config: RunConfig, cache: LatentCache) -> dict:
@@ -347,6 +364,12 @@ def base_of(config: RunConfig) -> dict:
         named = Path(config.model.pretrained)
         source = str(named.resolve()) if named.exists() else config.model.pretrained
     return {"source": source, "weights": _hash_once(source)}
+
+
+@cache
+def _predictor_hash(source: str, rate_hz: int) -> str:
+    """Of the predictor as this process has found it."""
+    return predictor_hash(find_predictor(source, rate_hz))
 
 
 @cache

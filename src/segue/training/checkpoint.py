@@ -30,7 +30,7 @@ from segue.models.files import ModelCard, read_tensors, save_model
 from segue.models.lora import load_trained, trained_tensors
 from segue.stage.stage import Stage
 from segue.training import older
-from segue.training.build import base_of, model_card
+from segue.training.build import base_of, model_card, predictor_of
 from segue.training.config import RunConfig
 from segue.training.guards import FaultState, Guard
 from segue.training.losses import Heads
@@ -124,8 +124,13 @@ class Keeper:
             raise UserError(
                 f"{base['source']}: not the weights that the adapters were trained on; hint: put those back"
             )
+        wanted = (saved.card.get("predictor") or {}).get("sha256", "")
+        if wanted != (own := predictor_of(self._config, self._cache).get("sha256", "")):
+            raise UserError(
+                f"degradation.predictor: {own or 'none'}, and the run began from {wanted or 'none'}; hint: put that back"
+            )
         try:
-            weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+            weights = saved.weights
             # Every rank has read the whole file; of a sharded tensor it keeps its own part.
             held = parts.model.state_dict()
             load_trained(parts.model, {k: distribute_like(v, held[k]) if k in held else v for k, v in weights.items()})
@@ -260,6 +265,11 @@ class Saved:
     card: dict
     tensors: dict[str, Tensor]
     kept: dict[str, Tensor]
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The trained weights of the model, by its own names."""
+        return {k.removeprefix("model."): v for k, v in self.tensors.items() if k.startswith("model.")}
 
     @property
     def statistics(self) -> tuple[Tensor, Tensor]:

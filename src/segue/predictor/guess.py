@@ -1,0 +1,103 @@
+"""A predictor's guess of the missing band, as a diffusion model starts from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from segue.predictor.files import load_predictor, predictor_file, predictor_hash
+from segue.predictor.network import INPUT_RMS, QUIETEST_RMS
+from segue.predictor.predictor import BandPredictor
+from segue.predictor.resolver import MEAN_SHARE, SHIPPED
+from segue.types import UserError
+
+SHIPPED_NAME = "shipped"  # in settings and cards, in place of a folder
+
+
+class Guesser:
+    """A frozen predictor whose guess is part of another model's condition.
+
+    Attributes:
+        sample_rate_hz, hop_samples: of the predictor.
+        context_samples: how far from a sample the input can affect the guess there.
+    """
+
+    def __init__(self, model: BandPredictor) -> None:
+        self.model = model
+        config = model.config
+        self.sample_rate_hz = config.sample_rate_hz
+        self.hop_samples = config.hop_samples
+        self.context_samples = config.context_frames * config.hop_samples
+
+    @classmethod
+    def load(cls, place: str, rate_hz: int, hop_samples: int, sha256: str = "") -> Guesser:
+        """From `find_predictor`, for a codec of this rate and hop.
+
+        Raises:
+            UserError: as `find_predictor`, or a predictor for another rate.
+        """
+        model, _ = load_predictor(find_predictor(place, rate_hz, sha256))
+        guesser = cls(model)
+        if guesser.sample_rate_hz != rate_hz or hop_samples % guesser.hop_samples:
+            raise UserError(
+                f"predictor {place}: made for {guesser.sample_rate_hz} Hz in frames of {guesser.hop_samples} samples, "
+                f"and the codec has {rate_hz} Hz and {hop_samples}; hint: segue super-resolution train --rate {rate_hz}"
+            )
+        return guesser
+
+    def to(self, device: torch.device | str) -> Guesser:
+        """The same, computed on another device."""
+        return Guesser(self.model.to(device))
+
+    @torch.no_grad()
+    def __call__(self, low: Tensor, cutoff_hz: Tensor, noise: Tensor) -> Tensor:
+        """Full-band waves [B, A, T] of band-limited ones [B, A, T], as `Predictor.resolve` makes them.
+
+        Args:
+            low: at the level that `levelled` brings them to.
+            cutoff_hz: [B].
+            noise: [B, T] standard normal; both sides of a row have the same.
+        """
+        sides = low.shape[1]
+        cutoffs, noises = cutoff_hz.to(low.device).repeat_interleave(sides), noise.repeat_interleave(sides, dim=0)
+        return self.model(low.flatten(0, 1), cutoffs, noises, MEAN_SHARE).wave.view_as(low)
+
+    def at_own_level(self, low: Tensor, cutoff_hz: Tensor, noise: Tensor, samples: Tensor) -> Tensor:
+        """The same of sounds of any loudness: they are brought to the level of training, and back.
+
+        Args:
+            samples: [B], how many samples of each row are no padding.
+        """
+        power = low.square().mean(1).sum(-1) / samples
+        gain = (INPUT_RMS / power.sqrt().clamp(min=QUIETEST_RMS))[:, None, None]
+        return self(low * gain, cutoff_hz, noise) / gain
+
+
+def find_predictor(place: str, rate_hz: int, sha256: str = "") -> Path:
+    """The file of a predictor that a setting or a card names.
+
+    Args:
+        place: its folder or file, or SHIPPED_NAME.
+        rate_hz: of the codec; the shipped predictor of this very rate is taken.
+        sha256: the hash that it must have. A predictor that has moved into the package since is found there.
+
+    Raises:
+        UserError: there is none, or only others.
+    """
+    of_rate = predictor_file(SHIPPED[rate_hz]) if rate_hz in SHIPPED else None
+    named = None if place == SHIPPED_NAME else predictor_file(place)
+    there = [path for path in (named, of_rate if sha256 or place == SHIPPED_NAME else None) if path is not None]
+    for path in there:
+        if not sha256 or predictor_hash(path) == sha256:
+            return path
+    if sha256 and there:
+        raise UserError(f"{there[0]}: not the predictor that the model was trained with ({sha256}); hint: put it back")
+    if place == SHIPPED_NAME:
+        rates = ", ".join(map(str, sorted(SHIPPED)))
+        raise UserError(
+            f"no predictor is shipped for {rate_hz} Hz, only for {rates}; hint: segue super-resolution train --rate "
+            f"{rate_hz}, and its folder as degradation.predictor"
+        )
+    raise UserError(f"{place}: no predictor, which the model starts from; hint: a folder of segue super-resolution train")
