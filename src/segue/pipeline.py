@@ -322,17 +322,15 @@ class SuperResolver:
         self.hop_samples = codec.hop_samples
         trained = saved.card.degradation
         self.cutoffs_hz = (trained.get("cutoff_min_hz", 0.0), trained.get("cutoff_max_hz", codec.sample_rate_hz / 2))
-        # A model that starts from a predictor's guess needs that very predictor, in its own training's levels.
-        self._guesser: Guesser | None = None
-        if found := saved.card.predictor:
-            rate_hz, hop = codec.sample_rate_hz, codec.hop_samples
-            self._guesser = Guesser.load(found["source"], rate_hz, hop, found["sha256"]).to(device)
+        # A model that starts from a predictor's guess needs that very predictor.
+        guesser = Guesser.of_card(saved.card.predictor, codec.sample_rate_hz, codec.hop_samples)
+        self._guesser = None if guesser is None else guesser.to(device)
         # One evaluation depends on depth * window tokens to each side. Several evaluations depend on more, but not
         # measurably: with the shipped model, chunks equal the whole within 2e-7 (docs/super-resolution-method.md).
         reach = config.depth * config.attention_window * config.patch_frames
         self.context_samples = (reach + 4) * codec.hop_samples
         if self._guesser is not None:
-            self.context_samples += -(-self._guesser.context_samples // codec.hop_samples) * codec.hop_samples
+            self.context_samples += self._guesser.context_samples
 
     @classmethod
     def load(cls, run: Path | str | None, weights: str = "ema", device: str = "cpu") -> SuperResolver:
@@ -358,12 +356,7 @@ class SuperResolver:
         N is C, and with a predictor C and its noise, of which it gets the same as alone.
         """
         own = noise_of_frames(self.codec.channels, frames, seed, "super-resolution", first_frame)
-        if self._guesser is None:
-            return own
-        hop = self._guesser.hop_samples
-        ratio = self.codec.hop_samples // hop
-        wave = noise_of_frames(hop, ratio * frames, seed, "predictor", ratio * first_frame).T
-        return torch.cat([own, wave.reshape(frames, ratio * hop).T])
+        return own if self._guesser is None else torch.cat([own, self._guesser.noise(frames, seed, first_frame)])
 
     @torch.inference_mode()
     def resolve(self, low: Tensor, cutoff_hz: Tensor, noise: Tensor, *, steps: int = 4) -> Tensor:
@@ -389,8 +382,7 @@ class SuperResolver:
         noise, of_guess = noise.to(self.device).tensor_split([self.codec.channels], dim=1)
         guess = share = None
         if self._guesser is not None:
-            guess = self._guesser(low, cutoff_hz, of_guess.transpose(1, 2).flatten(1)[:, :samples])
-            share = self.model.guess_share
+            guess, share = self._guesser(low, cutoff_hz, of_guess), self.model.guess_share
         condition = low_band_condition(self.space, low, cutoff_hz, None, guess, share).to(self.device)
 
         # The missing band: levels from the first step, fine structure from all of them.

@@ -80,6 +80,8 @@ class DiTConfig:
             raise UserError(f"model.width {self.width} over model.heads {self.heads} must be a whole, even number")
         if self.audio_skip and not (self.audio and self.predicts == "clean"):
             raise UserError("a skip from the audio needs model.predicts=clean")
+        if self.guessed and not self.audio:
+            raise UserError("a predictor's guess is part of the audio; model.guessed needs model.audio")
         if self.audio and self.known:
             raise UserError("model.known is for generation; a model with audio (super-resolution) knows channels")
         if self.predicts not in ("velocity", "clean"):

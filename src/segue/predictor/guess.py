@@ -10,26 +10,26 @@ from torch import Tensor
 from segue.predictor.files import load_predictor, predictor_file, predictor_hash
 from segue.predictor.network import INPUT_RMS, QUIETEST_RMS
 from segue.predictor.predictor import BandPredictor
-from segue.predictor.resolver import MEAN_SHARE, SHIPPED
+from segue.predictor.resolver import MEAN_SHARE, NOISE_STREAM, SHIPPED
+from segue.process.noise import noise_of_frames
 from segue.types import UserError
 
 SHIPPED_NAME = "shipped"  # in settings and cards, in place of a folder
 
 
 class Guesser:
-    """A frozen predictor whose guess is part of another model's condition.
+    """A frozen predictor whose guess is part of another model's condition, frame by frame of that model's codec.
 
     Attributes:
-        sample_rate_hz, hop_samples: of the predictor.
-        context_samples: how far from a sample the input can affect the guess there.
+        hop_samples: of the codec, a multiple of the predictor's own.
+        context_samples: how far from a sample the input can affect the guess there, in whole frames.
     """
 
-    def __init__(self, model: BandPredictor) -> None:
+    def __init__(self, model: BandPredictor, hop_samples: int) -> None:
         self.model = model
-        config = model.config
-        self.sample_rate_hz = config.sample_rate_hz
-        self.hop_samples = config.hop_samples
-        self.context_samples = config.context_frames * config.hop_samples
+        self.hop_samples = hop_samples
+        reach = model.config.context_frames * model.config.hop_samples
+        self.context_samples = -(-reach // hop_samples) * hop_samples
 
     @classmethod
     def load(cls, place: str, rate_hz: int, hop_samples: int, sha256: str = "") -> Guesser:
@@ -39,33 +39,50 @@ class Guesser:
             UserError: as `find_predictor`, or a predictor for another rate.
         """
         model, _ = load_predictor(find_predictor(place, rate_hz, sha256))
-        guesser = cls(model)
-        if guesser.sample_rate_hz != rate_hz or hop_samples % guesser.hop_samples:
+        config = model.config
+        if config.sample_rate_hz != rate_hz or hop_samples % config.hop_samples:
             raise UserError(
-                f"predictor {place}: made for {guesser.sample_rate_hz} Hz in frames of {guesser.hop_samples} samples, "
+                f"predictor {place}: made for {config.sample_rate_hz} Hz in frames of {config.hop_samples} samples, "
                 f"and the codec has {rate_hz} Hz and {hop_samples}; hint: segue super-resolution train --rate {rate_hz}"
             )
-        return guesser
+        return cls(model, hop_samples)
+
+    @classmethod
+    def of_card(cls, found: dict, rate_hz: int, hop_samples: int) -> Guesser | None:
+        """The predictor that a model's card names by its "source" and "sha256"; None where it names none.
+
+        Raises:
+            UserError: it is gone, or another one now.
+        """
+        return cls.load(found["source"], rate_hz, hop_samples, found["sha256"]) if found else None
 
     def to(self, device: torch.device | str) -> Guesser:
         """The same, computed on another device."""
-        return Guesser(self.model.to(device))
+        return Guesser(self.model.to(device), self.hop_samples)
+
+    def noise(self, frames: int, seed: int, first_frame: int = 0) -> Tensor:
+        """[hop, frames]: what `Predictor.noise` draws, in frames of the codec."""
+        own = self.model.config.hop_samples
+        ratio = self.hop_samples // own
+        wave = noise_of_frames(own, ratio * frames, seed, NOISE_STREAM, ratio * first_frame).T
+        return wave.reshape(frames, self.hop_samples).T
 
     @torch.no_grad()
     def __call__(self, low: Tensor, cutoff_hz: Tensor, noise: Tensor) -> Tensor:
-        """Full-band waves [B, A, T] of band-limited ones [B, A, T], as `Predictor.resolve` makes them.
+        """Full-band waves [B, A, T] of band-limited ones, as `Predictor.resolve` makes them.
 
         Args:
-            low: at the level that `levelled` brings them to.
+            low: [B, A, T] at the level that `segue upsample` brings files to.
             cutoff_hz: [B].
-            noise: [B, T] standard normal; both sides of a row have the same.
+            noise: [B, hop, L] standard normal, L frames that hold the T samples; both sides of a row have the same.
         """
-        sides = low.shape[1]
-        cutoffs, noises = cutoff_hz.to(low.device).repeat_interleave(sides), noise.repeat_interleave(sides, dim=0)
-        return self.model(low.flatten(0, 1), cutoffs, noises, MEAN_SHARE).wave.view_as(low)
+        sides, samples = low.shape[1:]
+        wave = noise.transpose(1, 2).flatten(1)[:, :samples].repeat_interleave(sides, dim=0)
+        cutoffs = cutoff_hz.to(low.device).repeat_interleave(sides)
+        return self.model(low.flatten(0, 1), cutoffs, wave, MEAN_SHARE).wave.view_as(low)
 
     def at_own_level(self, low: Tensor, cutoff_hz: Tensor, noise: Tensor, samples: Tensor) -> Tensor:
-        """The same of sounds of any loudness: they are brought to the level of training, and back.
+        """The same of sounds of any loudness: each is brought to that level, and its guess back to its own.
 
         Args:
             samples: [B], how many samples of each row are no padding.

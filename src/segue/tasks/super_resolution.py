@@ -202,14 +202,15 @@ class SuperResolution(Task):
         """The predictor's full-band waves [B, A, T] of what is left of a batch; None without a predictor."""
         if self._guesser is None:
             return None
-        rows, _, samples = low.shape
+        hop = self.space.codec.hop_samples
+        frames = -(-low.shape[-1] // hop)
         if draws is None:
             # Held-out clips meet the same noise at every measurement.
-            noise = keyed_noise((samples,), 0, "predictor", range(rows)).to(low.device)
+            noise = keyed_noise((hop, frames), 0, "predictor", range(len(low))).to(low.device)
         else:
-            noise = draws.normal("predictor", samples)
-        real = low.new_full((rows,), samples) if mask is None else mask.sum(1) * self.space.codec.hop_samples
-        return self._guesser.at_own_level(low, cutoff_hz, noise, real)
+            noise = draws.normal("predictor", hop, frames)
+        real = low.new_full((len(low),), frames) if mask is None else mask.sum(1)
+        return self._guesser.at_own_level(low, cutoff_hz, noise, real * hop)
 
 
 def fitted_share(both: Tensor, own: Tensor) -> Tensor:

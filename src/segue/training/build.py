@@ -313,8 +313,10 @@ def stage_options(config: RunConfig, accelerator, model: Backbone) -> dict:
     return options
 
 
-def model_card(config: RunConfig, cache: LatentCache, model: Backbone, examples_seen: int) -> ModelCard:
-    """The card that is saved with the model."""
+def model_card(
+    config: RunConfig, cache: LatentCache, model: Backbone, examples_seen: int, predictor: dict | None = None
+) -> ModelCard:
+    """The card that is saved with the model; `predictor` as `predictor_of` found it when the run was started."""
     meta = cache.meta
     return ModelCard(
         model=asdict(model.config),
@@ -329,7 +331,7 @@ def model_card(config: RunConfig, cache: LatentCache, model: Backbone, examples_
         lora=asdict(config.lora) if config.lora.rank else {},
         base=base_of(config) if config.lora.rank else {},
         lengths=lengths_of(config, cache),
-        predictor=predictor_of(config, cache),
+        predictor=predictor or {},
     )
 
 
@@ -344,7 +346,7 @@ def predictor_of(config: RunConfig, cache: LatentCache) -> dict:
         return {}
     # A local folder by its whole path, so that the run can be used from elsewhere.
     source = str(Path(place).resolve()) if Path(place).exists() else place
-    return {"source": source, "sha256": _predictor_hash(source, cache.meta["sample_rate_hz"])}
+    return {"source": source, "sha256": predictor_hash(find_predictor(source, cache.meta["sample_rate_hz"]))}
 
 
 def lengths_of(config: RunConfig, cache: LatentCache) -> dict:
@@ -364,12 +366,6 @@ def base_of(config: RunConfig) -> dict:
         named = Path(config.model.pretrained)
         source = str(named.resolve()) if named.exists() else config.model.pretrained
     return {"source": source, "weights": _hash_once(source)}
-
-
-@cache
-def _predictor_hash(source: str, rate_hz: int) -> str:
-    """Of the predictor as this process has found it."""
-    return predictor_hash(find_predictor(source, rate_hz))
 
 
 @cache

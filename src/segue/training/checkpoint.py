@@ -104,6 +104,8 @@ class Keeper:
         self._accelerator = accelerator
         self._space = space
         self._parts = parts
+        # Once: it is the predictor that the task has loaded, whatever becomes of its file.
+        self._predictor = predictor_of(config, cache)
         self._restored_at: int | None = None
 
     def restore(self, saved: Saved | None) -> FaultState:
@@ -125,7 +127,7 @@ class Keeper:
                 f"{base['source']}: not the weights that the adapters were trained on; hint: put those back"
             )
         wanted = (saved.card.get("predictor") or {}).get("sha256", "")
-        if wanted != (own := predictor_of(self._config, self._cache).get("sha256", "")):
+        if wanted != (own := self._predictor.get("sha256", "")):
             raise UserError(
                 f"degradation.predictor: {own or 'none'}, and the run began from {wanted or 'none'}; hint: put that back"
             )
@@ -171,7 +173,7 @@ class Keeper:
             loader = parts.loader.state_dict()
             faults = asdict(guard.state)
             state = RunState(seen, parts.stage.steps, seconds, loader, controller, faults)
-            card = model_card(self._config, self._cache, parts.ema, seen)
+            card = model_card(self._config, self._cache, parts.ema, seen, self._predictor)
             write_checkpoint(
                 self._run_dir, state, parts, self._space, card,
                 keep_last=self._config.train.keep_last, writes=self._accelerator.is_main_process,
