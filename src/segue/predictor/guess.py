@@ -116,7 +116,7 @@ def find_predictor(place: str, rate_hz: int, sha256: str = "") -> Path:
     if sha256 and there:
         raise UserError(f"{there[0]}: not the predictor that the model was trained with ({sha256}); hint: put it back")
     if place == SHIPPED_NAME:
-        rates = ", ".join(map(str, sorted(SHIPPED)))
+        rates = ", ".join(str(hz) for hz, folder in sorted(SHIPPED.items()) if predictor_file(folder))
         raise UserError(
             f"no predictor is shipped for {rate_hz} Hz, only for {rates}; hint: segue super-resolution train --rate "
             f"{rate_hz}, and its folder as degradation.predictor"
