@@ -88,6 +88,8 @@ class Condition:
             [B, C, 1] in super-resolution, whole frames [B, 1, L] in editing. Required with `audio`.
         mean: [B, C, L] what is added to a generated x_0, 0 where it is known: super-resolution that starts from a
             predictor's guess generates what the guess lacks. `audio` then holds the guess wherever it is not known.
+        turn: [B, C, L] what the sum is multiplied by: 1, or for the two channels of a complex number, both of which
+            hold its magnitude, the cosine and the sine of the guess's phase. Required with `mean`.
         cutoff: [B] upper end of the known band, as a share of half the sample rate. Of super-resolution.
         seconds: [B] length of the sound, for public models that are conditioned on it.
         numbers: [B, fields] where each number of a model's fields lies in its range, 0 to 1 (models/fields.py).
@@ -101,6 +103,7 @@ class Condition:
     audio: Tensor | None = None
     known_mask: Tensor | None = None
     mean: Tensor | None = None
+    turn: Tensor | None = None
     cutoff: Tensor | None = None
     seconds: Tensor | None = None
     numbers: Tensor | None = None
@@ -151,7 +154,9 @@ class Condition:
         """[B, C, L] a whole latent: what is known from `audio`, the rest from `mean` and the generated x_0 [B, C, L]."""
         if self.audio is None or self.known_mask is None:
             return x_0
-        return self.audio.where(self.known_mask, x_0 if self.mean is None else x_0 + self.mean)
+        if self.mean is not None and self.turn is not None:
+            x_0 = (x_0 + self.mean) * self.turn
+        return self.audio.where(self.known_mask, x_0)
 
     def generated(self, mask: Tensor | None) -> Tensor | None:
         """[B, L] bool: real frames that are not known as a whole; None where that is every frame.

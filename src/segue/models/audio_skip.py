@@ -32,12 +32,11 @@ class SkipModel(Protocol):
     patch_out: nn.Linear
     skip_weight: Tensor
     skip_bias: Tensor
-    guess_share: Tensor
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition, mask: Tensor, /) -> ModelOutput: ...
 
 
-def skip_features(audio: Tensor, known: Tensor, guessed: bool = False) -> Tensor:
+def skip_features(audio: Tensor, known: Tensor) -> Tensor:
     """Inputs of the skip's convolution: its channels as they are, and rectified at each kink. Our definition.
 
     Where a channel is missing, the last known one below it stands in its place. With zeros instead, one linear fit
@@ -46,13 +45,10 @@ def skip_features(audio: Tensor, known: Tensor, guessed: bool = False) -> Tensor
     Args:
         audio: [B, C, L], the skip's channels.
         known: [B, C] bool, True up to some channel.
-        guessed: whether missing channels hold a guess, which then stays in its place.
 
     Returns:
         [B, 5 C, L].
     """
-    if guessed:
-        return torch.cat([audio, *((audio - kink).relu() for kink in SKIP_KINKS)], dim=1)
     last = (known.sum(1, keepdim=True) - 1).clamp(min=0)
     index = torch.arange(audio.shape[1], device=audio.device).minimum(last)
     filled = audio.gather(1, index[..., None].expand_as(audio))
@@ -78,7 +74,7 @@ def add_skip(out: Tensor, condition: Condition, weight: Tensor, bias: Tensor) ->
     """
     count = len(bias)
     audio, known = condition.known_audio()
-    features = skip_features(audio[:, :count], known[:, :count, 0], guessed=condition.mean is not None)
+    features = skip_features(audio[:, :count], known[:, :count, 0])
     levels = F.conv1d(features, weight, bias, padding=SKIP_FRAMES // 2)
     if condition.drop is not None:
         levels = levels.masked_fill(condition.drop[:, None, None], 0.0)

@@ -85,15 +85,15 @@ class Guesser:
         parts = (x.split(at_once) for x in (low.flatten(0, 1), cutoffs, wave))
         return torch.cat([self.model(*part, MEAN_SHARE).wave for part in zip(*parts)]).view_as(low)
 
-    def at_own_level(self, low: Tensor, cutoff_hz: Tensor, noise: Tensor, samples: Tensor) -> Tensor:
-        """The same of sounds of any loudness: each is brought to that level, and its guess back to its own.
 
-        Args:
-            samples: [B], how many samples of each row are no padding.
-        """
-        power = low.square().mean(1).sum(-1) / samples
-        gain = (INPUT_RMS / power.sqrt().clamp(min=QUIETEST_RMS))[:, None, None]
-        return self(low * gain, cutoff_hz, noise) / gain
+def level_gain(low: Tensor, samples: Tensor | None = None) -> Tensor:
+    """[B, 1, 1] what brings band-limited waves [B, A, T] to the level that `segue upsample` gives files.
+
+    Args:
+        samples: [B], how many samples of each row are no padding; None: all.
+    """
+    power = low.square().mean(1).sum(-1) / (low.shape[-1] if samples is None else samples)
+    return (INPUT_RMS / power.sqrt().clamp(min=QUIETEST_RMS))[:, None, None]
 
 
 def find_predictor(place: str, rate_hz: int, sha256: str = "") -> Path:

@@ -14,7 +14,8 @@ from segue.codecs.latent_space import LatentSpace
 from segue.data.cache import Batch, LatentCache
 from segue.memory import malloc_trim
 from segue.models.audio_skip import SKIP_FRAMES, SKIP_KINKS, SkipModel, skip_features
-from segue.predictor import Guesser
+from segue.predictor import Guesser, level_gain
+from segue.predictor.network import RANDOM_LEVEL_DB
 from segue.process.noise import BatchDraws, keyed_noise
 from segue.tasks.base import Task
 from segue.tasks.degradation import (
@@ -45,11 +46,13 @@ class SuperResolution(Task):
     the two).
 
     With `config.predictor`, what is missing in the condition is a predictor's guess, and x_0 what the clean latent has
-    beyond a share of it (Condition.mean).
+    beyond a share of it (Condition.mean). Of complex numbers the magnitude alone is generated, and the phase is the
+    guess's (Condition.turn): nothing in the low band says what the phase was, and a mean over all phases is 0, so that
+    otherwise nothing of the guess's fine structure would be left.
 
     Attributes:
         share: [C] of the guess in each channel, the least squares of clean on guess, from 0 to 1; None without a
-            predictor. About 1 in levels, and near 0 in shapes of which the guess does not know the phase.
+            predictor.
     """
 
     name = "super-resolution"
@@ -86,20 +89,21 @@ class SuperResolution(Task):
             )
 
     def initialise(self, model: nn.Module, cache: LatentCache, saved: Mapping[str, Tensor] | None = None) -> None:
-        """Fit the shares of the guess, where there is one, and the model's skip (models/audio_skip.py).
+        """Fit the shares of the guess, where there is one, or else the model's skip (models/audio_skip.py).
 
-        The skip is a ridge regression from known levels, and guessed ones, to what x_0 has of missing ones. Levels are
-        most of the audible error and of LSD, and nearly a linear function of the known ones: the closed form finds in
-        seconds what took a network of 4 M parameters more than 8,000 examples, and the network learns the rest. From a
-        model that is already trained, its own prediction of the levels at t = 1 is subtracted first.
+        The skip is a ridge regression from known levels to missing ones. Levels are most of the audible error and of
+        LSD, and nearly a linear function of the known ones: the closed form finds in seconds what took a network of 4 M
+        parameters more than 8,000 examples, and the network learns the rest. From a model that is already trained, its
+        own prediction of the levels at t = 1 is subtracted first.
         """
-        network = cast(SkipModel, model)
         if self._guesser is not None:
             self.share = self._fitted_share(cache) if saved is None else saved["guess_share"].to(self.space.device)
-        if saved is not None:
-            return
-        if self.share is not None:
-            network.guess_share.copy_(self.share)
+            if saved is None:
+                model.get_buffer("guess_share").copy_(self.share)
+        elif saved is None:
+            self._fit_skip(cast(SkipModel, model), cache)
+
+    def _fit_skip(self, network: SkipModel, cache: LatentCache) -> None:
         levels = network.config.audio_skip
         if not levels:
             return
@@ -119,15 +123,13 @@ class SuperResolution(Task):
             x_0, condition = x_0.cpu(), condition.to("cpu")
             mask = torch.ones(len(x_0), x_0.shape[-1], dtype=torch.bool) if mask is None else mask.cpu()
             audio, known = condition.known_audio()
-            given = skip_features(audio[:, :levels], known[:, :levels, 0], guessed=condition.mean is not None)
-            features = nn.functional.pad(given, (side, side))
+            features = nn.functional.pad(skip_features(audio[:, :levels], known[:, :levels, 0]), (side, side))
             windows = features.unfold(-1, SKIP_FRAMES, 1).permute(0, 2, 1, 3).flatten(2)[mask].double()
             design = torch.cat([windows, torch.ones_like(windows[:, :1])], dim=1)
 
             # What it has to add to the network's prediction.
             predicted = self._predicted(network, x_0, condition, mask, first)
-            clean = condition.fill_known(x_0) if condition.mean is None else x_0
-            wanted = (clean - predicted)[:, :levels].transpose(1, 2)[mask].double()
+            wanted = (condition.fill_known(x_0) - predicted)[:, :levels].transpose(1, 2)[mask].double()
             gram += design.T @ design
             cross += design.T @ wanted
         # Ridge: without it, levels that never move make the system singular.
@@ -149,6 +151,7 @@ class SuperResolution(Task):
             part = rows[first : first + SKIP_FIT_AT_ONCE]
             draws = BatchDraws(self.seed, first, len(part), device=self.space.device)
             clean, condition, _ = self._clean_and_condition(cache.batch(part), draws)
+            clean = magnitudes(clean, self.space.codec)
             guess = condition.known_audio()[0].masked_fill(condition.known_audio()[1], 0.0).double()
             both += (clean * guess).sum((0, 2))
             own += guess.square().sum((0, 2))
@@ -170,7 +173,7 @@ class SuperResolution(Task):
         """See Task.prepare. Captions are not used."""
         clean, condition, mask = self._clean_and_condition(batch, draws)
         if condition.mean is not None:
-            clean = clean - condition.mean
+            clean = magnitudes(clean, self.space.codec) - condition.mean
         # Known bands are no part of what is generated: they are zero there.
         return clean.masked_fill(condition.known_audio()[1], 0.0), condition, mask
 
@@ -192,25 +195,26 @@ class SuperResolution(Task):
                 drawn = [with_coding(d, self.config, u) for d, u in zip(drawn, codings)]
         low = degrade(wave, codec.sample_rate_hz, drawn)
         cutoff_hz = torch.tensor([degradation.cutoff_hz for degradation in drawn], device=wave.device)
-        guess = self._guess(low, cutoff_hz, mask, draws)
-        condition = low_band_condition(self.space, low, cutoff_hz, mask, guess, self.share)
-        return self.space.standardise(batch.latents, mask), condition, mask
-
-    def _guess(
-        self, low: Tensor, cutoff_hz: Tensor, mask: Tensor | None, draws: BatchDraws | None
-    ) -> Tensor | None:
-        """The predictor's full-band waves [B, A, T] of what is left of a batch; None without a predictor."""
         if self._guesser is None:
-            return None
+            condition = low_band_condition(self.space, low, cutoff_hz, mask)
+            return self.space.standardise(batch.latents, mask), condition, mask
+        # At the level of files in use, which the predictor knows; the clean wave with it, so that they stay a pair.
+        gain, noise = self._level_and_noise(low, mask, draws)
+        guess = self._guesser(low * gain, cutoff_hz, noise)
+        condition = low_band_condition(self.space, low * gain, cutoff_hz, mask, guess, self.share)
+        return self.space.encode(wave * gain, mask), condition, mask
+
+    def _level_and_noise(
+        self, low: Tensor, mask: Tensor | None, draws: BatchDraws | None
+    ) -> tuple[Tensor, Tensor]:
+        """[B, 1, 1] gains and the predictor's noise [B, hop, L]; held-out clips get the same at every measurement."""
         hop = self.space.codec.hop_samples
         frames = -(-low.shape[-1] // hop)
+        gain = level_gain(low, None if mask is None else mask.sum(1) * hop)
         if draws is None:
-            # Held-out clips meet the same noise at every measurement.
-            noise = keyed_noise((hop, frames), 0, "predictor", range(len(low))).to(low.device)
-        else:
-            noise = draws.normal("predictor", hop, frames)
-        real = low.new_full((len(low),), frames) if mask is None else mask.sum(1)
-        return self._guesser.at_own_level(low, cutoff_hz, noise, real * hop)
+            return gain, keyed_noise((hop, frames), 0, "predictor", range(len(low))).to(low.device)
+        louder_db = RANDOM_LEVEL_DB * (2 * draws.uniform("level") - 1)
+        return gain * 10 ** (louder_db[:, None, None] / 20), draws.normal("predictor", hop, frames)
 
 
 def fitted_share(both: Tensor, own: Tensor) -> Tensor:
@@ -258,13 +262,33 @@ def low_band_condition(
     if tells_bands(codec):
         # The bands that are generated are no part of what is known.
         audio = audio.masked_fill(~bands[..., None], 0.0)
-    mean = None
-    if guess is not None and share is not None:
-        guessed = space.encode(guess, mask)
-        mean = (share[:, None] * guessed).masked_fill(bands[..., None], 0.0)
-        audio = audio.where(bands[..., None], guessed)
-    cutoff = cutoff_hz / (codec.sample_rate_hz / 2)
-    return Condition(audio=audio, known_mask=bands[..., None], mean=mean, cutoff=cutoff)
+    condition = Condition(audio=audio, known_mask=bands[..., None], cutoff=cutoff_hz / (codec.sample_rate_hz / 2))
+    if guess is None or share is None:
+        return condition
+    latents = space.encode(guess, mask)
+    guessed = magnitudes(latents, codec)
+    mean = (share[:, None] * guessed).masked_fill(bands[..., None], 0.0)
+    audio = audio.where(bands[..., None], guessed)
+    return replace(condition, audio=audio, mean=mean, turn=turn_of(latents, codec))
+
+
+def magnitudes(latents: Tensor, codec: Codec) -> Tensor:
+    """[B, C, L] with the magnitude of each of the codec's complex numbers in both of its channels. Our definition."""
+    if codec.pairs is None:
+        return latents
+    real, imaginary = codec.pairs.to(latents.device)
+    size = torch.hypot(latents[:, real], latents[:, imaginary])
+    return latents.clone().index_copy_(1, real, size).index_copy_(1, imaginary, size)
+
+
+def turn_of(latents: Tensor, codec: Codec) -> Tensor:
+    """[B, C, L] cosine and sine of the phase of each complex number in its two channels, 1 in all others."""
+    turn = torch.ones_like(latents)
+    if codec.pairs is None:
+        return turn
+    real, imaginary = codec.pairs.to(latents.device)
+    phase = torch.atan2(latents[:, imaginary], latents[:, real])
+    return turn.index_copy_(1, real, phase.cos()).index_copy_(1, imaginary, phase.sin())
 
 
 def tells_bands(codec: Codec) -> bool:

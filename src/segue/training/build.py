@@ -195,10 +195,12 @@ def dit_config(config: RunConfig, cache: LatentCache) -> DiTConfig:
     predicts = config.model.predicts
     if predicts == "auto":
         predicts = "clean" if dit.channels * dit.patch_frames > dit.width else "velocity"
-    # A skip needs clean predictions and a codec with levels.
-    levels = levels_of(cached_space(cache).codec) if dit.audio and predicts == "clean" else 0
-    numbers, labels = condition_fields(config, cache)
     guessed = dit.audio and bool(config.degradation.predictor)
+    # A skip needs clean predictions and a codec with levels. Beside a guess it would fit what is particular to the
+    # training's kinds of sound (docs/super-resolution-method.md).
+    skip = dit.audio and predicts == "clean" and not guessed
+    levels = levels_of(cached_space(cache).codec) if skip else 0
+    numbers, labels = condition_fields(config, cache)
     return replace(dit, predicts=predicts, audio_skip=levels, guessed=guessed, numbers=numbers, labels=labels)
 
 
