@@ -27,7 +27,7 @@ from segue.models.adapters import Adapter
 from segue.models.fields import Values, field_tensors
 from segue.models.files import SavedModel, load_model, model_file
 from segue.models.lengths import faded_out
-from segue.predictor import Guesser
+from segue.predictor import Guesser, level_gain
 from segue.process.cfg import Combine, combine, guided
 from segue.process.noise import keyed_noise, noise_of_frames
 from segue.process.path import sample_path, velocity_of
@@ -358,6 +358,10 @@ class SuperResolver:
         own = noise_of_frames(self.codec.channels, frames, seed, "super-resolution", first_frame)
         return own if self._guesser is None else torch.cat([own, self._guesser.noise(frames, seed, first_frame)])
 
+    def level_gain(self, low: Tensor) -> Tensor:
+        """[B, 1, 1] what brings sounds [B, A, T] to the level that the model knows; 1 of models that know any."""
+        return low.new_ones(len(low), 1, 1) if self._guesser is None else level_gain(low)
+
     @torch.inference_mode()
     def resolve(self, low: Tensor, cutoff_hz: Tensor, noise: Tensor, *, steps: int = 4) -> Tensor:
         """Full-band waves [B, A, T] of band-limited ones.
@@ -368,7 +372,7 @@ class SuperResolver:
         vary as real ones do, which is not audible, and would sometimes be wrong, which is.
 
         Args:
-            low: [B, A, T] at sample_rate_hz, A = audio_channels, with nothing above the cutoff.
+            low: [B, A, T] at sample_rate_hz, A = audio_channels, with nothing above the cutoff; see `level_gain`.
             cutoff_hz: [B].
             noise: [B, N, L] as `noise` draws it, L = frames(T); rows may share it.
             steps: evaluations of the model.

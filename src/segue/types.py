@@ -151,7 +151,7 @@ class Condition:
         return replace(self, drop=some.new_ones(len(some)).bool())
 
     def fill_known(self, x_0: Tensor) -> Tensor:
-        """[B, C, L] a whole latent: what is known from `audio`, the rest from `mean` and the generated x_0 [B, C, L]."""
+        """[B, C, L] a whole latent: what is known from `audio`, the rest from generated x_0 [B, C, L] and `mean`."""
         if self.audio is None or self.known_mask is None:
             return x_0
         if self.mean is not None and self.turn is not None:

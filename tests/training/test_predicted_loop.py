@@ -173,7 +173,7 @@ def test_a_saved_model_finds_its_predictor_and_refuses_another(hisses, recipe, t
         made()
     # Nor does the run go on from another.
     small_predictor(place, seed=1)
-    with pytest.raises(UserError, match=r"degradation\.predictor: \w{16}, and the run began from \w{16}; hint"):
+    with pytest.raises(UserError, match=r"degradation\.predictor: \w{16}, and the run began with \w{16}; hint"):
         run(config, hisses, tmp_path / "run", resume=True)
 
 

@@ -24,7 +24,7 @@ from segue.models.lora import LoraConfig, add_lora, load_trained, merge_lora
 from segue.types import UserError, first_line, without_deleted
 
 SCHEMA_VERSION = 2  # 2: one layer qkv where 1 had q and kv; both are read
-BESIDE = "beside:"  # before the name of a codec, text encoder or predictor in a model's card: it lies in the model's own folder
+BESIDE = "beside:"  # in a model's card, before the name of a codec, text encoder or predictor in the model's own folder
 
 
 @dataclass(frozen=True)

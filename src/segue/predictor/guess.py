@@ -121,4 +121,4 @@ def find_predictor(place: str, rate_hz: int, sha256: str = "") -> Path:
             f"no predictor is shipped for {rate_hz} Hz, only for {rates}; hint: segue super-resolution train --rate "
             f"{rate_hz}, and its folder as degradation.predictor"
         )
-    raise UserError(f"{place}: no predictor, which the model starts from; hint: a folder of segue super-resolution train")
+    raise UserError(f"{place}: no predictor, which the model starts from; hint: one of segue super-resolution train")

@@ -204,9 +204,7 @@ class SuperResolution(Task):
         condition = low_band_condition(self.space, low * gain, cutoff_hz, mask, guess, self.share)
         return self.space.encode(wave * gain, mask), condition, mask
 
-    def _level_and_noise(
-        self, low: Tensor, mask: Tensor | None, draws: BatchDraws | None
-    ) -> tuple[Tensor, Tensor]:
+    def _level_and_noise(self, low: Tensor, mask: Tensor | None, draws: BatchDraws | None) -> tuple[Tensor, Tensor]:
         """[B, 1, 1] gains and the predictor's noise [B, hop, L]; held-out clips get the same at every measurement."""
         hop = self.space.codec.hop_samples
         frames = -(-low.shape[-1] // hop)

@@ -129,7 +129,7 @@ class Keeper:
         wanted = (saved.card.get("predictor") or {}).get("sha256", "")
         if wanted != (own := self._predictor.get("sha256", "")):
             raise UserError(
-                f"degradation.predictor: {own or 'none'}, and the run began from {wanted or 'none'}; hint: put that back"
+                f"degradation.predictor: {own or 'none'}, and the run began with {wanted or 'none'}; hint: that one"
             )
         try:
             weights = saved.weights
