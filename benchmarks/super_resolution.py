@@ -109,7 +109,7 @@ def systems_of(asked: argparse.Namespace) -> list[System]:
             file = SHIPPED_SUPER_RESOLUTION if run == "default" else model_file(model_place(run))
         of_steps = {steps: (f"{name}, {steps} steps", f"{name}-{steps}") if steps else (name, name) for steps in counts}
         weights = sha256_of([file])
-        systems += [System(*names, resolver, steps, weights) for steps, names in of_steps.items()]
+        systems += [System(row, place, resolver, steps, weights) for steps, (row, place) in of_steps.items()]
     return systems
 
 

@@ -325,6 +325,7 @@ class SuperResolver:
         # A model that starts from a predictor's guess needs that very predictor.
         guesser = Guesser.of_card(saved.card.predictor, codec.sample_rate_hz, codec.hop_samples)
         self._guesser = None if guesser is None else guesser.to(device)
+        self._share = None if guesser is None else self.model.get_buffer("guess_share")
         # One evaluation depends on depth * window tokens to each side. Several evaluations depend on more, but not
         # measurably: with the shipped model, chunks equal the whole within 2e-7 (docs/super-resolution-method.md).
         reach = config.depth * config.attention_window * config.patch_frames
@@ -384,10 +385,8 @@ class SuperResolver:
         low = low.to(self.device)
         samples = low.shape[-1]
         noise, of_guess = noise.to(self.device).tensor_split([self.codec.channels], dim=1)
-        guess = share = None
-        if self._guesser is not None:
-            guess, share = self._guesser(low, cutoff_hz, of_guess), self.model.guess_share
-        condition = low_band_condition(self.space, low, cutoff_hz, None, guess, share).to(self.device)
+        guess = None if self._guesser is None else self._guesser(low, cutoff_hz, of_guess)
+        condition = low_band_condition(self.space, low, cutoff_hz, None, guess, self._share).to(self.device)
 
         # The missing band: levels from the first step, fine structure from all of them.
         levels: list[Tensor] = []
