@@ -75,7 +75,7 @@ def predicted(tmp_path_factory):
     plain = saved()
     model = DiT(replace(plain.model.config, guessed=True))
     model.load_state_dict(plain.model.state_dict() | {"guess_share": torch.full((model.config.channels,), 0.9)})
-    found = {"source": str(folder), "sha256": predictor_hash(folder / "predictor.safetensors")}
+    found = {"source": str(folder), "sha256": predictor_hash(folder / "predictor.safetensors"), "mean_share": 0.15}
     card = replace(plain.card, predictor=found)
     return SuperResolver(replace(plain, model=model.eval(), card=card), load_codec("gain-shape", RATE_HZ))
 

@@ -11,6 +11,7 @@ from running import assert_same, run, timeless
 from segue.models.files import load_model, model_file
 from segue.pipeline import SuperResolver
 from segue.predictor import BandPredictor, PredictorConfig, guess, level_gain, predictor_hash, save_predictor
+from segue.predictor.resolver import MEAN_SHARE
 from segue.process.noise import BatchDraws
 from segue.tasks.degradation import degrade, protocol
 from segue.tasks.super_resolution import fitted_share, magnitudes, turn_of
@@ -158,7 +159,8 @@ def test_a_saved_model_finds_its_predictor_and_refuses_another(hisses, recipe, t
 
     before = made()
     card = load_model(model_file(tmp_path / "run")).card
-    assert card.predictor == {"source": str(place), "sha256": predictor_hash(place / "predictor.safetensors")}
+    found = {"source": str(place), "sha256": predictor_hash(place / "predictor.safetensors")}
+    assert card.predictor == found | {"mean_share": MEAN_SHARE}
     # Its card may say something else, and it may have moved into the package.
     (place / "predictor.safetensors").unlink()
     with pytest.raises(UserError, match="no predictor, which the model starts from; hint"):
@@ -173,7 +175,7 @@ def test_a_saved_model_finds_its_predictor_and_refuses_another(hisses, recipe, t
         made()
     # Nor does the run go on from another.
     small_predictor(place, seed=1)
-    with pytest.raises(UserError, match=r"degradation\.predictor: \w{16}, and the run began with \w{16}; hint"):
+    with pytest.raises(UserError, match=r"degradation\.predictor: \w{16} at 0\.15, and the run began with \w{16} at 0"):
         run(config, hisses, tmp_path / "run", resume=True)
 
 

@@ -46,7 +46,7 @@ class ModelCard:
         lengths: how long the training sounds were, where the model is told it: "quantiles", in seconds, and "captions"
             with the length of one sound each.
         predictor: of a model that starts from a predictor's guess: {"source": its folder or "shipped", "sha256":
-            `predictor_hash` of it}.
+            `predictor_hash` of it, "mean_share": of its levels}.
     """
 
     model: dict

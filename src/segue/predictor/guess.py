@@ -23,17 +23,21 @@ class Guesser:
 
     Attributes:
         hop_samples: of the codec, a multiple of the predictor's own.
+        mean_share: how far its levels move towards mean power (`BandPredictor.forward`).
         context_samples: how far from a sample the input can affect the guess there, in whole frames.
     """
 
-    def __init__(self, model: BandPredictor, hop_samples: int) -> None:
+    def __init__(self, model: BandPredictor, hop_samples: int, mean_share: float = MEAN_SHARE) -> None:
         self.model = model
         self.hop_samples = hop_samples
+        self.mean_share = mean_share
         reach = model.config.context_frames * model.config.hop_samples
         self.context_samples = -(-reach // hop_samples) * hop_samples
 
     @classmethod
-    def load(cls, place: str, rate_hz: int, hop_samples: int, sha256: str = "") -> Guesser:
+    def load(
+        cls, place: str, rate_hz: int, hop_samples: int, sha256: str = "", mean_share: float = MEAN_SHARE
+    ) -> Guesser:
         """From `find_predictor`, for a codec of this rate and hop.
 
         Raises:
@@ -46,20 +50,22 @@ class Guesser:
                 f"predictor {place}: made for {config.sample_rate_hz} Hz in frames of {config.hop_samples} samples, "
                 f"and the codec has {rate_hz} Hz and {hop_samples}; hint: segue super-resolution train --rate {rate_hz}"
             )
-        return cls(model, hop_samples)
+        return cls(model, hop_samples, mean_share)
 
     @classmethod
     def of_card(cls, found: dict, rate_hz: int, hop_samples: int) -> Guesser | None:
-        """The predictor that a model's card names by its "source" and "sha256"; None where it names none.
+        """The predictor that a model's card names (`ModelCard.predictor`), at its levels; None where it names none.
 
         Raises:
             UserError: it is gone, or another one now.
         """
-        return cls.load(found["source"], rate_hz, hop_samples, found["sha256"]) if found else None
+        if not found:
+            return None
+        return cls.load(found["source"], rate_hz, hop_samples, found["sha256"], found["mean_share"])
 
     def to(self, device: torch.device | str) -> Guesser:
         """The same, computed on another device."""
-        return Guesser(self.model.to(device), self.hop_samples)
+        return Guesser(self.model.to(device), self.hop_samples, self.mean_share)
 
     def noise(self, frames: int, seed: int, first_frame: int = 0) -> Tensor:
         """[hop, frames]: what `Predictor.noise` draws, in frames of the codec."""
@@ -83,7 +89,7 @@ class Guesser:
         # A core's own memory holds the spectra of a few rows: a batch takes three quarters of the time in parts.
         at_once = _ROWS_ON_CPU if low.device.type == "cpu" else len(wave)
         parts = (x.split(at_once) for x in (low.flatten(0, 1), cutoffs, wave))
-        return torch.cat([self.model(*part, MEAN_SHARE).wave for part in zip(*parts)]).view_as(low)
+        return torch.cat([self.model(*part, self.mean_share).wave for part in zip(*parts)]).view_as(low)
 
 
 def level_gain(low: Tensor, samples: Tensor | None = None) -> Tensor:

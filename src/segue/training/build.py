@@ -23,6 +23,7 @@ from segue.models.files import ModelCard, base_weights, load_model, model_file, 
 from segue.models.lora import add_lora, averaged_copy, freeze_as_bfloat16
 from segue.models.presets import preset
 from segue.predictor import find_predictor, predictor_hash
+from segue.predictor.resolver import MEAN_SHARE
 from segue.process.noise import keyed_generator
 from segue.tasks.base import Task
 from segue.tasks.degradation import DegradationConfig
@@ -338,7 +339,7 @@ def model_card(
 
 
 def predictor_of(config: RunConfig, cache: LatentCache) -> dict:
-    """Where the predictor is that a model starts from, and what tells it from others, for a card; {} without one.
+    """Where the predictor is that a model starts from, and what decides its guess, for a card; {} without one.
 
     Raises:
         UserError: there is none.
@@ -348,7 +349,8 @@ def predictor_of(config: RunConfig, cache: LatentCache) -> dict:
         return {}
     # A local folder by its whole path, so that the run can be used from elsewhere.
     source = str(Path(place).resolve()) if Path(place).exists() else place
-    return {"source": source, "sha256": predictor_hash(find_predictor(source, cache.meta["sample_rate_hz"]))}
+    file = find_predictor(source, cache.meta["sample_rate_hz"])
+    return {"source": source, "sha256": predictor_hash(file), "mean_share": MEAN_SHARE}
 
 
 def lengths_of(config: RunConfig, cache: LatentCache) -> dict:

@@ -126,11 +126,12 @@ class Keeper:
             raise UserError(
                 f"{base['source']}: not the weights that the adapters were trained on; hint: put those back"
             )
-        wanted = (saved.card.get("predictor") or {}).get("sha256", "")
-        if wanted != (own := self._predictor.get("sha256", "")):
-            raise UserError(
-                f"degradation.predictor: {own or 'none'}, and the run began with {wanted or 'none'}; hint: that one"
-            )
+        wanted, own = (
+            " at ".join(str(found[key]) for key in ("sha256", "mean_share")) if found else "none"
+            for found in (saved.card.get("predictor"), self._predictor)
+        )
+        if wanted != own:
+            raise UserError(f"degradation.predictor: {own}, and the run began with {wanted}; hint: put that one back")
         try:
             weights = saved.weights
             # Every rank has read the whole file; of a sharded tensor it keeps its own part.
