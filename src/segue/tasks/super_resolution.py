@@ -30,6 +30,9 @@ from segue.types import Condition, UserError
 
 # Levels are 6 % of the channels and most of the audible error; trials: docs/super-resolution-method.md.
 LEVEL_WEIGHT = 8.0
+# What a guess lacks of levels then has a deviation of about 1. At 8 it would stand out of the noise at nearly every t,
+# and a model would hardly learn to predict it unseen, as it must at t = 1.
+GUESSED_LEVEL_WEIGHT = 2.0
 SKIP_FIT_CLIPS = 1024
 SHARE_FIT_CLIPS = 256  # one number a channel
 SKIP_FIT_AT_ONCE = 64
@@ -225,13 +228,13 @@ def fitted_share(both: Tensor, own: Tensor) -> Tensor:
     return (both / own.clamp(min=1e-12)).clamp(0.0, 1.0).float()
 
 
-def weigh_levels(space: LatentSpace) -> LatentSpace:
+def weigh_levels(space: LatentSpace, weight: float = LEVEL_WEIGHT) -> LatentSpace:
     """The cache's space, with levels of a larger scale: they weigh more in the loss, and appear at higher noise."""
     levels = levels_of(space.codec)
     if not levels:
         return space
     scale = torch.ones_like(space.std)
-    scale[:levels] = LEVEL_WEIGHT
+    scale[:levels] = weight
     # Divided by less: levels then have a larger scale, and more weight in a squared loss.
     return space.scaled(space.mean, space.std.clamp(min=1e-2) / scale)
 

@@ -28,7 +28,13 @@ from segue.process.noise import keyed_generator
 from segue.tasks.base import Task
 from segue.tasks.degradation import DegradationConfig
 from segue.tasks.generation import Generation
-from segue.tasks.super_resolution import SuperResolution, levels_of, weigh_levels
+from segue.tasks.super_resolution import (
+    GUESSED_LEVEL_WEIGHT,
+    LEVEL_WEIGHT,
+    SuperResolution,
+    levels_of,
+    weigh_levels,
+)
 from segue.training.compiling import compile_blocks
 from segue.training.config import OptimConfig, RunConfig
 from segue.training.fine_tuning import check_lora
@@ -181,8 +187,9 @@ def named_task(
     if name == "generation":
         return Generation((space or cached_space(cache)).to(device))
     samples = round(cache.meta["seconds"] * cache.meta["sample_rate_hz"])
+    weight = GUESSED_LEVEL_WEIGHT if degradation.predictor else LEVEL_WEIGHT
     # The space of a run that goes on has its levels weighed already.
-    return SuperResolution((space or weigh_levels(cached_space(cache))).to(device), degradation, samples, seed)
+    return SuperResolution((space or weigh_levels(cached_space(cache), weight)).to(device), degradation, samples, seed)
 
 
 def dit_config(config: RunConfig, cache: LatentCache) -> DiTConfig:
