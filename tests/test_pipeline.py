@@ -10,6 +10,7 @@ from segue.evaluation.spectral_distances import lsd
 from segue.models.dit import DiT, DiTConfig
 from segue.models.files import ModelCard, SavedModel
 from segue.pipeline import Pipeline, SuperResolver
+from segue.predictor import BandPredictor, Predictor, PredictorConfig, predictor_hash, save_predictor
 from segue.tasks.degradation import degrade, protocol
 from segue.types import UserError
 
@@ -55,7 +56,9 @@ def test_the_low_band_is_kept_and_the_high_band_filled(resolver):
     assert high[:, 140:, 5:-5].mean() > 100 * before[:, 140:, 5:-5].mean()
 
 
-def test_noise_is_keyed_by_frame(resolver):
+@pytest.mark.parametrize("of", ["resolver", "predicted"])
+def test_noise_is_keyed_by_frame(request, of):
+    resolver = request.getfixturevalue(of)
     whole = resolver.noise(100, seed=7)
     for first, frames in ((0, 100), (13, 50), (16, 16), (99, 1)):
         assert torch.equal(resolver.noise(frames, 7, first), whole[:, first : first + frames])
@@ -63,8 +66,50 @@ def test_noise_is_keyed_by_frame(resolver):
     assert abs(float(whole.mean())) < 0.02 and abs(float(whole.std()) - 1) < 0.02
 
 
+@pytest.fixture(scope="module")
+def predicted(tmp_path_factory):
+    """The same from the guess of a small predictor with random weights."""
+    folder = tmp_path_factory.mktemp("predictor")
+    torch.manual_seed(1)
+    save_predictor(BandPredictor(PredictorConfig(RATE_HZ, width=16, blocks=2)), folder, {})
+    plain = saved()
+    model = DiT(replace(plain.model.config, guessed=True))
+    model.load_state_dict(plain.model.state_dict() | {"guess_share": torch.full((model.config.channels,), 0.9)})
+    found = {"source": str(folder), "sha256": predictor_hash(folder / "predictor.safetensors"), "mean_share": 0.15}
+    card = replace(plain.card, predictor=found)
+    return SuperResolver(replace(plain, model=model.eval(), card=card), load_codec("gain-shape", RATE_HZ))
+
+
+def test_a_model_that_predicts_nothing_gives_back_the_guess(predicted):
+    """With shares of 1; those of levels are less where a guess is hardly better than the mean level."""
+    _, low = sound(1.0)
+    noise = predicted.noise(predicted.frames(16000), 3)[None]
+    place = predicted.saved.card.predictor["source"]
+    predictor = Predictor.load(place)
+    wanted = predictor.resolve(low, CUTOFF, predictor.noise(predictor.frames(16000), 3)[None])
+    weights = {name: value.clone() for name, value in predicted.model.state_dict().items()}
+    try:
+        predicted.model.guess_share.fill_(1.0)
+        for name in ("weight", "bias"):
+            predicted.model.patch_out.get_parameter(name).data.zero_()
+        made = predicted.resolve(low, CUTOFF, noise, steps=1)
+        # The two bins at the cutoff are joined a second time, and at the ends there is half a window.
+        difference = (made - wanted)[..., 512:-512].abs().max()
+        assert difference < 5e-3 * (wanted - low).abs().max()
+    finally:
+        predicted.model.load_state_dict(weights)
+
+
+def test_a_model_without_a_predictor_takes_any_level(resolver, predicted):
+    _, low = sound(0.5)
+    assert torch.equal(resolver.level_gain(low), torch.ones(1, 1, 1))
+    torch.testing.assert_close((low * predicted.level_gain(low)).square().mean().sqrt(), torch.tensor(0.2))
+
+
 @pytest.mark.parametrize("steps", [1, 4])
-def test_a_chunk_with_context_equals_the_whole(resolver, steps):
+@pytest.mark.parametrize("of", ["resolver", "predicted"])
+def test_a_chunk_with_context_equals_the_whole(request, of, steps):
+    resolver = request.getfixturevalue(of)
     _, low = sound(6.0)
     hop, context = resolver.hop_samples, resolver.context_samples
     noise = resolver.noise(resolver.frames(low.shape[-1]), 0)

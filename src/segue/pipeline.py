@@ -27,6 +27,7 @@ from segue.models.adapters import Adapter
 from segue.models.fields import Values, field_tensors
 from segue.models.files import SavedModel, load_model, model_file
 from segue.models.lengths import faded_out
+from segue.predictor import Guesser, level_gain
 from segue.process.cfg import Combine, combine, guided
 from segue.process.noise import keyed_noise, noise_of_frames
 from segue.process.path import sample_path, velocity_of
@@ -321,10 +322,16 @@ class SuperResolver:
         self.hop_samples = codec.hop_samples
         trained = saved.card.degradation
         self.cutoffs_hz = (trained.get("cutoff_min_hz", 0.0), trained.get("cutoff_max_hz", codec.sample_rate_hz / 2))
+        # A model that starts from a predictor's guess needs that very predictor.
+        guesser = Guesser.of_card(saved.card.predictor, codec.sample_rate_hz, codec.hop_samples)
+        self._guesser = None if guesser is None else guesser.to(device)
+        self._share = None if guesser is None else self.model.get_buffer("guess_share")
         # One evaluation depends on depth * window tokens to each side. Several evaluations depend on more, but not
         # measurably: with the shipped model, chunks equal the whole within 2e-7 (docs/super-resolution-method.md).
         reach = config.depth * config.attention_window * config.patch_frames
         self.context_samples = (reach + 4) * codec.hop_samples
+        if self._guesser is not None:
+            self.context_samples += self._guesser.context_samples
 
     @classmethod
     def load(cls, run: Path | str | None, weights: str = "ema", device: str = "cpu") -> SuperResolver:
@@ -345,9 +352,16 @@ class SuperResolver:
         return self.codec.latent_frames(samples)
 
     def noise(self, frames: int, seed: int, first_frame: int = 0) -> Tensor:
-        """[C, frames] standard normal, keyed by blocks of frames: a chunk draws what the whole file draws there."""
-        channels = self.codec.channels
-        return noise_of_frames(channels, frames, seed, "super-resolution", first_frame)
+        """[N, frames] standard normal, keyed by blocks of frames: a chunk draws what the whole file draws there.
+
+        N is C, and with a predictor C and its noise, of which it gets the same as alone.
+        """
+        own = noise_of_frames(self.codec.channels, frames, seed, "super-resolution", first_frame)
+        return own if self._guesser is None else torch.cat([own, self._guesser.noise(frames, seed, first_frame)])
+
+    def level_gain(self, low: Tensor) -> Tensor:
+        """[B, 1, 1] what brings sounds [B, A, T] to the level that the model knows; 1 of models that know any."""
+        return low.new_ones(len(low), 1, 1) if self._guesser is None else level_gain(low)
 
     @torch.inference_mode()
     def resolve(self, low: Tensor, cutoff_hz: Tensor, noise: Tensor, *, steps: int = 4) -> Tensor:
@@ -359,9 +373,9 @@ class SuperResolver:
         vary as real ones do, which is not audible, and would sometimes be wrong, which is.
 
         Args:
-            low: [B, A, T] at sample_rate_hz, A = audio_channels, with nothing above the cutoff.
+            low: [B, A, T] at sample_rate_hz, A = audio_channels, with nothing above the cutoff; see `level_gain`.
             cutoff_hz: [B].
-            noise: [B, C, L], L = frames(T); rows may share it.
+            noise: [B, N, L] as `noise` draws it, L = frames(T); rows may share it.
             steps: evaluations of the model.
 
         Raises:
@@ -370,7 +384,9 @@ class SuperResolver:
         check_steps(steps)
         low = low.to(self.device)
         samples = low.shape[-1]
-        condition = low_band_condition(self.space, low, cutoff_hz).to(self.device)
+        noise, of_guess = noise.to(self.device).tensor_split([self.codec.channels], dim=1)
+        guess = None if self._guesser is None else self._guesser(low, cutoff_hz, of_guess)
+        condition = low_band_condition(self.space, low, cutoff_hz, None, guess, self._share).to(self.device)
 
         # The missing band: levels from the first step, fine structure from all of them.
         levels: list[Tensor] = []
@@ -383,7 +399,7 @@ class SuperResolver:
             prediction = torch.cat([levels[0], prediction[:, count:]], dim=1)
             return velocity_of(prediction, self.model.predicts, x, t, floor=1e-4)
 
-        x_0 = solve(velocity, noise.to(self.device), time_grid(steps), "euler")
+        x_0 = solve(velocity, noise, time_grid(steps), "euler")
 
         # Both bands together: in the latents, and then, exactly, in the spectrum of the waveform.
         missing = x_0.masked_fill(condition.known_audio()[1], 0.0)

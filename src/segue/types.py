@@ -86,6 +86,10 @@ class Condition:
         audio: [B, C, L] standardised latents of the known part of the sound.
         known_mask: bool, True where `audio` holds a part of the result, which is then not generated: whole channels
             [B, C, 1] in super-resolution, whole frames [B, 1, L] in editing. Required with `audio`.
+        mean: [B, C, L] what is added to a generated x_0, 0 where it is known: super-resolution that starts from a
+            predictor's guess generates what the guess lacks. `audio` then holds the guess wherever it is not known.
+        turn: [B, C, L] what the sum is multiplied by: 1, or for the two channels of a complex number, both of which
+            hold its magnitude, the cosine and the sine of the guess's phase. Required with `mean`.
         cutoff: [B] upper end of the known band, as a share of half the sample rate. Of super-resolution.
         seconds: [B] length of the sound, for public models that are conditioned on it.
         numbers: [B, fields] where each number of a model's fields lies in its range, 0 to 1 (models/fields.py).
@@ -98,6 +102,8 @@ class Condition:
     drop: Tensor | None = None
     audio: Tensor | None = None
     known_mask: Tensor | None = None
+    mean: Tensor | None = None
+    turn: Tensor | None = None
     cutoff: Tensor | None = None
     seconds: Tensor | None = None
     numbers: Tensor | None = None
@@ -145,9 +151,11 @@ class Condition:
         return replace(self, drop=some.new_ones(len(some)).bool())
 
     def fill_known(self, x_0: Tensor) -> Tensor:
-        """[B, C, L] a whole latent: what is known from `audio`, the rest from the generated x_0 [B, C, L]."""
+        """[B, C, L] a whole latent: what is known from `audio`, the rest from generated x_0 [B, C, L] and `mean`."""
         if self.audio is None or self.known_mask is None:
             return x_0
+        if self.mean is not None and self.turn is not None:
+            x_0 = (x_0 + self.mean) * self.turn
         return self.audio.where(self.known_mask, x_0)
 
     def generated(self, mask: Tensor | None) -> Tensor | None:

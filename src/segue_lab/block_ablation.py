@@ -30,6 +30,8 @@ def block_scores(run: Path, data: Path, clips: int, t: float) -> list[float]:
     degradation = DegradationConfig.from_json(saved.card.degradation)
     model = saved.model.eval()
     task = named_task(saved.card.task, degradation, cache, space=space)
+    # Of its own state the task needs what the model was trained with.
+    task.initialise(model, cache, model.state_dict())
     rows = cache.rows("valid")[:clips]
     if not rows:
         raise UserError(f"{data}: no clip has split 'valid'")

@@ -88,6 +88,36 @@ def test_a_codec_of_ones_own_goes_along(trained, tmp_path):
     assert Path(found) == tmp_path / "moved/codec" and Path(found).is_dir()
 
 
+def test_a_predictor_of_ones_own_goes_along_and_the_shipped_one_is_named(trained, tmp_path):
+    from dataclasses import replace
+
+    from segue.codecs import load_codec
+    from segue.models.files import read_tensors, save_model
+    from segue.predictor import BandPredictor, PredictorConfig, predictor_hash, save_predictor, shipped_for
+    from segue.workflows.share import Statement, write_shared
+
+    torch.manual_seed(0)
+    save_predictor(BandPredictor(PredictorConfig(width=16, blocks=1)), tmp_path / "own", {})
+    tensors, _ = read_tensors(model_file(trained))
+    parts = [{k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)} for p in ("model.", "ema.")]
+    for name, folder in (("own", tmp_path / "own"), ("shipped", shipped_for(16_000))):
+        found = {"source": str(folder), "sha256": predictor_hash(folder / "predictor.safetensors")}
+        card = replace(load_model(model_file(trained)).card, predictor=found)
+        card = replace(card, codec=load_codec("gain-shape", 16_000).fingerprint())
+        run = tmp_path / f"run-{name}"
+        run.mkdir()
+        save_model(run / "model.safetensors", *parts, tensors["latents.mean"], tensors["latents.std"], card)
+        write_shared(run, tmp_path / f"shared-{name}", Statement("mine"))
+        assert str(tmp_path) not in (tmp_path / f"shared-{name}/config.json").read_text(encoding="utf-8")
+    (tmp_path / "shared-own").rename(tmp_path / "moved")
+    sent = tmp_path / "moved/predictor/predictor.safetensors"
+    assert sent.read_bytes() == (tmp_path / "own/predictor.safetensors").read_bytes()
+    assert load_model(tmp_path / "moved/model.safetensors").card.predictor["source"] == str(
+        tmp_path / "moved/predictor"
+    )
+    assert load_model(tmp_path / "shared-shipped/model.safetensors").card.predictor["source"] == "shipped"
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import soundfile
 
 SHORT = ["model.preset=dit-tiny", "train.batch_size=8", "train.tensorboard=false", "probe.space=latent",
@@ -58,3 +59,23 @@ def test_a_run_is_measured_beside_baselines(segue, recordings, tmp_path):
     # By its former name, too.
     assert segue("resolver", "measure", run, recordings, "--steps", "0").code == 2
     assert "resolver" not in segue("--help").out
+
+
+def test_a_model_from_the_shipped_predictors_guess_is_trained_measured_and_used(segue, recordings, tmp_path):
+    cache, run = tmp_path / "cache", tmp_path / "run"
+    segue("encode", recordings, "--codec", "gain-shape", "--captions", "filename", "--seconds", "0.512", "--out", cache)
+    changes = [word for change in SHORT for word in ("--set", change)]
+    trained = segue("train", "sr-predicted", "--data", cache, "--out", run, "--examples", "16", "--samples", "1",
+                    "--device", "cpu", *changes)  # fmt: skip
+    assert trained.code == 0, trained.err
+    assert "predictor: shipped (" in trained.err and "whose guess the model starts from" in trained.err
+    figures = tmp_path / "figures.json"
+    measured = segue("super-resolution", "measure", run, recordings, "--steps", "1", "--clips", "4", "--json", figures)
+    rows = json.loads(figures.read_text())["rows"]
+    # Hardly trained, it already gives what it starts from.
+    assert rows["model, 1 steps"]["lsd full"]["mean"] < rows["sinc"]["lsd full"]["mean"], measured.out
+    narrow = tmp_path / "narrow.wav"
+    soundfile.write(narrow, 0.1 * np.random.default_rng(0).normal(size=8000), 8000)
+    made = segue("upsample", run, narrow, tmp_path / "wide.wav", "--steps", "2")
+    assert made.code == 0, made.err
+    assert json.loads(made.out)["steps"] == 2 and soundfile.info(tmp_path / "wide.wav").samplerate == 16000

@@ -21,7 +21,7 @@ def test_recipes_differ_from_the_baseline_in_what_they_say_and_nothing_else():
     }
     assert changed.pop("static-uniform") == set()
     assert changed.pop("static-checkpoint") == set()  # its times come with --model
-    for name in ("sr-demo", "sr-48k"):
+    for name in ("sr-demo", "sr-predicted", "sr-48k"):
         assert {"model", "train"} <= changed.pop(name) <= {"model", "train", "policy", "degradation"}
         assert {"model", "train"} <= changed.pop(f"{name}-static") <= {"model", "train", "degradation"}
     assert changed.pop("min-snr") == changed.pop("uncertainty") == {"train"}

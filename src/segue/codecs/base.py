@@ -30,6 +30,8 @@ class Codec(ABC):
             deviation serve all channels (their relative scale carries meaning, as the bins of a spectrum do).
         levels: how many of the first channels are levels of frequency bands; 0 where channels belong to no bands.
             With levels a codec has `bands_below`, and super-resolution keeps the known bands as they are.
+        pairs: [2, P] int64, channels that hold the real and the imaginary parts of P complex numbers; None where
+            channels hold no such numbers.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Codec(ABC):
     hop_samples: int
     statistics: str = "channel"
     levels: int = 0
+    pairs: Tensor | None = None
 
     def bands_below(self, cutoff_hz: Tensor) -> Tensor:
         """[B] cutoffs -> [B, C] bool: the channels of bands that lie wholly below the cutoff.

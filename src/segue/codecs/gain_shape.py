@@ -37,6 +37,10 @@ class GainShapeCodec(SpectralCodec):
         band = (torch.arange(self.hop_samples + 1) // BAND_BINS).clamp(max=self.bands - 1)
         # Real parts of all bins, then imaginary parts of those between the first and the last.
         self._band = torch.cat([band, band[1:-1]])  # of each channel of the spectral codec
+        # Of each side's shape: bins between the first and the last, which have no imaginary part.
+        real = torch.arange(1, self.hop_samples)
+        pairs = torch.stack([real, real + self.hop_samples]) + self.levels
+        self.pairs = torch.cat([pairs + side * self.window_samples for side in range(audio_channels)], dim=1)
         counts = torch.bincount(band, minlength=self.bands).float()
         self._sum = torch.zeros(self.bands, self.window_samples)  # squares of channels -> mean squares of bands
         # A matrix instead of a loop: one product gives all bands.

@@ -55,10 +55,18 @@ def skip_features(audio: Tensor, known: Tensor) -> Tensor:
     return torch.cat([filled, *((filled - kink).relu() for kink in SKIP_KINKS)], dim=1)
 
 
-def empty_skip(channels: int) -> tuple[Tensor, Tensor]:
-    """Weight [channels, 5 channels, SKIP_FRAMES] and bias [channels] of a convolution that predicts 0."""
-    features = (1 + len(SKIP_KINKS)) * channels
-    return torch.zeros(channels, features, SKIP_FRAMES), torch.zeros(channels)
+def register_fitted(model: nn.Module, skip: int, guessed: int) -> None:
+    """Give a model the buffers that its task fits, as zeros; they are saved with its weights.
+
+    Args:
+        skip: channels of the skip: weight [skip, 5 skip, SKIP_FRAMES] and bias [skip] of its convolution; 0: none.
+        guessed: channels of a guess, of which a share is the mean of the path: guess_share [guessed]; 0: none.
+    """
+    if skip:
+        model.register_buffer("skip_weight", torch.zeros(skip, (1 + len(SKIP_KINKS)) * skip, SKIP_FRAMES))
+        model.register_buffer("skip_bias", torch.zeros(skip))
+    if guessed:
+        model.register_buffer("guess_share", torch.zeros(guessed))
 
 
 def add_skip(out: Tensor, condition: Condition, weight: Tensor, bias: Tensor) -> Tensor:
@@ -67,7 +75,7 @@ def add_skip(out: Tensor, condition: Condition, weight: Tensor, bias: Tensor) ->
     Args:
         out: [B, C, L] prediction of the transformer.
         condition: its audio and known_mask are read; dropped examples get nothing.
-        weight, bias: of the convolution (`empty_skip`).
+        weight, bias: of the convolution (`register_fitted`).
 
     Returns:
         [B, C, L].

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from segue.models.attention import CrossAttention, LayerNorm, SelfAttention, multiply_add, token_bias
-from segue.models.audio_skip import add_skip, empty_skip
+from segue.models.audio_skip import add_skip, register_fitted
 from segue.models.fields import FieldEmbedding, LabelField, NumberField, fields_of
 from segue.models.positions import Tables, as_bias, rotary_tables, sinusoid_frequencies, sinusoidal
 from segue.types import Condition, ModelOutput, UserError
@@ -44,6 +44,7 @@ class DiTConfig:
         audio: whether the model is conditioned on Condition.audio and Condition.cutoff (super-resolution).
         audio_skip: number of first channels that are also predicted from those of the audio by one convolution
             (models/audio_skip.py); needs predicts="clean".
+        guessed: whether missing channels of the audio hold a predictor's guess (tasks/super_resolution.py).
         attention_window: tokens on each side that a token attends to; 0 = all. A token then depends on
             depth * attention_window tokens on each side, so that long sounds can be computed in chunks.
         value_residual: whether each block's attention also gets the first block's values (arXiv 2410.17897).
@@ -63,6 +64,7 @@ class DiTConfig:
     predicts: str = "velocity"
     audio: bool = False
     audio_skip: int = 0
+    guessed: bool = False
     attention_window: int = 0
     value_residual: bool = False
     known: bool = False
@@ -169,10 +171,7 @@ class DiT(nn.Module):
             self.audio_in = nn.Linear(token, width)
             self.audio_null = nn.Parameter(torch.zeros(width))
             self.cutoff_mlp = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
-        if config.audio_skip:
-            weight, bias = empty_skip(config.audio_skip)
-            self.register_buffer("skip_weight", weight)
-            self.register_buffer("skip_bias", bias)
+        register_fitted(self, config.audio_skip, config.channels if config.guessed else 0)
         self._initialise()
         if config.known:  # reads known latents and which frames they are; zero, so that it begins as a model without
             self.known_in = nn.Parameter(torch.zeros(width, token + config.patch_frames))

@@ -24,7 +24,7 @@ from segue.models.lora import LoraConfig, add_lora, load_trained, merge_lora
 from segue.types import UserError, first_line, without_deleted
 
 SCHEMA_VERSION = 2  # 2: one layer qkv where 1 had q and kv; both are read
-BESIDE = "beside:"  # before the name of a codec or text encoder in a model's card: it lies in the model's own folder
+BESIDE = "beside:"  # in a model's card, before the name of a codec, text encoder or predictor in the model's own folder
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class ModelCard:
         base: what these belong to: {"source": its file or pipeline, "weights": `base_weights` of it}.
         lengths: how long the training sounds were, where the model is told it: "quantiles", in seconds, and "captions"
             with the length of one sound each.
+        predictor: of a model that starts from a predictor's guess: {"source": its folder or "shipped", "sha256":
+            `predictor_hash` of it, "mean_share": of its levels}.
     """
 
     model: dict
@@ -59,6 +61,7 @@ class ModelCard:
     lora: dict = field(default_factory=dict)
     base: dict = field(default_factory=dict)
     lengths: dict = field(default_factory=dict)
+    predictor: dict = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
 
@@ -232,7 +235,10 @@ def _found_beside(card: ModelCard, folder: Path) -> ModelCard:
         codec_source = str(folder / codec_source.removeprefix(BESIDE))
     if str(text.get("name", "")).startswith(BESIDE):
         text = text | {"name": str(folder / text["name"].removeprefix(BESIDE))}
-    return replace(card, codec_source=codec_source, text=text)
+    predictor = card.predictor
+    if str(predictor.get("source", "")).startswith(BESIDE):
+        predictor = predictor | {"source": str(folder / predictor["source"].removeprefix(BESIDE))}
+    return replace(card, codec_source=codec_source, text=text, predictor=predictor)
 
 
 def model_with_lora(card: ModelCard, adapters: dict[str, Tensor]) -> Backbone:

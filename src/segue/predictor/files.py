@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -54,6 +55,17 @@ def load_predictor(path: Path) -> tuple[BandPredictor, dict]:
             f"{path}: not a readable predictor ({error}); hint: another version of segue made it"
         ) from error
     return model.eval().requires_grad_(False), metadata
+
+
+def predictor_hash(path: Path) -> str:
+    """What tells a predictor from others: 16 hex digits of a hash of its shape and its weights, not of its card."""
+    metadata = _metadata(path) or {}
+    digest = hashlib.sha256(json.dumps(metadata.get("config"), sort_keys=True).encode())
+    with safe_open(path, "pt") as file:
+        for name in sorted(file.keys()):
+            digest.update(name.encode())
+            digest.update(file.get_tensor(name).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _metadata(path: Path) -> dict | None:

@@ -16,6 +16,7 @@ WEIGHTS = Path(__file__).parents[1] / "weights"
 SHIPPED = {16_000: WEIGHTS / "predictor-16k", 48_000: WEIGHTS / "predictor-48k"}  # by rate
 # How far levels move from the median towards mean power; chosen in docs/super-resolution-method.md.
 MEAN_SHARE = 0.15
+NOISE_STREAM = "predictor"
 _LOWEST_HZ = 1000.0  # below it, the copy that is shifted upwards has too few bins
 
 
@@ -67,7 +68,7 @@ class Predictor:
 
     def noise(self, frames: int, seed: int, first_frame: int = 0) -> Tensor:
         """[hop, frames] standard normal, keyed by blocks of frames: a chunk draws what the whole file draws there."""
-        return noise_of_frames(self.hop_samples, frames, seed, "predictor", first_frame)
+        return noise_of_frames(self.hop_samples, frames, seed, NOISE_STREAM, first_frame)
 
     @torch.inference_mode()
     def resolve(self, low: Tensor, cutoff_hz: Tensor, noise: Tensor, *, steps: int = 0) -> Tensor:

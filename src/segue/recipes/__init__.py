@@ -175,6 +175,16 @@ def sr_demo_static() -> RunConfig:
     return _super_resolution("sr-demo-static", static_uniform(), DegradationConfig())
 
 
+def sr_predicted() -> RunConfig:
+    """`sr-demo` from the shipped one-pass predictor's guess: the model generates what the guess lacks."""
+    return _super_resolution("sr-predicted", _mild_stage(), DegradationConfig(predictor="shipped"))
+
+
+def sr_predicted_static() -> RunConfig:
+    """The same by `static-uniform`."""
+    return _super_resolution("sr-predicted-static", static_uniform(), DegradationConfig(predictor="shipped"))
+
+
 def sr_48k() -> RunConfig:
     """Super-resolution from sample rates of 8-24 to 48 kHz, by the method with milder constants."""
     return _super_resolution("sr-48k", _mild_stage(), WIDE)
@@ -250,6 +260,8 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
         haste,
         sr_demo,
         sr_demo_static,
+        sr_predicted,
+        sr_predicted_static,
         sr_48k,
         sr_48k_static,
     )

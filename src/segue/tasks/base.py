@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
@@ -27,12 +28,16 @@ class Task(ABC):
     def __init__(self, space: LatentSpace) -> None:
         self.space = space
 
-    def initialise(self, model: nn.Module, cache: LatentCache) -> None:  # noqa: B027
+    def initialise(  # noqa: B027
+        self, model: nn.Module, cache: LatentCache, saved: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Set what of the model a closed form can set; deterministic. Most tasks have nothing of the kind.
 
         Args:
             model: fresh, on the CPU.
             cache: that it will train on.
+            saved: the model's tensors in a run that goes on; the task takes its own part of them, and the model, which
+                will get all of them, stays as it is.
         """
 
     @abstractmethod

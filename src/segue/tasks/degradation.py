@@ -8,7 +8,7 @@ a whole batch (process/noise.py): a clip meets the same filter on one rank or ei
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import gcd
 
 import numpy as np
@@ -113,6 +113,8 @@ class DegradationConfig:
         held_out_cutoff_hz: of probe and validation, by the protocol "nuwave2"; 0 = cutoff_max_hz.
         telephone_share: of clips that come from a telephone: 300 to 3,400 Hz, in A-law, mu-law or GSM.
         coded_share: of clips that come from an MP3 or Opus file, of whatever cutoff was drawn.
+        predictor: folder of a one-pass predictor, or "shipped"; the model then starts from its guess of what is
+            missing, and generates what the guess lacks. "" = it starts from nothing.
     """
 
     families: str = ",".join(FAMILIES)
@@ -126,6 +128,8 @@ class DegradationConfig:
     held_out_cutoff_hz: float = 0.0
     telephone_share: float = 0.0
     coded_share: float = 0.0
+    # Written where it is set: the name that a study gives a run without it stays what it was.
+    predictor: str = field(default="", metadata={"later": True})
 
     @classmethod
     def from_json(cls, data: dict) -> DegradationConfig:

@@ -22,11 +22,19 @@ from segue.models.fields import LabelField, NumberField, fields_of
 from segue.models.files import ModelCard, base_weights, load_model, model_file, read_card
 from segue.models.lora import add_lora, averaged_copy, freeze_as_bfloat16
 from segue.models.presets import preset
+from segue.predictor import find_predictor, predictor_hash
+from segue.predictor.resolver import MEAN_SHARE
 from segue.process.noise import keyed_generator
 from segue.tasks.base import Task
 from segue.tasks.degradation import DegradationConfig
 from segue.tasks.generation import Generation
-from segue.tasks.super_resolution import SuperResolution, levels_of, weigh_levels
+from segue.tasks.super_resolution import (
+    GUESSED_LEVEL_WEIGHT,
+    LEVEL_WEIGHT,
+    SuperResolution,
+    levels_of,
+    weigh_levels,
+)
 from segue.training.compiling import compile_blocks
 from segue.training.config import OptimConfig, RunConfig
 from segue.training.fine_tuning import check_lora
@@ -179,8 +187,9 @@ def named_task(
     if name == "generation":
         return Generation((space or cached_space(cache)).to(device))
     samples = round(cache.meta["seconds"] * cache.meta["sample_rate_hz"])
+    weight = GUESSED_LEVEL_WEIGHT if degradation.predictor else LEVEL_WEIGHT
     # The space of a run that goes on has its levels weighed already.
-    return SuperResolution((space or weigh_levels(cached_space(cache))).to(device), degradation, samples, seed)
+    return SuperResolution((space or weigh_levels(cached_space(cache), weight)).to(device), degradation, samples, seed)
 
 
 def dit_config(config: RunConfig, cache: LatentCache) -> DiTConfig:
@@ -194,10 +203,13 @@ def dit_config(config: RunConfig, cache: LatentCache) -> DiTConfig:
     predicts = config.model.predicts
     if predicts == "auto":
         predicts = "clean" if dit.channels * dit.patch_frames > dit.width else "velocity"
-    # A skip needs clean predictions and a codec with levels.
-    levels = levels_of(cached_space(cache).codec) if dit.audio and predicts == "clean" else 0
+    guessed = dit.audio and bool(config.degradation.predictor)
+    # A skip needs clean predictions and a codec with levels. Beside a guess it would fit what is particular to the
+    # training's kinds of sound (docs/super-resolution-method.md).
+    skip = dit.audio and predicts == "clean" and not guessed
+    levels = levels_of(cached_space(cache).codec) if skip else 0
     numbers, labels = condition_fields(config, cache)
-    return replace(dit, predicts=predicts, audio_skip=levels, numbers=numbers, labels=labels)
+    return replace(dit, predicts=predicts, audio_skip=levels, guessed=guessed, numbers=numbers, labels=labels)
 
 
 def model_shape(config: RunConfig, cache: LatentCache) -> BackboneConfig:
@@ -311,8 +323,10 @@ def stage_options(config: RunConfig, accelerator, model: Backbone) -> dict:
     return options
 
 
-def model_card(config: RunConfig, cache: LatentCache, model: Backbone, examples_seen: int) -> ModelCard:
-    """The card that is saved with the model."""
+def model_card(
+    config: RunConfig, cache: LatentCache, model: Backbone, examples_seen: int, predictor: dict | None = None
+) -> ModelCard:
+    """The card that is saved with the model; `predictor` as `predictor_of` found it when the run was started."""
     meta = cache.meta
     return ModelCard(
         model=asdict(model.config),
@@ -327,7 +341,23 @@ def model_card(config: RunConfig, cache: LatentCache, model: Backbone, examples_
         lora=asdict(config.lora) if config.lora.rank else {},
         base=base_of(config) if config.lora.rank else {},
         lengths=lengths_of(config, cache),
+        predictor=predictor or {},
     )
+
+
+def predictor_of(config: RunConfig, cache: LatentCache) -> dict:
+    """Where the predictor is that a model starts from, and what decides its guess, for a card; {} without one.
+
+    Raises:
+        UserError: there is none.
+    """
+    place = config.degradation.predictor if config.train.task == "super-resolution" else ""
+    if not place:
+        return {}
+    # A local folder by its whole path, so that the run can be used from elsewhere.
+    source = str(Path(place).resolve()) if Path(place).exists() else place
+    file = find_predictor(source, cache.meta["sample_rate_hz"])
+    return {"source": source, "sha256": predictor_hash(file), "mean_share": MEAN_SHARE}
 
 
 def lengths_of(config: RunConfig, cache: LatentCache) -> dict:

@@ -30,7 +30,7 @@ from segue.models.files import ModelCard, read_tensors, save_model
 from segue.models.lora import load_trained, trained_tensors
 from segue.stage.stage import Stage
 from segue.training import older
-from segue.training.build import base_of, model_card
+from segue.training.build import base_of, model_card, predictor_of
 from segue.training.config import RunConfig
 from segue.training.guards import FaultState, Guard
 from segue.training.losses import Heads
@@ -104,6 +104,8 @@ class Keeper:
         self._accelerator = accelerator
         self._space = space
         self._parts = parts
+        # Once: it is the predictor that the task has loaded, whatever becomes of its file.
+        self._predictor = predictor_of(config, cache)
         self._restored_at: int | None = None
 
     def restore(self, saved: Saved | None) -> FaultState:
@@ -124,8 +126,14 @@ class Keeper:
             raise UserError(
                 f"{base['source']}: not the weights that the adapters were trained on; hint: put those back"
             )
+        wanted, own = (
+            " at ".join(str(found[key]) for key in ("sha256", "mean_share")) if found else "none"
+            for found in (saved.card.get("predictor"), self._predictor)
+        )
+        if wanted != own:
+            raise UserError(f"degradation.predictor: {own}, and the run began with {wanted}; hint: put that one back")
         try:
-            weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+            weights = saved.weights
             # Every rank has read the whole file; of a sharded tensor it keeps its own part.
             held = parts.model.state_dict()
             load_trained(parts.model, {k: distribute_like(v, held[k]) if k in held else v for k, v in weights.items()})
@@ -166,7 +174,7 @@ class Keeper:
             loader = parts.loader.state_dict()
             faults = asdict(guard.state)
             state = RunState(seen, parts.stage.steps, seconds, loader, controller, faults)
-            card = model_card(self._config, self._cache, parts.ema, seen)
+            card = model_card(self._config, self._cache, parts.ema, seen, self._predictor)
             write_checkpoint(
                 self._run_dir, state, parts, self._space, card,
                 keep_last=self._config.train.keep_last, writes=self._accelerator.is_main_process,
@@ -260,6 +268,11 @@ class Saved:
     card: dict
     tensors: dict[str, Tensor]
     kept: dict[str, Tensor]
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The trained weights of the model, by its own names."""
+        return {k.removeprefix("model."): v for k, v in self.tensors.items() if k.startswith("model.")}
 
     @property
     def statistics(self) -> tuple[Tensor, Tensor]:

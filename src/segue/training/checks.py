@@ -15,7 +15,7 @@ from segue.models.lora import describe_lora
 from segue.models.presets import parameters_of
 from segue.models.step_memory import model_without_values
 from segue.tasks.super_resolution import tells_bands
-from segue.training.build import cached_space, condition_fields, make_task, model_shape, own_space
+from segue.training.build import cached_space, condition_fields, make_task, model_shape, own_space, predictor_of
 from segue.training.config import RunConfig
 from segue.training.features import teacher_statistics
 from segue.training.fine_tuning import check_lora
@@ -75,6 +75,8 @@ def _check_degradation(config: RunConfig, cache: LatentCache) -> list[str]:
         lines.append(
             f"degradation: {drawn.telephone_share:.0%} of the clips by telephone, {drawn.coded_share:.0%} in MP3, Opus"
         )
+    if found := predictor_of(config, cache):
+        lines.append(f"predictor: {found['source']} ({found['sha256']}), whose guess the model starts from")
     if not tells_bands(codec):
         lines.append(
             f"warning: the codec {codec.name} does not keep the low band apart, so that all of it is generated; "

@@ -29,6 +29,8 @@ def check_lora(config: RunConfig) -> None:
         raise UserError(
             "train.known_share: its weights are no adapters, and would stay as they are; hint: train without --lora"
         )
+    if config.degradation.predictor:
+        raise UserError("degradation.predictor: its shares are no adapters; hint: train without --lora")
     if config.policy.structure.enabled:
         raise UserError(
             "lora.rank: the block term moves whole weights, and LoRA its adapters alone; hint: structure.enabled=false"

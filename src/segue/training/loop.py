@@ -70,8 +70,7 @@ def train(
     saved = checkpoint.read_newest(run_dir, accelerator, cache.meta) if resume else None
     task = build.make_task(config, cache, saved.statistics if saved else None, accelerator.device)
     model = build.build_model(config, cache, seed)
-    if saved is None:
-        task.initialise(model, cache)
+    task.initialise(model, cache, saved.weights if saved else None)
     ema = build.make_average(config, accelerator, model)
     optim = build.optim_config(config, model)
     optimizer = make_optimizer(model, optim)

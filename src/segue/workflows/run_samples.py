@@ -100,7 +100,8 @@ def upsample_samples(run_dir: Path, cache: LatentCache, config: RunConfig, count
     low = degrade(true, resolver.sample_rate_hz, [filter_] * len(rows))
     # A seed for each clip, its number: the noise is the same in every run.
     noise = torch.stack([resolver.noise(resolver.frames(samples), index) for index in range(len(rows))])
-    made = resolver.resolve(low, torch.full((len(rows),), filter_.cutoff_hz), noise)
+    gain = resolver.level_gain(low)
+    made = resolver.resolve(low * gain, torch.full((len(rows),), filter_.cutoff_hz), noise) / gain
 
     written = []
     for index, row in enumerate(rows):

@@ -22,13 +22,15 @@ from segue.audio.write import write_wav
 from segue.codecs import CODECS
 from segue.files import cannot_write
 from segue.models.files import BESIDE, ModelCard, load_model, model_file, read_tensors
+from segue.predictor.guess import SHIPPED_NAME, find_predictor
+from segue.predictor.resolver import SHIPPED
 from segue.recipes import load_recipe
 from segue.training.config import RunConfig, from_json, to_json
 from segue.types import UserError, first_line
 from segue.workflows.share_card import Figure, Shared, SharedSound, card_page
 
 FORMAT = 1  # of config.json
-_CODEC, _TEXT = "codec", "text-encoder"
+_CODEC, _TEXT, _PREDICTOR = "codec", "text-encoder", "predictor"
 _SAFE = (".json", ".txt", ".model", ".safetensors")  # no pickled weights, no code
 
 
@@ -106,7 +108,7 @@ def _refuse_local_base(run: Path, card: ModelCard) -> None:
 
 
 def _with_parts(card: ModelCard, folder: Path) -> ModelCard:
-    """The card that names its codec and text encoder as others find them; those of this machine are copied along."""
+    """The card that names its codec, text encoder and predictor as others find them; this machine's go along."""
     if card.codec_source not in CODECS and Path(card.codec_source).exists():
         _copy_part(Path(card.codec_source), folder / _CODEC)
         card = replace(card, codec_source=BESIDE + _CODEC)
@@ -114,6 +116,15 @@ def _with_parts(card: ModelCard, folder: Path) -> ModelCard:
     if name and name != "minilm" and Path(name).exists():
         _copy_part(Path(name), folder / _TEXT)
         card = replace(card, text=card.text | {"name": BESIDE + _TEXT})
+    if card.predictor:
+        file = find_predictor(card.predictor["source"], card.codec["sample_rate_hz"], card.predictor["sha256"])
+        # The shipped one is there wherever segue is.
+        source = SHIPPED_NAME
+        if file.parent not in SHIPPED.values():
+            source = BESIDE + _PREDICTOR
+            (folder / _PREDICTOR).mkdir()
+            shutil.copyfile(file, folder / _PREDICTOR / file.name)
+        card = replace(card, predictor=card.predictor | {"source": source})
     return card
 
 

@@ -18,6 +18,7 @@ from segue.data.reading import DataSource
 from segue.evaluation.spectral_distances import lsd
 from segue.predictor import BandPredictor, PredictorConfig, save_predictor
 from segue.predictor.files import count_parameters, half_precision
+from segue.predictor.network import INPUT_RMS, QUIETEST_RMS, RANDOM_LEVEL_DB
 from segue.process.noise import keyed_generator
 from segue.tasks.degradation import (
     CODING_UNIFORMS,
@@ -34,9 +35,6 @@ from segue.training.small_run import SmallRun, average, descend, early_decay, re
 from segue.training.training_audio import TrainingAudio, draw_crops, read_training_audio
 from segue.types import UserError
 
-INPUT_RMS = 0.2  # what `segue upsample` brings a file to
-RANDOM_LEVEL_DB = 9.0  # a crop may be so much louder or softer than its file
-QUIETEST_RMS = 2e-3  # crops below it are not raised further
 # Half the rates that files of narrow band come at.
 COMMON_HZ = (4000.0, 5512.5, 6000.0, 8000.0, 11025.0, 12000.0, 16000.0)
 CUT_SHARES = (0.92, 1.0)  # of them: where the filters of resamplers end
