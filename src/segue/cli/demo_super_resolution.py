@@ -13,8 +13,7 @@ from segue.report import PromptClip, VariantPage, write_demo_report, write_summa
 from segue.tasks.degradation import degrade
 from segue.training.log import read_log
 from segue.types import UserError
-from segue.upsampling.enhance import Resolver
-from segue.workflows.measure_super_resolution import PRESET, by_model, rows_of
+from segue.workflows.measure_super_resolution import PRESET, Resolver, by_model, rows_of
 
 SHIPPED = "shipped predictor"
 SHIPPED_DIFFUSION = "shipped diffusion model"

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from segue.predictor.files import load_predictor, predictor_file, predictor_hash
-from segue.predictor.network import INPUT_RMS, QUIETEST_RMS
 from segue.predictor.predictor import BandPredictor
 from segue.predictor.resolver import MEAN_SHARE, NOISE_STREAM, SHIPPED
 from segue.process.noise import noise_of_frames
@@ -90,16 +89,6 @@ class Guesser:
         at_once = _ROWS_ON_CPU if low.device.type == "cpu" else len(wave)
         parts = (x.split(at_once) for x in (low.flatten(0, 1), cutoffs, wave))
         return torch.cat([self.model(*part, self.mean_share).wave for part in zip(*parts)]).view_as(low)
-
-
-def level_gain(low: Tensor, samples: Tensor | None = None) -> Tensor:
-    """[B, 1, 1] what brings band-limited waves [B, A, T] to the level that `segue upsample` gives files.
-
-    Args:
-        samples: [B], how many samples of each row are no padding; None: all.
-    """
-    power = low.square().mean(1).sum(-1) / (low.shape[-1] if samples is None else samples)
-    return (INPUT_RMS / power.sqrt().clamp(min=QUIETEST_RMS))[:, None, None]
 
 
 def find_predictor(place: str, rate_hz: int, sha256: str = "") -> Path:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from segue.predictor.files import load_predictor, predictor_file
+from segue.predictor.level import level_gain
 from segue.predictor.predictor import BandPredictor
 from segue.process.noise import noise_of_frames
 from segue.types import UserError
@@ -70,9 +71,13 @@ class Predictor:
         """[hop, frames] standard normal, keyed by blocks of frames: a chunk draws what the whole file draws there."""
         return noise_of_frames(self.hop_samples, frames, seed, NOISE_STREAM, first_frame)
 
+    def level_gain(self, low: Tensor) -> Tensor:
+        """[B, 1, 1] what brings sounds [B, A, T] to the level that the model knows."""
+        return level_gain(low)
+
     @torch.inference_mode()
     def resolve(self, low: Tensor, cutoff_hz: Tensor, noise: Tensor, *, steps: int = 0) -> Tensor:
-        """Full-band waves [B, 1, T] of band-limited ones; below the cutoff the result is the input.
+        """Full-band waves [B, 1, T] of band-limited ones; below the cutoff the result is the input. See `level_gain`.
 
         Args:
             low: [B, 1, T] at sample_rate_hz.

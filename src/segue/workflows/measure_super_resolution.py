@@ -105,7 +105,7 @@ def by_model(resolver: Resolver, cutoff_hz: float, steps: int) -> Model:
     def way(low: Tensor, number: int) -> Tensor:
         noise = resolver.noise(resolver.frames(low.shape[1]), number)[None]
         sides = low[:, None].expand(-1, resolver.audio_channels, -1)
-        gain = resolver.level_gain(sides) if isinstance(resolver, SuperResolver) else torch.ones(1)
+        gain = resolver.level_gain(sides)
         return (resolver.resolve(sides * gain, torch.tensor([cutoff_hz]), noise, steps=steps) / gain).mean(dim=1)
 
     return way
