@@ -10,7 +10,9 @@ from segue.audio.chunks import cut, joined, make_plan
 from segue.audio.read import read_header
 from segue.predictor import BandPredictor, Predictor, PredictorConfig, load_predictor, save_predictor
 from segue.predictor.excitation import half_band_filter, harmonic_source, shift_index
+from segue.predictor.files import predictor_file
 from segue.predictor.network import band_weights
+from segue.predictor.resolver import SHIPPED
 from segue.types import UserError
 from segue.upsampling.enhance import Enhancer
 
@@ -106,6 +108,27 @@ def test_a_file_brings_back_the_predictor(tmp_path):
     cutoff = torch.tensor([4000.0])
     torch.testing.assert_close(loaded(low, cutoff, noise).wave, small()(low, cutoff, noise).wave, atol=2e-3, rtol=0)
     assert Predictor.load(tmp_path).cutoffs_hz == (3400.0, 6800.0)
+
+
+@pytest.mark.parametrize("rate_hz", sorted(SHIPPED))
+def test_shipped_predictors_add_a_band_and_leave_what_is_there(rate_hz):
+    """The partials of a bright tone go on upwards, at a level near the true one; below the cutoff nothing changes."""
+    predictor = Predictor.load(rate_hz=rate_hz)
+    assert predictor.sample_rate_hz == rate_hz and predictor_file(SHIPPED[rate_hz]).stat().st_size < 24e6
+    cutoff_hz, samples = rate_hz / 4, rate_hz // 2
+    time_sec = torch.arange(samples) / rate_hz
+    tone = sum(torch.sin(2 * torch.pi * 220 * k * time_sec) / k for k in range(1, int(cutoff_hz / 220)))
+    low = (0.2 * tone / tone.square().mean().sqrt())[None, None]
+    noise = predictor.noise(predictor.frames(samples), 0)[None]
+    wide = predictor.resolve(low, torch.tensor([cutoff_hz]), noise)[0, 0]
+    hz = torch.fft.rfftfreq(samples, 1 / rate_hz)
+    was, now = (torch.fft.rfft(x * torch.hann_window(samples)).abs().square() for x in (low[0, 0], wide))
+    below, above = hz < 0.95 * cutoff_hz, (hz > 1.1 * cutoff_hz) & (hz < 1.6 * cutoff_hz)
+    assert (now - was)[below].abs().sum() < 1e-3 * was[below].sum()
+    assert was[above].sum() < 1e-6 * was.sum() < now[above].sum() < 0.1 * was.sum()
+    # Most of the new band lies on multiples of 220 Hz: bins within 8 Hz of them are a fourteenth of all.
+    on = above & (((hz + 110) % 220 - 110).abs() < 8)
+    assert now[on].sum() > 0.3 * now[above].sum()
 
 
 def test_what_is_no_predictor_is_refused(tmp_path):
