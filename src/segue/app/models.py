@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -65,11 +65,12 @@ class Models:
         wide = name == SHIPPED_WIDE
         run = run_of(folders, SHIPPED if wide else name)
         place = "default" if run is None else str(run)
-        kind = f"super-resolution, {'wide' if wide else ''} {bool(steps)}"
         rate_hz = WIDEST_HZ if wide else None
+        # The shipped models are three: two predictors, and with steps the diffusion model.
+        kind = ("super-resolution", wide, bool(steps))
         return self._get(kind, run, lambda: load_resolver(place, device=self._device, steps=steps, rate_hz=rate_hz))
 
-    def _get(self, kind: str, run: Path | None, load: Callable[[], Any]) -> Any:
+    def _get(self, kind: Hashable, run: Path | None, load: Callable[[], Any]) -> Any:
         newest = max(run.glob("checkpoints/*/model.safetensors"), default=None) if run is not None else None
         key = (kind, run, newest)
         # One at a time: two visitors who ask for the same model wait for one load.
