@@ -83,7 +83,7 @@ def test_readmes_lines_work_one_after_the_other(segue, sounds, tmp_path, monkeyp
     assert len(list((tmp_path / "generated").glob("*.wav"))) == 2
     assert "held-out clips of sounds" in " ".join(rans[4].out.split()), "measuring says what it is measured on"
     wide = soundfile.info("wide.wav")
-    assert (wide.samplerate, soundfile.info("narrow.wav").samplerate) == (16000, 8000)
+    assert (wide.samplerate, soundfile.info("narrow.wav").samplerate) == (48000, 8000)
 
 
 def test_the_commands_for_your_own_sounds(segue, recordings, tmp_path, monkeypatch):
