@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from segue.predictor.network import INPUT_RMS, QUIETEST_RMS
+INPUT_RMS = 0.2  # of the low band: what `segue upsample` brings a file to
+QUIETEST_RMS = 2e-3  # sounds below it are not raised further
+RANDOM_LEVEL_DB = 9.0  # in training a crop may be so much louder or softer than its file
 
 
 def level_gain(low: Tensor, samples: Tensor | None = None) -> Tensor:

@@ -9,9 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FRAME_SEC = 0.008
-INPUT_RMS = 0.2  # of the low band: what `segue upsample` brings a file to
-QUIETEST_RMS = 2e-3  # sounds below it are not raised further
-RANDOM_LEVEL_DB = 9.0  # in training a crop may be so much louder or softer than its file
 SOURCES = 3  # of excitation: harmonic, shifted, noise
 TYPICAL_LEVEL = -5.0  # decades of power of an upper band, where a sound's root mean square is 0.2
 _FINE_HZ = 8000.0  # up to here bands are 250 Hz apart, above it 500 Hz

@@ -15,7 +15,7 @@ from segue.data.cache import Batch, LatentCache
 from segue.memory import malloc_trim
 from segue.models.audio_skip import SKIP_FRAMES, SKIP_KINKS, SkipModel, skip_features
 from segue.predictor import Guesser, level_gain
-from segue.predictor.network import RANDOM_LEVEL_DB
+from segue.predictor.level import RANDOM_LEVEL_DB
 from segue.process.noise import BatchDraws, keyed_noise
 from segue.tasks.base import Task
 from segue.tasks.degradation import (

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from segue.audio.analyse import Analysis
 from segue.audio.stereo import axes
+from segue.predictor.level import INPUT_RMS
 from segue.upsampling.source import Treatment, corrected, kept
 
-_INPUT_RMS = 0.2  # what a file is brought to for the model, whatever its own loudness
 _GATE_SEC = 0.005
 _LIMIT_SEC = 0.001
 LOOK_SEC = 0.02  # what gate and limiter see on either side of a sample
@@ -120,7 +120,7 @@ class Enhancer:
         samples = low.shape[1]
         hop = self.resolver.hop_samples
         length = max(-(-samples // hop), _SHORTEST_HOPS) * hop
-        gain = _INPUT_RMS / levels[audible]
+        gain = INPUT_RMS / levels[audible]
         given = F.pad(along[audible] * gain, (0, length - samples))
         # Noise is keyed by the frame's place in the file, so that chunks of any length get the same.
         noise = self.resolver.noise(self.resolver.frames(length), self.seed, start // hop)

@@ -18,7 +18,7 @@ from segue.data.reading import DataSource
 from segue.evaluation.spectral_distances import lsd
 from segue.predictor import BandPredictor, PredictorConfig, save_predictor
 from segue.predictor.files import count_parameters, half_precision
-from segue.predictor.network import INPUT_RMS, QUIETEST_RMS, RANDOM_LEVEL_DB
+from segue.predictor.level import RANDOM_LEVEL_DB, level_gain
 from segue.process.noise import keyed_generator
 from segue.tasks.degradation import (
     CODING_UNIFORMS,
@@ -153,8 +153,7 @@ def draw_batch(audio: TrainingAudio, config: PredictorTrainConfig, step: int) ->
         codings = torch.rand(config.batch_size, CODING_UNIFORMS, generator=keyed).tolist()
         drawn = [with_coding(d, config.codings, row) for d, row in zip(drawn, codings)]
     low = degrade(wave, rate_hz, drawn)
-    level = low.square().mean(1).sqrt().clamp(min=QUIETEST_RMS)
-    gain = INPUT_RMS / level * 10 ** ((2 * u[:, 5] - 1) * RANDOM_LEVEL_DB / 20)
+    gain = level_gain(low[:, None])[:, 0, 0] * 10 ** ((2 * u[:, 5] - 1) * RANDOM_LEVEL_DB / 20)
     noise = torch.randn(wave.shape, generator=generator)
     cutoff_hz = torch.tensor([degradation.cutoff_hz for degradation in drawn])
     return Batch(wave * gain[:, None], low * gain[:, None], cutoff_hz, noise, gain)
@@ -204,7 +203,7 @@ def validate(model: BandPredictor, waves: list[Tensor], cutoff_hz: float) -> dic
         if wave.shape[1] < 2048 or not wave.any():
             continue
         low = degrade(wave, rate_hz, filters)
-        gain = INPUT_RMS / low.square().mean(1).sqrt().clamp(min=QUIETEST_RMS)
+        gain = level_gain(low[:, None])[:, 0, 0]
         noise = torch.randn(wave.shape, generator=keyed_generator(0, "predictor validation", number)).to(low)
         cutoff = torch.tensor([cutoff_hz], device=low.device)
         made = model(low * gain, cutoff, noise)
