@@ -1,6 +1,7 @@
 """What the loop's tests share: a run in this process, a run in another, and when two runs are the same."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,12 @@ def run(config, cache, folder, **options):
     folder.mkdir(parents=True, exist_ok=True)
     result = train(config, cache, folder, device="cpu", quiet=True, **options)
     return result, load_file(list_checkpoints(folder)[-1] / "model.safetensors")
+
+
+def cut_to_checkpoints(folder: Path, kept: int) -> None:
+    """What came after the first ones is taken away, as a kill would have."""
+    for later in list_checkpoints(folder)[kept:]:
+        shutil.rmtree(later)
 
 
 def assert_same(first, second, **tolerance):

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
-from running import assert_same, run, timeless
+from running import assert_same, cut_to_checkpoints, run, timeless
 
 from segue.models.files import load_model, model_file
 from segue.pipeline import SuperResolver
@@ -16,7 +16,6 @@ from segue.process.noise import BatchDraws
 from segue.tasks.degradation import degrade, protocol
 from segue.tasks.super_resolution import fitted_share, magnitudes, turn_of
 from segue.training.build import build_model, make_task
-from segue.training.checkpoint import list_checkpoints
 from segue.training.checks import check_before_training
 from segue.training.config import to_json
 from segue.types import UserError
@@ -135,10 +134,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(hisses, predicted, tmp_path):
     config = predicted("sr-predicted")
     _, whole = run(config, hisses, tmp_path / "whole")
     run(replace(config, train=replace(config.train, keep_last=9)), hisses, tmp_path / "cut")
-    for later in list_checkpoints(tmp_path / "cut")[1:]:
-        for file in later.iterdir():
-            file.unlink()
-        later.rmdir()
+    cut_to_checkpoints(tmp_path / "cut", 1)
     _, resumed = run(config, hisses, tmp_path / "cut", resume=True)
     assert_same(whole, resumed)
     assert timeless(tmp_path / "cut" / "log.jsonl") == timeless(tmp_path / "whole" / "log.jsonl")
