@@ -254,6 +254,7 @@ def test_the_eval_set_of_notes_is_made_once(notes, tmp_path):
     assert real.reference.shape[1] == 64 and set(real.ceilings) == {"real", "codec_round_trip"}
     again = make_note_eval_set(cache, load_manifest(manifest), 9, tmp_path / "real")
     assert again.key == real.key and (again.reference == real.reference).all()
+    assert again.log_mel.shape == real.reference.shape and (again.log_mel == real.log_mel).all()
     decoded = make_note_eval_set(cache, [], 9, tmp_path / "decoded")
     assert decoded.reference_kind == "decoded latents" and set(decoded.ceilings) == {"codec_round_trip"}
     assert decoded.key != real.key and make_note_eval_set(cache, [], 0, tmp_path / "none") is None
@@ -269,7 +270,15 @@ def test_replicates_resample_clips_within_kinds_and_pair_between_runs():
     family = np.array([0] * 20 + [1] * 10)  # right on every trained pair, on no held-out one
     pitch = np.full(30, classifier.pitch_index(60))
     found = NotePrediction(family, family, pitch, None, None, None, generator.normal(size=(30, 64)).astype(np.float32))
-    values, arrays = measure_notes(found, classifier, prompts, generator.normal(size=(80, 64)))
+    levels = generator.normal(size=(30, 64))
+
+    def references():
+        return generator.normal(size=(80, 64)), generator.normal(size=(80, 64))
+
+    values, arrays = measure_notes(found, levels, classifier, prompts, references())
+    # As many clips as dimensions have no covariance worth a distance.
+    assert values["frechet_distance"] > 0 and "log_mel_distance" not in values
+    assert (arrays["embedding.log_mel_distance"] == levels.astype(np.float32)).all()
     assert values["family_accuracy_trained"] == 1 and values["family_accuracy_held_out"] == 0
     assert values["family_accuracy"] == pytest.approx(2 / 3) and values["pitch_accuracy"] == 1
     # Within kinds: the mix of trained and held-out pairs never varies.
@@ -277,9 +286,9 @@ def test_replicates_resample_clips_within_kinds_and_pair_between_runs():
         arrays["replicates.family_accuracy"].shape == (REPLICATES,)
         and np.ptp(arrays["replicates.family_accuracy"]) == 0
     )
-    again = measure_notes(found, classifier, prompts, generator.normal(size=(80, 64)))[1]
+    again = measure_notes(found, levels, classifier, prompts, references())[1]
     assert (again["replicates.family_accuracy"] == arrays["replicates.family_accuracy"]).all()
-    broken = measure_notes(found, classifier, prompts, generator.normal(size=(80, 64)), np.arange(30) >= 10)[0]
+    broken = measure_notes(found, levels, classifier, prompts, references(), np.arange(30) >= 10)[0]
     assert broken["family_accuracy"] == pytest.approx(1 / 3) and broken["frechet_distance"] > 0
 
 

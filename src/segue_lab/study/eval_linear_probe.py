@@ -20,7 +20,7 @@ from segue.evaluation.log_mel import DIM, log_mel_statistics
 from segue.types import UserError
 from segue_lab.linear_classifier import LinearClassifier, fit_linear_classifier
 from segue_lab.study.eval_audio import decoded_rows, is_recorded, quick, recorded_rows
-from segue_lab.study.eval_set import LOG_MEL, EvalSet, evaluator_of, load_eval_set, measure_clips, save_eval_set
+from segue_lab.study.eval_set import LOG_MEL, EvalSet, Space, evaluator_of, load_eval_set, measure_clips, save_eval_set
 from segue_lab.study.evaluation import Evaluator, Measures
 from segue_lab.study.study_config import EvaluationSettings, fingerprint
 
@@ -119,7 +119,7 @@ def measure_any(
     if classifier is not None:
         hits["class"] = np.array(classifier.predict(embedding)) == np.array([p["class"] for p in prompts])
     # Fewer clips than dimensions have no covariance worth a distance.
-    return measure_clips(embedding, hits, prompts, reference, usable, distance=DISTANCE, fewest=DIM + 1, by_kind=False)
+    return measure_clips({DISTANCE: Space(embedding, reference, DIM + 1)}, hits, prompts, usable, by_kind=False)
 
 
 def _class(cache: LatentCache, row: int, field: str) -> str:

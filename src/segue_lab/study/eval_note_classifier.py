@@ -1,4 +1,8 @@
-"""Evaluation by the note classifier: notes of trained and of held-out pairs, as a run makes them at each evaluation."""
+"""Evaluation by the note classifier: notes of trained and of held-out pairs, as a run makes them at each evaluation.
+
+The classifier is ours, and knows the sound font that notes are rendered with. So the Frechet distance is taken a second
+time between log-mel statistics, which nobody trained.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,11 @@ from torch import Tensor
 from segue.codecs import codec_of
 from segue.data.cache import LatentCache
 from segue.data.clip import Clip
+from segue.evaluation.log_mel import DIM, log_mel_statistics
 from segue.evaluation.note_classifier import NoteClassifier, NotePrediction
 from segue.evaluation.notes import note_order, spread
 from segue_lab.study.eval_audio import decoded_rows, is_recorded, quick, recorded_rows
-from segue_lab.study.eval_set import NOTES, EvalSet, evaluator_of, load_eval_set, measure_clips, save_eval_set
+from segue_lab.study.eval_set import NOTES, EvalSet, Space, evaluator_of, load_eval_set, measure_clips, save_eval_set
 from segue_lab.study.evaluation import Evaluator, Measures
 from segue_lab.study.study_config import EvaluationSettings, fingerprint
 
@@ -39,7 +44,7 @@ def make_note_eval_set(cache: LatentCache, clips: Sequence[Clip], count: int, fo
     if count == 0 or not any(cache.row(i)["split"] != "train" for i in notes):
         return None
     # "judge" is the classifier's first name: finished runs keep their keys.
-    question = {"cache": cache.meta, "clips": len(clips), "judge": classifier.sha256, "count": count, "version": 1}
+    question = {"cache": cache.meta, "clips": len(clips), "judge": classifier.sha256, "count": count, "version": 2}
     key = fingerprint(question)
     stored = load_eval_set(folder, key)
     if stored is not None:
@@ -55,45 +60,59 @@ def make_note_eval_set(cache: LatentCache, clips: Sequence[Clip], count: int, fo
     by_id = {clip.id: clip for clip in clips}
     # Recordings are the better reference; without a manifest, latents stand in.
     compared = recorded_rows(cache, others, by_id, rate_hz) if clips else decoded_rows(cache, others, codec)
-    reference = classifier.predict(compared, rate_hz).embedding
+    references = (classifier.predict(compared, rate_hz).embedding, log_mel_statistics(compared, rate_hz))
 
     # What no run can surpass: the asked notes themselves, as recorded and after the codec.
     best = {"codec_round_trip": decoded_rows(cache, asked, codec)}
     if clips:
         best["real"] = recorded_rows(cache, asked, by_id, rate_hz)
-    ceilings = {
-        name: measure_notes(classifier.predict(waves, rate_hz), classifier, prompts, reference)[0]
-        for name, waves in best.items()
-    }
+    ceilings = {}
+    for name, waves in best.items():
+        embedded = (classifier.predict(waves, rate_hz), log_mel_statistics(waves, rate_hz))
+        ceilings[name] = measure_notes(*embedded, classifier, prompts, references)[0]
     kind = "real clips" if clips else "decoded latents"
-    return save_eval_set(EvalSet(NOTES, prompts, reference, kind, ceilings, key), folder)
+    found = EvalSet(NOTES, prompts, references[0], kind, ceilings, key, log_mel=references[1])
+    return save_eval_set(found, folder)
 
 
 def note_evaluator(asked: EvalSet, settings: EvaluationSettings, device: str = "cpu") -> Evaluator:
     """For `at_each_interval`: how the note classifier labels what a checkpoint makes of the prompts."""
     classifier = NoteClassifier.load()
 
+    assert asked.log_mel is not None
+    references = (asked.reference, asked.log_mel)
+
     def measure(waves: Tensor, rate_hz: int, usable: np.ndarray) -> tuple[Measures, dict[str, np.ndarray]]:
-        return measure_notes(classifier.predict(waves, rate_hz), classifier, asked.prompts, asked.reference, usable)
+        found = (classifier.predict(waves, rate_hz), log_mel_statistics(waves, rate_hz))
+        return measure_notes(*found, classifier, asked.prompts, references, usable)
 
     return evaluator_of(asked, settings, device, measure)
 
 
 def measure_notes(
     predicted: NotePrediction,
+    log_mel: np.ndarray,
     classifier: NoteClassifier,
     prompts: Sequence[Mapping],
-    reference: np.ndarray,
+    references: tuple[np.ndarray, np.ndarray],
     usable: np.ndarray | None = None,
 ) -> tuple[Measures, dict[str, np.ndarray]]:
-    """`measure_clips` of N notes: accuracy of family and pitch, by kind of pair, and `frechet_distance`."""
+    """`measure_clips` of N notes: accuracy of family and pitch, by kind of pair; `frechet_distance` in the classifier's
+    space, and `log_mel_distance` (left out where clips are no more than its 64 dimensions).
+
+    Args:
+        log_mel: [N, 64], log-mel statistics of the notes.
+        references: [M, 64] other notes in the classifier's space, and [M, 64] log-mel statistics of the same.
+    """
     hits = {
         "family": predicted.family == [classifier.family_index(p["family"]) for p in prompts],
         "pitch": predicted.pitch == [classifier.pitch_index(p["pitch"]) for p in prompts],
     }
-    return measure_clips(
-        predicted.embedding, hits, prompts, reference, usable, distance="frechet_distance", fewest=2, by_kind=True
-    )
+    spaces = {
+        "frechet_distance": Space(predicted.embedding, references[0], 2),
+        "log_mel_distance": Space(log_mel, references[1], DIM + 1),
+    }
+    return measure_clips(spaces, hits, prompts, usable, by_kind=True)
 
 
 def _notes(cache: LatentCache, classifier: NoteClassifier) -> list[int]:

@@ -36,6 +36,8 @@ class EvalSet:
         ceilings: "real" and "codec_round_trip" -> measures of the clips that the prompts are of.
         key: hash of prompts, reference and classifier.
         classifier: of the linear probe; None where the study names no field.
+        log_mel: [M, 64] log-mel statistics of the reference, where another space embeds the clips: a second distance,
+            in numbers that nobody trained.
     """
 
     space: str
@@ -45,11 +47,29 @@ class EvalSet:
     ceilings: dict[str, Measures]
     key: str
     classifier: LinearClassifier | None = None
+    log_mel: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Space:
+    """Clips where a Frechet distance between them is taken.
+
+    Attributes:
+        points: [N, D], of the clips that are measured.
+        reference: [M, D], of those that they are compared with.
+        fewest: clips that the distance takes at least, on both sides; with fewer it is left out.
+    """
+
+    points: np.ndarray
+    reference: np.ndarray
+    fewest: int
 
 
 def save_eval_set(found: EvalSet, folder: Path) -> EvalSet:
     """Write eval-set.json and reference.safetensors; returns the set."""
     arrays = {"reference": found.reference}
+    if found.log_mel is not None:
+        arrays["log_mel"] = found.log_mel
     if found.classifier is not None:
         arrays |= {"weight": found.classifier.weight, "bias": found.classifier.bias}
     stored = {
@@ -86,7 +106,8 @@ def load_eval_set(folder: Path, key: str | None = None) -> EvalSet | None:
     classes = tuple(stored["classes"])
     classifier = LinearClassifier(classes, arrays["weight"], arrays["bias"]) if classes else None
     parts = ("space", "prompts", "reference_kind", "ceilings", "key")
-    return EvalSet(reference=arrays["reference"], classifier=classifier, **{name: stored[name] for name in parts})
+    given = {name: stored[name] for name in parts}
+    return EvalSet(reference=arrays["reference"], classifier=classifier, log_mel=arrays.get("log_mel"), **given)
 
 
 def evaluator_of(
@@ -118,41 +139,35 @@ def evaluator_of(
 
 
 def measure_clips(
-    embedding: np.ndarray,
+    spaces: Mapping[str, Space],
     hits: Mapping[str, np.ndarray],
     prompts: Sequence[Mapping],
-    reference: np.ndarray,
     usable: np.ndarray | None = None,
     *,
-    distance: str,
-    fewest: int,
     by_kind: bool,
 ) -> tuple[Measures, dict[str, np.ndarray]]:
-    """Prompt accuracies and the Frechet distance of N clips, and the arrays to keep beside them.
+    """Prompt accuracies and the Frechet distances of N clips, and the arrays to keep beside them.
 
     Args:
-        embedding: [N, 64] of the clips.
+        spaces: name of a Frechet distance -> the clips in its space.
         hits: what was asked for ("family", ...) -> [N] bool, whether the clip is so.
         prompts: N of them; "held_out" is read here.
-        reference: [M, 64] embeddings for the Frechet distance.
-        usable: [N] bool; a clip that is not usable counts as wrong and is left out of the distance.
-        distance: name of the Frechet distance.
-        fewest: clips that it takes at least, on both sides; with fewer it is left out.
+        usable: [N] bool; a clip that is not usable counts as wrong and is left out of the distances.
         by_kind: give the accuracies over prompts of trained and of held-out pairs, too.
 
     Returns:
         values: `NAME_accuracy` over all clips and, by kind, `NAME_accuracy_trained` and `NAME_accuracy_held_out`; the
-        distance. Arrays: `embedding` [N, 64] float32, `NAME_right` [N] uint8, and `replicates.NAME` [200] float32: the
-        same measures on resampled clips. Replicate b takes the same clips in every run of a study, so differences
-        between variants keep their pairing.
+        distances. Arrays: `embedding` [N, D] float32 in the first space and `embedding.NAME` in the others,
+        `NAME_right` [N] uint8, and `replicates.NAME` [200] float32: the same measures on resampled clips. Replicate b
+        takes the same clips in every run of a study, so differences between variants keep their pairing.
     """
     usable = np.ones(len(prompts), bool) if usable is None else usable
     # A clip that is not usable is wrong, whatever was made of its zeros.
     right = {name: np.asarray(values, bool) & usable for name, values in hits.items()}
     held_out = np.array([p["held_out"] for p in prompts])
-    points = embedding.astype(np.float64)
+    points = {name: space.points.astype(np.float64) for name, space in spaces.items()}
     # The reference's Gaussian is the same in every replicate.
-    target = gaussian_of(reference)
+    targets = {name: gaussian_of(space.reference) for name, space in spaces.items()}
 
     def values(rows: np.ndarray) -> Measures:
         kinds = {"": np.ones(len(rows), bool)}
@@ -163,14 +178,16 @@ def measure_clips(
             numbers |= {f"{name}_accuracy{k}": float(found[rows][m].mean()) for k, m in kinds.items() if m.any()}
         # Clips that are not usable would move the mean and covariance by their zeros.
         kept = rows[usable[rows]]
-        if min(len(kept), len(reference)) >= fewest:
-            numbers[distance] = frechet_between_gaussians(*target, *gaussian_of(points[kept]))
+        for name, space in spaces.items():
+            if min(len(kept), len(space.reference)) >= space.fewest:
+                numbers[name] = frechet_between_gaussians(*targets[name], *gaussian_of(points[name][kept]))
         return numbers
 
     found = values(np.arange(len(prompts)))
     # The same resampled clips in every run: see evaluation.resamples.
     drawn = [values(rows) for rows in resamples(held_out)]
-    arrays = {"embedding": embedding.astype(np.float32)}
+    first = next(iter(spaces))
+    arrays = {f"embedding{'' if name == first else '.' + name}": p.astype(np.float32) for name, p in points.items()}
     arrays |= {f"{name}_right": rows.astype(np.uint8) for name, rows in right.items()}
     # A replicate without clips of a kind falls back on the value itself.
     arrays |= {f"replicates.{name}": np.array([d.get(name, found[name]) for d in drawn], np.float32) for name in found}
