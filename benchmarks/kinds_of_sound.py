@@ -1,10 +1,13 @@
-"""Makes three captioned sets of equal size, of notes, of speech, and of drums and noise, for studies/kinds-*.json.
+"""Makes captioned sets of notes, of speech, of drums and noise, and of recorded effects, for studies/*.json.
 
-    python benchmarks/kinds_of_sound.py OUT --notes DEMO_SET --speech PROMPTS --drums KITS
+    python benchmarks/kinds_of_sound.py OUT [--notes DEMO_SET] [--speech PROMPTS] [--drums KITS] [--effects SOUNDS]
 
 DEMO_SET: `segue data render-demo DEMO_SET`. PROMPTS: a folder for each language (es, fr, ...), for example those of the
 Debian packages asterisk-core-sounds-{es,fr,it,ru}-g722 (decoded by ffmpeg). KITS: drum samples whose names say what
-they are, for example those of the Debian package hydrogen-drumkits. Noise is made here. Then, for each KIND,
+they are, for example those of the Debian package hydrogen-drumkits. Noise is made here. SOUNDS: recorded effects whose
+names say what they are, for example of the Debian packages wesnoth-1.16-data, freedroidrpg-data, supertux-data,
+lugaru-data, hedgewars-data and pinball-data, unpacked side by side; all that can be named are taken. Then, for each
+KIND,
 
     segue encode OUT/KIND --out OUT/KIND-cache --seconds 2.048
 """
@@ -24,6 +27,7 @@ import soxr
 RATE_HZ = 16_000
 SECONDS = 2.048
 SAMPLES = round(RATE_HZ * SECONDS)
+SHORTEST_SEC = 0.1  # of an effect
 VALID_EVERY = 8  # every eighth clip of a class is held out
 LANGUAGES = {"es": "Spanish", "fr": "French", "it": "Italian", "ru": "Russian", "en": "English", "de": "German"}
 # What a file's name must hold, tried in this order.
@@ -39,22 +43,42 @@ DRUMS = {
     "cowbell": r"cowbell|bell",
     "shaker": r"shak|tamb|marac|cabasa",
 }
+EFFECTS = {
+    "a death": r"\b(die|dies|death|dead)\b",
+    "a miss": r"miss|nohit|swing|swish|whoosh",
+    "an explosion": r"explo|blast|bomb|boom|grenade",
+    "a shot": r"laser|gun|shot|rifle|pistol|pulse|phaser|plasma|cannon|arrow|\bbow\b|crossbow|\bfire\b|shoot|sling",
+    "a hit": r"hit|impact|slap|punch|bite|claw|fist|smash|break|crack|thud|clank",
+    "a spell": r"magic|heal|teleport|potion|summon|spell|holy|lightning|warp",
+    "a weapon": r"sword|knife|axe|spear|staff|mace|club|dagger|hatchet|whip|flail",
+    "a voice": r"growl|scream|wail|roar|grunt|laugh|snarl|shriek|hiss|howl|groan|attack|pain|voice",
+    "a step": r"step|jump|land|hop|skid|kick|stomp|splash|splat",
+    "a signal": r"bell|horn|chime|gong|jingle|start|fanfare|welldone|tada|alarm|click|menu|button|select|chat|turn",
+}
+NO_EFFECTS = r"voices|music|comments|/cs/|/nl/|contact"  # in paths: speech and music
 Clip = tuple[np.ndarray, str, str]  # wave [T], caption, class
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--notes", type=Path, required=True, help="a rendered demo set")
-    parser.add_argument("--speech", type=Path, required=True, help="a folder of folders es, fr, ...")
-    parser.add_argument("--drums", type=Path, required=True, help="a folder of named drum samples")
+    parser.add_argument("--notes", type=Path, help="a rendered demo set")
+    parser.add_argument("--speech", type=Path, help="a folder of folders es, fr, ...")
+    parser.add_argument("--drums", type=Path, help="a folder of named drum samples")
+    parser.add_argument("--effects", type=Path, help="a folder of named recordings; all are taken, whatever --clips")
     parser.add_argument("--clips", type=int, default=560, help="of each kind; a quarter of the drums' set is noise")
     asked = parser.parse_args()
-    noise = asked.clips // 4
-    drums = [*even(drum_files(asked.drums), asked.clips - noise), *noises(noise)]
-    write(asked.out / "notes", even(note_files(asked.notes), asked.clips))
-    write(asked.out / "speech", even(speech_files(asked.speech), asked.clips))
-    write(asked.out / "drums", drums)
+    if asked.notes:
+        write(asked.out / "notes", even(note_files(asked.notes), asked.clips))
+    if asked.speech:
+        write(asked.out / "speech", even(speech_files(asked.speech), asked.clips))
+    if asked.drums:
+        noise = asked.clips // 4
+        drums = [*even(drum_files(asked.drums), asked.clips - noise), *noises(noise)]
+        write(asked.out / "drums", drums)
+    if asked.effects:
+        found = effect_files(asked.effects)
+        write(asked.out / "effects", even(found, len(found)))
 
 
 def note_files(folder: Path) -> list[tuple[Path, str, str]]:
@@ -78,6 +102,16 @@ def drum_files(folder: Path) -> list[tuple[Path, str, str]]:
         if name:
             kit = " ".join(re.findall(r"[A-Za-z]+", path.parent.name))
             found.append((path, f"a {name} of the kit {kit}", name))
+    return found
+
+
+def effect_files(folder: Path) -> list[tuple[Path, str, str]]:
+    found = []
+    for path in sorted(p for p in folder.rglob("*.*") if p.suffix.lower() in (".wav", ".flac", ".ogg")):
+        words = " ".join(re.findall(r"[A-Z]?[a-z]+|[A-Z]+", path.stem)).lower()
+        name = next((n for n, pattern in EFFECTS.items() if re.search(pattern, words)), None)
+        if name and not re.search(NO_EFFECTS, str(path).lower()) and soundfile.info(path).duration >= SHORTEST_SEC:
+            found.append((path, f"{words}, {name}", name))
     return found
 
 
