@@ -27,7 +27,7 @@ import soxr
 RATE_HZ = 16_000
 SECONDS = 2.048
 SAMPLES = round(RATE_HZ * SECONDS)
-SHORTEST_SEC = 0.1  # of an effect
+SHORTEST_SEC = 0.1  # what is shorter is left out: empty prompts, clicks
 VALID_EVERY = 8  # every eighth clip of a class is held out
 LANGUAGES = {"es": "Spanish", "fr": "French", "it": "Italian", "ru": "Russian", "en": "English", "de": "German"}
 # What a file's name must hold, tried in this order.
@@ -78,7 +78,7 @@ def main() -> None:
         write(asked.out / "drums", drums)
     if asked.effects:
         found = effect_files(asked.effects)
-        write(asked.out / "effects", even(found, len(found)))
+        write(asked.out / "effects", even(found, 0))
 
 
 def note_files(folder: Path) -> list[tuple[Path, str, str]]:
@@ -110,16 +110,19 @@ def effect_files(folder: Path) -> list[tuple[Path, str, str]]:
     for path in sorted(p for p in folder.rglob("*.*") if p.suffix.lower() in (".wav", ".flac", ".ogg")):
         words = " ".join(re.findall(r"[A-Z]?[a-z]+|[A-Z]+", path.stem)).lower()
         name = next((n for n, pattern in EFFECTS.items() if re.search(pattern, words)), None)
-        if name and not re.search(NO_EFFECTS, str(path).lower()) and soundfile.info(path).duration >= SHORTEST_SEC:
+        if name and not re.search(NO_EFFECTS, str(path).lower()):
             found.append((path, f"{words}, {name}", name))
     return found
 
 
 def even(files: list[tuple[Path, str, str]], count: int) -> Iterator[Clip]:
-    """`count` of the files, classes as evenly as they come, in an order of its own."""
+    """`count` of the files (0 = all), classes as evenly as they come, in an order of its own."""
     by_class: dict[str, list] = {}
     for entry in np.random.default_rng(0).permutation(np.array(files, object)):
+        if soundfile.info(entry[0]).duration < SHORTEST_SEC:
+            continue
         by_class.setdefault(entry[2], []).append(entry)
+    count = count or sum(map(len, by_class.values()))
     chosen: list = []
     while len(chosen) < count and any(by_class.values()):
         chosen += [entries.pop() for entries in by_class.values() if entries][: count - len(chosen)]
