@@ -6,7 +6,8 @@ The model's code stays unchanged. Hooks work under DistributedDataParallel, FSDP
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -158,19 +159,15 @@ def block_input(args: tuple, kwargs: dict) -> Tensor:
 
 
 @torch.no_grad()
-def causal_scores(model_forward: Callable[[], Tensor], blocks: Sequence[nn.Module]) -> list[float]:
-    """How much each block contributes to the prediction: relative change when its residual branches are cut out.
-
-    Block l is replaced by the identity on its residual stream and the prediction compared with the whole model's:
-    ||v_l - v|| / ||v||. Blocks with high scores are the better taps in audio flow matching (AG-REPA, arXiv 2603.01006);
-    one forward pass a block, no gradient. A model that predicts nothing yet scores 0 everywhere.
+@contextmanager
+def skipped(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, each of the blocks is the identity on its residual stream.
 
     Args:
-        model_forward: the prediction [B, C, L] on a fixed batch, without dropout.
         blocks: blocks whose first tensor argument and (first) output are the residual stream.
 
     Raises:
-        UserError: a block's output has another shape than its input.
+        UserError: a block's output has another shape than its input; raised where the block is called.
     """
 
     def skip(_block: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> Tensor | tuple:
@@ -180,15 +177,34 @@ def causal_scores(model_forward: Callable[[], Tensor], blocks: Sequence[nn.Modul
             raise UserError(f"a block maps {list(stream.shape)} to {list(first.shape)}; no residual stream to restore")
         return (stream, *output[1:]) if isinstance(output, tuple) else stream
 
+    handles = [block.register_forward_hook(skip, with_kwargs=True) for block in blocks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def causal_scores(model_forward: Callable[[], Tensor], blocks: Sequence[nn.Module]) -> list[float]:
+    """How much each block contributes to the prediction: relative change when its residual branches are cut out.
+
+    Block l is replaced by the identity on its residual stream and the prediction compared with the whole model's:
+    ||v_l - v|| / ||v||. Blocks with high scores are the better taps in audio flow matching (AG-REPA, arXiv 2603.01006);
+    one forward pass a block, no gradient. A model that predicts nothing yet scores 0 everywhere.
+
+    Args:
+        model_forward: the prediction [B, C, L] on a fixed batch, without dropout.
+        blocks: as `skipped` takes them.
+
+    Raises:
+        UserError: a block's output has another shape than its input.
+    """
     # float64: what one block changes may be small beside the prediction.
     whole = model_forward().double()
     scale = float(whole.norm())
     scores = []
     for block in blocks:
-        handle = block.register_forward_hook(skip, with_kwargs=True)
-        try:
+        with skipped([block]):
             change = float((model_forward().double() - whole).norm())
-        finally:
-            handle.remove()
         scores.append(change / scale if scale > 0 else 0.0)
     return scores
