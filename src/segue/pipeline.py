@@ -92,7 +92,7 @@ class Pipeline(Editor):
         if not isinstance(self.model, Adapter):
             return Sampling()
         own = self.model.own_sampling
-        return Sampling(own.steps, "dpm" if self.model.predicts == "v" else "euler", own.guidance_scale)
+        return Sampling(own.steps, "dpm" if self.model.predicts == "v" else "euler", own.guidance_scale, 0.0)
 
     @torch.inference_mode()
     def latents(

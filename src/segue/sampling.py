@@ -30,14 +30,15 @@ class Sampling:
         steps: solver steps.
         solver: "euler", "heun" (two evaluations a step), "multistep" or "dpm" (second order, one evaluation a step).
         guidance_scale: of classifier-free guidance; 1 = none. 2 was best on the demo set (docs/log.md).
-        guidance_rescale: 0..1, share of Lin et al.'s rescaling (arXiv 2305.08891).
+        guidance_rescale: 0..1, share of Lin et al.'s rescaling (arXiv 2305.08891), without which guided sounds are too
+            loud (docs/results.md).
         guidance_interval: times (low, high) between which guidance acts (arXiv 2404.07724).
     """
 
     steps: int = 24
     solver: str = "multistep"
     guidance_scale: float = 2.0
-    guidance_rescale: float = 0.0
+    guidance_rescale: float = 0.7
     guidance_interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:

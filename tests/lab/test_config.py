@@ -115,6 +115,7 @@ def test_snapshots_fall_on_every_share(description, shares, every):
         ({"evaluate_at": [0.501, 1.0]}, "rounder shares"),
         ({"evaluate_at": [0.05, 1.0]}, "less than a batch"),
         ({"clips": 3}, "at least 8"),
+        ({"rescale": 2}, "from 0 to 1"),
         ({"steps": 0}, "at least 1"),
         ({"guidance": "x"}, "give a number"),
     ],
@@ -136,6 +137,6 @@ def test_files_that_are_no_studies(tmp_path, description):
 
 def test_the_page_of_studies_tells_the_defaults():
     page = (Path(__file__).parents[2] / "docs" / "studies.md").read_text()
-    row = re.search(r"`clips`, `steps`, `guidance` .*\| ([\d, .]+) \|", page)
+    row = re.search(r"`clips`, `steps`, `guidance`, `rescale` .*\| ([\d, .]+) \|", page)
     settings = EvaluationSettings()
-    assert [float(x) for x in row[1].split(",")] == [settings.clips, settings.steps, settings.guidance]
+    assert [float(x) for x in row[1].split(",")] == [settings.clips, settings.steps, settings.guidance, settings.rescale]

@@ -163,7 +163,9 @@ def generate(
             help="Scale of classifier-free guidance; 1: none; default: 2, of a public model that of its pipeline."
         ),
     ] = None,
-    rescale: Annotated[float | None, typer.Option(help="Share of guidance rescaling, 0 to 1; default: 0.")] = None,
+    rescale: Annotated[
+        float | None, typer.Option(help="Share of guidance rescaling, 0 to 1; default: 0.7, of others' models 0.")
+    ] = None,
     container: Annotated[
         str | None, typer.Option("--format", help="Format of the files: wav or flac; default: wav.")
     ] = None,

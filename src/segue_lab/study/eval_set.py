@@ -124,7 +124,7 @@ def evaluator_of(
     """
     pipeline_of = checkpoint_loader(device)
     captions = [p["caption"] for p in asked.prompts]
-    sampling = Sampling(steps=settings.steps, solver="multistep", guidance_scale=settings.guidance)
+    sampling = Sampling(settings.steps, "multistep", settings.guidance, settings.rescale)
 
     def evaluate(checkpoint: Path) -> tuple[Measures, dict[str, np.ndarray]]:
         pipeline = pipeline_of(checkpoint)

@@ -71,6 +71,7 @@ class EvaluationSettings:
         clips: generated and measured at each evaluation; 0 = validation losses alone.
         steps: of the solver (multistep).
         guidance: scale of classifier-free guidance.
+        rescale: share of its rescaling, 0 to 1.
         seed: of the noise.
     """
 
@@ -78,6 +79,7 @@ class EvaluationSettings:
     clips: int = 192
     steps: int = 12
     guidance: float = 2.0
+    rescale: float = 0.0
     seed: int = 0
 
 
@@ -228,6 +230,8 @@ def run_key(config: Mapping, data_fingerprint: str, eval_set: str, evaluation: E
     """The hash that names a run: all that decides its figures, beside segue's own code."""
     settings = asdict(evaluation)
     settings["judge_clips"] = settings.pop("clips")  # hashed under its first name: finished runs keep theirs
+    if not settings["rescale"]:  # came later: runs without it keep their keys
+        del settings["rescale"]
     return fingerprint({"config": first_json(config), "data": data_fingerprint, "judged": eval_set, **settings})
 
 
@@ -333,6 +337,10 @@ def _evaluation(given: dict, where: str) -> EvaluationSettings:
         raise UserError(f"{where}: clips is {values['clips']}; hint: give at least 8, or 0 for none")
     if "guidance" in values:
         values["guidance"] = float(_typed(values, "guidance", (int, float), where))
+    if "rescale" in values:
+        values["rescale"] = float(_typed(values, "rescale", (int, float), where))
+        if not 0 <= values["rescale"] <= 1:
+            raise UserError(f"{where}: rescale is {values['rescale']:g}; give a number from 0 to 1")
     return EvaluationSettings(**values)
 
 

@@ -239,7 +239,7 @@ def _notes(study: Study, results: Mapping) -> list[str]:
         notes.append(
             f"Evaluated at {', '.join(f'{s:g}' for s in evaluation['evaluate_at'])} of the run: "
             f"{evaluation['clips']} clips, averaged weights, {evaluation['steps']} multistep steps, guidance "
-            f"scale {evaluation['guidance']:g}; "
+            f"scale {evaluation['guidance']:g}, rescaled by {evaluation.get('rescale', 0):g}; "
             f"Fréchet distance to {results['frechet_reference']} in {results['frechet_space']}."
         )
     notes.append(TARGET_READING)
