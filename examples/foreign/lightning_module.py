@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from segue.integrations.lightning import Discrepancy, SegueCallback, Stage
+from segue.integrations.lightning import ConditionGain, SegueCallback, Stage
 
 TOTAL = int(sys.argv[1]) if len(sys.argv) > 1 else 4_800
 BATCH = 32
@@ -53,10 +53,10 @@ class Flow(pl.LightningModule):
 
 pl.seed_everything(0, verbose=False)
 data, classes = clips(2048, seed=1)
-held_out, held_classes = clips(16, seed=2)
+held_out, held_classes = clips(32, seed=2)
 features = teacher(data)
 module = Flow()
-measure = Discrepancy(module, lambda x_t, t, rows: module(x_t, t, held_classes[rows]), held_out, teacher)
+measure = ConditionGain(module, lambda x_t, t, rows: module(x_t, t, held_classes[rows]), held_out, teacher)
 module.stage = Stage(module.blocks, total_examples=TOTAL, measure=measure, targets=features)
 trainer = pl.Trainer(
     max_steps=TOTAL // BATCH,

@@ -10,7 +10,7 @@ from textures import CHANNELS, CLASSES, FRAMES, clips, teacher
 from torch import nn
 from torch.nn import functional as F
 
-from segue import Discrepancy, Stage, stage_policy
+from segue import ConditionGain, Stage
 
 TOTAL = int(sys.argv[1]) if len(sys.argv) > 1 else 8_000
 BATCH = 32
@@ -40,11 +40,11 @@ class Net(nn.Module):
 
 torch.manual_seed(0)
 data, classes = clips(2048, seed=1)
-held_out, held_classes = clips(16, seed=2)
+held_out, held_classes = clips(32, seed=2)
 model = Net()
 features = teacher(data)
-measure = Discrepancy(model, lambda x_t, t, rows: model(x_t, t, held_classes[rows]), held_out, teacher)
-stage = Stage(model.blocks, stage_policy(0.6, 0.45), total_examples=TOTAL, measure=measure, targets=features)
+measure = ConditionGain(model, lambda x_t, t, rows: model(x_t, t, held_classes[rows]), held_out, teacher)
+stage = Stage(model.blocks, total_examples=TOTAL, measure=measure, targets=features)
 optimizer = torch.optim.AdamW([*model.parameters(), *stage.parameters()], lr=2e-3)
 
 for step in range(TOTAL // BATCH):

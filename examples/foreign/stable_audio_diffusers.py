@@ -12,14 +12,14 @@ from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from textures import CHANNELS, CLASSES, FRAMES, clips, teacher
 from torch.nn import functional as F
 
-from segue import Discrepancy, Stage
+from segue import ConditionGain, Stage
 
 TOTAL = int(sys.argv[1]) if len(sys.argv) > 1 else 4_800
 BATCH = 32
 
 torch.manual_seed(0)
 data, classes = clips(2048, seed=1)
-held_out, held_classes = clips(16, seed=2)
+held_out, held_classes = clips(32, seed=2)
 model = StableAudioDiTModel(
     in_channels=CHANNELS,
     out_channels=CHANNELS,
@@ -42,7 +42,7 @@ def predict(x_t, t, labels):
 
 
 features = teacher(data)
-measure = Discrepancy(model, lambda x_t, t, rows: predict(x_t, t, held_classes[rows]), held_out, teacher)
+measure = ConditionGain(model, lambda x_t, t, rows: predict(x_t, t, held_classes[rows]), held_out, teacher)
 stage = Stage(model.transformer_blocks, total_examples=TOTAL, measure=measure, targets=features, prepended=1)
 optimizer = torch.optim.AdamW([*model.parameters(), *stage.parameters()], lr=2e-3)
 

@@ -13,14 +13,14 @@ from stable_audio_tools.models.dit import DiffusionTransformer
 from textures import CHANNELS, CLASSES, FRAMES, clips, teacher
 from torch.nn import functional as F
 
-from segue import Discrepancy, Stage
+from segue import ConditionGain, Stage
 
 TOTAL = int(sys.argv[1]) if len(sys.argv) > 1 else 4_800
 BATCH = 32
 
 torch.manual_seed(0)
 data, classes = clips(2048, seed=1)
-held_out, held_classes = clips(16, seed=2)
+held_out, held_classes = clips(32, seed=2)
 captions = torch.randn(CLASSES, 4, 32)  # stands for the text encoder: four tokens a class
 model = DiffusionTransformer(
     io_channels=CHANNELS,
@@ -32,7 +32,7 @@ model = DiffusionTransformer(
 )
 
 features = teacher(data)
-measure = Discrepancy(model, lambda x_t, t, rows: model(x_t, t, captions[held_classes[rows]]), held_out, teacher)
+measure = ConditionGain(model, lambda x_t, t, rows: model(x_t, t, captions[held_classes[rows]]), held_out, teacher)
 stage = Stage(model.transformer.layers, total_examples=TOTAL, measure=measure, targets=features, prepended=1)
 optimizer = torch.optim.AdamW([*model.parameters(), *stage.parameters()], lr=2e-3)
 

@@ -1,4 +1,4 @@
-"""The numerics of six recipes stand where they were recorded (trajectories.py says how, and records anew)."""
+"""The numerics of seven recipes stand where they were recorded (trajectories.py says how, and records anew)."""
 
 import importlib.util
 import json
@@ -54,5 +54,5 @@ def test_the_record_has_all_runs_and_they_differ():
     assert list(RECORDED["runs"]) == list(trajectories.WAYS)
     whole = RECORDED["runs"]["one process"]
     assert len({run["weights"] for run in whole.values()}) == len(trajectories.RECIPES)
-    regimes = [regime for _, regime, _, _ in whole["stage"]["decisions"]]
+    regimes = [regime for _, regime, _, _ in whole["stage-by-level"]["decisions"]]
     assert regimes[0] == 0.0 and 0.1 < regimes[-1] < 1.0  # decisions that decide something

@@ -1,4 +1,4 @@
-"""Frozen behaviour: what six recipes do in two dozen steps, recorded in trajectories.json beside this file.
+"""Frozen behaviour: what seven recipes do in two dozen steps, recorded in trajectories.json beside this file.
 
     python tests/invariants/trajectories.py            records anew; refuses a tree with uncommitted changes
 
@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))  # conftest.py and running.py of the loop's tests
 
 RECORD = Path(__file__).with_name("trajectories.json")
-RECIPES = ("static-uniform", "stage", "time-ramp", "stage-per-time", "adaptive-timesteps", "sr-demo")
+RECIPES = ("static-uniform", "stage", "stage-by-level", "time-ramp", "stage-per-time", "adaptive-timesteps", "sr-demo")
 WAYS = ("one process", "two processes", "resumed")
 TOLERANCE = 2e-3  # relative, of losses and decisions on another machine: rounding grows over two dozen steps
 RATE_HZ, SECONDS = 2000, 0.512

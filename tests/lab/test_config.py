@@ -139,4 +139,9 @@ def test_the_page_of_studies_tells_the_defaults():
     page = (Path(__file__).parents[2] / "docs" / "studies.md").read_text()
     row = re.search(r"`clips`, `steps`, `guidance`, `rescale` .*\| ([\d, .]+) \|", page)
     settings = EvaluationSettings()
-    assert [float(x) for x in row[1].split(",")] == [settings.clips, settings.steps, settings.guidance, settings.rescale]
+    assert [float(x) for x in row[1].split(",")] == [
+        settings.clips,
+        settings.steps,
+        settings.guidance,
+        settings.rescale,
+    ]

@@ -59,17 +59,17 @@ def test_a_regime_outside_its_range_is_an_error(regime):
 
 def test_a_recipe_explains_itself_in_words():
     from segue.recipes import load_recipe
-    from segue.stage.discrepancy import Reading
+    from segue.stage.condition_gain import GainReading
 
     controller = StageController(load_recipe("stage").policy)
     state = controller.init(10_000)
     assert due_at(controller.policy, state, 0).probe and not due_at(controller.policy, state, 0).structure
-    state, decision = controller.update(state, Observation(0, discrepancy=Reading(1.0, ((0.5, 1.0),))))
+    state, decision = controller.update(state, Observation(0, condition_gain=GainReading(0.0)))
     assert (
         decision.reason
-        == "semantic stage by level (r 0.00), alignment 0.50, block term off, next probe at 200 examples"
+        == "semantic stage by condition-gain (r 0.00), alignment 0.50, block term off, next probe at 200 examples"
     )
-    assert decision.headline == "semantic stage by level, alignment on, block term off"
+    assert decision.headline == "semantic stage by condition-gain, alignment on, block term off"
     assert not due_at(controller.policy, state, 199).probe and due_at(controller.policy, state, 200).probe
 
 

@@ -201,8 +201,8 @@ def test_what_ranks_measure_is_averaged_before_it_is_read():
     lines = []
     Stage(
         tiny_dit().blocks,
+        Policy(regime=RegimeConfig(signal="level")),
         total_examples=TOTAL,
-        targets=FEATURES,
         measure=lambda: Reading(0.25, ((0.5, 0.25),)),
         world=2,
         reduce=lambda x: x * 2,

@@ -15,23 +15,29 @@ def run(examples: int, *settings: str, recipe: str = "stage") -> RunConfig:
     return settled_probe(replace(config, train=replace(config.train, total_examples=examples)))
 
 
-def share(config: RunConfig, asked: int = 1) -> float:
+def share(config: RunConfig, asked: int) -> float:
     probe = config.policy.probe
     total = config.train.total_examples
-    return probes_in(probe, total) * probe.clips * len(probe.times) * asked / 3 / total
+    return probes_in(probe, total) * probe.clips * asked / 3 / total
 
 
 @pytest.mark.parametrize("examples", [50_000, 144_000, 400_000])
 def test_probes_take_three_hundredths_of_a_long_run(examples):
-    config = run(examples)
-    assert 8 < config.policy.probe.clips <= 64 and share(config) <= 0.03
-    assert config.policy.probe.clips == 64 or share(config) > 0.025
-    gain = run(examples, recipe="stage-by-condition-gain")
-    assert share(gain, asked=2) <= 0.03 or gain.policy.probe.clips == 8
+    by_level = run(examples, recipe="stage-by-level")
+    assert 8 < by_level.policy.probe.clips <= 64 and share(by_level, 4) <= 0.03
+    assert by_level.policy.probe.clips == 64 or share(by_level, 4) > 0.025
+    assert run(examples).policy.probe.clips == 32 and share(run(examples), 2) <= 0.03
+
+
+def test_the_condition_gain_asks_twice_a_clip():
+    sizes = [run(n).policy.probe.clips for n in (4_000, 24_000, 400_000)]
+    assert sizes[0] == 16 and 16 < sizes[1] <= sizes[2] == 32
+    assert share(run(24_000), 2) <= 0.03
 
 
 def test_a_short_run_has_the_smallest_probe_and_what_is_given_stays():
-    assert run(2_000).policy.probe.clips == 8
+    assert run(2_000).policy.probe.clips == 16
+    assert run(2_000, recipe="stage-by-level").policy.probe.clips == 8
     assert run(2_000, "probe.clips=32", "probe.space=waveform").policy.probe.clips == 32
     again = settled_probe(run(60_000))
     longer = settled_probe(replace(again, train=replace(again.train, total_examples=120_000)))

@@ -102,7 +102,11 @@ def test_the_probe_measures_the_weights_that_it_is_told_to(taught, recipe, tmp_p
 
 
 def test_the_discrepancy_falls_as_the_model_learns(taught, recipe, tmp_path):
-    run(recipe("stage", "train.total_examples=3200", "optim.learning_rate=6e-3", "probe.spacing=1.6"), taught, tmp_path)
+    run(
+        recipe("stage-by-level", "train.total_examples=3200", "optim.learning_rate=6e-3", "probe.spacing=1.6"),
+        taught,
+        tmp_path,
+    )
     log = stages(tmp_path)
     assert log[-1]["discrepancy"] < 0.9 * log[0]["discrepancy"]
     assert list(log[0]["discrepancy_by_t"]) == ["0.5", "0.7", "0.85", "0.95"]
@@ -112,7 +116,7 @@ def test_the_discrepancy_falls_as_the_model_learns(taught, recipe, tmp_path):
     "name",
     [
         "stage",
-        "stage-by-condition-gain",
+        "stage-by-level",
         "time-ramp",
         "time-ramp alignment.every=3",
         "haste",
@@ -155,7 +159,7 @@ def gains(folder: Path) -> list[dict]:
 
 
 def test_two_ranks_measure_the_condition_gain_that_one_measures(taught, recipe, tmp_path):
-    config = recipe("stage-by-condition-gain", "train.total_examples=64", "optim.learning_rate=3e-3")
+    config = recipe("stage", "train.total_examples=64", "optim.learning_rate=3e-3")
     out, err = start(tmp_path / "one", config, taught).communicate(timeout=120)
     assert "finished 64" in out, err
     out, err = start(tmp_path / "two", config, taught, *two_ranks(29637)).communicate(timeout=180)
@@ -170,7 +174,7 @@ def test_two_ranks_measure_the_condition_gain_that_one_measures(taught, recipe, 
 def test_captions_that_were_learned_are_known_from_the_start_of_the_next_run(taught, recipe, tmp_path):
     """The gain rises from 0; a run that begins with those weights reads r = 1 and no features of the teacher."""
     changes = ("train.total_examples=3200", "optim.learning_rate=6e-3", "probe.spacing=1.6")
-    _, tensors = run(recipe("stage-by-condition-gain", *changes), taught, tmp_path / "first")
+    _, tensors = run(recipe("stage", *changes), taught, tmp_path / "first")
     log = gains(tmp_path / "first")
     assert log[0]["condition_gain"] == pytest.approx(0, abs=0.01) and log[0]["discrepancy"] is None
     assert log[-1]["condition_gain"] > 0.1 and log[-1]["agreement"] == 1
@@ -183,7 +187,7 @@ def test_captions_that_were_learned_are_known_from_the_start_of_the_next_run(tau
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "build_model", pretrained)
-        run(recipe("stage-by-condition-gain", "optim.learning_rate=1e-6"), taught, tmp_path / "next")
+        run(recipe("stage", "optim.learning_rate=1e-6"), taught, tmp_path / "next")
     found = stages(tmp_path / "next")
     assert {e["alignment_weight"] for e in found} == {0.0} and {e["regime"] for e in found} == {1.0}
     assert "conditions are followed at the start" in found[0]["reason"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from segue.models.adapters import own_timesteps, read_adapter_config
 from segue.process.timesteps import LogitNormal, Shifted, TimestepDistribution
 from segue.stage.alignment import AlignmentConfig
-from segue.stage.policy import GAIN_KAPPA, KAPPA, LAMBDA_0, stage_policy
+from segue.stage.policy import KAPPA, LAMBDA_0, stage_policy
 from segue.stage.regime import RegimeConfig
 from segue.stage.timesteps import STAGE_TIMESTEPS, TimestepsConfig, stage_distribution
 from segue.stage.variants.block_structure import StructureConfig
@@ -93,7 +93,7 @@ def haste() -> RunConfig:
 
 
 def stage() -> RunConfig:
-    """The whole method: the regime, from the level of the discrepancy, drives alignment, times and the block term."""
+    """The whole method: the regime, from the slope of the condition gain, drives alignment, times and block term."""
     return replace(static_uniform(), recipe="stage", policy=stage_policy())
 
 
@@ -147,9 +147,9 @@ def stage_by_slope() -> RunConfig:
     return _policy("stage-by-slope", stage(), regime=RegimeConfig(signal="discrepancy", kappa=KAPPA))
 
 
-def stage_by_condition_gain() -> RunConfig:
-    """`stage` with r from the slope of the condition gain: how much more the conditions are about to be followed."""
-    return _policy("stage-by-condition-gain", stage(), regime=RegimeConfig(signal="condition-gain", kappa=GAIN_KAPPA))
+def stage_by_level() -> RunConfig:
+    """`stage` with r from the level of the discrepancy, whose two constants are the demo set's."""
+    return _policy("stage-by-level", stage(), regime=RegimeConfig(signal="level", kappa=KAPPA))
 
 
 def stage_per_time() -> RunConfig:
@@ -200,9 +200,8 @@ WIDE = DegradationConfig(cutoff_max_hz=12_000.0, top_share=0.1, held_out_cutoff_
 
 
 def _mild_stage() -> RunConfig:
-    # The known band determines most of the sound, so that less high noise is needed than for captions; and the
-    # discrepancy begins about where it ends under captions, so that the level's two constants would not serve.
-    return _policy("stage", stage_by_slope(), timesteps=TimestepsConfig(distribution="stage"))
+    # The known band determines most of the sound, so that less high noise is needed than for captions.
+    return _policy("stage", stage(), timesteps=TimestepsConfig(distribution="stage"))
 
 
 def _super_resolution(recipe: str, parent: RunConfig, degradation: DegradationConfig) -> RunConfig:
@@ -240,7 +239,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
         stage_only_timesteps,
         stage_only_structure,
         stage_by_slope,
-        stage_by_condition_gain,
+        stage_by_level,
         stage_per_time,
         stage_corrected,
         time_ramp,
@@ -282,10 +281,6 @@ def fine_tuning(config: RunConfig, model: str) -> RunConfig:
     # Absolute, so that the run can be continued from another folder.
     name = str(Path(model).resolve()) if Path(model).exists() else model
     config = replace(config, model=replace(config.model, pretrained=name))
-    # The levels of the discrepancy are the demo set's. The condition gain tells at the start whether a model is past
-    # the semantic stage already; alignment then never begins.
-    if config.policy.regime.signal == "level":
-        config = _policy(config.recipe, config, regime=RegimeConfig(signal="condition-gain", kappa=GAIN_KAPPA))
     if config.recipe != CHECKPOINT:
         return config
     return _policy(CHECKPOINT, config, static_timesteps=own_timesteps(shape))

@@ -133,18 +133,15 @@ class Policy:
         return BlockStep(self.structure, blocks, **options) if self.structure.enabled else None
 
 
-def stage_policy(level_open: float = 0.1, level_closed: float = 0.05) -> Policy:
-    """The whole method, as in the recipe `stage`: r, from the discrepancy's level, drives alignment, times and blocks.
+def stage_policy() -> Policy:
+    """The whole method, as in the recipe `stage`: r, from the condition gain's slope, drives alignment, times, blocks.
 
     The block term needs groups of blocks, which stacks of 6 or more can form; in a shallower stack it never acts.
-
-    Args:
-        level_open, level_closed: discrepancies at which r leaves 0 and reaches 1. The defaults are the demo set's;
-            docs/foreign-loops.md says how to find your own.
     """
     return Policy(
-        # The level, not the slope: on a power law the slope is a function of n / N, so a time ramp (docs/results.md).
-        regime=RegimeConfig(signal="level", kappa=KAPPA, level_open=level_open, level_closed=level_closed),
+        # The gain, not the discrepancy: that has no knee, so that its slope is a time ramp, and its level means another
+        # stage on every data set (docs/method.md).
+        regime=RegimeConfig(signal=CONDITION_GAIN, kappa=GAIN_KAPPA),
         timesteps=STAGE_TIMESTEPS,
         alignment=AlignmentConfig(weight=LAMBDA_0, schedule="decay", every=ALIGNED_EVERY),
         # max_drift_p asks more than the null of rotations does: a smooth drift with depth can be cut anywhere.

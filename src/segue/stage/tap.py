@@ -200,11 +200,11 @@ def causal_scores(model_forward: Callable[[], Tensor], blocks: Sequence[nn.Modul
         UserError: a block's output has another shape than its input.
     """
     # float64: what one block changes may be small beside the prediction.
-    whole = model_forward().double()
+    whole = model_forward().detach().double()
     scale = float(whole.norm())
     scores = []
     for block in blocks:
         with skipped([block]):
-            change = float((model_forward().double() - whole).norm())
+            change = float((model_forward().detach().double() - whole).norm())
         scores.append(change / scale if scale > 0 else 0.0)
     return scores

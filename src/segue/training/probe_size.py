@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from segue.stage.condition_gain import GAIN_TIMES, OTHERS
 from segue.stage.discrepancy import MOST_CLIPS, SMALLEST_PROBE, probes_in
 from segue.training.config import RunConfig
 
 SHARE = 0.03  # of a run's work
 PREDICTION = 1 / 3  # of a training step's work: forward without backward
+GAIN_CLIPS = (16, 32)  # fewest and most of the condition gain; more buy nothing (docs/results.md)
 
 
 def settled_probe(config: RunConfig) -> RunConfig:
@@ -16,16 +18,18 @@ def settled_probe(config: RunConfig) -> RunConfig:
 
     The space is "latent" for our own text-to-audio models, which are as small as the codec and the teacher that a probe
     of waveforms takes, and "waveform" for pretrained models and for super-resolution. Clips are as many as SHARE of the
-    run's examples pays for, from SMALLEST_PROBE to MOST_CLIPS: a short run has a noisier probe (our definition).
+    run's examples pays for, from SMALLEST_PROBE to MOST_CLIPS, or within GAIN_CLIPS: a short run has a noisier probe (our
+    definition).
     """
     probe = config.policy.probe
     if probe.space == "auto":
         small = config.train.task == "generation" and not config.model.pretrained
         probe = replace(probe, space="latent" if small else "waveform")
     if not probe.clips:
-        # The condition gain asks under another clip's condition, too.
-        asked = len(probe.times) * (2 if config.policy.probes_gain else 1)
+        asked, (fewest, most) = len(probe.times), (SMALLEST_PROBE, MOST_CLIPS)
+        if config.policy.probes_gain:
+            asked, (fewest, most) = len(GAIN_TIMES) * (1 + OTHERS), GAIN_CLIPS
         total = config.train.total_examples
         paid = SHARE * total / (probes_in(probe, total) * asked * PREDICTION)
-        probe = replace(probe, clips=min(MOST_CLIPS, max(SMALLEST_PROBE, int(paid))))
+        probe = replace(probe, clips=min(most, max(fewest, int(paid))))
     return replace(config, policy=replace(config.policy, probe=probe))
