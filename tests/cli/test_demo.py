@@ -25,7 +25,7 @@ def made(tmp_path_factory):
 def test_the_summary_holds_what_the_page_shows(made):
     out, _ = made
     summary = json.loads((out / "summary.json").read_text())
-    assert set(summary["variants"]) == {"static-uniform", "stage"}
+    assert set(summary["variants"]) == {"static-uniform", "stage-muon"}
     for variant in summary["variants"].values():
         for key in ("family_accuracy", "pitch_accuracy"):
             assert (

@@ -107,19 +107,19 @@ def test_the_page_has_its_own_figures_and_players_in_stereo(shared, segue, tmp_p
     assert summary["codec"]["latents_sha256"] == load_codec("stereo-44k").weights_sha256(latents_only=True)
     assert "note_classifier" not in summary
     rows = summary["rows"]
-    assert list(rows) == ["held-out recordings", "other recordings", "codec round trip", "static-uniform", "stage"]
-    for name in ("codec round trip", "static-uniform", "stage"):
+    assert list(rows) == ["held-out recordings", "other recordings", "codec round trip", "static-uniform", "stage-muon"]
+    for name in ("codec round trip", "static-uniform", "stage-muon"):
         measured = rows[name]["caption_distance"]
         assert measured["interval"][0] <= measured["value"] <= measured["interval"][1] and measured["n"] == 10
-    assert rows["codec round trip"]["caption_distance"]["value"] < rows["stage"]["caption_distance"]["value"]
-    assert set(rows["stage"]["sounds"]) == {"length_sec", "level_db", "treble_db", "width_db"}
+    assert rows["codec round trip"]["caption_distance"]["value"] < rows["stage-muon"]["caption_distance"]["value"]
+    assert set(rows["stage-muon"]["sounds"]) == {"length_sec", "level_db", "treble_db", "width_db"}
     page = (out / "report.html").read_text()
     count = len(summary["prompts"])
     assert count >= 4 and page.count('preload="metadata" src="data:audio/wav;base64') == 4 * count
     for words in ("after the codec", "side against mid", "held-out caption", "kernel distance"):
         assert words in page, words
     assert "classified" not in page.split("</style>")[1] and "family" not in page.split("</style>")[1]
-    files = sorted((out / "runs" / "stage" / "measured").iterdir())
+    files = sorted((out / "runs" / "stage-muon" / "measured").iterdir())
     assert [f.name for f in files] == [f.name for f in sorted((out / "measured").iterdir())] and len(files) == 10
     assert soundfile.info(files[0]).channels == 2 and soundfile.info(files[0]).samplerate == 44100
     # The folder belongs to these recordings.

@@ -126,7 +126,8 @@ def train(
             name = "--data" if data is None else "--out"
             raise UserError(f"{name} is missing; hint: segue train --data CACHE --out runs/mine")
         if recipe is None:
-            recipe = DEFAULT_RECIPE
+            # What is trained on keeps the optimiser that it was made with; adapters take no updates of full rank.
+            recipe = DEFAULT_RECIPE if model is None and lora is None else "stage"
             print(f"recipe: {recipe}, the default; `segue recipes` lists all", file=sys.stderr)
         finite("--memory", memory, 0.0, above=True)
         config = _config(recipe, model, lora, examples, seed, set_ or [])

@@ -1,7 +1,7 @@
 """Recipes: named functions that return a run's config. An ablation is its parent with a few changes.
 
 Recipes share data, model, optimiser, seed and budget, and differ in their policy: how the regime is measured, and what
-it drives. `stage` is the whole method; the static recipes are its baselines.
+it drives. `stage` is the whole method, and `stage-muon` by another optimiser; the static recipes are its baselines.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from segue.stage.timesteps import STAGE_TIMESTEPS, TimestepsConfig, stage_distri
 from segue.stage.variants.block_structure import StructureConfig
 from segue.tasks.degradation import DegradationConfig
 from segue.training import older
-from segue.training.config import RunConfig
+from segue.training.config import OptimConfig, RunConfig
 from segue.types import UserError
+
+# Of 1, 2, 4 and 8 times AdamW's rate, on tuning seeds (docs/results.md).
+MUON = OptimConfig(kind="muon", muon_rate=4.0, muon_weight_decay=0.0)
 
 # --- static recipes: no regime --------------------------------------------------------------------------------------
 
@@ -89,12 +92,22 @@ def haste() -> RunConfig:
     return _policy("haste", static_uniform(), alignment=AlignmentConfig(weight=LAMBDA_0, schedule="cut"))
 
 
+def static_muon() -> RunConfig:
+    """`static-uniform` by Muon: to this `stage-muon` adds the method alone."""
+    return replace(static_uniform(), recipe="static-muon", optim=MUON)
+
+
 # --- the method -----------------------------------------------------------------------------------------------------
 
 
 def stage() -> RunConfig:
     """The whole method: the regime, from the slope of the condition gain, drives alignment, times and block term."""
     return replace(static_uniform(), recipe="stage", policy=stage_policy())
+
+
+def stage_muon() -> RunConfig:
+    """`stage` by Muon: the method, and the optimiser that helps static recipes as well."""
+    return replace(stage(), recipe="stage-muon", optim=MUON)
 
 
 def time_ramp() -> RunConfig:
@@ -231,6 +244,7 @@ def _objective(recipe: str, objective: str) -> RunConfig:
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     make().recipe: make
     for make in (
+        stage_muon,
         stage,
         stage_no_alignment,
         stage_no_timesteps,
@@ -247,6 +261,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
         static_refine,
         static_average,
         static_uniform,
+        static_muon,
         static_logit_normal,
         static_shifted,
         static_checkpoint,
@@ -265,7 +280,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
         sr_48k_static,
     )
 }
-DEFAULT_RECIPE = "stage"
+DEFAULT_RECIPE = "stage-muon"
 
 
 def fine_tuning(config: RunConfig, model: str) -> RunConfig:

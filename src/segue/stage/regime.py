@@ -4,9 +4,10 @@
     state, reading = update_regime(config, state, examples_seen=n, total_examples=N, value=discrepancy)   # each probe
 
 At each probe the last values of a signal give a target r*, and r follows it, smoothed and limited in speed. In the
-recipe `stage` the signal is "level": r* is where the discrepancy lies between two levels. `RegimeConfig()` itself names
-"discrepancy", our first signal: the slope of its curve, which is in variants/slope_regime.py with others. All of it is
-our definition: the abstract of arXiv 2605.04547 names a progress-based regime variable and gives no equation.
+recipe `stage` the signal is "condition-gain": r* is read off the slope of that curve (condition_gain.py).
+`RegimeConfig()` itself names "discrepancy", our first signal: the slope of its curve, which is in
+variants/slope_regime.py with others. All of it is our definition: the abstract of arXiv 2605.04547 names a
+progress-based regime variable and gives no equation.
 
 Everything with a time scale is measured in doublings of n, never in probes: the window of the line, the half-life of
 the average, the largest move. The same curve probed 50 or 200 times, evenly or log-spaced, gives the same r.

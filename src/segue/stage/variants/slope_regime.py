@@ -1,6 +1,6 @@
 """Other estimates of the regime: the slope of a curve, its slope over the steepest so far, the cosine of gradients.
 
-The `stage` recipe uses the level of the discrepancy; these are compared with it (docs/method.md, docs/results.md). All
+The recipe `stage` uses the condition gain; these are compared with it (docs/method.md, docs/results.md). All
 are our definitions, except where a docstring cites a source.
 """
 
