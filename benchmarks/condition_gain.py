@@ -121,8 +121,8 @@ def read(asked: argparse.Namespace) -> None:
             passes = len(times) * min(clips, d.shape[-1]) * (1 if way == CROSSED else 2)
             print(f"| {name} | {passes} | {gain[-1]:.3f} | {100 * scatter(n, gain):.1f} |")
         print("\n| measured | kappa | " + " | ".join(f"{s:.0%}" for s in SHARES) + " |\n|" + "---|" * (2 + len(SHARES)))
-        for name in ("t = 0.85, 0.95, 0.999, 64 clips", "t = 0.999, crossed, 64 clips", "t = 0.999, crossed, 32 clips"):
-            for kappa in (3.0, 4.0, 5.0, 8.0):
+        for name in ("t = 0.85, 32 clips", "t = 0.85, 0.95, 0.999, 32 clips", "t = 0.999, crossed, 32 clips"):
+            for kappa in (3.0, 4.0, 6.0, 8.0):
                 found = regimes(n, curve(d, *SETS[name]), int(total), kappa)
                 print(f"| {name} | {kappa:g} | " + " | ".join(f"{r:.2f}" for r in found) + " |")
 

@@ -61,7 +61,7 @@ def test_the_example_learns_and_says_its_stage(name, monkeypatch, capsys):
     for module in NEEDS[name]:
         pytest.importorskip(module)
     out = run(FOLDER / f"{name}.py", 320, monkeypatch, capsys)
-    assert "0 examples: semantic stage by level (r 0.00), alignment 0.50" in out
+    assert "0 examples: semantic stage by condition-gain (r 0.00), alignment 0.50" in out
     losses = [float(x) for x in re.findall(r"loss'?:? ([\d.]+)", out)]
     assert losses[-1] < (0.8 * losses[0] if len(losses) > 1 else 2.0)
 
