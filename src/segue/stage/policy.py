@@ -28,7 +28,7 @@ from segue.types import UserError
 PROBED = ("discrepancy", "level", "slope-over-peak")  # signals that are read off the discrepancy
 CONDITION_GAIN = "condition-gain"
 LAMBDA_0 = 0.5  # REPA's weight of the alignment (arXiv 2410.06940)
-ALIGNED_EVERY = 2  # steps: half the cost, no difference in prompt accuracy (docs/results.md)
+ALIGNED_EVERY = 2  # steps: half the cost, no difference in prompt accuracy (docs/results-earlier.md)
 BLOCK_STRENGTH = 0.015  # share of the optimiser update's norm
 # Of policies that read the slope. With 4, our first constant, r leaves the semantic stage while prompt accuracy is
 # still low, and the run ends a little below one that stays there. With 8, r is 0.5 only once the next doubling of n is

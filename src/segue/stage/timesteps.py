@@ -62,7 +62,7 @@ class TimestepsConfig:
 
 
 # Times of the `stage` recipe: four of five draws lie about t = 0.77 at r = 0 and about t = 0.35 at r = 1. With our
-# first constants (the defaults above) prompt accuracy was far lower after as many examples (docs/results.md).
+# first constants (the defaults above) prompt accuracy was far lower after as many examples (docs/results-earlier.md).
 STAGE_TIMESTEPS = TimestepsConfig(distribution="stage", floor=0.2, mu_start=1.2, mu_end_ratio=0.5)
 
 
