@@ -28,15 +28,21 @@ demo: setup
 	$(BIN)/segue demo --out runs/demo
 
 # The runs and the tables of docs/results.md: hours of CPU; killed, the same command goes on.
-STUDIES := tuned long-tuned sensitivity sizes-tiny sizes-3m optimisers method long super-resolution
-# Those of other sounds need the sets of benchmarks/kinds_of_sound.py in runs/kinds (docs/results.md says how).
-KINDS := $(if $(wildcard runs/kinds/speech-cache),kinds-speech kinds-drums kinds-drums-varied)
+STUDIES := notes notes-long targets-notes muon-rate blocks sizes super-resolution
+# Those of other sounds need the sets of benchmarks/kinds_of_sound.py in runs/kinds (docs/studies.md).
+KINDS := $(if $(wildcard runs/kinds/speech-cache),speech drums effects)
+# Variants that the claims are measured against, beside each study's own baseline.
+AGAINST := notes:static-muon notes:static-shifted notes:time-ramp notes-long:static-shifted effects:static-muon
 study: setup
-	for s in $(STUDIES) $(KINDS); do $(BIN)/segue-lab study studies/$$s.json --out runs/$$s --markdown docs/tables/$$s.md || exit; done
+	for s in $(STUDIES) $(KINDS); do $(BIN)/segue-lab study studies/$$s.json --out runs/$$s || exit; done
+	$(MAKE) tables
 
+# Of studies that have begun; those that have not stand as "not run" in the table of claims.
 tables: setup
-	for s in $(STUDIES) $(KINDS); do $(BIN)/segue-lab study studies/$$s.json --out runs/$$s --report-only --markdown docs/tables/$$s.md || exit; done
-	for m in family_accuracy frechet_distance validation_loss; do cp runs/long-tuned/pictures/$$m-examples.png docs/pictures/$$m.png || exit; done
+	for s in $(STUDIES) $(KINDS); do test ! -d runs/$$s/runs || $(BIN)/segue-lab study studies/$$s.json --out runs/$$s --report-only --markdown docs/tables/$$s.md || exit; done
+	for p in $(AGAINST); do s=$${p%%:*}; test ! -d runs/$$s/runs || $(BIN)/segue-lab study studies/$$s.json --out runs/$$s --report-only --baseline $${p##*:} || exit; done
+	for m in family_accuracy frechet_distance validation_loss; do cp runs/notes/pictures/$$m-examples.png docs/pictures/$$m.png || exit; done
+	$(BIN)/python docs/make_results.py runs
 
 # One process a core and one thread a process: two processes of two threads on two cores get in each other's way.
 test: setup
