@@ -1,7 +1,7 @@
 """The claims of docs/results.md from finished studies: python docs/make_results.py [RUNS], after `make tables`.
 
-Writes the table between the marks of docs/results.md. A figure is read from RUNS/STUDY/results.json (or
-RUNS/STUDY/against-BASELINE/results.json) and its verdict from its interval alone, so that no word of it is anybody's
+Writes the table between the marks of docs/results.md, and its picture. A figure is read from RUNS/STUDY/results.json
+(or RUNS/STUDY/against-BASELINE/results.json) and its verdict from its interval alone, so that no word of it is anybody's
 choice: "holds" where the interval lies on the claimed side of no difference, "contradicted" where it lies on the other
 side, "not shown" where it holds both. A study that is not finished leaves its rows as "not run".
 """
@@ -13,7 +13,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
+
+matplotlib.use("agg")
+from matplotlib import pyplot as plt
+
 PAGE = Path(__file__).with_name("results.md")
+PICTURE = Path(__file__).parent / "pictures" / "claims.png"
 BEGIN, END = "<!-- claims -->", "<!-- end of claims -->"
 # measure -> (name, factor, unit, whether more is better)
 MEASURES = {
@@ -74,7 +80,30 @@ def main(runs: Path) -> None:
     text = PAGE.read_text(encoding="utf-8")
     head, rest = text.split(BEGIN)
     tail = rest.split(END)[1]
+    draw(runs)
     PAGE.write_text(f"{head}{BEGIN}\n" + "\n".join(rows) + f"\n{END}{tail}", encoding="utf-8")
+
+
+def draw(runs: Path) -> None:
+    """Accuracy and Frechet distance of each claim that has figures: differences with their intervals."""
+    found = [(claim, results) for claim in CLAIMS if (results := results_of(claim, runs)) is not None]
+    figure, panels = plt.subplots(1, 2, sharey=True, figsize=(11, 0.5 + 0.42 * len(found)), layout="constrained")
+    titles = ("accuracy: points more", "log-mel Fréchet distance: % of the baseline's, less")
+    for panel, title in zip(panels, titles):
+        panel.axvline(0, color="0.6", linewidth=1)
+        panel.set_title(title, fontsize=10)
+    for row, (claim, results) in enumerate(reversed(found)):
+        for panel, measure, sign in ((panels[0], claim.measures[0], 1), (panels[1], "log_mel_distance", -1)):
+            of = results["measures"][measure]
+            scale = sign * 100 * (1 if sign > 0 else 1 / of[claim.against]["final"]["value"])
+            difference = of[claim.variant]["final_difference"]
+            low, high = sorted(scale * x for x in difference["interval"])
+            colour = "0.45" if low <= 0 <= high else "tab:blue" if low > 0 else "tab:red"
+            panel.plot([low, high], [row, row], color=colour, linewidth=2)
+            panel.plot(scale * difference["value"], row, "o", color=colour, markersize=5)
+    names = [f"{claim.study}: {claim.variant} − {claim.against}" for claim, _ in reversed(found)]
+    panels[0].set_yticks(range(len(found)), names, fontsize=8)
+    figure.savefig(PICTURE, dpi=110)
 
 
 def rows_of(claim: Claim, runs: Path) -> list[str]:
