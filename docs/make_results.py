@@ -1,9 +1,9 @@
 """The claims of docs/results.md from finished studies: python docs/make_results.py [RUNS], after `make tables`.
 
 Writes the table between the marks of docs/results.md, and its picture. A figure is read from RUNS/STUDY/results.json
-(or RUNS/STUDY/against-BASELINE/results.json) and its verdict from its interval alone, so that no word of it is anybody's
-choice: "holds" where the interval lies on the claimed side of no difference, "contradicted" where it lies on the other
-side, "not shown" where it holds both. A study that is not finished leaves its rows as "not run".
+(or RUNS/STUDY/against-BASELINE/results.json) and its verdict from its interval alone, so that no word of it is
+anybody's choice: "holds" where the interval lies on the claimed side of no difference, "contradicted" where it lies on
+the other side, "not shown" where it holds both. A study that is not finished leaves its rows as "not run".
 """
 
 from __future__ import annotations
