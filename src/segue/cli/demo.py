@@ -26,6 +26,7 @@ from segue.files import write_text
 from segue.provenance import command
 from segue.recipes import DEFAULT_RECIPE, load_recipe
 from segue.ssl import load_teacher
+from segue.stage.regime import RegimeConfig
 from segue.training.config import RunConfig, override
 from segue.training.parallel_runs import slots_here, threads_each
 from segue.training.rate import measure_rate
@@ -33,11 +34,11 @@ from segue.types import UserError
 from segue.workflows.recordings import find_recordings, recordings_set
 
 REPORT_SEC = 60.0  # decoding, classifying and drawing; the generation itself is counted in examples
-STAGE_COST = 0.14  # of a static run, by the clock, where both run side by side (docs/performance.md)
+PROBE_COST = 0.03  # of a run: what is measured beside its steps
 SUSTAINED = 0.93  # of the rate that a few steps show: two runs kept so much of it over ten minutes
 # A small model learns more in a few CPU minutes than one of 3 M parameters (docs/log.md). As it is as small as its
-# codec, it cannot afford to decode every prediction: distances are estimated from latents, on fewer clips.
-SETTINGS = ("model.preset=dit-1m", "probe.space=latent", "probe.clips=8", "probe.spacing=1.08")
+# codec, it cannot afford to decode every prediction: distances are estimated from latents.
+SETTINGS = ("model.preset=dit-1m", "probe.space=latent", "probe.spacing=1.08")
 
 
 @dataclass(frozen=True)
@@ -222,17 +223,19 @@ def _earlier_plan(out: Path, wanted: dict, fresh: bool) -> Plan | None:
 def _plan(out: Path, cache: LatentCache, kind: Kind, minutes_left: float, wanted: dict) -> Plan:
     """A new plan, which fits the time left."""
     # Time a few steps here, and leave room for the measurement and the page.
-    config = kind.config(kind.recipes[0])
+    config = kind.config(kind.recipes[1])
+    config = replace(config, policy=replace(config.policy, regime=RegimeConfig(signal="constant")))
     runs = slots_here(2)
-    # Timed as they will run: as many at once, with as many threads, every part of the loop included.
+    # Timed as they will run: as many at once, with as many threads, every part of the loop included. The recipe with the
+    # method decides, as it is the slower one, at its costliest: aligned throughout.
     measuring = time.monotonic()
     rate = measure_rate(config, cache.path, runs, threads_each(runs))
     minutes_left -= (time.monotonic() - measuring) / 60
     beside = kind.report_cost(wanted["measured"]) + config.train.validation_clips * 5 * 11 / 3
     batch = config.train.batch_size
-    # Both runs share the time that is left; the one with the method takes STAGE_COST more.
+    # Both runs share the time that is left.
     seconds_left = minutes_left * 60 - REPORT_SEC
-    examples = int((seconds_left * SUSTAINED * rate / (2 + 2 * STAGE_COST) - beside) // batch) * batch
+    examples = int((seconds_left * SUSTAINED * rate / (2 + 2 * PROBE_COST) - beside) // batch) * batch
     # Twenty steps show that everything works, even where no model comes of it.
     if examples < 20 * batch:
         say(f"the time left is too short at {rate:.0f} examples/s; training 20 steps nevertheless")

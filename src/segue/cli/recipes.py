@@ -58,7 +58,8 @@ def in_brief(policy: Policy) -> tuple[str, str, str]:
     regime = policy.regime
     timesteps = policy.timesteps
     alignment = policy.alignment
-    read = f"r = {regime.constant:g}" if regime.signal == "constant" else regime.signal
+    # Words wrap in a narrow terminal, where a hyphenated name would be cut.
+    read = f"r = {regime.constant:g}" if regime.signal == "constant" else regime.signal.replace("-", " ")
     # The regime matters only where something follows it: else "-" says that nothing does.
     driven = timesteps.distribution != "static" or (alignment.weight > 0 and alignment.schedule == "decay")
     times = str(policy.static_timesteps) if timesteps.distribution == "static" else timesteps.distribution
