@@ -226,8 +226,8 @@ def _plan(out: Path, cache: LatentCache, kind: Kind, minutes_left: float, wanted
     config = kind.config(kind.recipes[1])
     config = replace(config, policy=replace(config.policy, regime=RegimeConfig(signal="constant")))
     runs = slots_here(2)
-    # Timed as they will run: as many at once, with as many threads, every part of the loop included. The recipe with the
-    # method decides, as it is the slower one, at its costliest: aligned throughout.
+    # Timed as they will run: as many at once, with as many threads, every part of the loop included. The one with the
+    # method decides, as it is the slower, at its costliest: aligned throughout.
     measuring = time.monotonic()
     rate = measure_rate(config, cache.path, runs, threads_each(runs))
     minutes_left -= (time.monotonic() - measuring) / 60
