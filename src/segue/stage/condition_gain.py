@@ -28,9 +28,9 @@ from segue.stage.regime import RegimeConfig
 from segue.stage.regime_state import RegimeReading, RegimeState, percent, stage_name
 from segue.stage.slope import Slope
 
-# t_k: high enough that the condition matters, low enough that the gain ends where the condition is followed. Nearer to
-# pure noise it goes on growing on every kind of sound, and reads nothing of clips whose phase is random.
-GAIN_TIMES = (0.85,)
+# t_k: next to pure noise the condition alone tells what the clip is, but the gain never quite ends there, and clips of
+# random phase show none; lower down it ends, but stands still for a while where one thing is learned before another.
+GAIN_TIMES = (0.85, 0.999)
 OTHERS = 1  # other clips' conditions that each clip is given
 CROSSED_FROM = 0.99  # from this time on other conditions cost no pass (`ConditionGain`)
 CROSSED = 16  # other clips that a prediction is compared with there

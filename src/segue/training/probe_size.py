@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from segue.stage.condition_gain import GAIN_TIMES, OTHERS
+from segue.stage.condition_gain import CROSSED_FROM, GAIN_TIMES, OTHERS
 from segue.stage.discrepancy import MOST_CLIPS, SMALLEST_PROBE, probes_in
 from segue.training.config import RunConfig
 
-SHARE = 0.03  # of a run's work
+SHARE = 0.02  # of a run's work
 PREDICTION = 1 / 3  # of a training step's work: forward without backward
 GAIN_CLIPS = (16, 32)  # fewest and most of the condition gain; more buy nothing (docs/results.md)
 
@@ -28,7 +28,9 @@ def settled_probe(config: RunConfig) -> RunConfig:
     if not probe.clips:
         asked, (fewest, most) = len(probe.times), (SMALLEST_PROBE, MOST_CLIPS)
         if config.policy.probes_gain:
-            asked, (fewest, most) = len(GAIN_TIMES) * (1 + OTHERS), GAIN_CLIPS
+            captions = config.train.task == "generation"  # known bands are asked for again at every time
+            asked = sum(1 if captions and t >= CROSSED_FROM else 1 + OTHERS for t in GAIN_TIMES)
+            fewest, most = GAIN_CLIPS
         total = config.train.total_examples
         paid = SHARE * total / (probes_in(probe, total) * asked * PREDICTION)
         probe = replace(probe, clips=min(most, max(fewest, int(paid))))
