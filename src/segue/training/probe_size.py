@@ -1,4 +1,4 @@
-"""How much a run spends on its probe, where nobody says: about three hundredths of its work."""
+"""How much a run spends on its probe, where nobody says: about a fiftieth of its work."""
 
 from __future__ import annotations
 
