@@ -30,12 +30,9 @@ CONDITION_GAIN = "condition-gain"
 LAMBDA_0 = 0.5  # REPA's weight of the alignment (arXiv 2410.06940)
 ALIGNED_EVERY = 2  # steps: half the cost, no difference in prompt accuracy (docs/results-earlier.md)
 BLOCK_STRENGTH = 0.015  # share of the optimiser update's norm
-# Of policies that read the slope. With 4, our first constant, r leaves the semantic stage while prompt accuracy is
-# still low, and the run ends a little below one that stays there. With 8, r is 0.5 only once the next doubling of n is
-# expected to bring less than a sixteenth of the improvement so far.
+# Of policies that read a slope: r is 0.5 only once the next doubling of n is expected to bring less than a sixteenth of
+# what was gained so far. With 4 and 6, r left the semantic stage while captions were followed hardly better than half.
 KAPPA = 8.0
-# Of the slope of the condition gain: of 4, 6 and 8, on notes, speech and drums together (docs/method.md).
-GAIN_KAPPA = 6.0
 
 
 @dataclass(frozen=True)
@@ -141,7 +138,7 @@ def stage_policy() -> Policy:
     return Policy(
         # The gain, not the discrepancy: that has no knee, so that its slope is a time ramp, and its level means another
         # stage on every data set (docs/method.md).
-        regime=RegimeConfig(signal=CONDITION_GAIN, kappa=GAIN_KAPPA),
+        regime=RegimeConfig(signal=CONDITION_GAIN, kappa=KAPPA),
         timesteps=STAGE_TIMESTEPS,
         alignment=AlignmentConfig(weight=LAMBDA_0, schedule="decay", every=ALIGNED_EVERY),
         # max_drift_p asks more than the null of rotations does: a smooth drift with depth can be cut anywhere.
