@@ -55,7 +55,10 @@ class MuonAndAdamW(torch.optim.Optimizer):
         self, model: nn.Module, matrices: Sequence[Tensor], others: Sequence[Tensor], config: OptimConfig
     ) -> None:
         if not hasattr(torch.optim, "Muon"):
-            raise UserError(f"optim.kind=muon needs torch 2.9 or newer, this is {torch.__version__}")
+            raise UserError(
+                f"optim.kind=muon needs torch 2.9 or newer, this is {torch.__version__}; hint: the recipe stage trains "
+                "by AdamW"
+            )
         blocks = {id(p) for p in getattr(model, "blocks", nn.Module()).parameters()}
         inside = [p for p in matrices if id(p) in blocks]
         outside = [p for p in matrices if id(p) not in blocks]
