@@ -91,7 +91,7 @@ def test_the_time_ramp_walks_through_all_stages(taught, recipe, tmp_path):
 
 def test_the_probe_measures_the_weights_that_it_is_told_to(taught, recipe, tmp_path):
     def readings(name, *changes):
-        run(recipe("stage", *changes), taught, tmp_path / name)
+        run(recipe("stage-by-level", *changes), taught, tmp_path / name)
         lines = [e for e in read_log(tmp_path / name / "log.jsonl") if e["event"] == "stage"]
         return [e["discrepancy"] for e in lines if e["discrepancy"] is not None]
 
