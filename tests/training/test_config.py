@@ -25,7 +25,10 @@ def test_recipes_differ_from_the_baseline_in_what_they_say_and_nothing_else():
         assert {"model", "train"} <= changed.pop(name) <= {"model", "train", "policy", "degradation"}
         assert {"model", "train"} <= changed.pop(f"{name}-static") <= {"model", "train", "degradation"}
     assert changed.pop("min-snr") == changed.pop("uncertainty") == {"train"}
+    assert changed.pop("static-muon") == {"optim"} and changed.pop("stage-muon") == {"optim", "policy"}
     assert all(keys == {"policy"} for keys in changed.values())
+    assert load_recipe("stage-muon").policy == load_recipe("stage").policy
+    assert load_recipe("stage-muon").optim == load_recipe("static-muon").optim
     assert DEFAULT_RECIPE in RECIPES
 
 
