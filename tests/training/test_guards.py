@@ -12,6 +12,7 @@ import pytest
 import torch
 from running import assert_same, run, timeless
 
+from segue.stage.condition_gain import ConditionGain, GainReading
 from segue.stage.discrepancy import Discrepancy, Reading
 from segue.training import guards
 from segue.training.checkpoint import list_checkpoints
@@ -162,7 +163,15 @@ def test_a_teacher_that_dies_stops_the_run(taught, recipe, tmp_path):
 def test_a_frozen_discrepancy_stops_the_run(taught, recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(Discrepancy, "__call__", lambda *_: Reading(0.5, ((0.5, 0.5),)))
     with pytest.raises(UserError, match=r"discrepancy is frozen at 0.5 on 2 probes in a row"):
-        run(recipe("stage", "train.patience=2", "probe.times=0.5"), taught, tmp_path)
+        run(recipe("stage-by-level", "train.patience=2", "probe.times=0.5"), taught, tmp_path)
+
+
+def test_a_frozen_condition_gain_stops_the_run_and_none_at_all_does_not(taught, recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(ConditionGain, "__call__", lambda *_: GainReading(0.5))
+    with pytest.raises(UserError, match=r"condition gain is frozen at 0.5 on 2 probes in a row"):
+        run(recipe("stage", "train.patience=2"), taught, tmp_path / "frozen")
+    monkeypatch.setattr(ConditionGain, "__call__", lambda *_: GainReading(0.0))  # a model without conditions
+    run(recipe("stage", "train.patience=2"), taught, tmp_path / "none")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from segue.data.loader import LatentLoader
-from segue.stage.discrepancy import Reading
+from segue.stage.condition_gain import ROUNDING
+from segue.stage.decision import Observation
 from segue.training.config import OptimConfig, TrainConfig
 from segue.training.sharding import full_tensor, norm_of
 from segue.types import UserError
@@ -115,7 +116,7 @@ def next_state(state: FaultState, bad: bool, loss: float) -> FaultState:
 
 
 def note_reading(state: FaultState, value: float) -> FaultState:
-    """The record after a measurement of the discrepancy."""
+    """The record after a measurement of the discrepancy or the condition gain."""
     found = value if math.isfinite(value) else None
     still = found is None or (state.probe is not None and math.isclose(found, state.probe, rel_tol=SAME))
     return replace(state, probe=found, stuck=state.stuck + 1 if still else 0)
@@ -271,19 +272,22 @@ class Guard:
                 everyone = self._accelerator.gather(step.losses)
                 self._skip(journal, step.seen, f"{fault}; {self._where(step, everyone)}")
 
-    def note_reading(self, seen: int, discrepancy: Reading | None) -> None:
-        """Record a measurement of the discrepancy; None: there was none.
+    def note_reading(self, seen: int, found: Observation) -> None:
+        """Record the discrepancy or the condition gain, where one was measured.
 
         Raises:
             UserError: it did not change, or was not finite, too many times in a row.
         """
-        if discrepancy is None:
+        reading = found.discrepancy or found.condition_gain
+        # A model without conditions gains nothing from them, probe after probe.
+        if reading is None or (reading is found.condition_gain and abs(reading.value) < ROUNDING):
             return
-        self.state = note_reading(self.state, discrepancy.value)
+        name = "discrepancy" if reading is found.discrepancy else "condition gain"
+        self.state = note_reading(self.state, reading.value)
         if self.state.stuck >= self.config.patience:
             what = "not finite" if self.state.probe is None else f"frozen at {self.state.probe:.6g}"
             raise UserError(
-                f"the discrepancy is {what} on {self.state.stuck} probes in a row, at {seen:,} examples; hint: check "
+                f"the {name} is {what} on {self.state.stuck} probes in a row, at {seen:,} examples; hint: check "
                 "the teacher and the codec (probe.space=latent uses neither); the last checkpoint is kept"
             )
 

@@ -106,7 +106,7 @@ def train(
             # The decision in force. Reading it measures the discrepancy, where that is due.
             seen = stage.examples_seen
             decision = stage.decision
-            guard.note_reading(seen, stage.observation.discrepancy)
+            guard.note_reading(seen, stage.observation)
             validation_due = crossed(seen, seen - batch_size, every.validation)
             journal.announce(decision, seen, again=validation_due)
             if validation_due:
