@@ -38,6 +38,7 @@ from segue.training.features import alignment_targets, make_extract
 from segue.training.loop import train
 from segue.training.losses import StepLosses
 from segue.training.measurements import Measurements
+from segue.training.probe_size import settled_probe
 from segue.training.optim import make_optimizer
 from segue.training.step import draw_example
 
@@ -99,7 +100,7 @@ def parts(
 ) -> dict:
     """CPU seconds of each part, and their share of a run of `examples`."""
     changes = [f"train.total_examples={examples}", *SETTINGS, *settings]
-    static, stage = (override(load_recipe(name), changes) for name in ("static-uniform", guided))
+    static, stage = (settled_probe(override(load_recipe(name), changes)) for name in ("static-uniform", guided))
     accelerator = make_accelerator(static, "cpu")
     arms = {"static": Stepper(static, cache, accelerator), "guided": Stepper(stage, cache, accelerator)}
     times = {name: [] for name in arms}

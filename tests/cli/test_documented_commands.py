@@ -79,7 +79,7 @@ def test_readmes_lines_work_one_after_the_other(segue, sounds, tmp_path, monkeyp
         return shortened(words, 32) if words[1] == "train" else words
 
     rans = list(run_lines(segue, lines, change))
-    assert "recipe: stage, the default" in rans[2].err
+    assert "recipe: stage-muon, the default" in rans[2].err
     assert len(list((tmp_path / "generated").glob("*.wav"))) == 2
     assert "held-out clips of sounds" in " ".join(rans[4].out.split()), "measuring says what it is measured on"
     wide = soundfile.info("wide.wav")
