@@ -38,8 +38,8 @@ from segue.training.features import alignment_targets, make_extract
 from segue.training.loop import train
 from segue.training.losses import StepLosses
 from segue.training.measurements import Measurements
-from segue.training.probe_size import settled_probe
 from segue.training.optim import make_optimizer
+from segue.training.probe_size import settled_probe
 from segue.training.step import draw_example
 
 
