@@ -12,21 +12,17 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
 import torch
 
-from segue.data.open_cache import open_cache
 from segue.models.backbone import Backbone
-from segue.models.files import load_model, model_file
-from segue.process.noise import keyed_noise
-from segue.process.path import sample_path, velocity_of
-from segue.stage.tap import causal_scores, skipped
-from segue.tasks.degradation import DegradationConfig
-from segue.training.build import named_task, space_of
+from segue.stage.tap import skipped
 from segue.training.step import Example, losses
 from segue.training.validation import VALIDATION_TIMES
+from segue_lab.block_ablation import block_scores, model_and_clips
 from segue_lab.study.runs import DONE, read_run_file
 
 RISES = (0.02, 0.05, 0.1)
@@ -56,26 +52,10 @@ def main() -> None:
 @torch.no_grad()
 def blocks_of(run: Path, data: Path, clips: int) -> list[float]:
     """Mean loss, effective depth, and the blocks that can be left out for each of RISES."""
-    saved = load_model(model_file(run))
-    cache = open_cache(data)
-    task = named_task(
-        saved.card.task, DegradationConfig.from_json(saved.card.degradation), cache,
-        space=space_of(cache, saved.mean, saved.std),
-    )  # fmt: skip
-    model = saved.model.eval()
-    task.initialise(model, cache, model.state_dict())
-    rows = cache.rows("valid")[:clips]
-    x_0, condition, mask = task.prepare(cache.batch(rows))
-    eps = keyed_noise(x_0.shape[1:], 0, "validation", range(len(rows)))
-    examples = [Example(x_0, eps, torch.full((len(rows),), t), condition, mask) for t in VALIDATION_TIMES]
-    times = torch.full((len(rows),), SCORED_AT)
-    x_t = sample_path(x_0, eps, times)
-
-    def velocity() -> torch.Tensor:
-        return velocity_of(model(x_t, times, condition, mask).prediction, model.predicts, x_t, times)
-
-    scores = torch.tensor(causal_scores(velocity, model.blocks))
+    model, held_out = model_and_clips(run, data, clips)
+    scores = torch.tensor(block_scores(model, held_out, SCORED_AT))
     depth = float(scores.sum().square() / scores.square().sum())
+    examples = [replace(held_out, t=torch.full_like(held_out.t, t)) for t in VALIDATION_TIMES]
     return [mean_loss(model, examples), depth, *left_out(model, examples)]
 
 

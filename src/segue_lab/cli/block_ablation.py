@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from segue.types import UserError
-from segue_lab.block_ablation import block_scores
+from segue_lab.block_ablation import block_scores, model_and_clips
 
 
 def block_ablation(
@@ -22,7 +22,7 @@ def block_ablation(
     """Ablate the residual branches of each block in turn; print how far the velocity moves (after arXiv 2603.01006)."""
     if not 0 < t < 1:
         raise UserError(f"--t {t}: give a noise level between 0 and 1")
-    scores = block_scores(run, data, clips, t)
+    scores = block_scores(*model_and_clips(run, data, clips), t)
     inner = range(1, len(scores) - 1) if len(scores) > 2 else range(len(scores))
     best = max(inner, key=lambda i: scores[i])
     table = Table("block", "change of the velocity", "", box=None, pad_edge=False)
