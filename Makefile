@@ -41,7 +41,6 @@ study: setup
 tables: setup
 	for s in $(STUDIES) $(KINDS); do test ! -d runs/$$s/runs || $(BIN)/segue-lab study studies/$$s.json --out runs/$$s --report-only --markdown docs/tables/$$s.md || exit; done
 	for p in $(AGAINST); do s=$${p%%:*}; test ! -d runs/$$s/runs || $(BIN)/segue-lab study studies/$$s.json --out runs/$$s --report-only --baseline $${p##*:} || exit; done
-	for m in family_accuracy frechet_distance validation_loss; do cp runs/notes/pictures/$$m-examples.png docs/pictures/$$m.png || exit; done
 	$(BIN)/python docs/make_results.py runs
 
 # One process a core and one thread a process: two processes of two threads on two cores get in each other's way.
