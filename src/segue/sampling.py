@@ -31,7 +31,7 @@ class Sampling:
         solver: "euler", "heun" (two evaluations a step), "multistep" or "dpm" (second order, one evaluation a step).
         guidance_scale: of classifier-free guidance; 1 = none. 2 was best on the demo set (docs/log.md).
         guidance_rescale: 0..1, share of Lin et al.'s rescaling (arXiv 2305.08891), without which guided sounds are too
-            loud (docs/results.md).
+            loud (docs/log.md).
         guidance_interval: times (low, high) between which guidance acts (arXiv 2404.07724).
     """
 

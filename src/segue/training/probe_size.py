@@ -10,7 +10,7 @@ from segue.training.config import RunConfig
 
 SHARE = 0.02  # of a run's work
 PREDICTION = 1 / 3  # of a training step's work: forward without backward
-GAIN_CLIPS = (16, 32)  # fewest and most of the condition gain; more buy nothing (docs/results.md)
+GAIN_CLIPS = (16, 32)  # fewest and most of the condition gain; more buy nothing (docs/method.md)
 
 
 def settled_probe(config: RunConfig) -> RunConfig:
