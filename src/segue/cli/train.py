@@ -27,7 +27,11 @@ from segue.workflows.train_run import run_training
 
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(help="Name of a recipe; `segue recipes` lists them; default: stage.")
+        str | None,
+        typer.Argument(
+            help=f"Name of a recipe; `segue recipes` lists them; default: {DEFAULT_RECIPE}, or stage with --model or "
+            "--lora."
+        ),
     ] = None,
     data: Annotated[
         str | None,
