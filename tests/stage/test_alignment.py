@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 from segue.models.dit import DiT, DiTConfig
 from segue.stage.alignment import (
     LATCH,
+    Aligner,
     AlignmentConfig,
     Projector,
     alignment_loss,
     alignment_weight,
+    frames_of_step,
     interpolate,
     interpolation_matrix,
     output_alignment,
@@ -186,6 +188,45 @@ def test_projection_comes_before_interpolation():
     hidden = torch.randn(2, 8, 6, generator=seeded())
     assert torch.allclose(projector(hidden, 13), interpolate(projector(hidden, 8), 13), atol=1e-6)
     assert not torch.allclose(projector(hidden, 13), projector(interpolate(hidden, 13), 13), atol=1e-3)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_chosen_frames_are_those_of_all_frames(masked):
+    projector = Projector(6, 4).double()
+    hidden = torch.randn(2, 8, 6, generator=seeded(), dtype=torch.float64)
+    mask = torch.tensor([[True] * 8, [True] * 5 + [False] * 3]) if masked else None
+    chosen = slice(2, None, 3)
+    assert torch.allclose(projector(hidden, 13, mask, 1.0, chosen), projector(hidden, 13, mask)[:, chosen], atol=1e-12)
+
+
+@given(every=st.integers(1, 5), frames_every=st.integers(1, 9), frames=st.integers(1, 60))
+def test_steps_compare_all_frames_in_turn(every, frames_every, frames):
+    config = AlignmentConfig(weight=0.5, every=every, frames_every=frames_every)
+    apart = min(frames_every, frames)
+    turns = [range(frames)[frames_of_step(config, turn * every, frames)] for turn in range(apart)]
+    assert sorted(frame for turn in turns for frame in turn) == list(range(frames))
+    assert all(turns)  # a step that compares nothing would count as aligned
+    # Steps that are not aligned move nothing on.
+    assert frames_of_step(config, every - 1, frames) == frames_of_step(config, 0, frames)
+
+
+def test_some_frames_in_turn_have_the_gradient_of_all_on_average():
+    config = AlignmentConfig(weight=0.5, frames_every=4)
+    blocks = torch.nn.Sequential(*(torch.nn.Linear(6, 6, dtype=torch.float64) for _ in range(3)))
+    aligner = Aligner(config, list(blocks), (torch.zeros(4).double(), torch.ones(4).double()))
+    aligner.projector.double()
+    clips = torch.randn(3, 8, 6, generator=seeded(), dtype=torch.float64)
+    features = torch.randn(3, 12, 4, generator=seeded(1), dtype=torch.float64)
+
+    def gradient(step):
+        blocks(clips)
+        loss = aligner.distance(features, torch.ones(3), step=step).mean()
+        (of,) = torch.autograd.grad(loss, [blocks[0].weight])
+        return of
+
+    of_steps = [gradient(step) for step in range(4)]
+    assert torch.allclose(torch.stack(of_steps).mean(0), gradient(None), atol=1e-12)
+    assert not torch.allclose(of_steps[0], of_steps[1])
 
 
 def test_a_projector_shifts_no_other_draw():

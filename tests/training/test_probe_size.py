@@ -1,4 +1,4 @@
-"""The size of a probe that nobody gave: about 3 % of a run's work, decided before the run begins."""
+"""The size of a probe that nobody gave: at most a fiftieth of a long run's work, decided before the run begins."""
 
 from dataclasses import replace
 
@@ -26,16 +26,16 @@ def test_probes_take_a_fiftieth_of_a_long_run(examples):
     by_level = run(examples, recipe="stage-by-level")
     assert 8 < by_level.policy.probe.clips <= 64 and share(by_level, 4) <= 0.02
     assert by_level.policy.probe.clips == 64 or share(by_level, 4) > 0.016
-    assert 16 < run(examples).policy.probe.clips <= 32 and share(run(examples), 3) <= 0.02
+    gain = run(2 * examples)
+    assert 16 < gain.policy.probe.clips <= 32 and share(gain, 3) <= 0.01
 
 
 def test_low_bands_are_asked_for_again_at_every_time_and_captions_at_one():
-    sizes = [run(n).policy.probe.clips for n in (4_000, 48_000, 400_000)]
-    assert sizes[0] == 16 and 16 < sizes[1] <= sizes[2] == 32
-    assert (
-        share(run(48_000), 3) <= 0.02
-        and share(run(60_000, "regime.signal=condition-gain", recipe="sr-demo"), 4) <= 0.02
-    )
+    sizes = [run(n).policy.probe.clips for n in (48_000, 120_000, 400_000)]
+    assert sizes[0] == 16 and 16 < sizes[1] < sizes[2] == 32
+    low_bands = run(120_000, "regime.signal=condition-gain", recipe="sr-demo")
+    assert share(run(120_000), 3) <= 0.01 and share(low_bands, 4) <= 0.01
+    assert low_bands.policy.probe.clips < sizes[1]
 
 
 def test_a_short_run_has_the_smallest_probe_and_what_is_given_stays():

@@ -22,6 +22,7 @@ from segue.types import UserError
 
 SCHEDULES = ("decay", "constant", "cut", "time")
 TARGETS = ("teacher", "latents", "self")
+ALL = slice(None)  # frames
 T_MIN = 0.1  # w(t) = 0 below this time: nearly clean inputs need no teacher
 LATCH = 0.02  # lambda below this share of lambda_0 is exactly 0
 # Added to squared norms: a zero vector has cosine 0 with everything, and a gradient that stays below 1e3.
@@ -44,6 +45,9 @@ class AlignmentConfig:
             or "self" (hidden states of the averaged model at lower noise; Self-Flow, arXiv 2603.06507, simplified).
         every: one of every so many steps is aligned, with so many times the weight: the same gradient on average, at
             a fraction of the cost.
+        frames_every: of the teacher's frames an aligned step compares one of every so many, and the next one those
+            beside them: neighbours say next to the same, so that the gradient is nearly that of all frames. In output
+            space all are compared.
     """
 
     weight: float = 0.0
@@ -53,6 +57,7 @@ class AlignmentConfig:
     space: str = "hidden"
     # Not written at their defaults: older hashes hold.
     every: int = field(default=1, metadata={"later": True})
+    frames_every: int = field(default=1, metadata={"later": True})
     second_tap: float = field(default=0.0, metadata={"later": True})
     target: str = field(default="teacher", metadata={"later": True})
 
@@ -72,8 +77,9 @@ class AlignmentConfig:
             tap = getattr(self, name)
             if not (math.isfinite(tap) and tap >= 0) or (tap >= 1 and tap != int(tap)):
                 raise UserError(f"alignment.{name} is {tap}; give a share of the depth below 1 or a block index")
-        if self.every < 1:
-            raise UserError(f"alignment.every is {self.every}; give 1 (every step) or more")
+        for name, words in (("every", "every step"), ("frames_every", "every frame")):
+            if getattr(self, name) < 1:
+                raise UserError(f"alignment.{name} is {getattr(self, name)}; give 1 ({words}) or more")
 
 
 def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
@@ -119,6 +125,18 @@ def step_weight(config: AlignmentConfig, weight: float, step: int) -> float:
     return 0.0 if step % config.every else config.every * weight
 
 
+def frames_of_step(config: AlignmentConfig, step: int, frames: int) -> slice:
+    """Which of a teacher's frames a step compares: all of them in turn, over `config.frames_every` aligned steps.
+
+    Args:
+        config: `every` and `frames_every`.
+        step: optimiser steps taken so far.
+        frames: S.
+    """
+    apart = min(config.frames_every, frames)
+    return slice(step // config.every % apart, None, apart)
+
+
 def time_weight(t: Tensor) -> Tensor:
     """w(t) [B] float32: 0 for times [B] below T_MIN, else 1."""
     return (t >= T_MIN).float()
@@ -140,7 +158,7 @@ def interpolation_matrix(tokens: int, frames: int, span: float = 1.0) -> Tensor:
     return (1 - distance).clamp_min(0)
 
 
-def interpolate(x: Tensor, frames: int, mask: Tensor | None = None, span: float = 1.0) -> Tensor:
+def interpolate(x: Tensor, frames: int, mask: Tensor | None = None, span: float = 1.0, chosen: slice = ALL) -> Tensor:
     """[B, N, F] tokens -> [B, S, F] frames by `interpolation_matrix`.
 
     Args:
@@ -149,8 +167,9 @@ def interpolate(x: Tensor, frames: int, mask: Tensor | None = None, span: float 
         mask: [B, N] bool, True where a token is real: padded tokens contribute nothing to the frames beside them, and a
             frame with padded tokens alone is 0.
         span: see `interpolation_matrix`.
+        chosen: of the S frames, those that are made.
     """
-    matrix = interpolation_matrix(x.shape[1], frames, span).to(x)
+    matrix = interpolation_matrix(x.shape[1], frames, span)[chosen].to(x)
     if mask is None:
         return matrix @ x
     real = mask.to(x.dtype)[..., None]
@@ -189,12 +208,18 @@ class Projector(nn.Module):
             nn.init.zeros_(layer.bias)
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, hidden: Tensor, frames: int, mask: Tensor | None = None, span: float = 1.0) -> Tensor:
-        """hidden [B, N, D] -> [B, S, F], S = `frames`; mask and span as in `interpolate`."""
+    def forward(
+        self, hidden: Tensor, frames: int, mask: Tensor | None = None, span: float = 1.0, chosen: slice = ALL
+    ) -> Tensor:
+        """hidden [B, N, D] -> [B, S, F], those of S = `frames` frames that are `chosen`; the rest as in `interpolate`.
+
+        A frame with padded tokens alone is the last layer's bias; no mask of frames counts it.
+        """
         x = hidden
         for layer in self.layers[:-1]:
             x = nn.functional.silu(layer(x))
-        return interpolate(self.layers[-1](x), frames, mask, span)
+        # A mean of tokens passes through a linear layer: before it there are fewer numbers to interpolate.
+        return self.layers[-1](interpolate(x, frames, mask, span, chosen))
 
 
 class Projectors(nn.Module):
@@ -205,10 +230,10 @@ class Projectors(nn.Module):
         self.first = first
         self.second = second
 
-    def forward(self, hidden: Tensor, frames: int, mask: Tensor | None = None, span: float = 1.0) -> Tensor:
-        """hidden [2B, N, D], those of the first block before those of the second -> [2B, S, F]."""
+    def forward(self, hidden: Tensor, *options) -> Tensor:
+        """hidden [2B, N, D], those of the first block before those of the second -> [2B, S, F]; as `Projector`."""
         first, second = hidden.chunk(2)
-        return torch.cat([self.first(first, frames, mask, span), self.second(second, frames, mask, span)])
+        return torch.cat([self.first(first, *options), self.second(second, *options)])
 
 
 def standardise(features: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -308,6 +333,7 @@ class Aligner:
         Raises:
             UserError: a tap outside the stack.
         """
+        self._config = config
         self._mean, self._std = statistics
         self._features = features
         self.tap: Tap | None = None
@@ -333,6 +359,7 @@ class Aligner:
         tokens_mask: Tensor | None = None,
         span: float = 1.0,
         x_0_hat: Tensor | None = None,
+        step: int | None = None,
     ) -> Tensor:
         """w(t) L_align [B], before lambda.
 
@@ -343,6 +370,7 @@ class Aligner:
             tokens_mask: [B, N] bool, True where a token is real.
             span: time that the S frames cover over the time that the N tokens cover; 1 where both span the clip.
             x_0_hat: [B, C, L] one-step prediction of the clean latents, for alignment.space "output".
+            step: optimiser steps taken so far, which decide the frames that are compared; None: all are.
 
         Raises:
             UserError: the model has not been run, the tapped tokens carry no gradient, or features of another shape.
@@ -352,16 +380,19 @@ class Aligner:
                 f"Stage: alignment() got features {list(features.shape)} and {len(t)} times; hint: give it the teacher "
                 f"features of the batch, [{len(t)}, frames, {len(self._mean)}]"
             )
-        target = standardise(features, self._mean.to(features.device), self._std.to(features.device))
+        mean, std = self._mean.to(features.device), self._std.to(features.device)
         # Output space: the prediction itself is decoded and encoded by the teacher; there is nothing to project.
         if self.projector is None or self.tap is None:
             if x_0_hat is None or self._features is None:
                 raise UserError("alignment.space=output needs x_0_hat= and the features of latents (Stage's features=)")
+            target = standardise(features, mean, std)
             return time_weight(t) * output_alignment(x_0_hat, self._features, target, mask)
         # Hidden space (REPA, arXiv 2410.06940, eq. 8). Under autocast the tokens may be of a shorter type.
+        chosen = ALL if step is None else frames_of_step(self._config, step, features.shape[1])
+        target, real = standardise(features[:, chosen], mean, std), None if mask is None else mask[:, chosen]
         hidden = torch.cat([tap.hidden for tap in self.taps]).to(target.dtype)
-        projected = self.projector(hidden, target.shape[1], tokens_mask, span)
-        losses = [alignment_loss(part, target, mask) for part in projected.chunk(len(self.taps))]
+        projected = self.projector(hidden, features.shape[1], tokens_mask, span, chosen)
+        losses = [alignment_loss(part, target, real) for part in projected.chunk(len(self.taps))]
         return time_weight(t) * torch.stack(losses).mean(0)
 
     @property

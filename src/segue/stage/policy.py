@@ -29,6 +29,7 @@ PROBED = ("discrepancy", "level", "slope-over-peak")  # signals that are read of
 CONDITION_GAIN = "condition-gain"
 LAMBDA_0 = 0.5  # REPA's weight of the alignment (arXiv 2410.06940)
 ALIGNED_EVERY = 2  # steps: half the cost, no difference in prompt accuracy (docs/results-earlier.md)
+FRAMES_EVERY = 4  # of 26 a second, whose neighbours say next to the same (docs/log.md)
 BLOCK_STRENGTH = 0.015  # share of the optimiser update's norm
 # Of policies that read a slope: r is 0.5 only once the next doubling of n is expected to bring less than a sixteenth of
 # what was gained so far. With 4 and 6, r left the semantic stage while captions were followed hardly better than half.
@@ -140,7 +141,7 @@ def stage_policy() -> Policy:
         # stage on every data set (docs/method.md).
         regime=RegimeConfig(signal=CONDITION_GAIN, kappa=KAPPA),
         timesteps=STAGE_TIMESTEPS,
-        alignment=AlignmentConfig(weight=LAMBDA_0, schedule="decay", every=ALIGNED_EVERY),
+        alignment=AlignmentConfig(weight=LAMBDA_0, schedule="decay", every=ALIGNED_EVERY, frames_every=FRAMES_EVERY),
         # max_drift_p asks more than the null of rotations does: a smooth drift with depth can be cut anywhere.
         structure=StructureConfig(enabled=True, strength=BLOCK_STRENGTH, max_drift_p=0.05),
     )

@@ -197,7 +197,7 @@ class Stage:
         self.aligned = None
         if self.aligner is None or self.alignment_weight == 0.0:
             return 0.0
-        distance = self.aligner.distance(features, t, **options)
+        distance = self.aligner.distance(features, t, step=self.steps, **options)
         self.aligned = distance.detach()
         return self.alignment_weight * (distance.mean() if reduction == "mean" else distance)
 

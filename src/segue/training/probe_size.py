@@ -1,4 +1,4 @@
-"""How much a run spends on its probe, where nobody says: about a fiftieth of its work."""
+"""How much a run spends on its probe, where nobody says: a fiftieth of its work at most."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from segue.stage.discrepancy import MOST_CLIPS, SMALLEST_PROBE, probes_in
 from segue.training.config import RunConfig
 
 SHARE = 0.02  # of a run's work
+GAIN_SHARE = 0.01  # for the condition gain, whose line is quiet enough with few clips
 PREDICTION = 1 / 3  # of a training step's work: forward without backward
 GAIN_CLIPS = (16, 32)  # fewest and most of the condition gain; more buy nothing (docs/method.md)
 
@@ -18,7 +19,8 @@ def settled_probe(config: RunConfig) -> RunConfig:
 
     The space is "latent" for our own text-to-audio models, which are as small as the codec and the teacher that a probe
     of waveforms takes, and "waveform" for pretrained models and for super-resolution. Clips are as many as SHARE of the
-    run's examples pays for, from SMALLEST_PROBE to MOST_CLIPS, or within GAIN_CLIPS: a short run has a noisier probe.
+    run's examples pays for, from SMALLEST_PROBE to MOST_CLIPS, or GAIN_SHARE within GAIN_CLIPS: a short run has a
+    noisier probe.
     Our definition.
     """
     probe = config.policy.probe
@@ -26,12 +28,12 @@ def settled_probe(config: RunConfig) -> RunConfig:
         small = config.train.task == "generation" and not config.model.pretrained
         probe = replace(probe, space="latent" if small else "waveform")
     if not probe.clips:
-        asked, (fewest, most) = len(probe.times), (SMALLEST_PROBE, MOST_CLIPS)
+        share, asked, (fewest, most) = SHARE, len(probe.times), (SMALLEST_PROBE, MOST_CLIPS)
         if config.policy.probes_gain:
             captions = config.train.task == "generation"  # known bands are asked for again at every time
             asked = sum(1 if captions and t >= CROSSED_FROM else 1 + OTHERS for t in GAIN_TIMES)
-            fewest, most = GAIN_CLIPS
+            share, (fewest, most) = GAIN_SHARE, GAIN_CLIPS
         total = config.train.total_examples
-        paid = SHARE * total / (probes_in(probe, total) * asked * PREDICTION)
+        paid = share * total / (probes_in(probe, total) * asked * PREDICTION)
         probe = replace(probe, clips=min(most, max(fewest, int(paid))))
     return replace(config, policy=replace(config.policy, probe=probe))
