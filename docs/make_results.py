@@ -58,6 +58,8 @@ CLAIMS = (
     Claim("How much of that is the optimiser: the same half by `static-muon`",
           "notes", "static-muon-half", "static-uniform", NOTES),
     Claim("... and how much is the method, all else equal", "notes", "stage-muon-half", "static-muon-half", NOTES),
+    Claim("... and how much of the method is the alignment", "notes", "stage-muon-half", "stage-muon-half-no-alignment",
+          NOTES),
     Claim("The default recipe, planned for 85 %, ends ahead of the best static recipe under AdamW after all",
           "notes", "stage-muon-85", "static-shifted", NOTES),
     Claim("The method, all else equal, under AdamW", "notes", "stage", "static-uniform", NOTES),
