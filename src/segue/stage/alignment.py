@@ -133,7 +133,7 @@ def frames_of_step(config: AlignmentConfig, step: int, frames: int) -> slice:
         step: optimiser steps taken so far.
         frames: S.
     """
-    apart = min(config.frames_every, frames)
+    apart = max(1, min(config.frames_every, frames))
     return slice(step // config.every % apart, None, apart)
 
 
