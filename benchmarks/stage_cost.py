@@ -70,7 +70,7 @@ class Stepper:
         started = time.process_time()
         for _ in range(count):
             aligned = self.stage.alignment_weight > 0
-            batch = self.loader.next_batch(with_teacher=aligned)
+            batch = self.loader.next_batch(with_teacher=self.losses.reads_teacher)
             draws = BatchDraws(0, self.stage.examples_seen, len(batch.indices))
             t = self.stage.timesteps(len(batch.indices))
             example = draw_example(*self.task.prepare(batch, draws), t, draws, teacher=batch.teacher)

@@ -101,6 +101,16 @@ def test_teacher_features_come_where_they_are_asked_for_whatever_was_foreseen(ca
             assert same(batch, fresh.next_batch(with_teacher))
 
 
+def test_features_that_every_other_step_needs_are_foreseen(cache):
+    read = []
+    with LatentLoader(cache, "train", 5, 0) as loader:
+        one_by_one, loader._ahead._make = loader._read, lambda part: read.append(part) or one_by_one(part)
+        batches = [loader.next_batch(lambda later, n=n: (n + later) % 2 == 0) for n in range(6)]
+    assert [batch.teacher is not None for batch in batches] == [True, False] * 3
+    # Each batch once, and up to two that are never asked for; guesses by the step at hand would make most of them anew.
+    assert len({part.first for part in read}) == len(read) <= 8
+
+
 def test_the_state_is_that_of_batches_handed_out(cache):
     with LatentLoader(cache, "train", 5, 0) as loader:
         loader.next_batch()

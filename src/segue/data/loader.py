@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -104,11 +105,13 @@ class LatentLoader:
         """How many times the split has been walked through."""
         return self.position // len(self._order)
 
-    def next_batch(self, with_teacher: bool = False) -> Batch:
+    def next_batch(self, with_teacher: bool | Callable[[int], bool] = False) -> Batch:
         """This rank's part of the next global batch, on the loader's device.
 
         Args:
-            with_teacher: with the teacher's features: the largest part of a batch, and most steps need none.
+            with_teacher: with the teacher's features: the largest part of a batch, and many steps need none. Where that
+                changes from step to step, whether the batch so many steps later needs them, as far as can be foreseen:
+                a batch that is read ahead in vain costs as much as one in use.
 
         Raises:
             UserError: a file of the cache cannot be read.
@@ -116,16 +119,17 @@ class LatentLoader:
         # Ranks take consecutive slices of one global batch, so that it holds the same rows for any number of them.
         step = self.batch_size * self.world
         first = self.position + self.rank * self.batch_size
+        needs = with_teacher if callable(with_teacher) else lambda later: with_teacher
         if self._resident is not None:
             drawn = self._order.at(first, self.batch_size)
             if self._crops is None:
-                batch = self._resident.batch(drawn.rows, drawn.choice, with_teacher)
+                batch = self._resident.batch(drawn.rows, drawn.choice, needs(0))
             else:
                 at = self._crops.at(drawn.rows, drawn.place, self._frames_at(first))
-                batch = self._resident.cropped(self._crops, at, drawn.choice, with_teacher)
+                batch = self._resident.cropped(self._crops, at, drawn.choice, needs(0))
         else:
-            following = [_Part(first + n * step, with_teacher) for n in range(1, AHEAD + 1)]
-            batch = self._ahead.take(_Part(first, with_teacher), following).to(self.device)
+            part, *following = (_Part(first + later * step, needs(later)) for later in range(1 + AHEAD))
+            batch = self._ahead.take(part, following).to(self.device)
         # The position counts for all ranks: every one of them saves the same state.
         self.position += step
         return batch

@@ -15,6 +15,7 @@ from segue.data.cache import LatentCache
 from segue.models.backbone import Backbone, BackboneConfig
 from segue.process.noise import BatchDraws
 from segue.process.objectives import masked_mean
+from segue.stage.alignment import step_weight
 from segue.stage.stage import Stage
 from segue.training.config import OptimConfig, RunConfig
 from segue.training.features import FrameGrid
@@ -120,10 +121,11 @@ class StepLosses:
         if self._contrastive:
             _check_contrastive(config, accelerator.num_processes)
 
-    @property
-    def reads_teacher(self) -> bool:
-        """Whether the coming step needs the cache's teacher features."""
-        return self._stage.alignment_weight > 0 and self._targets is None
+    def reads_teacher(self, later: int = 0) -> bool:
+        """Whether the coming step, or one so many steps later at today's lambda, needs the cache's teacher features."""
+        stage = self._stage
+        weight = step_weight(stage.policy.alignment, stage.decision.alignment_weight, stage.steps + later)
+        return weight > 0 and self._targets is None
 
     def draw(
         self,
