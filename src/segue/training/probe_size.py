@@ -20,8 +20,7 @@ def settled_probe(config: RunConfig) -> RunConfig:
     The space is "latent" for our own text-to-audio models, which are as small as the codec and the teacher that a probe
     of waveforms takes, and "waveform" for pretrained models and for super-resolution. Clips are as many as SHARE of the
     run's examples pays for, from SMALLEST_PROBE to MOST_CLIPS, or GAIN_SHARE within GAIN_CLIPS: a short run has a
-    noisier probe.
-    Our definition.
+    noisier probe. Our definition.
     """
     probe = config.policy.probe
     if probe.space == "auto":
