@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -142,6 +143,7 @@ def time_weight(t: Tensor) -> Tensor:
     return (t >= T_MIN).float()
 
 
+@lru_cache(maxsize=4)  # the same at every step of a run, and as much work as what it serves
 def interpolation_matrix(tokens: int, frames: int, span: float = 1.0) -> Tensor:
     """[S, N] float64 weights of linear interpolation in time from N tokens to S frames; rows sum to 1.
 

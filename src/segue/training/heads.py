@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from segue.models.positions import Tables, sinusoid_frequencies, sinusoidal
 from segue.training.config import OptimConfig
-from segue.training.optim import make_optimizer, set_rate, step_unless
+from segue.training.optim import clip_gradients, make_optimizer, set_rate, step_unless
 
 
 class Head:
@@ -23,7 +23,6 @@ class Head:
     def __init__(self, name: str, module: nn.Module, optim: OptimConfig, accelerator) -> None:
         self.name = name
         self.plain = module
-        self._accelerator = accelerator
         self._clip = optim.grad_clip
         # AdamW, whatever the model's: Muon is for the matrices of blocks, and a head has none, nor a start to keep.
         optimizer = make_optimizer(module, replace(optim, kind="adamw", pull=0.0))
@@ -32,7 +31,7 @@ class Head:
     def step(self, rate: float, bad: Tensor) -> None:
         """Clip, step at this learning rate unless `bad` is 1, clear the gradients."""
         if self._clip:
-            self._accelerator.clip_grad_norm_(self.module.parameters(), self._clip)
+            clip_gradients(self.module, self._clip)
         set_rate(self.optimizer, rate)
         step_unless(bad, self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
