@@ -213,6 +213,13 @@ def test_a_gain_that_never_comes_is_replaced_by_the_time_ramp(noise):
     assert at(run, 60_000).signal == "time (fallback)" and at(run, 60_000).regime == pytest.approx(0.6, abs=0.05)
 
 
+def test_a_run_too_short_to_show_a_gain_stays_at_the_start():
+    """9,600 examples in all: by 30 % of them nothing can be said yet of what captions mean."""
+    last = follow("flat", total=9_600)[-1]
+    assert last[0] > 9_000 and last[2].regime == 0.0 and last[2].signal == "condition-gain"
+    assert at(follow("flat", total=20_000), 15_000).signal == "time (fallback)"
+
+
 @pytest.mark.parametrize("noise", [0.0, 0.003])
 def test_a_fall_of_the_gain_is_no_saturation(noise):
     run = follow("falling", noise)

@@ -32,6 +32,7 @@ SMOOTHING = 0.1  # half-life of the moving average of r, in doublings of n
 MAX_MOVE = 1.0  # the most that r moves in a doubling of n, in which the line's window is renewed once
 MAX_FALL = 0.5  # the most that r_s falls in a doubling of n
 FALLBACK_AT = 0.3  # share of N by which progress must be detected; otherwise r follows n / N from there
+GAIN_BY = 10_000  # examples that a condition gain is waited for all the same: a run of some hundred shows none yet
 _REFERENCE_POINTS = 3  # the reference is their median, so that one odd probe does not set it
 _MISSING = 3  # probes without a finite value, in a row, after which the reading says that r is held
 
@@ -133,8 +134,7 @@ def update_regime(
     n = examples_seen
     share = min(1.0, n / total_examples)
     doublings = math.log2(n / state.examples_seen) if state.examples_seen > 0 else 0.0
-    line = None
-    signal = config.signal
+    line, signal = None, config.signal
 
     # r that needs no measurement.
     if signal == "constant":
@@ -150,7 +150,8 @@ def update_regime(
         line = log_slope([p[0] for p in state.history], [p[1] for p in state.history], WINDOW, MIN_POINTS)
         state, target, why = _estimate(config, state, line, n, burn_in_end, estimate)
         # Asked at every probe: progress that is found late ends the fallback.
-        state = replace(state, fallback=state.onset_at is None and share >= FALLBACK_AT)
+        late = share >= FALLBACK_AT and (n >= GAIN_BY or signal != "condition-gain")
+        state = replace(state, fallback=state.onset_at is None and late)
         if state.fallback:
             # The ramp has no noise to average: r moves to it and then is n / N exactly.
             r = _approach(state.r, share, MAX_MOVE * doublings)
