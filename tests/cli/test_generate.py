@@ -146,6 +146,16 @@ def test_loudness_is_reached_without_clipping_or_the_file_says_why_not(generate,
     assert f"note: 002-bell-long-seed0.{suffix}: silent" in ran.err and "000-drum-seed0" not in ran.err
 
 
+def test_a_file_in_which_nothing_is_heard_is_told(generate, tmp_path, monkeypatch):
+    from segue.pipeline import Pipeline
+
+    made = iter([0.0009, 0.0011])
+    monkeypatch.setattr(Pipeline, "generate", lambda self, captions, **_: torch.full((1, 1, 2400), next(made)))
+    ran = generate("drum", "--out", tmp_path / "a")
+    assert ran.code == 0 and "note: 000-drum-seed0.wav: silent; hint: a model that has seen few examples" in ran.err
+    assert "silent" not in generate("drum", "--out", tmp_path / "b").err
+
+
 def test_what_would_clip_is_softer_and_said_or_kept_as_float(generate, tmp_path, monkeypatch):
     from segue.pipeline import Pipeline
 

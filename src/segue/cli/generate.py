@@ -30,6 +30,7 @@ from segue.types import UserError, import_extra, printable
 
 MOST_SLUG = 60  # characters of the prompt in a file's name
 SUBTYPES = ("PCM_16", "PCM_24", "FLOAT")
+_SILENT = 1e-3  # of full scale; a peak below it is not heard
 _MOST_NEGATIVE = 300  # characters; it has to find room in the metadata
 _MOST_PATH = 400  # characters of the run's path in the metadata
 # What --like takes over from a file, and of which type it is there.
@@ -58,11 +59,13 @@ class _Output:
 
     def write(self, take: _Take, wave: np.ndarray, rate_hz: int) -> None:
         """Write a sound [A, T]; what had to be changed of its level is printed."""
-        wanted = 1.0
+        wanted, hindered = 1.0, ""
         if self.loudness is not None and np.isfinite(wave).all():
             wanted, hindered = gain_to(wave, rate_hz, self.loudness)
-            if hindered:
-                print(printable(f"note: {take.path.name}: {hindered}"), file=sys.stderr)
+        if not hindered and float(np.abs(wave).max()) * wanted < _SILENT:
+            hindered = "silent; hint: a model that has seen few examples makes no sound yet: train it for longer"
+        if hindered:
+            print(printable(f"note: {take.path.name}: {hindered}"), file=sys.stderr)
         about = {"segue": __version__, "seed": take.seed, "number": take.number} | self.settings
         comment = json.dumps(about, ensure_ascii=False)
         gain = write_wav(take.path, wave * np.float32(wanted), rate_hz, take.caption, comment, self.subtype)
