@@ -39,7 +39,8 @@ ROUNDING = 1e-6  # a gain below this is float32 noise
 # Of the first reading alone (`follows_conditions`).
 STANDS_OUT = 5.0  # standard errors over clips
 AGREEMENT = 0.9  # share of clips that are nearer under their own condition
-TRIAL = 4.0  # times n of the first line; until then later lines may take it back
+TRIAL = 4.0  # times n of the first line; until then later lines may take it back,
+SURE = 3.0  # where they rise by so many standard errors more than what is left to a model that knows its conditions
 # Of the curve (`estimate`).
 CONFIDENCE = 1.64  # standard errors added to the slope
 ONSET = 2.3  # residual standard deviations above 0 at which C counts
@@ -233,7 +234,9 @@ def estimate(config: RegimeConfig, state: RegimeState, line: Slope, n: int) -> t
         # On trial for some doublings after the first line: averaged weights and the warm-up show nothing at first.
         first = state.onset_at or n
         state = replace(state, onset_at=first, unconfirmed=n < TRIAL * first)
-        if target < 0.5:
+        # By a lower end: a noisy line does not speak against what the first reading showed.
+        sure = (line.slope - SURE * line.standard_error) * math.log(2)
+        if config.kappa * sure / gain > 0.5:
             # The model followed something at the start, and is now learning its conditions all the same.
             state = replace(state, unconfirmed=False, r=0.0, r_m=0.0, r_s=0.0)
             return state, 0.0, f"not done at the start after all: {words}"
