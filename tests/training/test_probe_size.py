@@ -33,7 +33,7 @@ def test_probes_take_a_fiftieth_of_a_long_run(examples):
 def test_low_bands_are_asked_for_again_at_every_time_and_captions_at_one():
     sizes = [run(n).policy.probe.clips for n in (48_000, 120_000, 400_000)]
     assert sizes[0] == 16 and 16 < sizes[1] < sizes[2] == 32
-    low_bands = run(120_000, "regime.signal=condition-gain", recipe="sr-demo")
+    low_bands = run(120_000, recipe="sr-demo")
     assert share(run(120_000), 3) <= 0.01 and share(low_bands, 4) <= 0.01
     assert low_bands.policy.probe.clips < sizes[1]
 

@@ -103,8 +103,9 @@ def test_priming_predicts_missing_levels_from_given_ones(hisses, resolution):
 
 def test_a_run_learns_and_its_probe_measures_it(hisses, resolution, tmp_path):
     config = resolution(
-        "sr-demo", "train.total_examples=1200", "train.checkpoint_every=600", "optim.learning_rate=3e-3"
-    )
+        "sr-demo", "regime.signal=discrepancy", "train.total_examples=1200", "train.checkpoint_every=600",
+        "optim.learning_rate=3e-3",
+    )  # fmt: skip
     run(config, hisses, tmp_path)
     log = read_log(tmp_path / "log.jsonl")
     before, *_, after = [e["loss_by_t"] for e in log if e["event"] == "validation"]
@@ -115,7 +116,10 @@ def test_a_run_learns_and_its_probe_measures_it(hisses, resolution, tmp_path):
 
 def test_where_nothing_is_left_to_hear_the_fallback_acts_and_says_so(hisses, resolution, tmp_path):
     """A rate of zero learns nothing, so the discrepancy never falls: r follows the time from 30 % of the run on."""
-    config = resolution("sr-demo", "optim.learning_rate=1e-12", "train.total_examples=400", "train.patience=1000")
+    config = resolution(
+        "sr-demo", "regime.signal=discrepancy", "optim.learning_rate=1e-12", "train.total_examples=400",
+        "train.patience=1000",
+    )  # fmt: skip
     run(config, hisses, tmp_path)
     stages = [e for e in read_log(tmp_path / "log.jsonl") if e["event"] == "stage"]
     assert "fall" in stages[-1]["reason"] and stages[-1]["regime"] > 0.5 > stages[0]["regime"]
@@ -162,7 +166,7 @@ def test_settings_go_to_json_and_back_and_are_set_by_name(resolution, recipe):
 
 def test_the_condition_gain_of_super_resolution_is_that_of_the_low_band(hisses, resolution):
     """The regression of the skip reads the low band before the first step; without it a fresh model reads nothing."""
-    config = resolution("sr-demo", "regime.signal=condition-gain")
+    config = resolution("sr-demo")
     accelerator = make_accelerator(config, "cpu")
     task, model = make_task(config, hisses), build_model(config, hisses, 0)
     measurements = Measurements(config, task, hisses, model, model, accelerator, nullcontext())
@@ -173,7 +177,7 @@ def test_the_condition_gain_of_super_resolution_is_that_of_the_low_band(hisses, 
 
 
 def test_under_another_low_band_only_the_generated_band_differs(hisses, resolution):
-    config = resolution("sr-demo", "regime.signal=condition-gain")
+    config = resolution("sr-demo")
     accelerator = make_accelerator(config, "cpu")
     task, model = make_task(config, hisses), build_model(config, hisses, 0)
     seen = []

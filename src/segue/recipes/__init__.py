@@ -213,9 +213,8 @@ WIDE = DegradationConfig(cutoff_max_hz=12_000.0, top_share=0.1, held_out_cutoff_
 
 
 def _mild_stage() -> RunConfig:
-    # The known band determines most of the sound: less high noise is needed than for captions. The slope, not the
-    # condition gain: what is fitted before the first step already follows the low band (docs/method.md).
-    return _policy("stage", stage_by_slope(), timesteps=TimestepsConfig(distribution="stage"))
+    # The known band determines most of the sound: less high noise is needed than for captions.
+    return _policy("stage", stage(), timesteps=TimestepsConfig(distribution="stage"))
 
 
 def _super_resolution(recipe: str, parent: RunConfig, degradation: DegradationConfig) -> RunConfig:
