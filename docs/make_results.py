@@ -28,6 +28,8 @@ MEASURES = {
     "class_accuracy": ("class accuracy", 100, " points", True),
     "frechet_distance": ("Fréchet distance, note classifier", 1, "", False),
     "log_mel_distance": ("Fréchet distance, log-mel", 1, "", False),
+    "lsd": ("LSD", 1, "", False),
+    "lsd_high": ("LSD of the new band", 1, "", False),
     "validation_loss": ("mean loss", 1, "", False),
 }
 
@@ -51,6 +53,7 @@ class Claim:
 
 
 NOTES = ("family_accuracy", "frechet_distance", "log_mel_distance", "validation_loss")
+WIDENED = ("lsd", "lsd_high", "validation_loss")
 SOUNDS = ("class_accuracy", "log_mel_distance", "validation_loss")
 CLAIMS = (
     Claim("The default recipe, planned for **half** of 36,000 examples, ends ahead of plain flow matching after all",
@@ -75,6 +78,10 @@ CLAIMS = (
     Claim("The method on drums", "drums", "stage", "static-uniform", SOUNDS),
     Claim("The method on recorded effects", "effects", "stage", "static-uniform", SOUNDS),
     Claim("The method on recorded effects, under Muon", "effects", "stage-muon", "static-muon", SOUNDS),
+    Claim("Super-resolution: the method, all else equal", "super-resolution-regime", "sr-demo", "sr-demo-static",
+          WIDENED),
+    Claim("... by the condition gain and not by the slope of the discrepancy", "super-resolution-regime", "sr-demo",
+          "sr-demo-by-slope", WIDENED),
 )  # fmt: skip
 
 
@@ -90,8 +97,9 @@ def main(runs: Path) -> None:
 
 
 def draw(runs: Path) -> None:
-    """Accuracy and Frechet distance of each claim that has figures: differences with their intervals."""
-    found = [(claim, results) for claim in CLAIMS if (results := results_of(claim, runs)) is not None]
+    """Accuracy and Frechet distance of each claim that has both: differences with their intervals."""
+    found = [(claim, results_of(claim, runs)) for claim in CLAIMS if claim.measures is not WIDENED]
+    found = [(claim, results) for claim, results in found if results is not None]
     figure, panels = plt.subplots(1, 2, sharey=True, figsize=(11, 0.5 + 0.42 * len(found)), layout="constrained")
     titles = ("accuracy: points more", "log-mel Fréchet distance: % of the baseline's, less")
     for panel, title in zip(panels, titles):
@@ -158,7 +166,8 @@ def cells(found: dict, claim: Claim, measure: str) -> tuple[str, str, str]:
 
 
 def plain(measure: str) -> str:
-    return "{:.4f}" if measure == "validation_loss" else "{:.1f}" if "accuracy" in measure else "{:.0f}"
+    decimals = {"validation_loss": "{:.4f}", "lsd": "{:.3f}", "lsd_high": "{:.3f}"}
+    return decimals.get(measure, "{:.1f}" if "accuracy" in measure else "{:.0f}")
 
 
 def signed(measure: str, value: float) -> str:
