@@ -30,7 +30,7 @@ from segue.types import UserError, import_extra, printable
 
 MOST_SLUG = 60  # characters of the prompt in a file's name
 SUBTYPES = ("PCM_16", "PCM_24", "FLOAT")
-_SILENT = 1e-3  # of full scale; a peak below it is not heard
+_SILENT = 1e-3  # of full scale (-60 dB); a sound whose peak is lower counts as silent
 _MOST_NEGATIVE = 300  # characters; it has to find room in the metadata
 _MOST_PATH = 400  # characters of the run's path in the metadata
 # What --like takes over from a file, and of which type it is there.
