@@ -107,7 +107,8 @@ def test_prompts_that_the_encoder_loses_are_said(segue, trained, tmp_path):
     long = "a soft violin, " * 20 + "and a bell"
     ran = segue("generate", trained, long, "🎸 solo", "kick", "--out", tmp_path / "out", "--steps", 1)
     assert ran.code == 0 and len(list((tmp_path / "out").glob("*.wav"))) == 3
-    notes = [line for line in ran.err.splitlines() if line.startswith("note: ")]
+    # Of a model that has seen some dozen examples it may be said as well that it is silent.
+    notes = [line for line in ran.err.splitlines() if line.startswith("note: ") and "silent" not in line]
     assert len(notes) == 2 and "1 prompt (e.g. 'a soft violin, a" in notes[0] and "cut there" in notes[0]
     assert "1 prompt (e.g. '🎸 solo') with words or signs" in notes[1]
 

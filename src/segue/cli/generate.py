@@ -57,15 +57,13 @@ class _Output:
     loudness: float | None
     settings: dict[str, Any]
 
-    def write(self, take: _Take, wave: np.ndarray, rate_hz: int) -> None:
-        """Write a sound [A, T]; what had to be changed of its level is printed."""
-        wanted, hindered = 1.0, ""
+    def write(self, take: _Take, wave: np.ndarray, rate_hz: int) -> bool:
+        """Write a sound [A, T]; what had to be changed of its level is printed. Returns whether it is silent."""
+        wanted = 1.0
         if self.loudness is not None and np.isfinite(wave).all():
             wanted, hindered = gain_to(wave, rate_hz, self.loudness)
-        if not hindered and float(np.abs(wave).max()) * wanted < _SILENT:
-            hindered = "silent; hint: a model that has seen few examples makes no sound yet: train it for longer"
-        if hindered:
-            print(printable(f"note: {take.path.name}: {hindered}"), file=sys.stderr)
+            if hindered:
+                print(printable(f"note: {take.path.name}: {hindered}"), file=sys.stderr)
         about = {"segue": __version__, "seed": take.seed, "number": take.number} | self.settings
         comment = json.dumps(about, ensure_ascii=False)
         gain = write_wav(take.path, wave * np.float32(wanted), rate_hz, take.caption, comment, self.subtype)
@@ -73,6 +71,7 @@ class _Output:
         if gain < 0.999:
             line = f"{take.path.name}: {-20 * np.log10(gain):.1f} dB softer, so as not to clip; hint: --subtype FLOAT"
             print(printable(f"note: {line} keeps the level"), file=sys.stderr)
+        return float(np.abs(wave).max()) * wanted < _SILENT
 
 
 def generate(
@@ -362,7 +361,8 @@ def _settings_of(path: Path) -> dict[str, Any]:
 
 
 def _generate(maker: Maker, takes: Sequence[_Take], batch_size: int, output: _Output) -> None:
-    """Compute batch after batch, and write each before the next one begins."""
+    """Compute batch after batch, and write each before the next one begins; say how many are silent."""
+    silent = 0
     total = maker.evaluations(len(takes), batch_size)
     done = 0
     unit = "sounds" if total is None else "evaluations"
@@ -379,8 +379,14 @@ def _generate(maker: Maker, takes: Sequence[_Take], batch_size: int, output: _Ou
             for take, wave in zip(
                 part, maker.make([t.caption for t in part], [t.seed for t in part], [t.number for t in part], advance)
             ):
-                output.write(take, wave.numpy(), maker.pipeline.codec.sample_rate_hz)
+                silent += output.write(take, wave.numpy(), maker.pipeline.codec.sample_rate_hz)
                 print(printable(str(take.path)), flush=True)
+    if silent:
+        print(
+            f"note: {silent} of {len(takes)} sounds {'is' if silent == 1 else 'are'} silent; hint: a model that has "
+            "seen few examples makes no sound yet; train it for longer",
+            file=sys.stderr,
+        )
 
 
 def _refuse_existing(paths: Sequence[Path]) -> None:
