@@ -40,7 +40,7 @@ ROUNDING = 1e-6  # a gain below this is float32 noise
 STANDS_OUT = 5.0  # standard errors over clips
 AGREEMENT = 0.9  # share of clips that are nearer under their own condition
 TRIAL = 4.0  # times n of the first line; until then later lines may take it back,
-SURE = 3.0  # where they rise by so many standard errors more than what is left to a model that knows its conditions
+SURE = 3.0  # where their slope, less so many standard errors, is still that of a model that learns its conditions
 # Of the curve (`estimate`).
 CONFIDENCE = 1.64  # standard errors added to the slope
 ONSET = 2.3  # residual standard deviations above 0 at which C counts
