@@ -139,7 +139,7 @@ def test_interpolation_weights_are_a_partition_of_one(tokens, frames, span):
 
 def test_equal_rates_leave_tokens_alone():
     x = torch.randn(2, 7, 5, generator=seeded(), dtype=torch.float64)
-    assert torch.equal(interpolate(x, 7), x)
+    assert torch.equal(interpolate(x, interpolation_matrix(7, 7)), x)
 
 
 @pytest.mark.parametrize("tokens, frames, span", [(32, 51, 1.0), (50, 20, 1.0), (32, 49, 0.98)])
@@ -147,7 +147,7 @@ def test_a_ramp_in_time_stays_that_ramp(tokens, frames, span):
     # The ramp is the time of a token's middle, so between the end tokens' middles a frame must read its own time.
     token_time = (torch.arange(tokens, dtype=torch.float64) + 0.5) / tokens
     frame_time = span * (torch.arange(frames, dtype=torch.float64) + 0.5) / frames
-    seen = interpolate(token_time[None, :, None], frames, span=span)[0, :, 0]
+    seen = interpolate(token_time[None, :, None], interpolation_matrix(tokens, frames, span))[0, :, 0]
     inside = frame_time.clamp(token_time[0], token_time[-1])
     assert torch.allclose(seen, inside, atol=1e-14)
 
@@ -155,7 +155,7 @@ def test_a_ramp_in_time_stays_that_ramp(tokens, frames, span):
 def test_interpolation_agrees_with_torch():
     x = torch.randn(3, 32, 4, generator=seeded(), dtype=torch.float64)
     theirs = torch.nn.functional.interpolate(x.transpose(1, 2), 51, mode="linear", align_corners=False)
-    assert torch.allclose(interpolate(x, 51), theirs.transpose(1, 2), atol=1e-12)
+    assert torch.allclose(interpolate(x, interpolation_matrix(x.shape[1], 51)), theirs.transpose(1, 2), atol=1e-12)
 
 
 @settings(deadline=None)
@@ -164,8 +164,9 @@ def test_padding_never_leaks_into_frames(tokens, frames, real):
     x = torch.randn(1, tokens, 3, generator=seeded(tokens), dtype=torch.float64)
     mask = torch.arange(tokens)[None] < real
     garbage = torch.where(mask[..., None], x, 1e6)
-    assert torch.equal(interpolate(x, frames, mask), interpolate(garbage, frames, mask))
-    constant = interpolate(torch.ones_like(x), frames, mask)
+    matrix = interpolation_matrix(tokens, frames)
+    assert torch.equal(interpolate(x, matrix, mask), interpolate(garbage, matrix, mask))
+    constant = interpolate(torch.ones_like(x), matrix, mask)
     assert torch.allclose(constant, constant.round(), atol=1e-12)  # 1 where a real token is near, else 0
 
 
@@ -186,8 +187,9 @@ def test_masks_follow_time():
 def test_projection_comes_before_interpolation():
     projector = Projector(6, 4)
     hidden = torch.randn(2, 8, 6, generator=seeded())
-    assert torch.allclose(projector(hidden, 13), interpolate(projector(hidden, 8), 13), atol=1e-6)
-    assert not torch.allclose(projector(hidden, 13), projector(interpolate(hidden, 13), 13), atol=1e-3)
+    matrix = interpolation_matrix(8, 13)
+    assert torch.allclose(projector(hidden, 13), interpolate(projector(hidden, 8), matrix), atol=1e-6)
+    assert not torch.allclose(projector(hidden, 13), projector(interpolate(hidden, matrix), 13), atol=1e-3)
 
 
 @pytest.mark.parametrize("masked", [False, True])

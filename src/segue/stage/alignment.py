@@ -160,18 +160,29 @@ def interpolation_matrix(tokens: int, frames: int, span: float = 1.0) -> Tensor:
     return (1 - distance).clamp_min(0)
 
 
-def interpolate(x: Tensor, frames: int, mask: Tensor | None = None, span: float = 1.0, chosen: slice = ALL) -> Tensor:
-    """[B, N, F] tokens -> [B, S, F] frames by `interpolation_matrix`.
+@lru_cache(maxsize=64)  # every offset of `frames_of_step`, again and again
+def used_tokens(tokens: int, frames: int, span: float, start: int, every: int) -> tuple[Tensor, Tensor]:
+    """The N' tokens [N'] that frames start, start + every, ... are made of, and the weights [S', N'] on them.
+
+    Args:
+        tokens, frames, span: as in `interpolation_matrix`.
+        start, every: which of the S frames.
+    """
+    matrix = interpolation_matrix(tokens, frames, span)[start::every]
+    used = matrix.any(0).nonzero().squeeze(1)
+    return used, matrix[:, used]
+
+
+def interpolate(x: Tensor, matrix: Tensor, mask: Tensor | None = None) -> Tensor:
+    """[B, N, F] tokens -> [B, S, F] frames.
 
     Args:
         x: tokens.
-        frames: S.
+        matrix: [S, N] weights, of `interpolation_matrix`.
         mask: [B, N] bool, True where a token is real: padded tokens contribute nothing to the frames beside them, and a
             frame with padded tokens alone is 0.
-        span: see `interpolation_matrix`.
-        chosen: of the S frames, those that are made.
     """
-    matrix = interpolation_matrix(x.shape[1], frames, span)[chosen].to(x)
+    matrix = matrix.to(x)
     if mask is None:
         return matrix @ x
     real = mask.to(x.dtype)[..., None]
@@ -213,15 +224,25 @@ class Projector(nn.Module):
     def forward(
         self, hidden: Tensor, frames: int, mask: Tensor | None = None, span: float = 1.0, chosen: slice = ALL
     ) -> Tensor:
-        """hidden [B, N, D] -> [B, S, F], those of S = `frames` frames that are `chosen`; the rest as in `interpolate`.
+        """hidden [B, N, D] -> [B, S, F], those of S = `frames` frames that are `chosen`.
 
         A frame with padded tokens alone is the last layer's bias; no mask of frames counts it.
+
+        Args:
+            hidden: tokens.
+            frames: S.
+            mask: as in `interpolate`.
+            span: as in `interpolation_matrix`.
+            chosen: of the S frames, those that are made: slice(first, None, every).
         """
-        x = hidden
+        # A frame is made of two tokens at most; those of no chosen frame need not pass through the layers.
+        used, matrix = used_tokens(hidden.shape[1], frames, span, chosen.start or 0, chosen.step or 1)
+        used = used.to(hidden.device)
+        x = hidden.index_select(1, used)
         for layer in self.layers[:-1]:
             x = nn.functional.silu(layer(x))
         # A mean of tokens passes through a linear layer: before it there are fewer numbers to interpolate.
-        return self.layers[-1](interpolate(x, frames, mask, span, chosen))
+        return self.layers[-1](interpolate(x, matrix, None if mask is None else mask[:, used]))
 
 
 class Projectors(nn.Module):
