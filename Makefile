@@ -32,7 +32,7 @@ STUDIES := notes notes-long targets-notes muon-rate blocks sizes super-resolutio
 # Those of other sounds need the sets of benchmarks/kinds_of_sound.py in runs/kinds (docs/studies.md).
 KINDS := $(if $(wildcard runs/kinds/speech-cache),speech drums effects targets-effects)
 # Variants that the claims are measured against, beside each study's own baseline.
-AGAINST := notes:static-muon notes:static-muon-half notes:stage-muon-half-no-alignment notes:static-shifted notes:static-shifted-muon notes:time-ramp notes:stage notes-long:static-shifted effects:static-muon super-resolution-regime:sr-demo-by-slope
+AGAINST := notes:static-muon notes:static-muon-half notes:stage-muon-half-no-alignment notes:static-shifted notes:static-shifted-muon notes:time-ramp notes:stage notes-long:static-shifted notes-long:time-ramp blocks:random effects:static-muon super-resolution-regime:sr-demo-by-slope
 study: setup
 	for s in $(STUDIES) $(KINDS); do $(BIN)/segue-lab study studies/$$s.json --out runs/$$s || exit; done
 	$(MAKE) tables
