@@ -1,6 +1,6 @@
 """README's picture and the sounds of docs/demo.md, from a finished demo: one prompt, real and generated.
 
-The prompt is a typical one, not the best. Of the demo's single notes it takes the one whose gain of `stage` over
+The prompt is a typical one, not the best. Of the demo's single notes it takes the one whose gain of `stage-muon` over
 `static-uniform` is the median; the gain is how much nearer to the real clip the spectrogram comes, in dB.
 
     segue demo --out runs/demo
@@ -19,12 +19,12 @@ import torch
 
 from segue import load_codec, load_manifest
 
-RECIPES = ("static-uniform", "stage")
+RECIPES = ("static-uniform", "stage-muon")
 TITLES = {
     "real": "real clip",
     "codec": "real clip through the codec",
     "static-uniform": "generated, static-uniform",
-    "stage": "generated, stage",
+    "stage-muon": "generated, stage-muon",
 }
 FLOOR_DB = -70.0  # below the loudest bin of the real clip
 WINDOW, HOP = 1024, 128
@@ -67,12 +67,12 @@ def read_demo(demo: Path) -> tuple[dict[str, dict[str, np.ndarray]], int]:
 
 
 def typical(waves: dict[str, dict[str, np.ndarray]]) -> str:
-    """The prompt whose gain of `stage` over `static-uniform` is the median; prints all of them."""
+    """The prompt whose gain of `stage-muon` over `static-uniform` is the median; prints all of them."""
     gains = {}
     for prompt, of_prompt in waves.items():
         static, stage = (distance_db(of_prompt["real"], of_prompt[recipe]) for recipe in RECIPES)
         gains[prompt] = static - stage
-        print(f"{gains[prompt]:+5.1f} dB  static-uniform {static:4.1f}, stage {stage:4.1f}: {prompt}")
+        print(f"{gains[prompt]:+5.1f} dB  static-uniform {static:4.1f}, stage-muon {stage:4.1f}: {prompt}")
     return sorted(gains, key=gains.__getitem__)[len(gains) // 2]
 
 

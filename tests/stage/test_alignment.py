@@ -195,10 +195,14 @@ def test_projection_comes_before_interpolation():
 @pytest.mark.parametrize("masked", [False, True])
 def test_chosen_frames_are_those_of_all_frames(masked):
     projector = Projector(6, 4).double()
-    hidden = torch.randn(2, 8, 6, generator=seeded(), dtype=torch.float64)
+    hidden = torch.randn(2, 8, 6, generator=seeded(), dtype=torch.float64).requires_grad_()
     mask = torch.tensor([[True] * 8, [True] * 5 + [False] * 3]) if masked else None
     chosen = slice(2, None, 3)
-    assert torch.allclose(projector(hidden, 13, mask, 1.0, chosen), projector(hidden, 13, mask)[:, chosen], atol=1e-12)
+    few, all_of_them = projector(hidden, 13, mask, 1.0, chosen), projector(hidden, 13, mask)[:, chosen]
+    assert torch.allclose(few, all_of_them, atol=1e-12)
+    wanted = [hidden, *projector.parameters()]
+    for a, b in zip(*(torch.autograd.grad(x.square().sum(), wanted) for x in (few, all_of_them))):
+        assert torch.allclose(a, b, atol=1e-12)
 
 
 @given(every=st.integers(1, 5), frames_every=st.integers(1, 9), frames=st.integers(1, 60))
