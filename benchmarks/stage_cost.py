@@ -134,9 +134,12 @@ def parts(
         "alignment, while on": statistics.median(ratios) - 1,
         f"{probes} probes": probes * probe_sec / whole_sec,
         "the fit from latents to features": fit_sec / whole_sec,
-        f"{checks} block checks": checks * check_sec / whole_sec,
-        "block term, once on": block_sec / step["static"],
     }
+    if policy.structure.enabled:
+        shares |= {
+            f"{checks} block checks": checks * check_sec / whole_sec,
+            "block term, once on": block_sec / step["static"],
+        }
     return {
         "examples": examples,
         "step_sec": step,

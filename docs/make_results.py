@@ -77,7 +77,7 @@ CLAIMS = (
     Claim("The method over 144,000 examples, all else equal", "notes-long", "stage", "static-uniform", NOTES),
     Claim("... against the best static recipe", "notes-long", "stage", "static-shifted", NOTES),
     Claim("... measuring the regime against the time ramp", "notes-long", "stage", "time-ramp", NOTES),
-    Claim("The block term, active from a quarter of the run on", "blocks", "groups", "none", NOTES),
+    Claim("The block term, active in every run", "blocks", "groups", "none", NOTES),
     Claim("... groups as found against random ones of their sizes", "blocks", "groups", "random", NOTES),
     Claim("The method on speech", "speech", "stage", "static-uniform", SOUNDS),
     Claim("The method on drums", "drums", "stage", "static-uniform", SOUNDS),

@@ -67,9 +67,9 @@ def test_a_recipe_explains_itself_in_words():
     state, decision = controller.update(state, Observation(0, condition_gain=GainReading(0.0)))
     assert (
         decision.reason
-        == "semantic stage by condition-gain (r 0.00), alignment 0.50, block term off, next probe at 200 examples"
+        == "semantic stage by condition-gain (r 0.00), alignment 0.50, next probe at 200 examples"
     )
-    assert decision.headline == "semantic stage by condition-gain, alignment on, block term off"
+    assert decision.headline == "semantic stage by condition-gain, alignment on"
     assert not due_at(controller.policy, state, 199).probe and due_at(controller.policy, state, 200).probe
 
 
@@ -80,7 +80,7 @@ def test_a_falling_then_flat_discrepancy_moves_everything_at_once():
     from segue.recipes import load_recipe
     from segue.stage.discrepancy import Reading
 
-    controller = StageController(load_recipe("stage-no-structure").policy)
+    controller = StageController(load_recipe("stage").policy)
     state, total = controller.init(100_000), 100_000
     weights, means = [], []
     for seen in range(0, total + 1, 100):

@@ -14,10 +14,9 @@ from pathlib import Path
 from segue.models.adapters import own_timesteps, read_adapter_config
 from segue.process.timesteps import LogitNormal, Shifted, TimestepDistribution
 from segue.stage.alignment import AlignmentConfig
-from segue.stage.policy import KAPPA, LAMBDA_0, stage_policy
+from segue.stage.policy import BLOCK_TERM, KAPPA, LAMBDA_0, stage_policy
 from segue.stage.regime import RegimeConfig
 from segue.stage.timesteps import STAGE_TIMESTEPS, TimestepsConfig, stage_distribution
-from segue.stage.variants.block_structure import StructureConfig
 from segue.tasks.degradation import DegradationConfig
 from segue.training import older
 from segue.training.config import OptimConfig, RunConfig
@@ -101,7 +100,7 @@ def static_muon() -> RunConfig:
 
 
 def stage() -> RunConfig:
-    """The whole method: the regime, from the slope of the condition gain, drives alignment, times and block term."""
+    """The method: the regime, from the slope of the condition gain, drives alignment and times."""
     return replace(static_uniform(), recipe="stage", policy=stage_policy())
 
 
@@ -126,33 +125,23 @@ def static_refine() -> RunConfig:
 
 
 def stage_no_alignment() -> RunConfig:
-    """`stage` without alignment; the teacher still measures the discrepancy."""
+    """`stage` without alignment: its timesteps alone."""
     return _policy("stage-no-alignment", stage(), alignment=AlignmentConfig())
 
 
 def stage_no_timesteps() -> RunConfig:
-    """`stage` with uniform times throughout."""
+    """`stage` with uniform times throughout: its alignment alone."""
     return _policy("stage-no-timesteps", stage(), timesteps=TimestepsConfig())
 
 
-def stage_no_structure() -> RunConfig:
-    """`stage` without the block term."""
-    return _policy("stage-no-structure", stage(), structure=StructureConfig())
+def stage_blocks() -> RunConfig:
+    """`stage` and the block term, the paper's third mechanism; it needs six blocks or more."""
+    return _policy("stage-blocks", stage(), structure=BLOCK_TERM)
 
 
-def stage_only_alignment() -> RunConfig:
-    """`stage` with alignment alone of its three mechanisms."""
-    return _policy("stage-only-alignment", stage_no_timesteps(), structure=StructureConfig())
-
-
-def stage_only_timesteps() -> RunConfig:
-    """`stage` with the timestep distribution alone of its three mechanisms."""
-    return _policy("stage-only-timesteps", stage_no_alignment(), structure=StructureConfig())
-
-
-def stage_only_structure() -> RunConfig:
-    """`stage` with the block term alone of its three mechanisms."""
-    return _policy("stage-only-structure", stage_no_alignment(), timesteps=TimestepsConfig())
+def stage_only_blocks() -> RunConfig:
+    """Uniform times without alignment, and the block term."""
+    return _policy("stage-only-blocks", stage_blocks(), alignment=AlignmentConfig(), timesteps=TimestepsConfig())
 
 
 def stage_by_slope() -> RunConfig:
@@ -248,10 +237,8 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
         stage,
         stage_no_alignment,
         stage_no_timesteps,
-        stage_no_structure,
-        stage_only_alignment,
-        stage_only_timesteps,
-        stage_only_structure,
+        stage_blocks,
+        stage_only_blocks,
         stage_by_slope,
         stage_by_level,
         stage_per_time,

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 RECIPES = {  # old name -> new name
     "stage-no-guidance": "stage-no-alignment",
-    "stage-only-guidance": "stage-only-alignment",
     "semantic-law": "semantic-timesteps",
 }
 SECTIONS = {"guidance": "alignment"}  # old name -> new name
