@@ -65,10 +65,7 @@ def test_a_recipe_explains_itself_in_words():
     state = controller.init(10_000)
     assert due_at(controller.policy, state, 0).probe and not due_at(controller.policy, state, 0).structure
     state, decision = controller.update(state, Observation(0, condition_gain=GainReading(0.0)))
-    assert (
-        decision.reason
-        == "semantic stage by condition-gain (r 0.00), alignment 0.50, next probe at 200 examples"
-    )
+    assert decision.reason == "semantic stage by condition-gain (r 0.00), alignment 0.50, next probe at 200 examples"
     assert decision.headline == "semantic stage by condition-gain, alignment on"
     assert not due_at(controller.policy, state, 199).probe and due_at(controller.policy, state, 200).probe
 
