@@ -11,7 +11,7 @@ def test_stage_cost_counts_every_part(taught):
     spec = importlib.util.spec_from_file_location("stage_cost", STAGE_COST)
     stage_cost = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(stage_cost)
-    found = stage_cost.parts(taught, 2000, rounds=1, steps=1)
+    found = stage_cost.parts(taught, 2000, rounds=1, steps=1, guided="stage-blocks")
     shares = found["share_of_static_run"]
     assert [name.split(" ", 1)[-1] for name in shares] == [
         "while on",
