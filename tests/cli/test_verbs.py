@@ -29,7 +29,14 @@ def test_the_version(segue):
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
-    [(("trian",), "'train'"), (("data", "chek"), "'check'"), (("data", "check"), "source"), (("--vresion",), "--v")],
+    [
+        (("trian",), "'train'"),
+        (("data", "chek"), "'check'"),
+        (("data", "check"), "source"),
+        (("--vresion",), "--v"),
+        (("train", "--recipe", "stage"), "hint: segue train RECIPE, without --recipe"),
+        (("train", "--nothing"), "hint: segue train --help"),
+    ],
 )
 def test_a_slip_gets_one_line(segue, arguments, says):
     ran = segue(*arguments)

@@ -151,15 +151,26 @@ def run_command(command, name: str, arguments: Sequence[str] | None = None) -> N
         sys.exit(_complain(name, str(error), 2))
     except UsageProblem as error:
         line = error.format_message()
-        where = error.ctx.command_path if getattr(error, "ctx", None) else name
         helps = "hint:" in line or "Did you mean" in line
-        sys.exit(_complain(name, line if helps else f"{line.rstrip('.')}; hint: {where} --help", 2))
+        sys.exit(_complain(name, line if helps else f"{line.rstrip('.')}; hint: {_what_to_type(error, name)}", 2))
     except OSError as error:
         full = " (the disk is full; free some and run the command again)" if error.errno == errno.ENOSPC else ""
         sys.exit(_complain(name, f"{error.filename or 'file'}: {error.strerror}{full}", 2))
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(_complain(name, "interrupted", 130))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _what_to_type(error: Any, name: str) -> str:
+    """The command with an argument that was written as an option (--recipe stage), or its help."""
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return f"{name} --help"
+    option = (getattr(error, "option_name", None) or "").lstrip("-")
+    for parameter in context.command.params:
+        if option and parameter.param_type_name == "argument" and parameter.name == option:
+            return f"{context.command_path} {parameter.metavar or option.upper()}, without --{option}"
+    return f"{context.command_path} --help"
 
 
 def _quiet_libraries() -> None:
