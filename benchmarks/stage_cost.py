@@ -120,22 +120,21 @@ def parts(
     fit_sec = time.process_time() - started
     measurements = Measurements(stage, task, cache, model, model, accelerator, nullcontext())
     probe_sec = median_sec(measurements, rounds)
-    state = StageController(policy).init(examples).structure
-    check_sec = median_sec(lambda: measure_structure(policy.structure, state, model.blocks), rounds)
-    measured = measure_structure(policy.structure, state, model.blocks)
-    active = replace(state, active_at=1, labels=measured.labels, margin=0.0)
-    block_sec = median_sec(lambda: structure_step(model.blocks, active, 1e-6), rounds) / policy.structure.every
-
     batch = stage.train.batch_size
     whole_sec = examples / batch * step["static"]
     probes = probes_in(policy.probe, examples, batch)
-    checks = 1 + int(math.log(1 / policy.structure.first_check) / math.log(policy.structure.spacing))
     shares = {
         "alignment, while on": statistics.median(ratios) - 1,
         f"{probes} probes": probes * probe_sec / whole_sec,
         "the fit from latents to features": fit_sec / whole_sec,
     }
     if policy.structure.enabled:
+        state = StageController(policy).init(examples).structure
+        check_sec = median_sec(lambda: measure_structure(policy.structure, state, model.blocks), rounds)
+        measured = measure_structure(policy.structure, state, model.blocks)
+        active = replace(state, active_at=1, labels=measured.labels, margin=0.0)
+        block_sec = median_sec(lambda: structure_step(model.blocks, active, 1e-6), rounds) / policy.structure.every
+        checks = 1 + int(math.log(1 / policy.structure.first_check) / math.log(policy.structure.spacing))
         shares |= {
             f"{checks} block checks": checks * check_sec / whole_sec,
             "block term, once on": block_sec / step["static"],
@@ -146,8 +145,6 @@ def parts(
         "guided_over_static": ratios,
         "probe_sec": probe_sec,
         "fit_sec": fit_sec,
-        "check_sec": check_sec,
-        "block_sec_per_step": block_sec,
         "share_of_static_run": shares,
         "most": sum(shares.values()),
     }

@@ -161,14 +161,14 @@ def interpolation_matrix(tokens: int, frames: int, span: float = 1.0) -> Tensor:
 
 
 @lru_cache(maxsize=64)  # every offset of `frames_of_step`, again and again
-def used_tokens(tokens: int, frames: int, span: float, start: int, every: int) -> tuple[Tensor, Tensor]:
-    """The N' tokens [N'] that frames start, start + every, ... are made of, and the weights [S', N'] on them.
+def used_tokens(tokens: int, frames: int, span: float, chosen: range) -> tuple[Tensor, Tensor]:
+    """The N' tokens [N'] that S' chosen frames are made of, and the weights [S', N'] on them.
 
     Args:
         tokens, frames, span: as in `interpolation_matrix`.
-        start, every: which of the S frames.
+        chosen: which of the S frames.
     """
-    matrix = interpolation_matrix(tokens, frames, span)[start::every]
+    matrix = interpolation_matrix(tokens, frames, span)[list(chosen)]
     used = matrix.any(0).nonzero().squeeze(1)
     return used, matrix[:, used]
 
@@ -233,10 +233,10 @@ class Projector(nn.Module):
             frames: S.
             mask: as in `interpolate`.
             span: as in `interpolation_matrix`.
-            chosen: of the S frames, those that are made: slice(first, None, every).
+            chosen: of the S frames, those that are made.
         """
         # A frame is made of two tokens at most; those of no chosen frame need not pass through the layers.
-        used, matrix = used_tokens(hidden.shape[1], frames, span, chosen.start or 0, chosen.step or 1)
+        used, matrix = used_tokens(hidden.shape[1], frames, span, range(frames)[chosen])
         used = used.to(hidden.device)
         x = hidden.index_select(1, used)
         for layer in self.layers[:-1]:
