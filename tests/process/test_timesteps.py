@@ -100,6 +100,17 @@ def test_a_mixture_quantile_equals_bisection(floor, mu, sigma, low, seed):
     torch.testing.assert_close(law.quantile(u), bisected(law, u), atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("mu", [1.2, 0.3, -0.6])
+def test_times_of_the_stage_recipe_are_read_off_the_table_alone(mu, monkeypatch):
+    law = Mixture(0.2, LogitNormal(mu, 1.0))
+    u = torch.rand(20_000, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    law.quantile(u[:1])  # the table is made
+    with monkeypatch.context() as patched:
+        patched.setattr(Mixture, "density", None)  # Newton's method would ask for it
+        t = law.quantile(u)
+    assert float((law.cdf(t) - u).abs().max()) <= 1e-12
+
+
 def test_a_quantile_keeps_the_shape_and_does_not_depend_on_its_neighbours():
     law = Mixture(0.5, LogitNormal(0.8, 1.0))
     u = torch.linspace(0.0, 1.0, 12, dtype=torch.float64).reshape(3, 4)
