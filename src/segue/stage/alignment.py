@@ -413,9 +413,11 @@ class Aligner:
         # Hidden space (REPA, arXiv 2410.06940, eq. 8). Under autocast the tokens may be of a shorter type.
         chosen = ALL if step is None else frames_of_step(self._config, step, features.shape[1])
         target, real = standardise(features[:, chosen], mean, std), None if mask is None else mask[:, chosen]
-        hidden = torch.cat([tap.hidden for tap in self.taps]).to(target.dtype)
+        # One tap, as mostly: no copy, neither of the tokens nor of their gradient.
+        tokens = [tap.hidden for tap in self.taps]
+        hidden = (tokens[0] if len(tokens) == 1 else torch.cat(tokens)).to(target.dtype)
         projected = self.projector(hidden, features.shape[1], tokens_mask, span, chosen)
-        losses = [alignment_loss(part, target, real) for part in projected.chunk(len(self.taps))]
+        losses = [alignment_loss(part, target, real) for part in projected.chunk(len(tokens))]
         return time_weight(t) * torch.stack(losses).mean(0)
 
     @property

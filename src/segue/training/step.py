@@ -24,7 +24,7 @@ class Example:
         t: [B] times.
         condition: captions, with `drop` drawn.
         mask: [B, L] bool, or None where every frame is real.
-        teacher: [B, S, F] features and [B, S] bool of the clean clips, where this step is aligned.
+        teacher: [B, S, F] features, as stored, and [B, S] bool of the clean clips, where this step is aligned.
         other: [B, C, L] what another clip of the batch asks the prediction to be, for the contrastive loss.
     """
 
@@ -83,7 +83,7 @@ def draw_example(
     """
     drop = draws.uniform("drop") < dropout
     eps = draws.normal("noise", *x_0.shape[1:])
-    teacher = None if teacher is None else (teacher[0].float(), teacher[1])
+    # The features stay in the cache's half precision: an aligned step reads a part of them.
     return Example(x_0, eps, t, replace(condition, drop=drop), mask, teacher)
 
 
