@@ -10,9 +10,16 @@ from scipy.linalg import hadamard
 from torch import nn
 
 from segue.process.path import velocity_from_clean
-from segue.stage.condition_gain import ConditionGain, GainReading, follows_conditions, gain_of, gain_sums
+from segue.stage.condition_gain import (
+    ConditionGain,
+    GainReading,
+    crossed_distances,
+    follows_conditions,
+    gain_of,
+    gain_sums,
+)
 from segue.stage.controller import ControllerState, Observation, StageController
-from segue.stage.discrepancy import Discrepancy, ProbeConfig
+from segue.stage.discrepancy import Discrepancy, ProbeConfig, frame_distance, unit_features
 from segue.stage.policy import Policy, stage_policy
 from segue.stage.regime import RegimeConfig
 from segue.stage.stage import Stage
@@ -137,6 +144,25 @@ def test_a_measurement_leaves_no_trace_and_repeats():
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+def test_crossed_distances_are_those_of_each_pair():
+    draw = torch.Generator().manual_seed(3)
+    own = unit_features(torch.randn(3, 7, 5, generator=draw))
+    targets = unit_features(torch.randn(6, 7, 5, generator=draw))
+    real = torch.arange(7) < torch.tensor([7, 3, 5, 1, 7, 2])[:, None]
+    rows, others = torch.tensor([1, 3, 5]), torch.tensor([[0, 2, 4], [2, 5, 0]])
+    expected = [[], []]
+    for n, row in enumerate(rows):
+        for distances, to in zip(expected, ([row, row], others[:, n])):
+            pairs = zip(to, others[:, n])
+            found = [
+                frame_distance(own[None, n : n + 1], targets[None, a], (real[row] & real[b])[None]) for a, b in pairs
+            ]
+            distances.append(float(torch.stack(found).mean()))
+    torch.testing.assert_close(
+        crossed_distances(own, targets, real, rows, others), torch.tensor(expected, dtype=torch.float64)
+    )
+
+
 # --- the regime -------------------------------------------------------------------------------------------------------
 
 N = 100_000
@@ -185,7 +211,7 @@ def test_r_leaves_0_at_the_knee_of_a_saturating_curve(noise):
     """Of 1 - exp(-n / c) a doubling from 3 c on brings less than a twentieth."""
     run = follow("saturating", noise)
     assert at(run, 6_000).regime_monotone < 0.1
-    assert at(run, 50_000).regime > 0.7
+    assert at(run, 50_000).regime > (0.7 if noise < 0.01 else 0.4)  # noise reads as growth
     half = next(n for n, _, reading in run if reading.regime >= 0.5)
     assert 12_000 < half < (30_000 if noise < 0.01 else 50_000)
 
@@ -237,7 +263,7 @@ def test_more_kappa_waits_longer():
 
 
 def test_a_value_that_is_not_finite_is_skipped():
-    bad = follow("saturating")[30][0]
+    bad = follow("saturating")[20][0]
     run = follow(lambda n: math.nan if n == bad else CURVES["saturating"](n))
     assert "the condition gain was not finite on this probe" in at(run, bad).reason
     assert run[-1][2].regime == pytest.approx(follow("saturating")[-1][2].regime, abs=0.02)

@@ -142,15 +142,32 @@ class ConditionGain(Discrepancy):
         if time >= CROSSED_FROM and self._crossed:
             # Here x_t holds next to nothing of its clip: what a clip's condition makes of it, it would make of any
             # other clip's x_t. So the predictions at hand, compared with other clips, tell what other conditions make.
-            for k in range(1, CROSSED):
-                to = (rows + k * self.clips // CROSSED) % self.clips
-                both = real[rows] & real[to]  # the same frames of both, so that their lengths make no difference
-                pairs.append([frame_distance(own, targets[clips], both)[0] for clips in (rows, to)])
-        else:
-            for shift in self._shifts:
-                other = unit_features(self._features_at(time, noise, shift))[None]
-                pairs.append([frame_distance(x, targets[rows], real[rows])[0] for x in (own, other)])
+            steps = torch.arange(1, CROSSED, device=rows.device)[:, None]
+            return crossed_distances(own[0], targets, real, rows, (rows + steps * self.clips // CROSSED) % self.clips)
+        for shift in self._shifts:
+            other = unit_features(self._features_at(time, noise, shift))[None]
+            pairs.append([frame_distance(x, targets[rows], real[rows])[0] for x in (own, other)])
         return torch.stack([torch.stack(pair) for pair in pairs]).mean(0)
+
+
+def crossed_distances(own: Tensor, targets: Tensor, real: Tensor, rows: Tensor, others: Tensor) -> Tensor:
+    """d [2, R] float64 of predictions to their own clips and to other clips, each a mean over the same pairs.
+
+    Args:
+        own: [R, S, F] unit features of the predictions.
+        targets, real: [M, S, F] unit features and [M, S] bool of all clips.
+        rows: [R] the clip that each prediction is of.
+        others: [K, R] clips that it is compared with.
+    """
+    # By matrix products, frame by frame: picking out every pair of clips would copy their features K times.
+    cosine = torch.einsum("rsf,msf->rms", own, targets).double()
+    # The same frames of both clips of a pair, so that their lengths make no difference.
+    both = (real[rows][:, None] & real[None]).double()
+    frames = both.sum(-1).clamp_min(1.0)
+    here = torch.arange(len(rows), device=rows.device)
+    to_own = 1 - (cosine[here, rows][:, None] * both).sum(-1) / frames
+    to_other = 1 - (cosine * both).sum(-1) / frames
+    return torch.stack([d[here, others].mean(0) for d in (to_own, to_other)])
 
 
 def gain_sums(distances: Tensor) -> Tensor:
