@@ -38,7 +38,7 @@ PROBE_COST = 0.03  # of a run: what is measured beside its steps
 SUSTAINED = 0.93  # of the rate that a few steps show: two runs kept so much of it over ten minutes
 # A small model learns more in a few CPU minutes than one of 3 M parameters (docs/log.md). As it is as small as its
 # codec, it cannot afford to decode every prediction: distances are estimated from latents.
-SETTINGS = ("model.preset=dit-1m", "probe.space=latent", "probe.spacing=1.08")
+SETTINGS = ("model.preset=dit-1m", "probe.space=latent")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How much a run spends on its probe, where nobody says: a fiftieth of its work at most."""
+"""How much a run spends on its probe, where nobody says: a fiftieth of its work, and a short run some more."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from segue.stage.discrepancy import MOST_CLIPS, SMALLEST_PROBE, probes_in
 from segue.training.config import RunConfig
 
 SHARE = 0.02  # of a run's work
-GAIN_SHARE = 0.01  # for the condition gain, whose line is quiet enough with few clips
+GAIN_SHARE = 0.005  # for the condition gain, whose line is quiet enough with few clips
+MOST_SHARE = 0.05  # of the work between two probes, which therefore stand further apart in a short run
+MOST_APART = 0.5  # share of a run: it has a probe at its start, one half-way, one at its end
 PREDICTION = 1 / 3  # of a training step's work: forward without backward
 GAIN_CLIPS = (16, 32)  # fewest and most of the condition gain; more buy nothing (docs/method.md)
 
@@ -20,7 +22,7 @@ def settled_probe(config: RunConfig) -> RunConfig:
     The space is "latent" for our own text-to-audio models, which are as small as the codec and the teacher that a probe
     of waveforms takes, and "waveform" for pretrained models and for super-resolution. Clips are as many as SHARE of the
     run's examples pays for, from SMALLEST_PROBE to MOST_CLIPS, or GAIN_SHARE within GAIN_CLIPS: a short run has a
-    noisier probe. Our definition.
+    noisier probe. Where the fewest clips are still too many, probes stand further apart, by MOST_SHARE. Our definition.
     """
     probe = config.policy.probe
     if probe.space == "auto":
@@ -34,5 +36,7 @@ def settled_probe(config: RunConfig) -> RunConfig:
             share, (fewest, most) = GAIN_SHARE, GAIN_CLIPS
         total = config.train.total_examples
         paid = share * total / (probes_in(probe, total) * asked * PREDICTION)
-        probe = replace(probe, clips=min(most, max(fewest, int(paid))))
+        clips = min(most, max(fewest, int(paid)))
+        apart = clips * asked * PREDICTION / MOST_SHARE / total
+        probe = replace(probe, clips=clips, closest=max(probe.closest, min(apart, MOST_APART)))
     return replace(config, policy=replace(config.policy, probe=probe))
