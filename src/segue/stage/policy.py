@@ -29,7 +29,7 @@ PROBED = ("discrepancy", "level", "slope-over-peak")  # signals that are read of
 CONDITION_GAIN = "condition-gain"
 LAMBDA_0 = 0.5  # REPA's weight of the alignment (arXiv 2410.06940)
 ALIGNED_EVERY = 2  # steps: half the cost, no difference in prompt accuracy (docs/results-earlier.md)
-FRAMES_EVERY = 4  # of 26 a second, whose neighbours say next to the same (docs/log.md)
+FRAMES_EVERY = 8  # of 26 a second, whose neighbours say next to the same (docs/log.md)
 # Of policies that read a slope: r is 0.5 only once the next doubling of n is expected to bring less than a sixteenth of
 # what was gained so far. With 4 and 6, r left the semantic stage while captions were followed hardly better than half.
 KAPPA = 8.0
