@@ -2,8 +2,9 @@
 
 Steps of the static recipe and of the guided one (`--recipe`) are timed in turns, in CPU time, so that what else runs on
 the machine disturbs both alike and little; probe and block check are timed by themselves and counted as a run of
-`--examples` would take them. `--whole N` also trains both arms of N examples each, in turns, and compares their
-wall-clock.
+`--examples` would take them. `--whole N` also trains both arms of N examples each, side by side in two processes as the
+demo does, `--pairs` times, and compares their wall-clock. Let nothing else run then, and give each one thread
+(OMP_NUM_THREADS=1).
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -150,19 +153,26 @@ def parts(
     }
 
 
-def whole(cache: LatentCache, examples: int, rounds: int, guided: str, settings: Sequence[str]) -> dict:
-    """Wall-clock of whole runs, in turns."""
-    seconds = {"static-uniform": [], guided: []}
-    for _ in range(rounds):
-        for name, kept in seconds.items():
-            changes = [f"train.total_examples={examples}", "train.tensorboard=false", *SETTINGS, *settings]
-            config = override(load_recipe(name), changes)
-            with tempfile.TemporaryDirectory() as folder:
-                started = time.perf_counter()
-                train(config, cache, Path(folder), device="cpu", quiet=True)
-                kept.append(time.perf_counter() - started)
+def whole(folder: Path, examples: int, pairs: int, guided: str, settings: Sequence[str]) -> dict:
+    """Wall-clock of whole runs, both arms of a pair at once."""
+    seconds: dict[str, list[float]] = {"static-uniform": [], guided: []}
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        for _ in range(pairs):
+            waiting = [pool.submit(run_sec, name, folder, examples, settings) for name in seconds]
+            for kept, found in zip(seconds.values(), waiting):
+                kept.append(found.result())
     ratios = [b / a for a, b in zip(*seconds.values())]
     return {"examples": examples, "seconds": seconds, "stage_over_static": ratios}
+
+
+def run_sec(recipe: str, folder: Path, examples: int, settings: Sequence[str] = ()) -> float:
+    """Wall-clock of a run."""
+    changes = [f"train.total_examples={examples}", "train.tensorboard=false", *SETTINGS, *settings]
+    config, cache = override(load_recipe(recipe), changes), open_cache(folder)
+    with tempfile.TemporaryDirectory() as run_dir:
+        started = time.perf_counter()
+        train(config, cache, Path(run_dir), device="cpu", quiet=True)
+        return time.perf_counter() - started
 
 
 if __name__ == "__main__":
@@ -174,10 +184,11 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--whole", type=int, default=0)
+    parser.add_argument("--pairs", type=int, default=1)
     given = parser.parse_args()
     opened = open_cache(given.cache)
     report = {"commit": commit(), "machine": machine(), "threads": torch.get_num_threads()}
     report["parts"] = parts(opened, given.examples, given.rounds, given.steps, given.recipe, given.set)
     if given.whole:
-        report["whole"] = whole(opened, given.whole, given.rounds, given.recipe, given.set)
+        report["whole"] = whole(given.cache, given.whole, given.pairs, given.recipe, given.set)
     print(json.dumps(report, indent=1))
