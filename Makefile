@@ -28,7 +28,7 @@ demo: setup
 	$(BIN)/segue demo --out runs/demo
 
 # The runs and the tables of docs/results.md: hours of CPU; killed, the same command goes on.
-STUDIES := notes notes-long targets-notes muon-rate blocks sizes super-resolution super-resolution-regime
+STUDIES := notes notes-long targets-notes targets-ramp muon-rate blocks sizes super-resolution super-resolution-regime
 # Those of other sounds need the sets of benchmarks/kinds_of_sound.py in runs/kinds (docs/studies.md).
 KINDS := $(if $(wildcard runs/kinds/speech-cache),speech drums effects targets-effects)
 # Variants that the claims are measured against, beside each study's own baseline.
