@@ -39,7 +39,7 @@ def test_an_old_config_is_read_and_hashes_as_it_did():
     settings = ["probe.clips=8", "probe.space=latent", "probe.spacing=1.3", "probe.first=0.1"]
     # The recipe of that day compared all frames, and had the block term.
     blocks = ["structure.enabled=true", "structure.strength=0.015", "structure.max_drift_p=0.05"]
-    assert config == override(wanted, [*settings, *blocks, "alignment.frames_every=1"])
+    assert config == override(wanted, [*settings, *blocks, "alignment.frames_every=1", "probe.closest=0.01"])
     assert json.loads(json.dumps(first_json(to_json(config)))) == STORED
 
 

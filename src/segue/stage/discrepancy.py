@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,8 @@ class ProbeConfig:
             has the 8 that a line needs; more of them change r by less than its own scatter (docs/method.md).
         first: the first probe after the one at n = 0, as a share of the run.
         closest: least distance of two probes, as a share of the run: early in the run few of them are enough.
+        closest_examples: the same in examples; 0: where `clips` is 0, too, so many that a probe takes a twentieth of the
+            work between two (training/probe_size.py), so that a short run has fewer probes.
         space: where features come from. "waveform": decoded predictions, through the teacher itself. "latent": a
             regression from latents to the teacher's cached features, fitted before the first step: less accurate, and
             much cheaper where the model is as small as its codec. "auto": latent for text-to-audio models of our own.
@@ -57,6 +59,7 @@ class ProbeConfig:
     closest: float = 0.0125
     space: str = "auto"
     weights: str = "averaged"
+    closest_examples: int = field(default=0, metadata={"later": True})  # not written at its default: older hashes hold
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "times", tuple(self.times))
@@ -73,6 +76,8 @@ class ProbeConfig:
             raise UserError(f"probe.spacing is {self.spacing}; give a factor above 1, such as 1.1")
         if not 0 < self.first < 1:
             raise UserError(f"probe.first is {self.first}; give a share of the run between 0 and 1")
+        if self.closest_examples < 0:
+            raise UserError(f"probe.closest_examples is {self.closest_examples}; give a number of examples, or 0")
         if not 0 <= self.closest < 1:
             raise UserError(f"probe.closest is {self.closest}; give a share of the run from 0 to below 1")
 
@@ -97,7 +102,8 @@ def next_probe(config: ProbeConfig, examples_seen: int, total_examples: int) -> 
     if seen >= total:
         return seen + 1
     # One example at the least: in a short run the ratio may move n by less.
-    apart = max(seen * config.spacing, seen + config.closest * total, seen + 1, config.first * total)
+    closest = max(config.closest * total, config.closest_examples, 1)
+    apart = max(seen * config.spacing, seen + closest, config.first * total)
     return min(math.ceil(apart), total)
 
 

@@ -11,7 +11,6 @@ from segue.training.config import RunConfig
 SHARE = 0.02  # of a run's work
 GAIN_SHARE = 0.005  # for the condition gain, whose line is quiet enough with few clips
 MOST_SHARE = 0.05  # of the work between two probes, which therefore stand further apart in a short run
-MOST_APART = 0.5  # share of a run: it has a probe at its start, one half-way, one at its end
 PREDICTION = 1 / 3  # of a training step's work: forward without backward
 GAIN_CLIPS = (16, 32)  # fewest and most of the condition gain; more buy nothing (docs/method.md)
 
@@ -37,6 +36,6 @@ def settled_probe(config: RunConfig) -> RunConfig:
         total = config.train.total_examples
         paid = share * total / (probes_in(probe, total) * asked * PREDICTION)
         clips = min(most, max(fewest, int(paid)))
-        apart = clips * asked * PREDICTION / MOST_SHARE / total
-        probe = replace(probe, clips=clips, closest=max(probe.closest, min(apart, MOST_APART)))
+        apart = probe.closest_examples or round(clips * asked * PREDICTION / MOST_SHARE)
+        probe = replace(probe, clips=clips, closest_examples=apart)
     return replace(config, policy=replace(config.policy, probe=probe))
