@@ -42,8 +42,8 @@ class ProbeConfig:
             has the 8 that a line needs; more of them change r by less than its own scatter (docs/method.md).
         first: the first probe after the one at n = 0, as a share of the run.
         closest: least distance of two probes, as a share of the run: early in the run few of them are enough.
-        closest_examples: the same in examples; 0: where `clips` is 0, too, so many that a probe takes a twentieth of the
-            work between two (training/probe_size.py), so that a short run has fewer probes.
+        closest_examples: the same in examples; 0: where `clips` is 0, too, so many that a probe takes a twentieth of
+            the work between two (training/probe_size.py), so that a short run has fewer probes.
         space: where features come from. "waveform": decoded predictions, through the teacher itself. "latent": a
             regression from latents to the teacher's cached features, fitted before the first step: less accurate, and
             much cheaper where the model is as small as its codec. "auto": latent for text-to-audio models of our own.
