@@ -39,7 +39,7 @@ class ProbeConfig:
         clips: M, held-out clips; 0 = 8 to 64, as many as take about 3 % of a run (training/probe_size.py).
         times: t_k. Low noise is left out: there even an untrained denoiser is near the truth (docs/method.md).
         spacing: probes are at n, spacing * n, spacing^2 * n ... examples, evenly spaced in ln n. At 1.1 a doubling of n
-            has the 8 that a line needs; more of them change r by less than its own scatter (docs/method.md).
+            has the 8 that a line needs; more of them change r by some hundredths (docs/method.md).
         first: the first probe after the one at n = 0, as a share of the run.
         closest: least distance of two probes, as a share of the run: early in the run few of them are enough.
         closest_examples: the same in examples; 0: where `clips` is 0, too, so many that a probe takes a twentieth of
