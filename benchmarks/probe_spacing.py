@@ -10,14 +10,14 @@ import argparse
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import fmean, pstdev
 
-from segue.recipes import load_recipe
 from segue.stage.condition_gain import GainReading
 from segue.stage.controller import StageController
 from segue.stage.decision import Observation
 from segue.stage.discrepancy import ProbeConfig, probes_in
-from segue.training.config import override
+from segue.stage.policy import stage_policy
 
 TOTAL = 100_000  # examples of a run
 SHARES = (0.2, 0.3, 0.5, 0.7)
@@ -31,8 +31,7 @@ CURVES: dict[str, Callable[[int], float]] = {
 
 def regimes(probe: ProbeConfig, curve: Callable[[int], float], noise: float, seed: int) -> list[float]:
     """r at SHARES of one run."""
-    settings = [f"probe.spacing={probe.spacing}", f"probe.closest={probe.closest}"]
-    controller = StageController(override(load_recipe("stage"), settings).policy)
+    controller = StageController(replace(stage_policy(), probe=probe))
     draw, state = random.Random(seed), controller.init(TOTAL)
     found = {share: 0.0 for share in SHARES}
     while (seen := state.next_probe) <= TOTAL:

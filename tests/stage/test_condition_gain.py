@@ -211,7 +211,10 @@ def test_r_leaves_0_at_the_knee_of_a_saturating_curve(noise):
     """Of 1 - exp(-n / c) a doubling from 3 c on brings less than a twentieth."""
     run = follow("saturating", noise)
     assert at(run, 6_000).regime_monotone < 0.1
-    assert at(run, 50_000).regime > (0.7 if noise < 0.01 else 0.4)  # noise reads as growth
+    # Noise reads as growth, and one run scatters by .17: the mean of twenty is told.
+    seeds = range(1 if noise < 0.01 else 20)
+    found = [at(follow("saturating", noise, seed), 50_000).regime for seed in seeds]
+    assert np.mean(found) > (0.7 if noise < 0.01 else 0.5) and min(found) > 0.1
     half = next(n for n, _, reading in run if reading.regime >= 0.5)
     assert 12_000 < half < (30_000 if noise < 0.01 else 50_000)
 

@@ -137,17 +137,15 @@ class ConditionGain(Discrepancy):
         """d [2, R] at one time, from one draw of the noise."""
         rows = self._rows
         targets, real = unit_features(self._targets), self._real
-        own = unit_features(self._features_at(time, noise))[None]
-        pairs = []
+        own = unit_features(self._features_at(time, noise))
         if time >= CROSSED_FROM and self._crossed:
             # Here x_t holds next to nothing of its clip: what a clip's condition makes of it, it would make of any
             # other clip's x_t. So the predictions at hand, compared with other clips, tell what other conditions make.
             steps = torch.arange(1, CROSSED, device=rows.device)[:, None]
-            return crossed_distances(own[0], targets, real, rows, (rows + steps * self.clips // CROSSED) % self.clips)
-        for shift in self._shifts:
-            other = unit_features(self._features_at(time, noise, shift))[None]
-            pairs.append([frame_distance(x, targets[rows], real[rows])[0] for x in (own, other)])
-        return torch.stack([torch.stack(pair) for pair in pairs]).mean(0)
+            return crossed_distances(own, targets, real, rows, (rows + steps * self.clips // CROSSED) % self.clips)
+        others = [unit_features(self._features_at(time, noise, shift)) for shift in self._shifts]
+        distances = frame_distance(torch.stack([own, *others]), targets[rows], real[rows])
+        return torch.stack([distances[0], distances[1:].mean(0)])
 
 
 def crossed_distances(own: Tensor, targets: Tensor, real: Tensor, rows: Tensor, others: Tensor) -> Tensor:

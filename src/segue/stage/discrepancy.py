@@ -36,7 +36,8 @@ class ProbeConfig:
 
     Attributes:
         run: "auto" (where the regime's signal needs it), "always", or "never".
-        clips: M, held-out clips; 0 = 8 to 64, as many as take about 3 % of a run (training/probe_size.py).
+        clips: M, held-out clips; 0: as many as a share of a run's work pays for: 16 to 32 for the condition gain, by a
+            two-hundredth, 8 to 64 for the discrepancy, by a fiftieth (training/probe_size.py).
         times: t_k. Low noise is left out: there even an untrained denoiser is near the truth (docs/method.md).
         spacing: probes are at n, spacing * n, spacing^2 * n ... examples, evenly spaced in ln n. At 1.1 a doubling of n
             has the 8 that a line needs; more of them change r by some hundredths (docs/method.md).
@@ -57,9 +58,9 @@ class ProbeConfig:
     spacing: float = 1.1
     first: float = 0.02
     closest: float = 0.0125
+    closest_examples: int = field(default=0, metadata={"later": True})  # not written at its default: older hashes hold
     space: str = "auto"
     weights: str = "averaged"
-    closest_examples: int = field(default=0, metadata={"later": True})  # not written at its default: older hashes hold
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "times", tuple(self.times))
